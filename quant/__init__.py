@@ -1,0 +1,1 @@
+"""Packed weights: formats, QTensor, matrix products. Knows bytes, not models."""
