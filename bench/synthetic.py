@@ -1,0 +1,303 @@
+"""Random GGUF files of any llama shape and format mix, made in seconds: what kernels and loaders are measured on.
+
+    python -m bench.synthetic --shape=tinyllama-1.1b --mix=Q4_K_M --out=FILE [--seed=0]
+
+It knows the llama layout, llama.cpp's mixes and the container; its own writer streams a few MiB at a time. The text
+such a model writes is noise, but any text encodes, every scale is finite and activations keep a sane size.
+Imports no jax.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bench.blocks import random_blocks
+from quant.errors import PacklightError
+from quant.formats import FORMATS, Format, format_named
+
+CHUNK_BYTES = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Hyperparameters of a llama model. head_dim 0 stands for embed / heads."""
+
+    layers: int
+    embed: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    context: int
+    tied: bool = False
+    rope_base: float = 10000.0
+    head_dim: int = 0
+    biases: bool = False
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.embed // self.heads
+
+
+SHAPES = {
+    "tinyllama-1.1b": Shape(22, 2048, 5632, 32, 4, 32000, 2048),
+    "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 128256, 131072, tied=True, rope_base=500000.0, head_dim=64),
+    "llama-2-7b": Shape(32, 4096, 11008, 32, 32, 32000, 4096),
+    "llama-3-8b": Shape(32, 4096, 14336, 32, 8, 128256, 8192, rope_base=500000.0),
+}
+
+
+# The mixes that give some tensors more bits, and what the rest is in.
+K_MIXES = {"Q2_K": "Q2_K", "Q3_K_M": "Q3_K", "Q4_K_S": "Q4_K", "Q4_K_M": "Q4_K", "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A tensor to be written; `shape` is (out, in), or (n,) for a norm or bias, which is F32."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: Format
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) // self.format.elements * self.format.bytes
+
+
+def more_bits(layer: int, layers: int) -> bool:
+    """The layers whose attn_v and ffn_down a _M mix gives more bits: the first and last eighth, a third of the rest.
+
+    Source: `use_more_bits` in llama.cpp's `llama-quant.cpp`.
+    """
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def mixed_format(mix: str, base: str, layer: int, shape: Shape) -> str:
+    """The format that llama-quantize gives tensor `base` of `layer` in a file of type `mix`; `pure-X` is X everywhere.
+
+    Beside K_MIXES any format's name is a mix: that format with a Q6_K head (llama-quantize spares more for IQ types).
+    Raises UnsupportedError for any other name.
+    Source: `llama_tensor_get_type` in llama.cpp's `llama-quant.cpp`, for a llama of one expert without imatrix.
+    """
+    if mix.startswith("pure-"):
+        return format_named(mix[5:]).name
+    main = format_named(K_MIXES.get(mix, mix)).name
+    if base == "output" or (base == "token_embd" and shape.tied):
+        return main if FORMATS[main].elements == 1 or main == "Q8_0" else "Q6_K"
+    value, down = base == "attn_v", base == "ffn_down"
+    match mix:
+        case "Q4_K_M" | "Q5_K_M" if (value or down) and more_bits(layer, shape.layers):
+            return "Q6_K"
+        case "Q4_K_S" if (value and layer < 4) or (down and layer < shape.layers // 8):
+            return "Q5_K"
+        case "Q3_K_M" if (value and layer < 2) or (down and layer < shape.layers // 16):
+            return "Q5_K"
+        case "Q3_K_M" if value or down or base == "attn_output":
+            return "Q4_K"
+        case "Q2_K" if value and shape.heads >= 4 * shape.kv_heads:
+            return "Q4_K"
+        case "Q2_K" if value or down or base == "attn_output":
+            return "Q3_K"
+    return main
+
+
+def matrix_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
+    """(out, in) of each matrix of a layer, in file order."""
+    q, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    return {
+        "attn_q": (q, shape.embed),
+        "attn_k": (kv, shape.embed),
+        "attn_v": (kv, shape.embed),
+        "attn_output": (shape.embed, q),
+        "ffn_gate": (shape.ffn, shape.embed),
+        "ffn_up": (shape.ffn, shape.embed),
+        "ffn_down": (shape.embed, shape.ffn),
+    }
+
+
+def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
+    """Every tensor of the model in file order; `choose(base name, layer)` names a matrix's format (layer -1: none).
+
+    Raises ValueError when a row is not a multiple of the chosen format's block.
+    """
+
+    def matrix(prefix: str, base: str, layer: int, dims: tuple[int, int]) -> Planned:
+        fmt = format_named(choose(base, layer))
+        if dims[1] % fmt.elements:
+            raise ValueError(
+                f"{prefix}{base}: rows of {dims[1]} weights do not fit {fmt.name}'s block of {fmt.elements}"
+            )
+        return Planned(f"{prefix}{base}.weight", dims, fmt)
+
+    def vector(name: str, size: int) -> Planned:
+        return Planned(name, (size,), FORMATS["F32"])
+
+    out = [matrix("", "token_embd", -1, (shape.vocab, shape.embed))]
+    for layer in range(shape.layers):
+        at = f"blk.{layer}."
+        for base, dims in matrix_shapes(shape).items():
+            if base in ("attn_q", "ffn_gate"):
+                out.append(vector(f"{at}{base.split('_')[0]}_norm.weight", shape.embed))
+            out.append(matrix(at, base, layer, dims))
+            if shape.biases and base.startswith("attn"):
+                out.append(vector(f"{at}{base}.bias", dims[0]))
+    out.append(vector("output_norm.weight", shape.embed))
+    if not shape.tied:
+        out.append(matrix("", "output", -1, (shape.vocab, shape.embed)))
+    return out
+
+
+def tensor_chunks(tensor: Planned, seed: int) -> Iterator[np.ndarray]:
+    """The packed bytes of a tensor, uint8 (rows, blocks, block bytes) of about CHUNK_BYTES at a time.
+
+    They depend on name, shape, format and seed alone. Matrices spread by 1/sqrt(in), norms lie near 1, biases near 0.
+    """
+    rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.name.encode())]))
+    if len(tensor.shape) == 1:
+        values = 0.1 * rng.standard_normal(tensor.shape[0], np.float32)
+        yield (values + np.float32(tensor.name.endswith("norm.weight"))).view(np.uint8).reshape(1, -1, 4)
+        return
+    rows, width = tensor.shape
+    per_row = width // tensor.format.elements
+    step = max(1, CHUNK_BYTES // (per_row * tensor.format.bytes))
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        blocks = random_blocks(tensor.format, count * per_row, width**-0.5, rng)
+        yield blocks.reshape(count, per_row, tensor.format.bytes)
+
+
+def spm_tokens(count: int) -> tuple[list[str], list[float], list[int]]:
+    """(pieces, scores, types) of a sentencepiece vocabulary of `count` >= 260 tokens that encodes any text.
+
+    <unk>, <s>, </s>, the 256 bytes, then pieces: letters first, then joins of two earlier ones, as merging needs.
+    """
+    if count < 260:
+        raise ValueError(f"a vocabulary of {count} tokens does not hold 3 special ones, 256 bytes and one piece")
+    pieces = list("▁etaoinshrdlucmfwypvbgkjqxz.,'!?\"-0123456789TSABHIWM")[: count - 259]
+    known = set(pieces)
+    rng = np.random.Generator(np.random.PCG64(count))  # the tokenizer is the shape's, whatever the seed
+    while len(pieces) < count - 259:
+        # earlier pieces are likelier, so that short common joins come first
+        for a, b in (rng.random((4096, 2)) ** 2 * len(pieces)).astype(int).tolist():
+            joined = pieces[a] + pieces[b]
+            if len(joined) <= 12 and joined not in known and "▁" not in joined[1:] and len(pieces) < count - 259:
+                known.add(joined)
+                pieces.append(joined)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]
+    scores = [0.0] * 259 + [-float(i) for i in range(len(pieces))]
+    return tokens, scores, [2, 3, 3] + [6] * 256 + [1] * len(pieces)
+
+
+def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
+    """The key-value pairs as key -> (type, value); types are `_TYPES` and, for arrays, `[type]`."""
+    tokens, scores, types = spm_tokens(shape.vocab)
+    return {
+        "general.architecture": ("str", "llama"),
+        "general.name": ("str", name),
+        "general.quantization_version": ("u32", 2),
+        "llama.block_count": ("u32", shape.layers),
+        "llama.context_length": ("u32", shape.context),
+        "llama.embedding_length": ("u32", shape.embed),
+        "llama.feed_forward_length": ("u32", shape.ffn),
+        "llama.attention.head_count": ("u32", shape.heads),
+        "llama.attention.head_count_kv": ("u32", shape.kv_heads),
+        "llama.attention.key_length": ("u32", shape.head_size),
+        "llama.attention.value_length": ("u32", shape.head_size),
+        "llama.attention.layer_norm_rms_epsilon": ("f32", 1e-5),
+        "llama.rope.dimension_count": ("u32", shape.head_size),
+        "llama.rope.freq_base": ("f32", shape.rope_base),
+        "llama.vocab_size": ("u32", shape.vocab),
+        "tokenizer.ggml.model": ("str", "llama"),
+        "tokenizer.ggml.pre": ("str", "default"),
+        "tokenizer.ggml.tokens": ("[str]", tokens),
+        "tokenizer.ggml.scores": ("[f32]", scores),
+        "tokenizer.ggml.token_type": ("[i32]", types),
+        "tokenizer.ggml.bos_token_id": ("u32", 1),
+        "tokenizer.ggml.eos_token_id": ("u32", 2),
+        "tokenizer.ggml.unknown_token_id": ("u32", 0),
+        "tokenizer.ggml.add_bos_token": ("bool", True),
+        "tokenizer.ggml.add_eos_token": ("bool", False),
+    }
+
+
+# Type number and `struct` letter of the value types used above. Source: the GGUF specification.
+_TYPES = {"u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f"), "bool": (7, "?"), "str": (8, "")}
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(kind: str, value: Any) -> bytes:
+    number, letter = _TYPES[kind.strip("[]")]
+    values = value if kind[0] == "[" else [value]
+    head = struct.pack("<IIQ", 9, number, len(values)) if kind[0] == "[" else struct.pack("<I", number)
+    body = struct.pack(f"<{len(values)}{letter}", *values) if letter else b"".join(map(_string, values))
+    return head + body
+
+
+def header_bytes(pairs: dict[str, tuple[str, Any]], tensors: list[Planned], alignment: int = 32) -> bytes:
+    """Everything before the data section, its padding included. Source: the GGUF specification, version 3."""
+    out = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(pairs))]
+    out += [_string(key) + _value(*typed) for key, typed in pairs.items()]
+    offset = 0
+    for t in tensors:
+        dims = struct.pack(f"<I{len(t.shape)}Q", len(t.shape), *t.shape[::-1])
+        out.append(_string(t.name) + dims + struct.pack("<IQ", t.format.type_id, offset))
+        offset += t.nbytes + -t.nbytes % alignment
+    head = b"".join(out)
+    return head + bytes(-len(head) % alignment)
+
+
+def write(path: str | os.PathLike, shape: Shape, mix: str, seed: int = 0) -> int:
+    """Writes the model to `path`, whole or not at all, and returns its bytes. Memory stays near 10 × CHUNK_BYTES."""
+    tensors = plan(shape, lambda base, layer: mixed_format(mix, base, layer, shape))
+    target = os.fspath(path)
+    partial = f"{target}.{os.getpid()}.tmp"
+    try:
+        with open(partial, "wb") as f:
+            f.write(header_bytes(metadata(shape, f"synthetic {mix}"), tensors))
+            for tensor in tensors:
+                for chunk in tensor_chunks(tensor, seed):
+                    f.write(chunk.data)
+                f.write(bytes(-tensor.nbytes % 32))
+        os.replace(partial, target)
+    finally:
+        if os.path.exists(partial):
+            os.unlink(partial)
+    return os.path.getsize(target)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.synthetic", description="write a random llama GGUF file")
+    parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
+    parser.add_argument("--mix", default="Q4_K_M", help=f"{', '.join(K_MIXES)}, a format or pure-FORMAT")
+    parser.add_argument("--out", required=True, metavar="FILE")
+    parser.add_argument("--seed", type=int, default=0)
+    kinds = {"tied": argparse.BooleanOptionalAction, "biases": argparse.BooleanOptionalAction}
+    for field in dataclasses.fields(Shape):
+        if action := kinds.get(field.name):
+            parser.add_argument(f"--{field.name}", action=action)
+        else:
+            parser.add_argument(f"--{field.name}", type=float if field.name == "rope_base" else int)
+    args = parser.parse_args(argv)
+    wanted = {f.name: getattr(args, f.name) for f in dataclasses.fields(Shape) if getattr(args, f.name) is not None}
+    began = time.perf_counter()
+    try:
+        size = write(args.out, dataclasses.replace(SHAPES[args.shape], **wanted), args.mix, args.seed)
+    except (ValueError, OSError, PacklightError) as e:
+        parser.error(str(e))
+    print(f"{args.out}: {size:,} bytes in {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
