@@ -7,6 +7,7 @@ text, beginning and end of sequence, the ids that end a generation. Knows neithe
 Source: llama.cpp src/llama-vocab.cpp, unless said otherwise.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ import numpy as np
 from model import bpe, spm
 from model.ggufheader import shown
 from model.pretokenizers import PRETOKENIZERS
+from model.reader import open_gguf
 from quant.errors import ConfigError, GGUFError, UnsupportedError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -94,6 +96,11 @@ class Tokenizer:
         supported; GGUFError naming the key that is missing, of the wrong type or length, or makes no sense.
         """
         return cls(metadata)
+
+    @classmethod
+    def from_gguf(cls, path: str | os.PathLike) -> "Tokenizer":
+        """The tokenizer of the GGUF file at `path`; reads no weights. Raises as `open_gguf` and `from_metadata` do."""
+        return cls(open_gguf(path).metadata)
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of `text`, as llama_tokenize gives them.

@@ -1,0 +1,227 @@
+"""Ahead-of-time compilation: every step of a plan lowered, compiled or loaded from the store, and reported.
+
+Serving calls only what is built here. A step that is not in the plan is a KeyError at the caller, never a jit.
+"""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.monitoring
+from jax.experimental import serialize_executable
+
+from compile.config import CompileConfig
+from compile.plan import Plan, StepKey
+from compile.steps import CACHE_ARGUMENT, abstract_arguments, make_step
+from compile.store import EntryError, Store
+from model.config import ModelConfig
+from model.params import Device, Params, shaped
+from quant.errors import ConfigError
+
+BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_compiles: list[float] = []
+
+
+def _count_compile(event: str, duration_secs: float, **_) -> None:
+    if event == BACKEND_COMPILE_EVENT:
+        _compiles.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compile)
+
+
+def compile_count() -> int:
+    """Backend compilations in this process since this module was imported, whoever asked for them."""
+    return len(_compiles)
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """One executable and how it came to be. Bytes are per device; flops and bytes_accessed are XLA's estimate."""
+
+    key: StepKey
+    call: Callable[..., Any]
+    hit: bool
+    seconds: float
+    argument_bytes: int
+    scratch_bytes: int
+    flops: float
+    bytes_accessed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Executables:
+    """Everything a plan needs, by step; `warnings` are lines a user should see."""
+
+    built: Mapping[StepKey, Built]
+    warnings: tuple[str, ...]
+
+    def __getitem__(self, key: StepKey) -> Callable[..., Any]:
+        if key not in self.built:
+            raise KeyError(f"{key} is not in the plan; it has {', '.join(map(str, self.built))}")
+        return self.built[key].call
+
+    @property
+    def hits(self) -> int:
+        return sum(b.hit for b in self.built.values())
+
+    @property
+    def misses(self) -> int:
+        return len(self.built) - self.hits
+
+
+def find_device(config: CompileConfig) -> Device:
+    """The first device of the platform that the config asks for. Raises ConfigError when there is none."""
+    try:
+        return jax.devices(config.platform)[0]
+    except RuntimeError:
+        found = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise ConfigError(f"config key 'platform' is {config.platform!r}; jax finds only: {found}") from None
+
+
+def build(
+    cfg: ModelConfig,
+    config: CompileConfig,
+    plan: Plan,
+    params: Params,
+    device: Device,
+    progress: Callable[[Built], None] = lambda built: None,
+) -> Executables:
+    """Compiles or loads every step of `plan`, several at a time; `progress` is called as each is done.
+
+    params: the tree of arrays or of shapes, as `model.params.abstract` gives it.
+    """
+    warnings: list[str] = []
+    store = Store(config.store_dir) if config.store else None
+    if store is not None and store.problem:
+        warnings.append(f"executables are not kept: {store.problem}")
+        store = None
+    placed = jax.sharding.SingleDeviceSharding(device)
+    shapes = jax.tree.map(lambda x: shaped(x.shape, x.dtype), params)
+
+    def one(key: StepKey) -> Built:
+        arguments = abstract_arguments(key, cfg, plan, config, shapes)
+        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), arguments)
+        return _build_one(key, cfg, config, arguments, device, store, warnings)
+
+    built = {}
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        futures = [pool.submit(one, key) for key in plan.steps]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                done = future.result()
+                built[done.key] = done
+                progress(done)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if not all(b.hit for b in built.values()):
+        _return_freed_memory()
+    return Executables({key: built[key] for key in plan.steps}, tuple(dict.fromkeys(warnings)))
+
+
+def _return_freed_memory() -> None:
+    """Gives back to the system what compiling freed: 265 MB of a 1.3 GB process after seven steps of a 1.1B model."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _build_one(
+    key: StepKey,
+    cfg: ModelConfig,
+    config: CompileConfig,
+    arguments: tuple[Any, ...],
+    device: Device,
+    store: Store | None,
+    warnings: list[str],
+) -> Built:
+    began = time.perf_counter()
+    digest = entry_digest(key, cfg, config, arguments, device)
+    if store is not None:
+        try:
+            entry = store.read(digest)
+            if entry is not None:
+                call = serialize_executable.deserialize_and_load(*entry, execution_devices=[device])
+                return _report(key, call, True, began)
+        except (EntryError, ValueError, RuntimeError) as error:
+            warnings.append(f"stored executable {key} is compiled again: {str(error).splitlines()[0]}")
+    donated = () if key.phase == "head" else (CACHE_ARGUMENT,)
+    lowered = jax.jit(make_step(key, cfg, config), donate_argnums=donated).lower(*arguments)
+    try:
+        call = lowered.compile(compiler_options=dict(config.xla_options))
+    except jax.errors.JaxRuntimeError as error:
+        if config.xla_options:
+            raise ConfigError(f"config key 'xla_options': {str(error).splitlines()[0]}") from None
+        raise
+    if store is not None:
+        try:
+            store.write(digest, serialize_executable.serialize(call))
+        except OSError as error:
+            warnings.append(f"executables are not kept: {store.folder}: {error.strerror}")
+    return _report(key, call, False, began)
+
+
+def _report(key: StepKey, call: Any, hit: bool, began: float) -> Built:
+    memory, cost = call.memory_analysis(), call.cost_analysis() or {}
+    return Built(
+        key,
+        call,
+        hit,
+        time.perf_counter() - began,
+        memory.argument_size_in_bytes if memory else 0,
+        memory.temp_size_in_bytes if memory else 0,
+        cost.get("flops", 0.0),
+        cost.get("bytes accessed", 0.0),
+    )
+
+
+def entry_digest(
+    key: StepKey, cfg: ModelConfig, config: CompileConfig, arguments: tuple[Any, ...], device: Device
+) -> str:
+    """Names an executable by everything that could change it: 64 hex digits."""
+    leaves, tree = jax.tree.flatten(arguments)
+    facts = {
+        "step": str(key),
+        "arguments": [str(tree), *(f"{x.dtype}{x.shape}" for x in leaves)],
+        "model": repr(dataclasses.replace(cfg, name="", defaulted=(), unread=())),
+        "config": repr(dataclasses.replace(config, store=True, cache_dir="")),
+        "device": [device.platform, device.device_kind, device.id, device.client.platform_version],
+        "versions": [jax.__version__, importlib.metadata.version("jaxlib"), platform.python_version()],
+        "host": host_features(),
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "code": code_hash(),
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@functools.cache
+def host_features() -> str:
+    """The CPU's architecture and, on Linux, its instruction sets: machine code is made for exactly these."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return f"{platform.machine()} {flags.strip()}"
+
+
+@functools.cache
+def code_hash() -> str:
+    """Digest of the sources that are traced: any change to them is another executable."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(p for package in ("quant", "model", "compile") for p in (root / package).glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

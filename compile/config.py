@@ -1,0 +1,140 @@
+"""`CompileConfig`: what to build, from a TOML file. Imports no jax.
+
+Every key has an effect, an unknown key is an error. Which executables follow from it is arithmetic in `compile.plan`.
+"""
+
+import dataclasses
+import importlib.resources
+import os
+import pathlib
+import tomllib
+import typing
+from typing import Any
+
+from quant.errors import ConfigError
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+CPU_KERNELS = ("auto", "xla", "reference")
+DTYPES = ("float32", "bfloat16", "float16")
+DEFAULT_CONTEXT = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileConfig:
+    """What the compile step builds.
+
+    platform: the backend that must be there: cpu, gpu or tpu.
+    context: tokens a slot holds, prompt and answer together; 0 takes the smaller of the file's and 4096.
+    prefill_buckets: tokens per prefill executable, ascending; a longer prompt runs in chunks.
+    decode_batch: slots that a decode step serves, ascending; the last is the number of slots.
+    length_buckets: cached positions a step may look back at, ascending; the whole context is always one.
+    head_rows: rows of logits per pass when all of a prompt's are asked for.
+    kv_dtype, activation_dtype: of the cache, and of activations where they meet weights.
+    cpu_kernels: kernel path of matrix products on a CPU: auto (xla today), xla or reference; other platforms run xla.
+    store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
+    xla_options: passed to XLA for every executable.
+    """
+
+    platform: str = "cpu"
+    context: int = 0
+    prefill_buckets: tuple[int, ...] = (16, 128, 512)
+    decode_batch: tuple[int, ...] = (1, 4)
+    length_buckets: tuple[int, ...] = ()
+    head_rows: int = 32
+    kv_dtype: str = "float32"
+    activation_dtype: str = "float32"
+    cpu_kernels: str = "auto"
+    store: bool = True
+    cache_dir: str = ""
+    xla_options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self):
+        for key, choices in (
+            ("platform", PLATFORMS),
+            ("cpu_kernels", CPU_KERNELS),
+            ("kv_dtype", DTYPES),
+            ("activation_dtype", DTYPES[:2]),
+        ):
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"config key '{key}' is {getattr(self, key)!r}; it is one of {', '.join(choices)}")
+        for key, low in (("context", 0), ("head_rows", 1)):
+            _integer(key, getattr(self, key), low)
+        for key in ("prefill_buckets", "decode_batch"):
+            _ascending(key, getattr(self, key))
+            if not getattr(self, key):
+                raise ConfigError(f"config key '{key}' is empty")
+        _ascending("length_buckets", self.length_buckets)
+        if self.platform != "cpu" and self.cpu_kernels != "auto":
+            raise ConfigError(f"config key 'cpu_kernels' is {self.cpu_kernels!r} but the platform is {self.platform!r}")
+        if not isinstance(self.store, bool):
+            raise ConfigError(f"config key 'store' is {self.store!r}; it is true or false")
+        if not isinstance(self.cache_dir, str):
+            raise ConfigError(f"config key 'cache_dir' is {self.cache_dir!r}; it is a path")
+
+    @property
+    def slots(self) -> int:
+        return self.decode_batch[-1]
+
+    @property
+    def kernel_path(self) -> str:
+        """The kernel path that matrix products take."""
+        return "xla" if self.cpu_kernels == "auto" else self.cpu_kernels
+
+    @property
+    def store_dir(self) -> pathlib.Path:
+        """Where executables are stored."""
+        if self.cache_dir:
+            return pathlib.Path(self.cache_dir).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return pathlib.Path(base).expanduser() / "packlight"
+
+
+def _integer(key: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+        raise ConfigError(f"config key '{key}' is {value!r}; it is an integer >= {low}")
+
+
+def _ascending(key: str, values: Any) -> None:
+    if not isinstance(values, tuple):
+        raise ConfigError(f"config key '{key}' is {values!r}; it is a list of integers")
+    for value in values:
+        _integer(key, value, 1)
+    if list(values) != sorted(set(values)):
+        raise ConfigError(f"config key '{key}' is {list(values)}; it ascends without repeats")
+
+
+def read_config(path: str | os.PathLike) -> CompileConfig:
+    """The config in the TOML file at `path`. Raises ConfigError naming the file and, where there is one, the key."""
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"config {os.fspath(path)!r}: {reason}") from None
+    return parse_config(text, os.fspath(path))
+
+
+def default_config(platform: str) -> CompileConfig:
+    """The config that ships for `platform` ("cpu", "gpu" or "tpu")."""
+    text = (importlib.resources.files("configs") / f"{platform}.toml").read_text(encoding="utf-8")
+    return parse_config(text, f"configs/{platform}.toml")
+
+
+def parse_config(text: str, source: str) -> CompileConfig:
+    """A config from TOML text; `source` names it in errors."""
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"config {source}: {error or 'nested too deeply'}") from None
+    known = typing.get_type_hints(CompileConfig)
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"config {source}: unknown key {key!r}; known: {', '.join(known)}")
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    options = values.get("xla_options", {})
+    if not isinstance(options, dict) or any(not isinstance(v, str | int | float | bool) for v in options.values()):
+        raise ConfigError(f"config {source}: key 'xla_options' is a table of XLA options and their plain values")
+    values["xla_options"] = tuple(sorted(options.items()))
+    try:
+        return CompileConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"config {source}: {error}") from None

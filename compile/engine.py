@@ -1,0 +1,197 @@
+"""The engine: requests in slots, prefill and decode through the plan's executables. Knows ids, not text or terminals.
+
+`submit` queues a request, `step` moves every running one by a token, `cancel` retires one early: requests enter and
+leave while others decode. A request takes the lowest free slot, so that few requests need only a small decode step.
+"""
+
+import collections
+import dataclasses
+import itertools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from compile.aot import Executables
+from compile.config import CompileConfig
+from compile.plan import Plan, StepKey
+from compile.steps import abstract_cache
+from model.config import ModelConfig
+from model.params import Device, Params
+from model.sampler import slot_sampling
+from model.sampling import SamplingConfig
+from quant.errors import ContextLengthError, PacklightError
+
+GREEDY = SamplingConfig(temperature=0, seed=0)
+
+
+class NonFiniteLogitsError(PacklightError):
+    """A step gave logits that are NaN or infinite; nothing is sampled from them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One token of one request. ended: None, "stop" (`token` ends the text) or "length" (no room for another)."""
+
+    request: int
+    token: int
+    ended: str | None
+    time: float  # time.perf_counter(), when the host had the token
+
+
+@dataclasses.dataclass
+class _Request:
+    id: int
+    prompt: list[int]
+    sampling: SamplingConfig
+    limit: int  # tokens to generate at most
+    token: int = -1  # the newest, not yet in the cache
+    generated: int = 0
+
+
+class Engine:
+    """Runs requests over one cache. One caller at a time owns it.
+
+    steps_run counts how often each executable ran.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        config: CompileConfig,
+        plan: Plan,
+        executables: Executables,
+        params: Params,
+        end_tokens: frozenset[int],
+        device: Device,
+    ):
+        self.plan = plan
+        self.steps_run: collections.Counter[StepKey] = collections.Counter()
+        self._executables, self._params = executables, params
+        self._is_end = np.zeros(cfg.vocab_size, np.bool_)
+        self._is_end[sorted(end_tokens)] = True
+        self._cache = jax.tree.map(lambda x: _zeros(x, device), abstract_cache(cfg, plan, config))
+        self._slots: list[_Request | None] = [None] * plan.slots
+        self._queue: collections.deque[_Request] = collections.deque()
+        self._ids = itertools.count()
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(x.nbytes for x in jax.tree.leaves(self._cache))
+
+    @property
+    def idle(self) -> bool:
+        return not self._queue and not any(self._slots)
+
+    def submit(self, prompt: list[int], sampling: SamplingConfig) -> int:
+        """Queues a prompt of token ids and returns the request's number.
+
+        `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1.
+        Raises ContextLengthError when the prompt leaves no room for a token.
+        """
+        room = self.plan.context - len(prompt)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens; a context of {self.plan.context} leaves no room for an answer"
+            )
+        if not prompt or sampling.max_tokens == 0:
+            raise ValueError("a request needs at least one prompt token and room for one more")
+        limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        request = _Request(next(self._ids), list(prompt), sampling, limit)
+        self._queue.append(request)
+        return request.id
+
+    def cancel(self, request: int) -> None:
+        """Retires a request, queued or running; its slot is free at once."""
+        self._queue = collections.deque(r for r in self._queue if r.id != request)
+        self._slots = [None if r is not None and r.id == request else r for r in self._slots]
+
+    def step(self) -> list[Event]:
+        """Fills free slots from the queue, then gives every running request one token. Raises NonFiniteLogitsError."""
+        events = self._admit()
+        if any(self._slots):
+            events += self._decode()
+        return events
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """Logits after every token of `ids`, float32 (T, V), through the steps that serve generation.
+
+        Raises ContextLengthError when they do not fit, RuntimeError while requests run.
+        """
+        if not self.idle:
+            raise RuntimeError("logits need an idle engine: a request is running")
+        if len(ids) > self.plan.context:
+            raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
+        hidden = np.concatenate([h[:count] for h, _, count in self._prefill(0, ids)])
+        largest = self.plan.head_rows[-1]
+        blocks = [self._head(hidden[at : at + largest]) for at in range(0, len(ids), largest)]
+        return np.concatenate(blocks)
+
+    def _run(self, key: StepKey, *arguments: Any) -> Any:
+        self.steps_run[key] += 1
+        return self._executables[key](self._params, *arguments)
+
+    def _admit(self) -> list[Event]:
+        events = []
+        while self._queue and None in self._slots:
+            slot = self._slots.index(None)
+            request = self._queue.popleft()
+            *_, (_, last, _) = self._prefill(slot, request.prompt)
+            position = np.array([len(request.prompt)], np.int32)
+            sampling = slot_sampling([request.sampling])
+            _, *picked = self._run(self.plan.head_key(1), last, sampling, position, self._is_end)
+            events.append(self._advance(slot, request, *(np.asarray(x)[0] for x in picked)))
+        return events
+
+    def _prefill(self, slot: int, ids: list[int]):
+        """Runs a prompt chunk by chunk; yields hidden states (rows, D), the last real one (1, D) and the real count."""
+        for chunk in self.plan.chunks(0, len(ids)):
+            tokens = np.zeros(chunk.key.rows, np.int32)
+            tokens[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
+            place = (np.int32(slot), np.int32(chunk.start), np.int32(chunk.count))
+            self._cache, hidden, last = self._run(chunk.key, self._cache, tokens, *place)
+            yield hidden, last, chunk.count
+
+    def _head(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits (rows, V) of hidden states (rows, D), padded to a head step."""
+        count = len(hidden)
+        key = self.plan.head_key(count)
+        padded = np.zeros((key.rows, hidden.shape[1]), np.float32)
+        padded[:count] = hidden
+        position = np.zeros(key.rows, np.int32)
+        logits, _, _, finite = self._run(key, padded, slot_sampling([GREEDY] * key.rows), position, self._is_end)
+        if not np.asarray(finite)[:count].all():
+            raise NonFiniteLogitsError("the model's logits are NaN or infinite")
+        return np.asarray(logits)[:count]
+
+    def _decode(self) -> list[Event]:
+        running = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
+        key = self.plan.decode_key(running[-1][0] + 1, max(len(r.prompt) + r.generated for _, r in running))
+        tokens, active = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.bool_)
+        for slot, request in running:
+            tokens[slot], active[slot] = request.token, True
+        sampling = slot_sampling([r.sampling if r else None for r in self._padded(key.rows)])
+        self._cache, *picked = self._run(key, self._cache, tokens, active, sampling, self._is_end)
+        picked = [np.asarray(x) for x in picked]
+        return [self._advance(slot, request, *(x[slot] for x in picked)) for slot, request in running]
+
+    def _padded(self, rows: int) -> list[_Request | None]:
+        """The first `rows` slots; a decode step may cover more than there are."""
+        return (self._slots + [None] * rows)[:rows]
+
+    def _advance(self, slot: int, request: _Request, token: np.int32, is_end: np.bool_, finite: np.bool_) -> Event:
+        """Books a new token: the request keeps its slot, or ends."""
+        if not finite:
+            at = len(request.prompt) + request.generated
+            raise NonFiniteLogitsError(f"the model's logits at position {at} are NaN or infinite")
+        request.token = int(token)
+        request.generated += 1
+        ended = "stop" if is_end else "length" if request.generated >= request.limit else None
+        self._slots[slot] = None if ended else request
+        return Event(request.id, request.token, ended, time.perf_counter())
+
+
+def _zeros(shape: jax.ShapeDtypeStruct, device: Device) -> jax.Array:
+    """Zeros that XLA owns, so that they can be donated; made without compiling anything."""
+    return jax.device_put(np.zeros(shape.shape, shape.dtype), device, may_alias=False)

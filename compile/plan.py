@@ -1,0 +1,112 @@
+"""The plan: which executables a config means, and which one serves which request. Pure arithmetic, imports no jax.
+
+Three phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
+`decode` runs one token of every slot it covers. Nothing outside the plan is ever executed.
+"""
+
+import dataclasses
+
+from compile.config import DEFAULT_CONTEXT, CompileConfig
+from quant.errors import ConfigError
+
+CACHE_ALIGN = 128  # cached positions come in multiples of the attention tile
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class StepKey:
+    """One executable. phase: prefill, head or decode.
+
+    rows: prefill tokens, head rows or decode slots. length: cached positions the step sees (0 for head).
+    """
+
+    phase: str
+    rows: int
+    length: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.phase}[{self.rows}{f', {self.length}' if self.length else ''}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """`count` tokens of a prompt from position `start`, run by `key` with padding up to its rows."""
+
+    key: StepKey
+    start: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The bounded set of steps of one model under one config.
+
+    context: tokens a slot may hold. capacity: cached positions allocated, enough for any padded chunk.
+    """
+
+    context: int
+    capacity: int
+    slots: int
+    prefill_buckets: tuple[int, ...]
+    decode_batch: tuple[int, ...]
+    lengths: tuple[int, ...]
+    head_rows: tuple[int, ...]
+
+    @property
+    def steps(self) -> tuple[StepKey, ...]:
+        """Every executable, in the order they are listed and built."""
+        prefill = [StepKey("prefill", t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
+        head = [StepKey("head", r) for r in self.head_rows]
+        return (*prefill, *head, *(StepKey("decode", b, s) for b in self.decode_batch for s in self.lengths))
+
+    def chunks(self, start: int, count: int) -> tuple[Chunk, ...]:
+        """How `count` tokens from position `start` are run: a bucket is padded only when it is at least half full.
+
+        A padded chunk never reaches past the capacity: where a bucket would, a smaller one takes its place.
+        Raises ValueError when the tokens do not fit the context.
+        """
+        if start < 0 or count < 1 or start + count > self.context:
+            raise ValueError(f"tokens {start}..{start + count} do not fit a context of {self.context}")
+        chunks = []
+        end = start + count
+        while start < end:
+            left = end - start
+            fitting = [t for t in self.prefill_buckets if start + t <= self.capacity and (t <= 2 * left)]
+            rows = next((t for t in fitting if t >= left), fitting[-1] if fitting else self.prefill_buckets[0])
+            key = StepKey("prefill", rows, self.length(start + rows))
+            chunks.append(Chunk(key, start, min(left, rows)))
+            start += rows
+        return tuple(chunks)
+
+    def length(self, positions: int) -> int:
+        """The smallest length bucket that shows `positions` cached positions."""
+        return next(s for s in self.lengths if s >= positions)
+
+    def decode_key(self, slots: int, positions: int) -> StepKey:
+        """The step that serves slots 0..slots-1 when the longest of them has `positions` after it."""
+        return StepKey("decode", next(b for b in self.decode_batch if b >= slots), self.length(positions))
+
+    def head_key(self, rows: int) -> StepKey:
+        """The head step for up to `rows` rows, or the largest there is."""
+        return StepKey("head", next((r for r in self.head_rows if r >= rows), self.head_rows[-1]))
+
+
+def make_plan(config: CompileConfig, file_context: int) -> Plan:
+    """The plan for a model whose file states `file_context`.
+
+    Raises ConfigError when the config asks for more context than the file has.
+    """
+    if config.context > file_context:
+        raise ConfigError(f"config key 'context' is {config.context}; the model has only {file_context}")
+    context = config.context or min(file_context, DEFAULT_CONTEXT)
+    buckets = tuple(t for t in config.prefill_buckets if t <= context) or (min(config.prefill_buckets[0], context),)
+    capacity = -(-(context + buckets[0] - 1) // CACHE_ALIGN) * CACHE_ALIGN
+    shorter = {-(-s // CACHE_ALIGN) * CACHE_ALIGN for s in config.length_buckets}
+    return Plan(
+        context=context,
+        capacity=capacity,
+        slots=config.slots,
+        prefill_buckets=buckets,
+        decode_batch=config.decode_batch,
+        lengths=(*sorted(s for s in shorter if s < capacity), capacity),
+        head_rows=tuple(sorted({1, config.head_rows})),
+    )

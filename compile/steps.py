@@ -1,0 +1,137 @@
+"""The three traced steps, prefill, head and decode, and the abstract arguments each is lowered from.
+
+Weights are arguments, the cache is donated, and whatever differs between requests is an array: nothing a user
+changes while serving leads to another executable.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from compile.config import CompileConfig
+from compile.plan import Plan, StepKey
+from model.config import ModelConfig
+from model.forward import Cache, Numerics, Rows, embed, head, layers
+from model.params import Params, shaped
+from model.sampler import SlotSampling, finite, sample
+
+CACHE_ARGUMENT = 1  # position of the donated cache in prefill and decode
+
+
+def abstract_cache(cfg: ModelConfig, plan: Plan, config: CompileConfig) -> Cache:
+    """The cache's shapes: one for all executables of a plan."""
+    shape = (cfg.block_count, plan.slots, cfg.head_count_kv, plan.capacity, cfg.key_length)
+    buffer = shaped(shape, jnp.dtype(config.kv_dtype))
+    return Cache(buffer, buffer, shaped((plan.slots,), jnp.int32))
+
+
+def make_step(key: StepKey, cfg: ModelConfig, config: CompileConfig) -> Callable[..., Any]:
+    """The traceable function of `key`; see `prefill`, `head_step` and `decode` for arguments and results."""
+    numerics = Numerics(config.kernel_path, jnp.dtype(config.activation_dtype), key.length)
+    match key.phase:
+        case "prefill":
+            step = prefill
+        case "head":
+            step = head_step
+        case "decode":
+            step = decode
+        case _:
+            raise ValueError(f"unknown phase in {key}")
+
+    def traced(*args):
+        return step(cfg, numerics, *args)
+
+    traced.__name__ = key.phase
+    return traced
+
+
+def abstract_arguments(
+    key: StepKey, cfg: ModelConfig, plan: Plan, config: CompileConfig, params: Params
+) -> tuple[Any, ...]:
+    """The arguments of `make_step(key)` as shapes, in order."""
+    cache = abstract_cache(cfg, plan, config)
+    rows = key.rows
+
+    def ints(*shape):
+        return shaped(shape, jnp.int32)
+
+    def floats(*shape):
+        return shaped(shape, jnp.float32)
+
+    def flags(*shape):
+        return shaped(shape, jnp.bool_)
+
+    seeds = shaped((rows,), jnp.uint32)
+    sampling = SlotSampling(floats(rows), ints(rows), floats(rows), floats(rows), seeds)
+    match key.phase:
+        case "prefill":
+            return params, cache, ints(rows), ints(), ints(), ints()
+        case "head":
+            return params, floats(rows, cfg.embedding_length), sampling, ints(rows), flags(cfg.vocab_size)
+        case _:
+            return params, cache, ints(rows), flags(rows), sampling, flags(cfg.vocab_size)
+
+
+def prefill(
+    cfg: ModelConfig,
+    numerics: Numerics,
+    params: Params,
+    cache: Cache,
+    tokens: jax.Array,  # int32 (T,), padded
+    slot: jax.Array,  # int32 ()
+    start: jax.Array,  # int32 (), position of tokens[0]
+    count: jax.Array,  # int32 (), tokens that are real
+) -> tuple[Cache, jax.Array, jax.Array]:
+    """Runs a chunk of one slot's prompt: the cache, hidden states float32 (T, D), and the last real one (1, D).
+
+    Padding writes keys behind the real ones, where no later query looks before they are overwritten.
+    """
+    rows = Rows(slot, start[None], jnp.ones(1, jnp.bool_))
+    hidden, cache = layers(cfg, params, embed(params, tokens[None]), cache, rows, numerics)
+    last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
+    length = cache.length.at[slot].set(start + count)
+    return dataclasses.replace(cache, length=length), hidden[0], last
+
+
+def head_step(
+    cfg: ModelConfig,
+    numerics: Numerics,
+    params: Params,
+    hidden: jax.Array,  # float32 (R, D)
+    sampling: SlotSampling,  # each (R,)
+    position: jax.Array,  # int32 (R,), position of the token that follows each row
+    is_end: jax.Array,  # bool (V,), tokens that end a generation
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Logits float32 (R, V); sampled ids int32 (R,); which of them end the text; which logits are finite, bool (R,)."""
+    del cfg
+    logits = head(params, hidden, numerics)
+    ids = sample(logits, sampling, position)
+    return logits, ids, is_end[ids], finite(logits)
+
+
+def decode(
+    cfg: ModelConfig,
+    numerics: Numerics,
+    params: Params,
+    cache: Cache,
+    tokens: jax.Array,  # int32 (B,), the last token of each slot
+    active: jax.Array,  # bool (B,)
+    sampling: SlotSampling,  # each (B,)
+    is_end: jax.Array,  # bool (V,), tokens that end a generation
+) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
+    """One token for slots 0..B-1: the cache, next ids int32 (B,), which of them end the text, which logits are finite.
+
+    A slot that is not active keeps its cache, its length and its token; it counts as empty, so that what it held
+    does not lengthen the attention loop.
+    """
+    batch = tokens.shape[0]
+    start = jnp.where(active, cache.length[:batch], 0)
+    rows = Rows(jnp.int32(0), start, active)
+    hidden, cache = layers(cfg, params, embed(params, tokens[:, None]), cache, rows, numerics)
+    logits = head(params, hidden[:, 0], numerics)
+    ids = jnp.where(active, sample(logits, sampling, start + 1), tokens)
+    length = cache.length.at[:batch].add(active.astype(jnp.int32))
+    return dataclasses.replace(cache, length=length), ids, is_end[ids], finite(logits)

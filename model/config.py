@@ -1,0 +1,243 @@
+"""What a GGUF file says about its model: `ModelConfig`, read strictly from the metadata. Imports no jax.
+
+It knows hyperparameters and their limits; it does not know tensors' bytes, tokens or executables.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from model.reader import GGUFFile
+from quant.errors import GGUFError, UnsupportedError
+
+MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What the one forward pass has to know about a family beyond its hyperparameters.
+
+    rope_style: "adjacent" rotates pairs (2i, 2i+1), "halves" rotates (i, i + rot/2).
+    """
+
+    name: str
+    rope_style: str
+
+
+ARCHITECTURES = {"llama": Architecture("llama", rope_style="adjacent")}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How positions are stretched. kind "none" has factor 1. Source: llama.cpp `llama-hparams`, YaRN (2309.00071)."""
+
+    kind: str = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    attn_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Hyperparameters of one file; field names follow the GGUF keys, letters follow `model.__init__`.
+
+    defaulted: the optional keys the file does not have, with the value llama.cpp gives them.
+    unread: keys of this architecture that nothing here reads, so that none is dropped unseen.
+    """
+
+    architecture: Architecture
+    name: str
+    block_count: int  # L
+    context_length: int
+    embedding_length: int  # D
+    feed_forward_length: int  # F
+    head_count: int  # H
+    head_count_kv: int  # K
+    key_length: int  # C
+    vocab_size: int  # V
+    rms_epsilon: float
+    rope_dimension_count: int
+    rope_freq_base: float
+    rope_scaling: RopeScaling
+    expert_count: int  # E, 0 for a dense model
+    expert_used_count: int  # X
+    defaulted: tuple[tuple[str, Any], ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> int:
+        """G, query heads per kv head."""
+        return self.head_count // self.head_count_kv
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile) -> "ModelConfig":
+        """Reads every hyperparameter of `file`.
+
+        Raises UnsupportedError for an unknown architecture and GGUFError, naming the key, for a missing, mistyped or
+        impossible value.
+        """
+        keys = _Keys(file)
+        arch = keys.architecture
+        layers = keys.integer("block_count", high=MAX_LAYERS)
+        embed = keys.integer("embedding_length")
+        heads = keys.integer("attention.head_count", high=embed)
+        kv_heads = keys.integer("attention.head_count_kv", default=heads, high=heads)
+        if heads % kv_heads:
+            keys.fail("attention.head_count_kv", f"{kv_heads} does not divide {heads} query heads")
+        head_dim = _head_dim(keys, embed, heads)
+        rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
+        if rotated % 2:
+            keys.fail("rope.dimension_count", f"{rotated} is odd")
+        experts = keys.integer("expert_count", default=0, low=0, high=1024)
+        used = keys.integer("expert_used_count", default=0, low=1 if experts else 0, high=max(experts, 0))
+        return cls(
+            architecture=arch,
+            name=str(file.metadata.get("general.name", "")),
+            block_count=layers,
+            context_length=keys.integer("context_length"),
+            embedding_length=embed,
+            feed_forward_length=keys.integer("feed_forward_length"),
+            head_count=heads,
+            head_count_kv=kv_heads,
+            key_length=head_dim,
+            vocab_size=_vocab_size(keys),
+            rms_epsilon=keys.number("attention.layer_norm_rms_epsilon", low=1e-30, high=1.0),
+            rope_dimension_count=rotated,
+            rope_freq_base=keys.number("rope.freq_base", default=10000.0, low=1.0, high=1e12),
+            rope_scaling=_rope_scaling(keys),
+            expert_count=experts,
+            expert_used_count=used,
+            defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
+            unread=keys.unread(),
+        )
+
+
+class _Keys:
+    """Typed reads of one architecture's keys that remember what was read and what was defaulted."""
+
+    def __init__(self, file: GGUFFile):
+        self._file = file.path
+        self._metadata: Mapping[str, Any] = file.metadata
+        self._read: set[str] = set()
+        self.defaulted: list[tuple[str, Any]] = []
+        name = self._metadata.get("general.architecture")
+        if not isinstance(name, str):
+            raise GGUFError(f"{self._file}: key 'general.architecture' is missing or no string")
+        if name not in ARCHITECTURES:
+            raise UnsupportedError(
+                f"{self._file}: unknown architecture {name[:64]!r}; supported: {', '.join(ARCHITECTURES)}"
+            )
+        self.architecture = ARCHITECTURES[name]
+
+    def fail(self, key: str, why: str):
+        raise GGUFError(f"{self._file}: key '{self.full(key)}': {why}")
+
+    def full(self, key: str) -> str:
+        return f"{self.architecture.name}.{key}"
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value at `key`; `default` (recorded as such) when absent; an error when there is no default either."""
+        full = self.full(key)
+        self._read.add(full)
+        if full in self._metadata:
+            return self._uniform(key, self._metadata[full])
+        if default is None:
+            raise GGUFError(f"{self._file}: mandatory key '{full}' is missing")
+        self.defaulted.append((full, default))
+        return default
+
+    def _uniform(self, key: str, value: Any) -> Any:
+        """Some files give one number per layer: accept them when all are equal, refuse by name when not."""
+        if hasattr(value, "tolist"):
+            values = set(value.tolist())
+            if len(values) != 1:
+                raise UnsupportedError(f"{self._file}: key '{self.full(key)}' differs between layers")
+            return values.pop()
+        return value
+
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail(key, f"is a {type(value).__name__}, an integer is needed")
+        if not low <= value <= high:
+            self.fail(key, f"{value} is outside {low}..{high}")
+        return value
+
+    def number(self, key: str, default: float | None = None, low: float = 0.0, high: float = math.inf) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(key, f"is a {type(value).__name__}, a number is needed")
+        if not (math.isfinite(value) and low <= value <= high):
+            self.fail(key, f"{value} is outside {low}..{high}")
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            self.fail(key, f"is a {type(value).__name__}, a string is needed")
+        return value
+
+    def has(self, key: str) -> bool:
+        return self.full(key) in self._metadata
+
+    @property
+    def tokens(self) -> Any:
+        return self._metadata.get("tokenizer.ggml.tokens")
+
+    def unread(self) -> tuple[str, ...]:
+        prefix = self.full("")
+        return tuple(sorted(k for k in self._metadata if k.startswith(prefix) and k not in self._read))
+
+
+def _head_dim(keys: _Keys, embed: int, heads: int) -> int:
+    """C: `attention.key_length`, or embed / heads as the file format defines it."""
+    if not keys.has("attention.key_length") and embed % heads:
+        keys.fail(
+            "embedding_length", f"{embed} is not a multiple of {heads} heads and 'attention.key_length' is absent"
+        )
+    head_dim = keys.integer("attention.key_length", default=embed // heads, high=65536)
+    value_length = keys.integer("attention.value_length", default=head_dim, high=65536)
+    if value_length != head_dim:
+        raise UnsupportedError(f"key '{keys.full('attention.value_length')}': {value_length} differs from {head_dim}")
+    return head_dim
+
+
+def _vocab_size(keys: _Keys) -> int:
+    """V: the number of tokens; a `vocab_size` key must agree with it, as the tensors' shapes must later."""
+    tokens = keys.tokens
+    if not isinstance(tokens, list) or not tokens:
+        raise GGUFError("key 'tokenizer.ggml.tokens' is missing, empty or no array of strings")
+    if keys.has("vocab_size"):
+        stated = keys.integer("vocab_size")
+        if stated != len(tokens):
+            keys.fail("vocab_size", f"{stated} differs from the {len(tokens)} tokens of the file")
+    return len(tokens)
+
+
+def _rope_scaling(keys: _Keys) -> RopeScaling:
+    """The `rope.scaling.*` keys, or the older `rope.scale_linear`."""
+    if not keys.has("rope.scaling.type"):
+        factor = keys.number("rope.scale_linear", default=1.0, low=1e-6, high=1e6)
+        return RopeScaling("linear", factor) if factor != 1.0 else RopeScaling()
+    kind = keys.text("rope.scaling.type", default="none")
+    if kind not in ("none", "linear", "yarn"):
+        raise UnsupportedError(
+            f"key '{keys.full('rope.scaling.type')}': unknown rope scaling {kind[:64]!r}; supported: none, linear, yarn"
+        )
+    if kind == "none":
+        return RopeScaling()
+    factor = keys.number("rope.scaling.factor", low=1e-6, high=1e6)
+    attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
+    if kind == "linear":
+        return RopeScaling(kind, factor, attn_factor=attn_factor)
+    return RopeScaling(
+        kind,
+        factor,
+        original_context=keys.integer("rope.scaling.original_context_length", default=keys.integer("context_length")),
+        attn_factor=attn_factor,
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0, low=1e-6, high=1e6),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", default=1.0, low=1e-6, high=1e6),
+    )

@@ -1,0 +1,143 @@
+"""Every tensor of an architecture, declared once: name, shape, axes. Imports no jax.
+
+`declare` is the only place that names tensors. The check that a file has all of them and no other, the loader's
+buffers and the abstract tree that executables are lowered from (`model.params`) all read it.
+
+Layers are stacked by tensor and format: Q4_K_M keeps `attn_v` as Q6_K in some layers and as Q4_K in the others, so
+`blk["attn_v"]` is two stacks and a table that says where each layer's matrix lies. One loop body then serves all
+layers, and the number of XLA kernels does not grow with the depth of the model.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from model.config import ModelConfig
+from model.reader import GGUFFile
+from quant.errors import GGUFError, UnsupportedError
+from quant.formats import FORMATS
+
+VECTOR_FORMATS = ("F32", "F16", "BF16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One tensor, or one per layer: GGUF name without its `.weight`, shape `(out, in)`, letters of `model.__init__`."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: str
+    per_layer: bool = True
+    optional: bool = False
+
+    @property
+    def is_vector(self) -> bool:
+        return len(self.shape) == 1
+
+    def tensors(self, layers: int) -> list[str]:
+        """Full names in the file, one per layer or just one."""
+        suffix = "" if self.name.endswith(".bias") else ".weight"
+        prefixes = [f"blk.{layer}." for layer in range(layers)] if self.per_layer else [""]
+        return [f"{prefix}{self.name}{suffix}" for prefix in prefixes]
+
+    def blocks_shape(self, qtype: str) -> tuple[int, ...]:
+        """(..., out, N, block_bytes) of one such matrix in format `qtype`."""
+        fmt = FORMATS[qtype]
+        return (*self.shape[:-1], self.shape[-1] // fmt.elements, fmt.bytes)
+
+
+def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
+    """Every tensor a model may have. Optional ones are used when the file has them, in all layers or in none."""
+    D, F, V, E = cfg.embedding_length, cfg.feed_forward_length, cfg.vocab_size, cfg.expert_count
+    Q, KV = cfg.head_count * cfg.key_length, cfg.head_count_kv * cfg.key_length
+    attention = (
+        Weight("attn_norm", (D,), "D"),
+        Weight("attn_q", (Q, D), "HD"),
+        Weight("attn_k", (KV, D), "KD"),
+        Weight("attn_v", (KV, D), "KD"),
+        Weight("attn_output", (D, Q), "DH"),
+        Weight("attn_q.bias", (Q,), "H", optional=True),
+        Weight("attn_k.bias", (KV,), "K", optional=True),
+        Weight("attn_v.bias", (KV,), "K", optional=True),
+        Weight("attn_output.bias", (D,), "D", optional=True),
+        Weight("ffn_norm", (D,), "D"),
+    )
+    dense = (
+        Weight("ffn_gate", (F, D), "FD"),
+        Weight("ffn_up", (F, D), "FD"),
+        Weight("ffn_down", (D, F), "DF"),
+        Weight("ffn_gate.bias", (F,), "F", optional=True),
+        Weight("ffn_up.bias", (F,), "F", optional=True),
+        Weight("ffn_down.bias", (D,), "D", optional=True),
+    )
+    experts = (
+        Weight("ffn_gate_inp", (E, D), "ED"),
+        Weight("ffn_gate_exps", (E, F, D), "EFD"),
+        Weight("ffn_up_exps", (E, F, D), "EFD"),
+        Weight("ffn_down_exps", (E, D, F), "EDF"),
+    )
+    return (
+        Weight("token_embd", (V, D), "VD", per_layer=False),
+        Weight("rope_freqs", (cfg.rope_dimension_count // 2,), "C", per_layer=False, optional=True),
+        *attention,
+        *(experts if E else dense),
+        Weight("output_norm", (D,), "D", per_layer=False),
+        Weight("output", (V, D), "VD", per_layer=False, optional=True),  # absent: the head is token_embd
+    )
+
+
+def ignored_tensors(cfg: ModelConfig) -> frozenset[str]:
+    """Tensors that old converters wrote and nobody reads: the rotation's own frequencies, per layer."""
+    return frozenset(f"blk.{layer}.attn_rot_embd.weight" for layer in range(cfg.block_count))
+
+
+def formats(file: GGUFFile) -> dict[str, str]:
+    """Tensor name -> format name, in file order."""
+    return {name: info.format.name for name, info in file.tensors.items()}
+
+
+def used_weights(cfg: ModelConfig, formats: Mapping[str, str]) -> tuple[Weight, ...]:
+    """The declared weights that a file with tensors `formats` (name -> format) has.
+
+    Raises GGUFError naming the tensor when a mandatory one is missing, an optional one is in some layers only, or a
+    tensor of the file is neither declared nor ignored.
+    """
+    used, known = [], set(ignored_tensors(cfg))
+    for weight in declare(cfg):
+        names = weight.tensors(cfg.block_count)
+        missing = [name for name in names if name not in formats]
+        if missing and not (weight.optional and len(missing) == len(names)):
+            raise GGUFError(f"tensor '{missing[0]}' is missing")
+        if not missing:
+            used.append(weight)
+            known.update(names)
+    for name in formats:
+        if name not in known:
+            raise GGUFError(f"tensor '{name}' is not part of a {cfg.architecture.name} model of this shape")
+    return tuple(used)
+
+
+def check(file: GGUFFile, cfg: ModelConfig) -> tuple[Weight, ...]:
+    """The declared weights that the file has, after checking that names, shapes and formats fit. Reads no data.
+
+    Raises GGUFError or UnsupportedError naming the tensor.
+    """
+    try:
+        used = used_weights(cfg, formats(file))
+    except GGUFError as error:
+        raise GGUFError(f"{file.path}: {error}") from None
+    for weight in used:
+        for info in (file.tensors[name] for name in weight.tensors(cfg.block_count)):
+            if info.shape != weight.shape:
+                raise GGUFError(f"{file.path}: tensor '{info.name}' has shape {info.shape}, {weight.shape} is needed")
+            if weight.is_vector and info.format.name not in VECTOR_FORMATS:
+                raise UnsupportedError(
+                    f"{file.path}: tensor '{info.name}': a vector in {info.format.name}; "
+                    f"supported: {', '.join(VECTOR_FORMATS)}"
+                )
+    return used
+
+
+def group_by_format(qtypes: list[str]) -> tuple[list[str], tuple[tuple[int, int], ...]]:
+    """Formats per layer -> distinct formats in order of appearance, and each layer's (group, index in the group)."""
+    order = list(dict.fromkeys(qtypes))
+    return order, tuple((order.index(q), qtypes[:layer].count(q)) for layer, q in enumerate(qtypes))

@@ -1,0 +1,376 @@
+"""packlight's public Python API: load a GGUF file, generate text, look inside.
+
+    llm = packlight.load("model.gguf")
+    print(llm.generate("Once upon a time", max_tokens=64, temperature=0).text)
+
+A thin facade: it knows text and timings, and leaves files to `model`, executables and slots to `compile`. jax is
+imported only when a model is loaded; a bad file is refused before that.
+"""
+
+import dataclasses
+import numbers
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compile.config import CompileConfig, default_config, read_config
+from compile.plan import Plan, make_plan
+from model.config import ARCHITECTURES, ModelConfig
+from model.declaration import check
+from model.load import read_weights
+from model.reader import GGUFFile, open_gguf
+from model.sampling import SamplingConfig
+from model.streaming import TextStream
+from model.tokenizer import Tokenizer
+from quant.errors import ConfigError, ContextLengthError, GGUFError, PacklightError, UnsupportedError
+from quant.formats import FORMATS, format_named
+
+if TYPE_CHECKING:
+    from compile.aot import Built
+    from compile.engine import Event
+
+__all__ = [
+    "ARCHITECTURES",
+    "FORMATS",
+    "CompileConfig",
+    "Completion",
+    "ConfigError",
+    "ContextLengthError",
+    "GGUFError",
+    "LLM",
+    "PacklightError",
+    "SamplingConfig",
+    "Tokenizer",
+    "UnsupportedError",
+    "inspect",
+    "load",
+    "unpack",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What one prompt gave.
+
+    text: the generated pieces' bytes joined, invalid UTF-8 as U+FFFD, the end token left out, cut at a stop string.
+    finish_reason: "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full).
+    timings: ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms, total_s (itl: time between two tokens).
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: str
+    timings: dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A file and a config that fit each other, found out before any weight is read."""
+
+    file: GGUFFile
+    model: ModelConfig
+    tokenizer: Tokenizer
+    config: CompileConfig
+    plan: Plan
+
+
+def prepare(
+    path: str | os.PathLike, config: str | os.PathLike | CompileConfig | None = None, context: int | None = None
+) -> Prepared:
+    """Opens and checks a file and a config, as `load` does first; costs no jax unless `config` is None.
+
+    context: replaces the config's when given. Raises GGUFError, UnsupportedError, ConfigError.
+    """
+    if config is not None and not isinstance(config, CompileConfig):
+        config = read_config(config)
+    file = open_gguf(path)
+    model = ModelConfig.from_gguf(file)
+    check(file, model)
+    tokenizer = Tokenizer.from_metadata(file.metadata)
+    config = config or default_config(_default_platform())
+    if context is not None:
+        config = dataclasses.replace(config, context=context)
+    return Prepared(file, model, tokenizer, config, make_plan(config, model.context_length))
+
+
+def load(
+    path: str | os.PathLike,
+    config: str | os.PathLike | CompileConfig | None = None,
+    on_read: Callable[[int, int], None] | None = None,
+    on_built: Callable[["Built", int], None] | None = None,
+) -> "LLM":
+    """Loads the GGUF file at `path` and compiles, or takes from the store, every executable of `config`.
+
+    config: path of a TOML file, a CompileConfig, or None for the one that ships for jax's default platform.
+    on_read(bytes, total bytes) and on_built(executable, total executables) are called while each is done.
+    Raises GGUFError, UnsupportedError, ConfigError.
+    """
+    return LLM(prepare(path, config), on_read, on_built)
+
+
+class LLM:
+    """A loaded model with its executables, one user at a time.
+
+    file, model, tokenizer, config, plan, device: what was loaded, and how. executables: what was built, hit or miss.
+    weights_bytes, kv_bytes: what it occupies. timings: load_s and compile_s.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        on_read: Callable[[int, int], None] | None = None,
+        on_built: Callable[["Built", int], None] | None = None,
+    ):
+        self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
+        self.config, self.plan = prepared.config, prepared.plan
+        self.weights_bytes = sum(info.nbytes for info in self.file.tensors.values())
+        began = time.perf_counter()
+        host = read_weights(self.file, self.model, lambda n: on_read(n, self.weights_bytes) if on_read else None)
+
+        from compile import aot
+        from compile.engine import Engine
+        from model.params import place
+
+        self.device = aot.find_device(self.config)
+        params = place(host, self.device)
+        loaded = time.perf_counter()
+        count = len(self.plan.steps)
+        self.executables = aot.build(
+            self.model, self.config, self.plan, params, self.device, lambda b: on_built(b, count) if on_built else None
+        )
+        end_tokens = self.tokenizer.eog_ids
+        self._engine = Engine(self.model, self.config, self.plan, self.executables, params, end_tokens, self.device)
+        self.kv_bytes = self._engine.cache_bytes
+        self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`; see `Tokenizer.encode`."""
+        return self.tokenizer.encode(text, add_special, parse_special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; see `Tokenizer.decode`."""
+        return self.tokenizer.decode(ids)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after every token of `ids`, float32 (T, V), through the executables that serve generation.
+
+        Raises ConfigError for no ids or one outside the vocabulary, ContextLengthError for too many.
+        """
+        return self._engine.logits(self._prompt(ids))
+
+    def generate(
+        self, prompt: "str | Sequence[int] | Sequence[str]", **sampling: Any
+    ) -> "Completion | list[Completion]":
+        """Completes a prompt, or several together: a list of prompts gives a list of completions, in order.
+
+        prompt: text, token ids, or a list of texts. sampling: the fields of `SamplingConfig` (max_tokens, temperature,
+        top_k, top_p, min_p, seed, stop). Each prompt gets the ids it would get alone.
+        Raises ConfigError for an empty prompt or a bad value, ContextLengthError for a prompt that leaves no room.
+        """
+        several = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], numbers.Integral)
+        prompts = [self._prompt(p) for p in (prompt if several else [prompt])]
+        config = SamplingConfig(**sampling)
+        runs = [_Run(ids, config.with_seed(), self.tokenizer) for ids in prompts]
+        for _ in self._follow(runs):
+            pass
+        completions = [run.completion() for run in runs]
+        return completions if several else completions[0]
+
+    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[str]:
+        """Yields the text of `generate(prompt, ...)` as it comes, in whole characters; the `Completion` is the
+        generator's return value. Closing the generator ends the generation. Raises as `generate` does, at the call.
+        """
+        run = _Run(self._prompt(prompt), SamplingConfig(**sampling).with_seed(), self.tokenizer)
+        return self._stream(run)
+
+    def kernel_paths(self) -> dict[str, str]:
+        """Tensor -> the kernel path that reads it: xla or reference, gather (packed rows), or f32 (a vector)."""
+        return tensor_paths(self.file, self.model, self.config)
+
+    def _stream(self, run: "_Run"):
+        yield from (text for text in self._follow([run]) if text)
+        return run.completion()
+
+    def _prompt(self, prompt: Any) -> list[int]:
+        """Checked token ids of one prompt."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise ConfigError("the prompt is empty")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = [int(i) for i in prompt]
+        if not ids:
+            raise ConfigError("the prompt is empty")
+        for i in ids:
+            if not 0 <= i < self.model.vocab_size:
+                raise ConfigError(f"prompt token id {i} is outside the vocabulary of {self.model.vocab_size}")
+        return ids
+
+    def _follow(self, runs: "list[_Run]") -> Iterator[str]:
+        """Drives the engine until every run is complete, yielding each piece of text that becomes safe to show."""
+        numbers = {}
+        try:
+            for run in runs:
+                if run.sampling.max_tokens != 0:
+                    numbers[self._engine.submit(run.prompt, run.sampling)] = run
+            while not self._engine.idle:
+                for event in self._engine.step():
+                    run = numbers[event.request]
+                    yield run.take(event)
+                    if run.stream.stopped:
+                        self._engine.cancel(event.request)
+        finally:
+            for number in numbers:
+                self._engine.cancel(number)
+
+
+class _Run:
+    """One prompt on its way to a Completion."""
+
+    def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer):
+        self.prompt, self.sampling = prompt, sampling
+        self.stream = TextStream(tokenizer, sampling.stop)
+        self._began = time.perf_counter()
+        self._ids: list[int] = []
+        self._times: list[float] = []
+        self._text: list[str] = []
+        self._reason = "length"
+
+    def take(self, event: "Event") -> str:
+        """Books one token; the text that it makes safe to show."""
+        self._times.append(event.time)
+        text = ""
+        if event.ended != "stop":
+            self._ids.append(event.token)
+            text = self.stream.feed(event.token)
+        if event.ended == "stop" or self.stream.stopped:
+            self._reason = "stop"
+        if event.ended:
+            text += self.stream.finish()
+            self._reason = "stop" if self.stream.stopped else self._reason
+        self._text.append(text)
+        return text
+
+    def completion(self) -> Completion:
+        return Completion("".join(self._text), self._ids, self.prompt, self._reason, self._timings())
+
+    def _timings(self) -> dict[str, float | None]:
+        """Seconds, rates and gaps; None where there were too few tokens to measure."""
+        times = self._times
+        gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
+        ttft = times[0] - self._began if times else None
+        return {
+            "ttft_s": ttft,
+            "prefill_tok_s": len(self.prompt) / ttft if ttft else None,
+            "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
+            "itl_p50_ms": statistics.median(gaps) if gaps else None,
+            "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
+            "total_s": times[-1] - self._began if times else 0.0,
+        }
+
+
+def tensor_paths(file: GGUFFile, model: ModelConfig, config: CompileConfig) -> dict[str, str]:
+    """Tensor -> kernel path of a file's tensors under `config`; the plan that `generate` and `inspect` print."""
+    tied = "output.weight" not in file.tensors
+    paths = {}
+    for weight in check(file, model):
+        for name in weight.tensors(model.block_count):
+            if weight.is_vector:
+                paths[name] = "f32"
+            elif weight.name == "token_embd":
+                paths[name] = f"gather+{config.kernel_path}" if tied else "gather"
+            else:
+                paths[name] = config.kernel_path
+    return paths
+
+
+def inspect(path: str | os.PathLike) -> dict[str, Any]:
+    """Header, metadata and tensor table of the file at `path`, all checked; builds no model and imports no jax.
+
+    Keys: path, version, alignment, file_bytes, architecture, metadata, tensors (name, shape, format, bytes, offset,
+    path: the kernel path under the CPU's default config), formats (count and bytes each), parameters, and
+    `unsupported`: in words, everything that keeps packlight from running the file (empty when it runs).
+    Raises GGUFError or UnsupportedError when the container itself is not sound.
+    """
+    file = open_gguf(path, join=False)
+    problems, paths, hyperparameters = [], {}, {}
+    try:
+        if int(file.metadata.get("split.count", 1)) > 1:
+            file = open_gguf(path)
+        model = ModelConfig.from_gguf(file)
+        hyperparameters = dataclasses.asdict(model)
+        paths = tensor_paths(file, model, default_config("cpu"))
+        Tokenizer.from_metadata(file.metadata)
+    except PacklightError as error:
+        problems.append(str(error))
+    return {
+        "path": file.path,
+        "version": file.version,
+        "alignment": file.alignment,
+        "file_bytes": file.file_bytes,
+        "architecture": file.metadata.get("general.architecture"),
+        "hyperparameters": hyperparameters,
+        "metadata": {key: _plain(value) for key, value in file.metadata.items()},
+        "tensors": [
+            {
+                "name": info.name,
+                "shape": list(info.shape),
+                "format": info.format.name,
+                "bytes": info.nbytes,
+                "offset": info.offset,
+                "path": paths.get(info.name),
+            }
+            for info in file.tensors.values()
+        ],
+        "formats": format_totals(file),
+        "parameters": sum(int(np.prod(info.shape, dtype=object)) for info in file.tensors.values()),
+        "unsupported": problems,
+    }
+
+
+def format_totals(file: GGUFFile) -> dict[str, dict[str, int]]:
+    totals: dict[str, dict[str, int]] = {}
+    for info in file.tensors.values():
+        entry = totals.setdefault(info.format.name, {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += info.nbytes
+    return totals
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value as plain Python: what `json` can write."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value if isinstance(value, str | int | float | bool | list) else repr(value)
+
+
+def unpack(blocks: np.ndarray, qtype: str) -> np.ndarray:
+    """The weights in rows of packed blocks: uint8 (..., n * block_bytes) -> float32 (..., n * elements).
+
+    Raises UnsupportedError for an unknown format, listing the known ones, and ValueError for another dtype or a row
+    that is no whole number of blocks.
+    """
+    size = format_named(qtype).bytes
+    blocks = np.asarray(blocks)
+    if blocks.dtype != np.uint8 or blocks.ndim < 1 or blocks.shape[-1] % size:
+        raise ValueError(
+            f"{qtype} blocks are uint8 rows of a multiple of {size} bytes, not {blocks.dtype} {blocks.shape}"
+        )
+    import jax
+
+    from quant import qtensor
+
+    rows = blocks.reshape(*blocks.shape[:-1], blocks.shape[-1] // size, size)
+    return np.asarray(jax.jit(qtensor.unpack, static_argnums=1)(rows, qtype))
+
+
+def _default_platform() -> str:
+    import jax
+
+    backend = jax.default_backend()
+    return "gpu" if backend in ("cuda", "rocm") else backend

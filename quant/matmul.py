@@ -1,0 +1,88 @@
+"""`matmul(x, w, path)`: activations times packed weights. The caller names the path; nothing is guessed here.
+
+Paths: `reference` unpacks the whole matrix, then multiplies; it works everywhere and is the twin of every other path.
+`xla` unpacks a tile of rows at a time: the scratch is one tile (2 MB) whatever the matrix, and the tile is still in
+cache when it is multiplied; one unpack serves all rows of `x`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from quant.qtensor import QTensor, unpack
+
+PATHS = ("reference", "xla")
+TILE_ELEMENTS = 1 << 19  # weights unpacked at a time by `xla`: 2 MB of float32
+
+
+def matmul(
+    x: jax.Array,  # float (M, in)
+    w: QTensor,  # blocks (..., out, N, block_bytes)
+    path: str,
+    index: Sequence[jax.Array | int] = (),
+) -> jax.Array:  # float32 (M, out)
+    """`x @ w.T` with float32 accumulation; `index` picks the matrix when `w` stacks several on leading axes.
+
+    Products are made in x's dtype: float32 exactly, bfloat16 with the weights rounded to it.
+    Raises ValueError for a path that is not in PATHS or shapes that do not fit.
+    """
+    *lead, out, width = w.shape
+    if x.ndim != 2 or x.shape[1] != width or len(lead) != len(index):
+        raise ValueError(f"matmul: x {x.shape} does not fit weights {w.shape} indexed by {len(index)} axes")
+    match path:
+        case "reference":
+            return _dot(x, unpack(_rows(w, index, 0, out), w.qtype))
+        case "xla":
+            return _tiled(x, w, index)
+        case _:
+            raise ValueError(f"unknown kernel path {path!r}; there are: {', '.join(PATHS)}")
+
+
+def tile_rows(out: int, width: int) -> int:
+    """Rows per tile of the `xla` path: at most half of `out`, and a multiple of 16 that divides it if there is one."""
+    most = max(16, min(TILE_ELEMENTS // width, out // 2) // 16 * 16)
+    return min(out, next((rows for rows in range(most, 15, -16) if out % rows == 0), most))
+
+
+def _tiled(x: jax.Array, w: QTensor, index: Sequence[jax.Array | int]) -> jax.Array:
+    """The loop over tiles of rows.
+
+    The packed bytes of the next tile are part of the loop's state: unpacking then reads a buffer. Read where it is
+    sliced, XLA:CPU fuses the slice's clamped offset into every byte's address and is 10 times slower.
+    """
+    *_, out, width = w.shape
+    rows = tile_rows(out, width)
+    tiles = -(-out // rows)
+
+    def start(tile):
+        return jnp.minimum(tile * rows, out - rows)  # a ragged last tile recomputes rows, to the same values
+
+    def body(tile, carry):
+        blocks, y = carry
+        y = lax.dynamic_update_slice(y, _dot(x, unpack(blocks, w.qtype)), (jnp.int32(0), start(tile)))
+        return _rows(w, index, start(tile + 1), rows), y
+
+    y = jnp.zeros((x.shape[0], out), jnp.float32)
+    return lax.fori_loop(0, tiles, body, (_rows(w, index, 0, rows), y))[1]
+
+
+def _rows(w: QTensor, index: Sequence[jax.Array | int], start: jax.Array | int, rows: int) -> jax.Array:
+    """Packed rows start..start+rows of the indexed matrix: uint8 (rows, N, block_bytes)."""
+    blocks = w.blocks
+    lead = len(index)
+    starts = (*index, start, 0, 0)
+    sizes = (1,) * lead + (rows, *blocks.shape[-2:])
+    return lax.dynamic_slice(blocks, [jnp.asarray(s, jnp.int32) for s in starts], sizes).reshape(sizes[lead:])
+
+
+def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x (M, in) · w (out, in) -> float32 (M, out)."""
+    return lax.dot_general(
+        x,
+        w.astype(x.dtype),
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,  # no TF32 for float32 on a GPU
+        preferred_element_type=jnp.float32,
+    )
