@@ -123,7 +123,7 @@ class Engine:
             raise RuntimeError("logits need an idle engine: a request is running")
         if len(ids) > self.plan.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
-        hidden = np.concatenate([h[:count] for h, _, count in self._prefill(0, ids)])
+        hidden = np.concatenate([np.asarray(h)[:count] for h, _, count in self._prefill(0, ids)])
         largest = self.plan.head_rows[-1]
         blocks = [self._head(hidden[at : at + largest]) for at in range(0, len(ids), largest)]
         return np.concatenate(blocks)

@@ -1,0 +1,41 @@
+# Every target works on a machine that has only Python: it makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+MODEL ?= $(wildcard ../shared/models/stories260K-k256-Q4_K_M.gguf)
+PROMPT ?= Once upon a time
+ARGS ?= --max_tokens=64 --temperature=0
+
+.PHONY: run test test-slow lint bench clean
+
+run: $(VENV)/installed
+	@test -n "$(MODEL)" || { echo "error: no model: name a GGUF file, make run MODEL=path/to/model.gguf" >&2; exit 2; }
+	@$(PY) run.py generate --model="$(MODEL)" --prompt="$(PROMPT)" $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(PY) -m pytest -m slow
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+bench: $(VENV)/installed
+	$(PY) -m bench.startup
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,75 @@
+"""Logits: against llama.cpp's goldens on every llama-architecture file, and against float64 on shapes of our own."""
+
+import numpy as np
+import pytest
+from conftest import shared_path
+from ggufs import write_llama
+from oracle import Oracle
+from steps import load
+
+GOLDENS = [
+    *(f"arch/llama-{n}" for n in ("f16", "gqa", "linear", "lowbit", "moe", "rope3", "tied", "yarn")),
+    *(f"models/stories260K-{n}" for n in ("f32", "k256-f32", "k256-Q8_0", "k256-Q6_K", "k256-Q4_K_M", "k256-Q2_K")),
+]
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_logits_and_greedy_ids_equal_llama_cpp(name):
+    """DESIGN, Numerics: within 1e-3 of the logits' deviation; greedy ids equal, read off one teacher-forced pass."""
+    folder, stem = name.split("/")
+    golden = np.load(shared_path(folder, f"{stem}.npz"))
+    ids, greedy = golden["ids"].tolist(), golden["greedy_ids_f32"].tolist()
+    model = load(shared_path(folder, f"{stem}.gguf"))
+    logits = model.all_logits(ids + greedy[:-1], rows=128)
+    expected = golden["logits_f32"]
+    assert np.abs(logits[: len(ids)] - expected).max() <= 1e-3 * expected.std()
+    assert logits[len(ids) - 1 :].argmax(-1).tolist() == greedy
+
+
+VARIANTS = {
+    "grouped": {"heads": 4, "kv_heads": 2},
+    "multi-query": {"heads": 4, "kv_heads": 1},
+    "tied": {"tied": True, "formats": {"token_embd": "Q4_K"}, "embed": 256},
+    "biases": {"biases": True},
+    "wide heads": {"heads": 2, "kv_heads": 2, "head_dim": 64},
+    "linear scaling": {"extra": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}},
+    "another base": {"rope_base": 500000.0},
+    "large epsilon": {"extra": {"llama.attention.layer_norm_rms_epsilon": 0.5}},
+    "formats that differ by layer": {"layers": 3, "embed": 256, "formats": {"blk.1.attn_v": "Q6_K", "ffn_up": "Q4_K"}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_float64(tmp_path, variant):
+    path = write_llama(tmp_path / "model.gguf", **VARIANTS[variant])
+    ids = np.random.default_rng(0).integers(3, 300, 24).tolist()
+    expected = Oracle(path).logits(ids)
+    logits = load(path).all_logits(ids)
+    # Two layers of float32 sums of some hundred terms round by about 1e-6 relative; a wrong formula is off by 1e-2.
+    assert np.abs(logits - expected).max() <= 1e-4 * expected.std()
+
+
+def test_the_oracle_notices_each_variant(tmp_path):
+    """What the variants change is visible in the logits, so that reading none of it could not pass."""
+    base = Oracle(write_llama(tmp_path / "base.gguf")).logits([5, 6, 7, 8])
+    for name in ("linear scaling", "another base", "large epsilon", "biases"):
+        other = Oracle(write_llama(tmp_path / f"{len(name)}.gguf", **VARIANTS[name])).logits([5, 6, 7, 8])
+        assert np.abs(other - base).max() > 1e-2 * base.std(), name
+
+
+def test_reference_and_xla_paths_agree(tmp_path):
+    path = write_llama(tmp_path / "model.gguf", embed=256, formats={"default": "Q4_K", "attn_v": "Q6_K"})
+    ids = list(range(3, 30))
+    a, b = (load(path, cpu_kernels=kernels).all_logits(ids) for kernels in ("reference", "xla"))
+    assert np.abs(a - b).max() <= 1e-4 * a.std()  # DESIGN, Invariance: two executables
+    assert load(path, cpu_kernels="auto").config.kernel_path == "xla"
+
+
+def test_bfloat16_activations_stay_within_their_rounding(tmp_path):
+    """Every product rounds x and w to 8 bits: 2^-8 relative per term at random signs, through about 14 products."""
+    path = write_llama(tmp_path / "model.gguf")
+    ids = list(range(3, 30))
+    exact = load(path).all_logits(ids)
+    rounded = load(path, activation_dtype="bfloat16").all_logits(ids)
+    rms = np.sqrt(np.mean((exact - rounded) ** 2)) / exact.std()
+    assert 1e-5 < rms <= 2**-8 * np.sqrt(14)

@@ -1,0 +1,136 @@
+"""Plan and config: every length has a bucket, nothing reaches past the cache, every key is checked."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compile.config import CompileConfig, default_config, parse_config, read_config
+from compile.plan import StepKey, make_plan
+from quant.errors import ConfigError
+
+buckets = st.lists(st.integers(1, 600), min_size=1, max_size=4, unique=True).map(lambda v: tuple(sorted(v)))
+
+
+@given(context=st.integers(1, 3000), prefill=buckets, lengths=buckets, data=st.data())
+def test_every_prompt_runs_in_declared_steps_inside_the_cache(context, prefill, lengths, data):
+    """R20: any tokens from any position are covered exactly once, by steps of the plan, within the capacity."""
+    plan = make_plan(CompileConfig(prefill_buckets=prefill, length_buckets=lengths, context=context), 3000)
+    start = data.draw(st.integers(0, context - 1))
+    count = data.draw(st.integers(1, context - start))
+    position = start
+    for chunk in plan.chunks(start, count):
+        assert chunk.key in plan.steps
+        assert chunk.start == position
+        assert 1 <= chunk.count <= chunk.key.rows
+        assert chunk.start + chunk.key.rows <= chunk.key.length <= plan.capacity
+        position += chunk.count
+    assert position == start + count
+
+
+def test_every_prompt_length_of_the_shipped_configs():
+    for platform in ("cpu", "gpu", "tpu"):
+        plan = make_plan(default_config(platform), 4096)
+        for count in range(1, plan.context + 1):
+            assert {c.key for c in plan.chunks(0, count)} <= set(plan.steps)
+
+
+def test_a_bucket_is_padded_only_when_half_full():
+    plan = make_plan(CompileConfig(prefill_buckets=(16, 128, 512)), 2048)
+    shape = [(c.key.rows, c.count) for c in plan.chunks(0, 129)]
+    assert shape == [(128, 128), (16, 1)]
+    assert [(c.key.rows, c.count) for c in plan.chunks(0, 300)] == [(512, 300)]
+
+
+def test_decode_steps_cover_slots_and_lengths():
+    plan = make_plan(CompileConfig(decode_batch=(1, 4), length_buckets=(256,)), 1024)
+    assert plan.decode_key(1, 200) == StepKey("decode", 1, 256)
+    assert plan.decode_key(2, 257) == StepKey("decode", 4, plan.capacity)
+    assert plan.head_key(1) == StepKey("head", 1)
+    assert plan.head_key(20) == StepKey("head", 32)
+
+
+def test_tokens_beyond_the_context_are_refused():
+    plan = make_plan(CompileConfig(), 64)
+    with pytest.raises(ValueError, match="do not fit a context of 64"):
+        plan.chunks(0, 65)
+
+
+def test_context_is_the_files_up_to_4096_unless_set():
+    assert make_plan(CompileConfig(), 512).context == 512
+    assert make_plan(CompileConfig(), 131072).context == 4096
+    assert make_plan(CompileConfig(context=8192), 131072).context == 8192
+    with pytest.raises(ConfigError, match="'context' is 8192; the model has only 512"):
+        make_plan(CompileConfig(context=8192), 512)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour = 1", "unknown key 'colour'; known: platform"),
+        ("platform = 'npu'", "'platform' is 'npu'; it is one of cpu, gpu, tpu"),
+        ("context = -1", "'context' is -1"),
+        ("context = true", "'context' is True"),
+        ("context = 1.5", "'context' is 1.5"),
+        ("prefill_buckets = []", "'prefill_buckets' is empty"),
+        ("prefill_buckets = [16, 8]", "it ascends without repeats"),
+        ("decode_batch = [0]", "'decode_batch' is 0"),
+        ("decode_batch = 4", "it is a list of integers"),
+        ("kv_dtype = 'int8'", "'kv_dtype' is 'int8'"),
+        ("activation_dtype = 'float16'", "'activation_dtype' is 'float16'"),
+        ("cpu_kernels = 'native'", "'cpu_kernels' is 'native'; it is one of auto, xla, reference"),
+        ("platform = 'gpu'\ncpu_kernels = 'xla'", "'cpu_kernels' is 'xla' but the platform is 'gpu'"),
+        ("store = 1", "'store' is 1; it is true or false"),
+        ("cache_dir = 3", "'cache_dir' is 3; it is a path"),
+        ("xla_options = 3", "'xla_options' is a table"),
+        ("xla_options = {a = [1]}", "'xla_options' is a table"),
+        ("platform = ", "Invalid value"),
+        ("x = " + "[" * 5000, "config test: "),
+    ],
+)
+def test_bad_config_is_refused_by_name(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "test")
+    assert str(caught.value).startswith("config test: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_binary_config_files(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        read_config(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a text file"):
+        read_config(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "tpu", "debug"])
+def test_shipped_configs_are_sound_and_say_when_to_use_them(name):
+    import importlib.resources
+
+    text = (importlib.resources.files("configs") / f"{name}.toml").read_text()
+    assert text.startswith("# For ")
+    config = parse_config(text, name)
+    assert config.platform == ("cpu" if name == "debug" else name)
+    assert make_plan(config, 2048).steps
+
+
+def test_plan_and_config_import_no_jax():
+    code = "import compile.config, compile.plan, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_plan_key_has_an_effect():
+    """R27 for the keys that shape the plan; the others are toggled in test_aot."""
+    base = CompileConfig()
+    for change in (
+        {"context": 100},
+        {"prefill_buckets": (8,)},
+        {"decode_batch": (2,)},
+        {"length_buckets": (128,)},
+        {"head_rows": 4},
+    ):
+        assert make_plan(dataclasses.replace(base, **change), 1024) != make_plan(base, 1024), change
