@@ -7,12 +7,16 @@ A thin facade: it knows text and timings, and leaves files to `model`, executabl
 imported only when a model is loaded; a bad file is refused before that.
 """
 
+import contextlib
 import dataclasses
+import functools
+import math
 import numbers
 import os
+import reprlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,19 +74,66 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A file and a config that fit each other, found out before any weight is read."""
+    """A file and a config that fit each other, found out before any weight is read and, but for `config` and `plan`
+    when no config was named, without jax.
+
+    named: the config that was asked for; None stands for the one that ships for jax's default platform.
+    """
 
     file: GGUFFile
     model: ModelConfig
     tokenizer: Tokenizer
-    config: CompileConfig
-    plan: Plan
+    named: CompileConfig | None
+    named_context: int | None
+
+    @functools.cached_property
+    def config(self) -> CompileConfig:
+        return self._with_context(self.named or default_config(_default_platform()))
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return make_plan(self.config, self.model.context_length)
+
+    @functools.cached_property
+    def context(self) -> int:
+        """Tokens a slot will hold; the same under every config that ships, as they all leave it to the file."""
+        return make_plan(self._with_context(self.named or default_config("cpu")), self.model.context_length).context
+
+    def _with_context(self, config: CompileConfig) -> CompileConfig:
+        return config if self.named_context is None else dataclasses.replace(config, context=self.named_context)
+
+    def ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a text, or ids given as such: checked. Raises ConfigError for none and for impossible ones."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt) if prompt else []
+        elif isinstance(prompt, list | tuple | np.ndarray) and all(isinstance(i, numbers.Integral) for i in prompt):
+            ids = [int(i) for i in prompt]
+        else:
+            raise ConfigError(f"a prompt is text or a list of token ids, not {reprlib.repr(prompt)}")
+        if not ids:
+            raise ConfigError("the prompt is empty")
+        for i in ids:
+            if not 0 <= i < self.model.vocab_size:
+                raise ConfigError(f"prompt token id {i} is outside the vocabulary of {self.model.vocab_size}")
+        return ids
+
+    def prompt(self, prompt: str | Sequence[int]) -> list[int]:
+        """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not."""
+        ids = self.ids(prompt)
+        if len(ids) >= self.context:
+            longest = self.model.context_length
+            advice = f"shorten it, or ask for more context: the model takes {longest}"
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens, which leaves no room for an answer in a context of {self.context}; "
+                f"{advice if longest > self.context else 'shorten it'}"
+            )
+        return ids
 
 
 def prepare(
     path: str | os.PathLike, config: str | os.PathLike | CompileConfig | None = None, context: int | None = None
 ) -> Prepared:
-    """Opens and checks a file and a config, as `load` does first; costs no jax unless `config` is None.
+    """Opens and checks a file and a config, as `load` does first; imports no jax.
 
     context: replaces the config's when given. Raises GGUFError, UnsupportedError, ConfigError.
     """
@@ -91,11 +142,10 @@ def prepare(
     file = open_gguf(path)
     model = ModelConfig.from_gguf(file)
     check(file, model)
-    tokenizer = Tokenizer.from_metadata(file.metadata)
-    config = config or default_config(_default_platform())
-    if context is not None:
-        config = dataclasses.replace(config, context=context)
-    return Prepared(file, model, tokenizer, config, make_plan(config, model.context_length))
+    tokenizer = Tokenizer.from_file(file)
+    prepared = Prepared(file, model, tokenizer, config, context)
+    _ = prepared.context  # an impossible one is refused here
+    return prepared
 
 
 def load(
@@ -114,7 +164,7 @@ def load(
 
 
 class LLM:
-    """A loaded model with its executables, one user at a time.
+    """A loaded model with its executables, for one thread at a time; open streams take turns.
 
     file, model, tokenizer, config, plan, device: what was loaded, and how. executables: what was built, hit or miss.
     weights_bytes, kv_bytes: what it occupies. timings: load_s and compile_s.
@@ -127,7 +177,6 @@ class LLM:
         on_built: Callable[["Built", int], None] | None = None,
     ):
         self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
-        self.config, self.plan = prepared.config, prepared.plan
         self.weights_bytes = sum(info.nbytes for info in self.file.tensors.values())
         began = time.perf_counter()
         host = read_weights(self.file, self.model, lambda n: on_read(n, self.weights_bytes) if on_read else None)
@@ -136,6 +185,7 @@ class LLM:
         from compile.engine import Engine
         from model.params import place
 
+        self.config, self.plan = prepared.config, prepared.plan
         self.device = aot.find_device(self.config)
         params = place(host, self.device)
         loaded = time.perf_counter()
@@ -145,6 +195,8 @@ class LLM:
         )
         end_tokens = self.tokenizer.eog_ids
         self._engine = Engine(self.model, self.config, self.plan, self.executables, params, end_tokens, self.device)
+        self._prepared = prepared
+        self._running: dict[int, _Run] = {}
         self.kv_bytes = self._engine.cache_bytes
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
 
@@ -161,7 +213,7 @@ class LLM:
 
         Raises ConfigError for no ids or one outside the vocabulary, ContextLengthError for too many.
         """
-        return self._engine.logits(self._prompt(ids))
+        return self._engine.logits(self._prepared.ids(ids))
 
     def generate(
         self, prompt: "str | Sequence[int] | Sequence[str]", **sampling: Any
@@ -172,61 +224,55 @@ class LLM:
         top_k, top_p, min_p, seed, stop). Each prompt gets the ids it would get alone.
         Raises ConfigError for an empty prompt or a bad value, ContextLengthError for a prompt that leaves no room.
         """
-        several = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], numbers.Integral)
-        prompts = [self._prompt(p) for p in (prompt if several else [prompt])]
+        several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
+        prompts: Any = prompt if several else [prompt]
+        checked = [self._prepared.prompt(p) for p in prompts]
         config = SamplingConfig(**sampling)
-        runs = [_Run(ids, config.with_seed(), self.tokenizer) for ids in prompts]
+        runs = [_Run(ids, config.with_seed(), self.tokenizer) for ids in checked]
         for _ in self._follow(runs):
             pass
         completions = [run.completion() for run in runs]
         return completions if several else completions[0]
 
-    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Generator[str, None, Completion]:
         """Yields the text of `generate(prompt, ...)` as it comes, in whole characters; the `Completion` is the
         generator's return value. Closing the generator ends the generation. Raises as `generate` does, at the call.
         """
-        run = _Run(self._prompt(prompt), SamplingConfig(**sampling).with_seed(), self.tokenizer)
+        run = _Run(self._prepared.prompt(prompt), SamplingConfig(**sampling).with_seed(), self.tokenizer)
         return self._stream(run)
 
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: xla or reference, gather (packed rows), or f32 (a vector)."""
         return tensor_paths(self.file, self.model, self.config)
 
-    def _stream(self, run: "_Run"):
-        yield from (text for text in self._follow([run]) if text)
+    def _stream(self, run: "_Run") -> Generator[str, None, Completion]:
+        with contextlib.closing(self._follow([run])) as texts:
+            yield from texts
         return run.completion()
 
-    def _prompt(self, prompt: Any) -> list[int]:
-        """Checked token ids of one prompt."""
-        if isinstance(prompt, str):
-            if not prompt:
-                raise ConfigError("the prompt is empty")
-            ids = self.tokenizer.encode(prompt)
-        else:
-            ids = [int(i) for i in prompt]
-        if not ids:
-            raise ConfigError("the prompt is empty")
-        for i in ids:
-            if not 0 <= i < self.model.vocab_size:
-                raise ConfigError(f"prompt token id {i} is outside the vocabulary of {self.model.vocab_size}")
-        return ids
-
-    def _follow(self, runs: "list[_Run]") -> Iterator[str]:
-        """Drives the engine until every run is complete, yielding each piece of text that becomes safe to show."""
-        numbers = {}
+    def _follow(self, runs: "list[_Run]") -> Generator[str, None, None]:
+        """Drives the engine until these runs are complete, yielding each piece of text that becomes safe to show."""
+        mine = {self._engine.submit(run.prompt, run.sampling): run for run in runs if not run.complete}
+        self._running |= mine
         try:
-            for run in runs:
-                if run.sampling.max_tokens != 0:
-                    numbers[self._engine.submit(run.prompt, run.sampling)] = run
-            while not self._engine.idle:
-                for event in self._engine.step():
-                    run = numbers[event.request]
-                    yield run.take(event)
-                    if run.stream.stopped:
-                        self._engine.cancel(event.request)
+            while True:
+                yield from (text for run in runs if (text := run.fresh()))
+                if all(run.complete for run in runs):
+                    return
+                self._step()
         finally:
-            for number in numbers:
+            for number in mine:
                 self._engine.cancel(number)
+                self._running.pop(number)
+
+    def _step(self) -> None:
+        """Gives every run under way a token: also those of other streams, which find theirs when they are asked."""
+        for event in self._engine.step():
+            run = self._running[event.request]
+            if not run.complete:  # a step may bring a second token after the one that ended the text
+                run.take(event)
+            if run.complete:
+                self._engine.cancel(event.request)
 
 
 class _Run:
@@ -234,26 +280,31 @@ class _Run:
 
     def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer):
         self.prompt, self.sampling = prompt, sampling
-        self.stream = TextStream(tokenizer, sampling.stop)
+        self._stream = TextStream(tokenizer, sampling.stop)
+        self.complete = sampling.max_tokens == 0
         self._began = time.perf_counter()
         self._ids: list[int] = []
         self._times: list[float] = []
         self._text: list[str] = []
+        self._shown = 0
         self._reason = "length"
 
-    def take(self, event: "Event") -> str:
-        """Books one token; the text that it makes safe to show."""
+    def take(self, event: "Event") -> None:
+        """Books one token."""
         self._times.append(event.time)
-        text = ""
         if event.ended != "stop":
             self._ids.append(event.token)
-            text = self.stream.feed(event.token)
-        if event.ended == "stop" or self.stream.stopped:
-            self._reason = "stop"
+            self._text.append(self._stream.feed(event.token))
         if event.ended:
-            text += self.stream.finish()
-            self._reason = "stop" if self.stream.stopped else self._reason
-        self._text.append(text)
+            self._text.append(self._stream.finish())
+        if event.ended == "stop" or self._stream.stopped:
+            self._reason = "stop"
+        self.complete = bool(event.ended) or self._stream.stopped
+
+    def fresh(self) -> str:
+        """The text that became safe to show since the last call."""
+        text = "".join(self._text[self._shown :])
+        self._shown = len(self._text)
         return text
 
     def completion(self) -> Completion:
@@ -294,18 +345,24 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
 
     Keys: path, version, alignment, file_bytes, architecture, metadata, tensors (name, shape, format, bytes, offset,
     path: the kernel path under the CPU's default config), formats (count and bytes each), parameters, and
-    `unsupported`: in words, everything that keeps packlight from running the file (empty when it runs).
+    `unsupported`: in words, what keeps packlight from running the file, the first problem with the model and the first
+    with its tokenizer (empty when it runs, unless a weight is not finite: that is seen when the weights are read).
+    All of it is plain Python that JSON can hold; text that is not UTF-8 and numbers that are not finite become words.
     Raises GGUFError or UnsupportedError when the container itself is not sound.
     """
     file = open_gguf(path, join=False)
     problems, paths, hyperparameters = [], {}, {}
+    metadata = {key: _plain(value) for key, value in file.metadata.items()}
     try:
-        if int(file.metadata.get("split.count", 1)) > 1:
+        if metadata.keys() & {"split.count", "split.no"}:
             file = open_gguf(path)
         model = ModelConfig.from_gguf(file)
         hyperparameters = dataclasses.asdict(model)
         paths = tensor_paths(file, model, default_config("cpu"))
-        Tokenizer.from_metadata(file.metadata)
+    except PacklightError as error:
+        problems.append(str(error))
+    try:
+        Tokenizer.from_file(file)
     except PacklightError as error:
         problems.append(str(error))
     return {
@@ -313,9 +370,9 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
         "version": file.version,
         "alignment": file.alignment,
         "file_bytes": file.file_bytes,
-        "architecture": file.metadata.get("general.architecture"),
+        "architecture": metadata.get("general.architecture"),
         "hyperparameters": hyperparameters,
-        "metadata": {key: _plain(value) for key, value in file.metadata.items()},
+        "metadata": metadata,
         "tensors": [
             {
                 "name": info.name,
@@ -334,18 +391,22 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def format_totals(file: GGUFFile) -> dict[str, dict[str, int]]:
+    """Format name -> tensors and bytes of the file in it, most bytes first."""
     totals: dict[str, dict[str, int]] = {}
     for info in file.tensors.values():
         entry = totals.setdefault(info.format.name, {"tensors": 0, "bytes": 0})
         entry["tensors"] += 1
         entry["bytes"] += info.nbytes
-    return totals
+    return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
 
 
 def _plain(value: Any) -> Any:
     """A metadata value as plain Python: what `json` can write."""
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        finite = value.dtype.kind != "f" or np.isfinite(value).all()
+        return value.tolist() if finite else [_plain(v) for v in value.tolist()]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     return value if isinstance(value, str | int | float | bool | list) else repr(value)
 
 

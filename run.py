@@ -5,99 +5,87 @@ one line `error: ...` and exit code 2. It knows flags and terminals; everything 
 """
 
 import dataclasses
-import json
 import os
+import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
 from quant.errors import ConfigError, PacklightError
+from terminal import Bar, compile_text, follow, inspect_text, say, short, speed, warn, write, write_json
+
+if TYPE_CHECKING:
+    import packlight  # at run time inside functions: --help and a bad flag need no numpy
 
 EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+
+# Every flag: how absl defines it, its default, what it means. `COMMANDS` says which command has which.
+FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
+    "model": (flags.DEFINE_string, None, "GGUF file; of a split one, its first part"),
+    "prompt": (flags.DEFINE_string, None, "text to continue"),
+    "max_tokens": (flags.DEFINE_integer, None, "tokens to generate at most (default: until the end)"),
+    "temperature": (flags.DEFINE_float, 0.8, "how freely tokens are drawn; 0 is greedy"),
+    "top_k": (flags.DEFINE_integer, 40, "draw from the k most probable tokens; 0 is off"),
+    "top_p": (flags.DEFINE_float, 0.95, "draw from the most probable tokens that reach p; 1 is off"),
+    "min_p": (flags.DEFINE_float, 0.05, "draw from tokens at least min_p times the best; 0 is off"),
+    "seed": (flags.DEFINE_integer, None, "seed of the draws (default: a random one, which is shown)"),
+    "stop": (flags.DEFINE_multi_string, [], "end before this text; may be given several times"),
+    "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
+    "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
+    "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
+}
+SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command: its name, what it does in a line, an example, its flags and its function."""
+    """One command: its name, what it does in a line, an example, the names of its flags and its function."""
 
     name: str
     summary: str
     example: str
-    define: Callable[[flags.FlagValues], None]
+    takes: tuple[str, ...]
     run: Callable[[flags.FlagValues], None]
 
+    def define(self) -> flags.FlagValues:
+        """The command's flags, not parsed yet."""
+        values = flags.FlagValues()
+        for name in self.takes:
+            define, default, text = FLAGS[name]
+            define(name, default, text, flag_values=values)
+        return values
 
-def _model_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("model", None, "GGUF file to run; for a split one, its first part.", flag_values=values)
-    flags.DEFINE_string(
-        "config", None, "TOML file that says what to compile (default: the one for this platform).", flag_values=values
-    )
-    flags.DEFINE_integer("context", None, "Tokens of prompt and answer together.", flag_values=values)
-    _json_flag(values)
-
-
-def _json_flag(values: flags.FlagValues) -> None:
-    flags.DEFINE_bool("json", False, "Print one JSON object instead of text.", flag_values=values)
-
-
-def _generate_flags(values: flags.FlagValues) -> None:
-    _model_flags(values)
-    flags.DEFINE_string("prompt", None, "Text to continue.", flag_values=values)
-    flags.DEFINE_integer("max_tokens", None, "Tokens to generate at most (default: until the end).", flag_values=values)
-    flags.DEFINE_float("temperature", 0.8, "0 is greedy.", flag_values=values)
-    flags.DEFINE_integer("top_k", 40, "Keep the k most probable tokens; 0 is off.", flag_values=values)
-    flags.DEFINE_float("top_p", 0.95, "Keep the most probable tokens that reach p; 1 is off.", flag_values=values)
-    flags.DEFINE_float("min_p", 0.05, "Keep tokens at least min_p times the best; 0 is off.", flag_values=values)
-    flags.DEFINE_integer("seed", None, "Seed of the draws (default: a random one).", flag_values=values)
-    flags.DEFINE_multi_string("stop", [], "End at this text; may be given several times.", flag_values=values)
-
-
-def _inspect_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("model", None, "GGUF file to look into.", flag_values=values)
-    _json_flag(values)
+    def help(self) -> str:
+        lines = [f"{self.name}: {self.summary}", f"    {self.example}"]
+        for name in self.takes:
+            _, default, text = FLAGS[name]
+            lines.append(f"  --{name:<13}{text}" + (f" (default: {default})" if default else ""))
+        return "\n".join(lines) + "\n"
 
 
 def generate(values: flags.FlagValues) -> None:
     """Writes the continuation of a prompt as it is generated, or one JSON object with everything about it."""
     if values.prompt is None:
         raise ConfigError("--prompt is missing: the text to continue")
-    sampling: dict[str, Any] = {
-        key: values[key].value for key in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
-    }
     from model.sampling import SamplingConfig
 
-    SamplingConfig(**sampling)  # a bad value is refused before anything is loaded
-    llm = _load(values)
-    if not values.json:
-        stream = llm.stream(values.prompt, **sampling)
-        while True:
-            try:
-                _write(next(stream))
-            except StopIteration as end:
-                completion = end.value
-                break
-        _write("\n")
-        _say(_speed(completion))
-        return
-    completion = llm.generate(values.prompt, **sampling)
-    from compile.aot import compile_count
-
-    executables = llm.executables
-    report = {
-        **dataclasses.asdict(completion),
-        "timings": {**llm.timings, **completion.timings},
-        "memory": {
-            "weights_bytes": llm.weights_bytes,
-            "kv_bytes": llm.kv_bytes,
-            "peak_rss_bytes": _peak_rss(),
-        },
-        "compile": {"hits": executables.hits, "misses": executables.misses, "compiled": compile_count()},
-        "plan": llm.kernel_paths(),
-    }
-    _write(json.dumps(report, ensure_ascii=False) + "\n")
+    sampling: dict[str, Any] = {name: values[name].value for name in SAMPLING}
+    sampling["stop"] = [_text("stop", stop) for stop in values.stop]
+    sampling["seed"] = SamplingConfig(**sampling).with_seed().seed  # bad values are refused before anything is read
+    prepared = _prepare(values)
+    prompt = prepared.prompt(_text("prompt", values.prompt))
+    llm = _load(prepared)
+    completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
+    if values.json:
+        write_json(_generate_report(llm, completion) | {"seed": sampling["seed"]})
+    else:
+        write("\n")
+        say(speed(completion) + (f"; seed {sampling['seed']}" if values.temperature else ""))
 
 
 def inspect(values: flags.FlagValues) -> None:
@@ -105,43 +93,37 @@ def inspect(values: flags.FlagValues) -> None:
     import packlight
 
     report = packlight.inspect(_model_path(values))
-    report["metadata"] = {key: _short(value) for key, value in report["metadata"].items()}
+    report["metadata"] = {key: short(value) for key, value in report["metadata"].items()}
     if values.json:
-        _write(json.dumps(report, ensure_ascii=False) + "\n")
-        return
-    _write(_inspect_text(report))
+        write_json(report)
+    else:
+        write(inspect_text(report))
 
 
 def compile_(values: flags.FlagValues) -> None:
     """Builds and stores every executable of a config; prints a table of them."""
+    prepared = _prepare(values)
     from compile import aot
     from model.declaration import formats
-
-    prepared = _prepare(values)
     from model.params import abstract
 
     device = aot.find_device(prepared.config)
     params = abstract(prepared.model, formats(prepared.file))
-    with _Bar("compile", len(prepared.plan.steps)) as bar:
+    with Bar() as bar:
+        bar.start("compile", len(prepared.plan.steps))
         executables = aot.build(
-            prepared.model, prepared.config, prepared.plan, params, device, lambda built: bar.add(1)
+            prepared.model, prepared.config, prepared.plan, params, device, lambda _: bar.advance(1)
         )
-    _warn(executables.warnings)
+    warn(executables.warnings)
     rows = [
-        {"step": str(b.key), "hit": b.hit, **{k: v for k, v in vars(b).items() if k not in ("key", "call", "hit")}}
+        {"step": str(b.key)} | {k: v for k, v in vars(b).items() if k not in ("key", "call")}
         for b in executables.built.values()
     ]
     if values.json:
-        report = {"hits": executables.hits, "misses": executables.misses, "compiled": aot.compile_count()}
-        _write(json.dumps({"executables": rows, "compile": report}) + "\n")
+        counts = {"hits": executables.hits, "misses": executables.misses, "compiled": aot.compile_count()}
+        write_json({"executables": rows, "compile": counts})
         return
-    lines = [f"{'step':<22}{'':<6}{'seconds':>8}{'arguments MB':>14}{'scratch MB':>12}{'GFLOP':>9}{'GB moved':>10}"]
-    lines += [
-        f"{r['step']:<22}{'hit' if r['hit'] else 'miss':<6}{r['seconds']:>8.2f}{r['argument_bytes'] / 1e6:>14.1f}"
-        f"{r['scratch_bytes'] / 1e6:>12.2f}{r['flops'] / 1e9:>9.2f}{r['bytes_accessed'] / 1e9:>10.2f}"
-        for r in rows
-    ]
-    _write("\n".join(lines) + "\n")
+    write(compile_text(rows))
 
 
 COMMANDS = {
@@ -149,17 +131,23 @@ COMMANDS = {
     for command in (
         Command(
             "generate",
-            "write the continuation of a prompt",
+            "write the continuation of a prompt (what is done when no command is named)",
             "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
-            _generate_flags,
+            ("model", "prompt", *SAMPLING, "config", "context", "json"),
             generate,
         ),
-        Command("inspect", "show what is in a file", "packlight inspect --model=model.gguf", _inspect_flags, inspect),
+        Command(
+            "inspect",
+            "show what is in a file, and what of it is unsupported",
+            "packlight inspect --model=model.gguf",
+            ("model", "json"),
+            inspect,
+        ),
         Command(
             "compile",
             "build and store the executables of a config",
-            "packlight compile --model=model.gguf --config=configs/cpu.toml",
-            _model_flags,
+            "packlight compile --model=model.gguf --config=config.toml",
+            ("model", "config", "context", "json"),
             compile_,
         ),
     )
@@ -167,55 +155,70 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command line and exits: 0, or 2 after a line `error: ...` for a user's mistake."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Runs a command line; exits with 2 after a line `error: ...` for a user's mistake."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `packlight ... | head` ends quietly
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    signal.signal(signal.SIGINT, _interrupted)
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        stream.reconfigure(encoding="utf-8", errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        _dispatch(arguments)
+        _dispatch(list(sys.argv[1:] if argv is None else argv))
     except PacklightError as error:
-        _say(f"error: {error}")
-        _leave(EXIT_MISTAKE)
-    except KeyboardInterrupt:
-        sys.stdout.flush()
-        _say("interrupted")
-        _leave(EXIT_INTERRUPTED)
+        say("error: " + " ".join(str(error).split()))
+        sys.exit(EXIT_MISTAKE)
+
+
+def _interrupted(*_) -> NoReturn:
+    """Ctrl-C: exits at once, as a compilation under way in another thread would not stop for an exception."""
+    os.write(2, b"\ninterrupted\n")  # not by sys.stderr, which may be in the middle of a write
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _dispatch(arguments: list[str]) -> None:
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "generate"
-    if name == "help" or (not arguments and name == "generate"):
-        arguments, name = ["--help"], "generate"
-    if name not in COMMANDS:
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name = arguments.pop(0) if named else "generate"
+    if name == "help" or (not named and not arguments):
+        arguments, named = ["--help"], False
+    elif name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
-    if {"--help", "-h", "-help"} & set(arguments):
-        _write(_help())
+    if {"--help", "-help", "-h"} & set(arguments):
+        write(COMMANDS[name].help() if named else _help())
         return
     command = COMMANDS[name]
-    values = flags.FlagValues()
-    command.define(values)
+    command.run(_parse(command, arguments))
+
+
+def _parse(command: Command, arguments: list[str]) -> flags.FlagValues:
+    """The command's flags with the values that the arguments give. Raises ConfigError naming what does not belong."""
+    values = command.define()
     values.set_gnu_getopt(True)
     try:
-        stray = values([name, *arguments])[1:]
+        for argument in arguments:  # two flags that absl takes unasked: the first reads a file, the second hides typos
+            if unasked := re.match("--?(flagfile|undefok)(=|$)", argument):
+                raise flags.UnrecognizedFlagError(unasked[1])
+        stray = values([command.name, *arguments])[1:]
+    except flags.IllegalFlagValueError as error:
+        said = str(error).removesuffix(f": {error.__context__}")  # "flag --top_k=x: invalid literal for int() ..."
+        kind = values[said.removeprefix("flag --").split("=")[0]].flag_type()
+        raise ConfigError(f"{said} is not {FLAG_TYPES.get(kind, kind)}") from None
     except flags.Error as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+        raise ConfigError(f"{error}; see packlight {command.name} --help") from None
     if stray:
         raise ConfigError(f"unexpected argument {stray[0]!r}; flags are written --name=value")
-    command.run(values)
+    return values
 
 
 def _help() -> str:
     """All commands with their flags and an example each."""
-    parts = ["packlight runs GGUF language models with JAX.\n\nusage: packlight COMMAND [--flag=value ...]\n"]
-    for command in COMMANDS.values():
-        values = flags.FlagValues()
-        command.define(values)
-        parts.append(f"\n{command.name}: {command.summary}\n    {command.example}\n")
-        for name in values:
-            default = values[name].default_unparsed if values[name].default not in (None, [], False) else None
-            shown = f" (default: {default})" if default is not None else ""
-            parts.append(f"  --{name:<13}{values[name].help}{shown}\n")
-    return "".join(parts)
+    head = "packlight runs GGUF language models with JAX.\n\nusage: packlight COMMAND [--flag=value ...]\n"
+    return "\n".join([head, *(command.help() for command in COMMANDS.values())])
+
+
+def _text(flag: str, value: str) -> str:
+    """An argument as UTF-8, whatever the locale took its bytes for."""
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeError:
+        raise ConfigError(f"--{flag} is not UTF-8 text") from None
 
 
 def _model_path(values: flags.FlagValues) -> str:
@@ -224,90 +227,54 @@ def _model_path(values: flags.FlagValues) -> str:
     return values.model
 
 
-def _prepare(values: flags.FlagValues) -> Any:
-    """File, config and plan that the flags name, checked."""
+def _prepare(values: flags.FlagValues) -> "packlight.Prepared":
+    """File, config and context that the flags name, checked."""
     import packlight
 
+    path = _model_path(values)
     config = packlight.read_config(values.config) if values.config is not None else None
-    return packlight.prepare(_model_path(values), config, values.context)
+    return packlight.prepare(path, config, values.context)
 
 
-def _load(values: flags.FlagValues) -> Any:
-    """The model that the flags name, with progress bars and the plan's first line on stderr."""
+def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
+    """The prepared model, with progress bars and the plan in brief on stderr."""
     import packlight
 
-    prepared = _prepare(values)
-    reading, compiling = _Bar("load", 1, bytes_=True), _Bar("compile", 1)
-    with reading, compiling:
-        llm = packlight.LLM(prepared, reading.to, compiling.to)
+    left = sum(info.nbytes for info in prepared.file.tensors.values())
+    with Bar() as bar:
+        bar.start("load", left, unit="B", unit_scale=True)
+
+        def on_read(nbytes: int, _total: int) -> None:
+            nonlocal left
+            left -= nbytes
+            bar.advance(nbytes)
+            if not left:
+                bar.start("compile", len(prepared.plan.steps))
+
+        llm = packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1))
     mix = ", ".join(f"{name} x{entry['tensors']}" for name, entry in packlight.format_totals(llm.file).items())
-    paths = ", ".join(sorted(set(llm.kernel_paths().values())))
-    _say(
-        f"{os.path.basename(llm.file.path)}: {llm.model.architecture.name}, {mix}; {llm.device.device_kind}; "
-        f"kernels {paths}; context {llm.plan.context}, {llm.plan.slots} slots; "
-        f"executables {llm.executables.hits} stored, {llm.executables.misses} compiled"
+    paths = ", ".join(f"{path} x{count}" for path, count in Counter(llm.kernel_paths().values()).most_common())
+    say(f"{os.path.basename(llm.file.path)}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}")
+    say(
+        f"{llm.device.device_kind}: kernels {paths}; context {llm.plan.context}, slots {llm.plan.slots}; "
+        f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled"
     )
-    _warn(llm.executables.warnings)
+    warn(llm.executables.warnings)
     return llm
 
 
-class _Bar:
-    """A progress bar on stderr, drawn only on a terminal and only once there is something to show."""
+def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -> dict[str, Any]:
+    from compile.aot import compile_count
 
-    def __init__(self, title: str, total: int, bytes_: bool = False):
-        self._title, self._total, self._bytes, self._bar = title, total, bytes_, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self._bar is not None:
-            self._bar.close()
-
-    def to(self, _amount: Any, total: int) -> None:
-        """Advances by an amount of bytes, or by one finished thing, towards `total`."""
-        self._total = total
-        self.add(_amount if self._bytes else 1)
-
-    def add(self, amount: int) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            unit = {"unit": "B", "unit_scale": True} if self._bytes else {}
-            self._bar = tqdm(total=self._total, desc=self._title, leave=False, disable=None, file=sys.stderr, **unit)
-        self._bar.update(amount)
-
-
-def _speed(completion: Any) -> str:
-    """The line after a text: how much, how fast, why it ended."""
-    t = completion.timings
-    first = f", first token after {t['ttft_s']:.2f} s" if t["ttft_s"] is not None else ""
-    rate = f", {t['decode_tok_s']:.1f} tokens/s" if t["decode_tok_s"] is not None else ""
-    counts = f"{len(completion.prompt_token_ids)} + {len(completion.token_ids)} tokens"
-    return f"{counts}{first}{rate}; ended by {completion.finish_reason}"
-
-
-def _inspect_text(report: dict[str, Any]) -> str:
-    lines = [f"{report['path']}: GGUF v{report['version']}, {report['file_bytes']:,} bytes"]
-    lines += ["", "hyperparameters"]
-    lines += [f"  {key:<24}{value}" for key, value in report["hyperparameters"].items()]
-    lines += ["", "metadata"]
-    lines += [f"  {key:<44}{value}" for key, value in report["metadata"].items()]
-    lines += ["", f"{'tensor':<34}{'shape':<18}{'format':<9}{'bytes':>14}  kernel"]
-    for t in report["tensors"]:
-        shape = "x".join(map(str, t["shape"]))
-        lines.append(f"{t['name']:<34}{shape:<18}{t['format']:<9}{t['bytes']:>14,}  {t['path'] or '-'}")
-    lines += ["", f"{report['parameters']:,} parameters in {len(report['tensors'])} tensors"]
-    lines += [f"  {name:<9}{f['tensors']:>5} tensors{f['bytes']:>16,} bytes" for name, f in report["formats"].items()]
-    lines += ["", *(f"unsupported: {problem}" for problem in report["unsupported"] or ["nothing"])]
-    return "\n".join(lines) + "\n"
-
-
-def _short(value: Any) -> Any:
-    """Long arrays by their length and first elements."""
-    if isinstance(value, list) and len(value) > 8:
-        return f"[{len(value)} elements: {', '.join(repr(v) for v in value[:4])}, ...]"
-    return value
+    memory = {"weights_bytes": llm.weights_bytes, "kv_bytes": llm.kv_bytes, "peak_rss_bytes": _peak_rss()}
+    counts = {"hits": llm.executables.hits, "misses": llm.executables.misses, "compiled": compile_count()}
+    return {
+        **dataclasses.asdict(completion),
+        "timings": llm.timings | completion.timings,
+        "memory": memory,
+        "compile": counts,
+        "plan": llm.kernel_paths(),
+    }
 
 
 def _peak_rss() -> int:
@@ -319,27 +286,6 @@ def _peak_rss() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        _say(f"warning: {warning}")
-
-
-def _leave(code: int) -> None:
-    """Exits at once: a compilation under way in another thread is not waited for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def compile_count() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """One executable and how it came to be. Bytes are per device; flops and bytes_accessed are XLA's estimate."""
+    """One executable and how it came to be. Bytes are per device; flops and bytes_accessed are XLA's
+    estimate, which counts a loop's body once."""
 
     key: StepKey
     call: Callable[..., Any]

@@ -10,6 +10,7 @@ from compile.config import DEFAULT_CONTEXT, CompileConfig
 from quant.errors import ConfigError
 
 CACHE_ALIGN = 128  # cached positions come in multiples of the attention tile
+PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -59,23 +60,34 @@ class Plan:
         return (*prefill, *head, *(StepKey("decode", b, s) for b in self.decode_batch for s in self.lengths))
 
     def chunks(self, start: int, count: int) -> tuple[Chunk, ...]:
-        """How `count` tokens from position `start` are run: a bucket is padded only when it is at least half full.
+        """How `count` tokens from position `start` are run: full largest buckets, then the cheapest way for the rest.
 
-        A padded chunk never reaches past the capacity: where a bucket would, a smaller one takes its place.
+        A chunk costs its rows, padding included, and one pass over the weights. None reaches past the capacity.
         Raises ValueError when the tokens do not fit the context.
         """
         if start < 0 or count < 1 or start + count > self.context:
             raise ValueError(f"tokens {start}..{start + count} do not fit a context of {self.context}")
-        chunks = []
-        end = start + count
-        while start < end:
-            left = end - start
-            fitting = [t for t in self.prefill_buckets if start + t <= self.capacity and (t <= 2 * left)]
-            rows = next((t for t in fitting if t >= left), fitting[-1] if fitting else self.prefill_buckets[0])
-            key = StepKey("prefill", rows, self.length(start + rows))
-            chunks.append(Chunk(key, start, min(left, rows)))
-            start += rows
+        end, largest = start + count, self.prefill_buckets[-1]
+        rows_at = {}
+        while end - start >= largest and start + largest <= self.capacity:
+            rows_at[start] = largest
+            start += largest
+        rows_at |= self._cheapest(start, end)
+        chunks, at = [], end - count
+        while at < end:
+            rows = rows_at[at]
+            chunks.append(Chunk(StepKey("prefill", rows, self.length(at + rows)), at, min(end - at, rows)))
+            at += rows
         return tuple(chunks)
+
+    def _cheapest(self, start: int, end: int) -> dict[int, int]:
+        """Position -> rows of the chunk that begins the cheapest way from there to `end`."""
+        cost, rows_at = {}, {}
+        for at in range(end - 1, start - 1, -1):
+            fitting = [rows for rows in self.prefill_buckets if at + rows <= self.capacity]
+            cost[at], negative = min((rows + PASS_ROWS + cost.get(at + rows, 0), -rows) for rows in fitting)
+            rows_at[at] = -negative
+        return rows_at
 
     def length(self, positions: int) -> int:
         """The smallest length bucket that shows `positions` cached positions."""

@@ -4,10 +4,12 @@ It knows hyperparameters and their limits; it does not know tensors' bytes, toke
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
+
+from model.ggufheader import naming, shown
 from model.reader import GGUFFile
 from quant.errors import GGUFError, UnsupportedError
 
@@ -19,10 +21,12 @@ class Architecture:
     """What the one forward pass has to know about a family beyond its hyperparameters.
 
     rope_style: "adjacent" rotates pairs (2i, 2i+1), "halves" rotates (i, i + rot/2).
+    partial_rotation: whether rope.dimension_count may be less than the head's width; llama.cpp refuses it for llama.
     """
 
     name: str
     rope_style: str
+    partial_rotation: bool = False
 
 
 ARCHITECTURES = {"llama": Architecture("llama", rope_style="adjacent")}
@@ -67,46 +71,50 @@ class ModelConfig:
     defaulted: tuple[tuple[str, Any], ...] = ()
     unread: tuple[str, ...] = ()
 
-    @property
-    def group(self) -> int:
-        """G, query heads per kv head."""
-        return self.head_count // self.head_count_kv
-
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> "ModelConfig":
         """Reads every hyperparameter of `file`.
 
-        Raises UnsupportedError for an unknown architecture and GGUFError, naming the key, for a missing, mistyped or
-        impossible value.
+        Raises UnsupportedError for an unknown architecture and GGUFError, naming file and key, for a missing, mistyped
+        or impossible value.
         """
-        keys = _Keys(file)
+        with naming(file.path):
+            return cls.from_metadata(file.metadata)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> "ModelConfig":
+        """As `from_gguf`; the errors name no file."""
+        keys = _Keys(metadata)
         arch = keys.architecture
         layers = keys.integer("block_count", high=MAX_LAYERS)
         embed = keys.integer("embedding_length")
-        heads = keys.integer("attention.head_count", high=embed)
-        kv_heads = keys.integer("attention.head_count_kv", default=heads, high=heads)
+        heads = keys.integer("attention.head_count", high=embed, layers=layers)
+        kv_heads = keys.integer("attention.head_count_kv", default=heads, high=heads, layers=layers)
         if heads % kv_heads:
             keys.fail("attention.head_count_kv", f"{kv_heads} does not divide {heads} query heads")
         head_dim = _head_dim(keys, embed, heads)
         rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
         if rotated % 2:
             keys.fail("rope.dimension_count", f"{rotated} is odd")
+        if rotated != head_dim and not arch.partial_rotation:
+            keys.fail("rope.dimension_count", f"{rotated} is not the head's width of {head_dim}")
         experts = keys.integer("expert_count", default=0, low=0, high=1024)
-        used = keys.integer("expert_used_count", default=0, low=1 if experts else 0, high=max(experts, 0))
+        used = keys.integer("expert_used_count", default=None if experts else 0, low=min(experts, 1), high=experts)
         return cls(
             architecture=arch,
-            name=str(file.metadata.get("general.name", "")),
+            name=keys.model_name,
             block_count=layers,
             context_length=keys.integer("context_length"),
             embedding_length=embed,
-            feed_forward_length=keys.integer("feed_forward_length"),
+            feed_forward_length=keys.integer("feed_forward_length", layers=layers),
             head_count=heads,
             head_count_kv=kv_heads,
             key_length=head_dim,
             vocab_size=_vocab_size(keys),
-            rms_epsilon=keys.number("attention.layer_norm_rms_epsilon", low=1e-30, high=1.0),
+            rms_epsilon=keys.number("attention.layer_norm_rms_epsilon", default=None, low=1e-30, high=1.0),
             rope_dimension_count=rotated,
-            rope_freq_base=keys.number("rope.freq_base", default=10000.0, low=1.0, high=1e12),
+            # at base 1 every pair would turn alike, and YaRN divide by its logarithm
+            rope_freq_base=keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12),
             rope_scaling=_rope_scaling(keys),
             expert_count=experts,
             expert_used_count=used,
@@ -118,22 +126,22 @@ class ModelConfig:
 class _Keys:
     """Typed reads of one architecture's keys that remember what was read and what was defaulted."""
 
-    def __init__(self, file: GGUFFile):
-        self._file = file.path
-        self._metadata: Mapping[str, Any] = file.metadata
+    def __init__(self, metadata: Mapping[str, Any]):
+        self._metadata = metadata
         self._read: set[str] = set()
         self.defaulted: list[tuple[str, Any]] = []
-        name = self._metadata.get("general.architecture")
+        name = metadata.get("general.architecture")
         if not isinstance(name, str):
-            raise GGUFError(f"{self._file}: key 'general.architecture' is missing or no string")
+            raise GGUFError("key 'general.architecture' is missing or no string")
         if name not in ARCHITECTURES:
+            supported = ", ".join(ARCHITECTURES)
             raise UnsupportedError(
-                f"{self._file}: unknown architecture {name[:64]!r}; supported: {', '.join(ARCHITECTURES)}"
+                f"key 'general.architecture': unknown architecture '{shown(name)}'; supported: {supported}"
             )
         self.architecture = ARCHITECTURES[name]
 
-    def fail(self, key: str, why: str):
-        raise GGUFError(f"{self._file}: key '{self.full(key)}': {why}")
+    def fail(self, key: str, why: str) -> NoReturn:
+        raise GGUFError(f"key '{self.full(key)}': {why}")
 
     def full(self, key: str) -> str:
         return f"{self.architecture.name}.{key}"
@@ -143,41 +151,41 @@ class _Keys:
         full = self.full(key)
         self._read.add(full)
         if full in self._metadata:
-            return self._uniform(key, self._metadata[full])
+            return self._metadata[full]
         if default is None:
-            raise GGUFError(f"{self._file}: mandatory key '{full}' is missing")
+            raise GGUFError(f"mandatory key '{full}' is missing")
         self.defaulted.append((full, default))
         return default
 
-    def _uniform(self, key: str, value: Any) -> Any:
-        """Some files give one number per layer: accept them when all are equal, refuse by name when not."""
-        if hasattr(value, "tolist"):
-            values = set(value.tolist())
-            if len(values) != 1:
-                raise UnsupportedError(f"{self._file}: key '{self.full(key)}' differs between layers")
-            return values.pop()
-        return value
-
-    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
+    def integer(
+        self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1, layers: int = 0
+    ) -> int:
+        """layers: when given, the file may have an array with a number for each of so many layers, all equal."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.fail(key, f"is a {type(value).__name__}, an integer is needed")
+        if layers and isinstance(value, np.ndarray):
+            if len(value) != layers:
+                self.fail(key, f"has {len(value)} elements for {layers} layers")
+            if (value != value[0]).any():
+                raise UnsupportedError(f"key '{self.full(key)}' differs between layers; one value for all is supported")
+            value = value[0].item()
+        if type(value) is not int:
+            self.fail(key, f"is {_kind(value)}, an integer is needed")
         if not low <= value <= high:
             self.fail(key, f"{value} is outside {low}..{high}")
         return value
 
-    def number(self, key: str, default: float | None = None, low: float = 0.0, high: float = math.inf) -> float:
+    def number(self, key: str, default: float | None, low: float, high: float) -> float:
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(key, f"is a {type(value).__name__}, a number is needed")
-        if not (math.isfinite(value) and low <= value <= high):
+        if type(value) is not float:
+            self.fail(key, f"is {_kind(value)}, a floating-point number is needed")
+        if not low <= value <= high:  # NaN is not either
             self.fail(key, f"{value} is outside {low}..{high}")
-        return float(value)
+        return value
 
     def text(self, key: str, default: str) -> str:
         value = self.get(key, default)
         if not isinstance(value, str):
-            self.fail(key, f"is a {type(value).__name__}, a string is needed")
+            self.fail(key, f"is {_kind(value)}, a string is needed")
         return value
 
     def has(self, key: str) -> bool:
@@ -187,9 +195,20 @@ class _Keys:
     def tokens(self) -> Any:
         return self._metadata.get("tokenizer.ggml.tokens")
 
+    @property
+    def model_name(self) -> str:
+        """The model's own name, "" if it has none: nothing depends on it."""
+        name = self._metadata.get("general.name")
+        return name if isinstance(name, str) else ""
+
     def unread(self) -> tuple[str, ...]:
         prefix = self.full("")
         return tuple(sorted(k for k in self._metadata if k.startswith(prefix) and k not in self._read))
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "a bool", int: "an integer", float: "a floating-point number", str: "a string"}
+    return kinds.get(type(value), "an array")
 
 
 def _head_dim(keys: _Keys, embed: int, heads: int) -> int:
@@ -218,21 +237,21 @@ def _vocab_size(keys: _Keys) -> int:
 
 
 def _rope_scaling(keys: _Keys) -> RopeScaling:
-    """The `rope.scaling.*` keys, or the older `rope.scale_linear`."""
-    if not keys.has("rope.scaling.type"):
-        factor = keys.number("rope.scale_linear", default=1.0, low=1e-6, high=1e6)
-        return RopeScaling("linear", factor) if factor != 1.0 else RopeScaling()
-    kind = keys.text("rope.scaling.type", default="none")
+    """The `rope.scaling.*` keys, with llama.cpp's defaults: a type left out is linear; the factor has an older name."""
+    stated = keys.has("rope.scaling.type")
+    kind = keys.text("rope.scaling.type", default="linear")
     if kind not in ("none", "linear", "yarn"):
         raise UnsupportedError(
-            f"key '{keys.full('rope.scaling.type')}': unknown rope scaling {kind[:64]!r}; supported: none, linear, yarn"
+            f"key '{keys.full('rope.scaling.type')}': unknown scaling '{shown(kind)}'; supported: none, linear, yarn"
         )
-    if kind == "none":
-        return RopeScaling()
-    factor = keys.number("rope.scaling.factor", low=1e-6, high=1e6)
     attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
+    if kind == "none":
+        return RopeScaling(attn_factor=attn_factor)
+    older = keys.has("rope.scale_linear") and not keys.has("rope.scaling.factor")
+    factor_key = "rope.scale_linear" if older else "rope.scaling.factor"
+    factor = keys.number(factor_key, default=None if stated else 1.0, low=1e-6, high=1e6)
     if kind == "linear":
-        return RopeScaling(kind, factor, attn_factor=attn_factor)
+        return RopeScaling("none" if factor == 1.0 else kind, factor, attn_factor=attn_factor)
     return RopeScaling(
         kind,
         factor,

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from model.config import ModelConfig
+from model.ggufheader import naming, shown
 from model.reader import GGUFFile
 from quant.errors import GGUFError, UnsupportedError
 from quant.formats import FORMATS
@@ -112,28 +113,25 @@ def used_weights(cfg: ModelConfig, formats: Mapping[str, str]) -> tuple[Weight, 
             known.update(names)
     for name in formats:
         if name not in known:
-            raise GGUFError(f"tensor '{name}' is not part of a {cfg.architecture.name} model of this shape")
+            raise GGUFError(f"tensor '{shown(name)}' is not part of a {cfg.architecture.name} model of this shape")
     return tuple(used)
 
 
 def check(file: GGUFFile, cfg: ModelConfig) -> tuple[Weight, ...]:
     """The declared weights that the file has, after checking that names, shapes and formats fit. Reads no data.
 
-    Raises GGUFError or UnsupportedError naming the tensor.
+    Raises GGUFError or UnsupportedError naming file and tensor.
     """
-    try:
+    with naming(file.path):
         used = used_weights(cfg, formats(file))
-    except GGUFError as error:
-        raise GGUFError(f"{file.path}: {error}") from None
-    for weight in used:
-        for info in (file.tensors[name] for name in weight.tensors(cfg.block_count)):
-            if info.shape != weight.shape:
-                raise GGUFError(f"{file.path}: tensor '{info.name}' has shape {info.shape}, {weight.shape} is needed")
-            if weight.is_vector and info.format.name not in VECTOR_FORMATS:
-                raise UnsupportedError(
-                    f"{file.path}: tensor '{info.name}': a vector in {info.format.name}; "
-                    f"supported: {', '.join(VECTOR_FORMATS)}"
-                )
+        for weight in used:
+            for info in (file.tensors[name] for name in weight.tensors(cfg.block_count)):
+                if info.shape != weight.shape:
+                    raise GGUFError(f"tensor '{info.name}' has shape {info.shape}, {weight.shape} is needed")
+                if weight.is_vector and info.format.name not in VECTOR_FORMATS:
+                    raise UnsupportedError(
+                        f"tensor '{info.name}': a vector in {info.format.name}; supported: {', '.join(VECTOR_FORMATS)}"
+                    )
     return used
 
 

@@ -5,13 +5,15 @@ compared with the file's size, arrays do not nest, and a header past the limits 
 costs little.
 """
 
+import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
 
-from quant.errors import GGUFError
+from quant.errors import GGUFError, PacklightError
 
 # Far above any real file (the largest vocabularies: 262,144 tokens, 580,000 merges, 17 MB), and low enough for about
 # a second.
@@ -40,6 +42,18 @@ def shown(name: str | bytes, limit: int = 80) -> str:
 
 def shown_path(path: str) -> str:
     return shown(path, 400)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Errors raised inside start with the file's name: put there once, unless what raised it knew the file."""
+    try:
+        yield
+    except PacklightError as error:
+        start = f"{shown_path(path)}: "
+        if str(error).startswith(start):
+            raise
+        raise type(error)(start + str(error)) from None
 
 
 class NotText:

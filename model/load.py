@@ -11,6 +11,7 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.declaration import Weight, check, group_by_format
+from model.ggufheader import shown_path
 from model.reader import GGUFFile, TensorInfo, read_into, read_tensor
 from quant.errors import GGUFError
 from quant.scales import nonfinite_block
@@ -69,7 +70,9 @@ def _read_blocks(info: TensorInfo, out: np.ndarray) -> None:
     read_into(info, out)
     bad = nonfinite_block(out.reshape(-1, info.format.bytes), info.format.name)
     if bad is not None:
-        raise GGUFError(f"{info.path}: tensor '{info.name}': block {bad} has a scale that is NaN or infinite")
+        raise GGUFError(
+            f"{shown_path(info.path)}: tensor '{info.name}': block {bad} has a scale that is NaN or infinite"
+        )
 
 
 def _vector(info: TensorInfo) -> np.ndarray:
@@ -83,7 +86,7 @@ def _vector(info: TensorInfo) -> np.ndarray:
         case _:  # BF16: the upper half of a float32
             values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     if not np.isfinite(values).all():
-        raise GGUFError(f"{info.path}: tensor '{info.name}' holds a value that is NaN or infinite")
+        raise GGUFError(f"{shown_path(info.path)}: tensor '{info.name}' holds a value that is NaN or infinite")
     return values
 
 

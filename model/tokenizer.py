@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from model import bpe, spm
-from model.ggufheader import shown
+from model.ggufheader import naming, shown
 from model.pretokenizers import PRETOKENIZERS
-from model.reader import open_gguf
+from model.reader import GGUFFile, open_gguf
 from quant.errors import ConfigError, GGUFError, UnsupportedError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -100,7 +100,13 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, path: str | os.PathLike) -> "Tokenizer":
         """The tokenizer of the GGUF file at `path`; reads no weights. Raises as `open_gguf` and `from_metadata` do."""
-        return cls(open_gguf(path).metadata)
+        return cls.from_file(open_gguf(path))
+
+    @classmethod
+    def from_file(cls, file: GGUFFile) -> "Tokenizer":
+        """The tokenizer of an opened file. Raises as `from_metadata` does, naming the file too."""
+        with naming(file.path):
+            return cls(file.metadata)
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of `text`, as llama_tokenize gives them.

@@ -38,11 +38,17 @@ def test_every_prompt_length_of_the_shipped_configs():
             assert {c.key for c in plan.chunks(0, count)} <= set(plan.steps)
 
 
-def test_a_bucket_is_padded_only_when_half_full():
+def test_chunks_weigh_padding_against_passes_over_the_weights():
     plan = make_plan(CompileConfig(prefill_buckets=(16, 128, 512)), 2048)
-    shape = [(c.key.rows, c.count) for c in plan.chunks(0, 129)]
-    assert shape == [(128, 128), (16, 1)]
-    assert [(c.key.rows, c.count) for c in plan.chunks(0, 300)] == [(512, 300)]
+
+    def shape(count):
+        return [(c.key.rows, c.count) for c in plan.chunks(0, count)]
+
+    assert shape(5) == [(16, 5)]
+    assert shape(34) == [(128, 34)]  # one padded pass, where three of 16 would read the weights three times
+    assert shape(129) == [(128, 128), (16, 1)]
+    assert shape(300) == [(512, 300)]
+    assert shape(1030) == [(512, 512), (512, 512), (16, 6)]
 
 
 def test_decode_steps_cover_slots_and_lengths():

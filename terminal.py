@@ -1,0 +1,153 @@
+"""What packlight shows at a terminal: the product on stdout, everything else on stderr, tables, bars, lines.
+
+It knows how things look, and the reports it is given; it loads nothing and decides nothing.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packlight import Completion
+
+LINE = 100  # characters of a metadata value that are shown
+
+
+def write(text: str) -> None:
+    """Part of the command's product, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(report: dict[str, Any]) -> None:
+    write(json.dumps(report, ensure_ascii=False) + "\n")
+
+
+def say(text: str) -> None:
+    """A line beside the product."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
+class Bar:
+    """One progress bar at a time on stderr, and only if that is a terminal."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def start(self, title: str, total: int, **style: Any) -> None:
+        """Shows a bar at 0 in place of the one before."""
+        from tqdm import tqdm
+
+        self.__exit__()
+        self._bar = tqdm(total=total, desc=title, leave=False, disable=None, file=sys.stderr, **style)
+
+    def advance(self, amount: int) -> None:
+        assert self._bar is not None
+        self._bar.update(amount)
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def follow(stream: "Generator[str, None, Completion]", each: Callable[[str], None]) -> "Completion":
+    """Calls `each` with every piece of a text as it comes; returns what the stream does."""
+    while True:
+        try:
+            each(next(stream))
+        except StopIteration as end:
+            return end.value
+
+
+def speed(completion: "Completion") -> str:
+    """The line after a text: how much, how fast, why it ended."""
+    t = completion.timings
+    first = f", first after {t['ttft_s']:.2f} s" if t["ttft_s"] is not None else ""
+    rate = f", then {t['decode_tok_s']:.1f} tokens/s" if t["decode_tok_s"] is not None else ""
+    counts = f"{len(completion.prompt_token_ids)} + {len(completion.token_ids)} tokens"
+    return f"{counts}{first}{rate}; ended by {completion.finish_reason}"
+
+
+def inspect_text(report: dict[str, Any]) -> str:
+    """`packlight.inspect`'s report as tables."""
+    tensors = [
+        (t["name"], " x ".join(map(str, t["shape"])), t["format"], f"{t['bytes']:,}", t["path"] or "-")
+        for t in report["tensors"]
+    ]
+    totals = [(name, f"{f['tensors']:,}", f"{f['bytes']:,}") for name, f in report["formats"].items()]
+    totals.append(("total", f"{len(tensors):,}", f"{sum(t['bytes'] for t in report['tensors']):,}"))
+    parts = [
+        f"{line(report['path'], 400)}: GGUF v{report['version']}, {report['file_bytes']:,} bytes, "
+        f"{report['parameters']:,} parameters\n",
+        table(("hyperparameter", "value"), _flat(report["hyperparameters"])),
+        table(("metadata", "value"), _flat(report["metadata"])),
+        table(("tensor", "shape", "format", ">bytes", "kernel"), tensors),
+        table(("format", ">tensors", ">bytes"), totals),
+        "".join(f"unsupported: {problem}\n" for problem in report["unsupported"] or ["nothing"]),
+    ]
+    return "\n".join(parts)
+
+
+def compile_text(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of executables."""
+    head = ("step", "store", ">seconds", ">arguments MB", ">scratch MB", ">GFLOP", ">GB moved")
+    columns = [
+        [row["step"] for row in rows],
+        ["hit" if row["hit"] else "miss" for row in rows],
+        [f"{row['seconds']:.2f}" for row in rows],
+        [f"{row['argument_bytes'] / 1e6:,.1f}" for row in rows],
+        [f"{row['scratch_bytes'] / 1e6:,.2f}" for row in rows],
+        [f"{row['flops'] / 1e9:,.3f}" for row in rows],
+        [f"{row['bytes_accessed'] / 1e9:,.3f}" for row in rows],
+    ]
+    return table(head, list(zip(*columns, strict=True)))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns under a head, as wide as they need to be; ">" before a title aligns its column to the right."""
+    lines = [[title.lstrip(">") for title in head], *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [">" if title.startswith(">") else "<" for title in head]
+    shown = ["  ".join(f"{c:{s}{w}}" for c, s, w in zip(cells, sides, widths, strict=True)) for cells in lines]
+    return "".join(text.rstrip() + "\n" for text in shown)
+
+
+def line(text: str, limit: int = LINE) -> str:
+    """`text` on one line that no terminal acts on, cut where it gets long."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:limit])
+    return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
+
+
+def short(value: Any) -> Any:
+    """Long arrays by their length and first elements."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{len(value)} elements: {', '.join(repr(v) for v in value[:4])}, ...]"
+    return value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values as text, one line each; what is nested gets a dotted name."""
+    rows = []
+    for name, value in values.items():
+        full = prefix + name
+        match value:
+            case dict() if value:
+                rows += _flat(value, f"{full}.")
+            case ((str(), _), *_):  # pairs of key and value
+                rows += _flat(dict(value), f"{full}.")
+            case () | {}:
+                rows.append((line(full), "none"))
+            case float():
+                rows.append((line(full), f"{value:.7g}"))  # the digits that a float32 holds
+            case _:
+                rows.append((line(full), line(str(value))))
+    return rows
