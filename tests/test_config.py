@@ -119,7 +119,6 @@ def test_unread_keys_are_reported(base):
         ({"feed_forward_length": 160}, "feed_forward_length", 160),
         ({"attention.head_count": 8}, "head_count", 8),
         ({"attention.head_count_kv": 1}, "head_count_kv", 1),
-        ({"attention.head_count_kv": 1}, "group", 4),
         ({"attention.layer_norm_rms_epsilon": 2.5e-6}, "rms_epsilon", 2.5e-6),
         ({"rope.freq_base": 500000.0}, "rope_freq_base", 500000.0),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "rope_scaling", RopeScaling("linear", 4.0)),
