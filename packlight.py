@@ -10,7 +10,6 @@ imported only when a model is loaded; a bad file is refused before that.
 import contextlib
 import dataclasses
 import functools
-import math
 import numbers
 import os
 import reprlib
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compile.config import CompileConfig, default_config, read_config
+from compile.inspection import format_totals, inspect, tensor_paths
 from compile.plan import Plan, make_plan
 from model.config import ARCHITECTURES, ModelConfig
 from model.declaration import check
@@ -50,6 +50,7 @@ __all__ = [
     "SamplingConfig",
     "Tokenizer",
     "UnsupportedError",
+    "format_totals",
     "inspect",
     "load",
     "unpack",
@@ -255,22 +256,24 @@ class LLM:
         mine = {self._engine.submit(run.prompt, run.sampling): run for run in runs if not run.complete}
         self._running |= mine
         try:
-            while True:
+            done = False
+            while not done:
+                done = all(run.complete for run in runs)  # other streams may have driven them to their end
+                if not done:
+                    self._step()
                 yield from (text for run in runs if (text := run.fresh()))
-                if all(run.complete for run in runs):
-                    return
-                self._step()
         finally:
             for number in mine:
                 self._engine.cancel(number)
                 self._running.pop(number)
 
     def _step(self) -> None:
-        """Gives every run under way a token: also those of other streams, which find theirs when they are asked."""
+        """Moves the runs under way, also those of other streams, which find their tokens when they are asked."""
+        if self._engine.idle:
+            raise PacklightError("the generation was lost: the step it was in was interrupted")
         for event in self._engine.step():
             run = self._running[event.request]
-            if not run.complete:  # a step may bring a second token after the one that ended the text
-                run.take(event)
+            run.take(event)
             if run.complete:
                 self._engine.cancel(event.request)
 
@@ -323,91 +326,6 @@ class _Run:
             "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
             "total_s": times[-1] - self._began if times else 0.0,
         }
-
-
-def tensor_paths(file: GGUFFile, model: ModelConfig, config: CompileConfig) -> dict[str, str]:
-    """Tensor -> kernel path of a file's tensors under `config`; the plan that `generate` and `inspect` print."""
-    tied = "output.weight" not in file.tensors
-    paths = {}
-    for weight in check(file, model):
-        for name in weight.tensors(model.block_count):
-            if weight.is_vector:
-                paths[name] = "f32"
-            elif weight.name == "token_embd":
-                paths[name] = f"gather+{config.kernel_path}" if tied else "gather"
-            else:
-                paths[name] = config.kernel_path
-    return paths
-
-
-def inspect(path: str | os.PathLike) -> dict[str, Any]:
-    """Header, metadata and tensor table of the file at `path`, all checked; builds no model and imports no jax.
-
-    Keys: path, version, alignment, file_bytes, architecture, metadata, tensors (name, shape, format, bytes, offset,
-    path: the kernel path under the CPU's default config), formats (count and bytes each), parameters, and
-    `unsupported`: in words, what keeps packlight from running the file, the first problem with the model and the first
-    with its tokenizer (empty when it runs, unless a weight is not finite: that is seen when the weights are read).
-    All of it is plain Python that JSON can hold; text that is not UTF-8 and numbers that are not finite become words.
-    Raises GGUFError or UnsupportedError when the container itself is not sound.
-    """
-    file = open_gguf(path, join=False)
-    problems, paths, hyperparameters = [], {}, {}
-    metadata = {key: _plain(value) for key, value in file.metadata.items()}
-    try:
-        if metadata.keys() & {"split.count", "split.no"}:
-            file = open_gguf(path)
-        model = ModelConfig.from_gguf(file)
-        hyperparameters = dataclasses.asdict(model)
-        paths = tensor_paths(file, model, default_config("cpu"))
-    except PacklightError as error:
-        problems.append(str(error))
-    try:
-        Tokenizer.from_file(file)
-    except PacklightError as error:
-        problems.append(str(error))
-    return {
-        "path": file.path,
-        "version": file.version,
-        "alignment": file.alignment,
-        "file_bytes": file.file_bytes,
-        "architecture": metadata.get("general.architecture"),
-        "hyperparameters": hyperparameters,
-        "metadata": metadata,
-        "tensors": [
-            {
-                "name": info.name,
-                "shape": list(info.shape),
-                "format": info.format.name,
-                "bytes": info.nbytes,
-                "offset": info.offset,
-                "path": paths.get(info.name),
-            }
-            for info in file.tensors.values()
-        ],
-        "formats": format_totals(file),
-        "parameters": sum(int(np.prod(info.shape, dtype=object)) for info in file.tensors.values()),
-        "unsupported": problems,
-    }
-
-
-def format_totals(file: GGUFFile) -> dict[str, dict[str, int]]:
-    """Format name -> tensors and bytes of the file in it, most bytes first."""
-    totals: dict[str, dict[str, int]] = {}
-    for info in file.tensors.values():
-        entry = totals.setdefault(info.format.name, {"tensors": 0, "bytes": 0})
-        entry["tensors"] += 1
-        entry["bytes"] += info.nbytes
-    return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
-
-
-def _plain(value: Any) -> Any:
-    """A metadata value as plain Python: what `json` can write."""
-    if isinstance(value, np.ndarray):
-        finite = value.dtype.kind != "f" or np.isfinite(value).all()
-        return value.tolist() if finite else [_plain(v) for v in value.tolist()]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value if isinstance(value, str | int | float | bool | list) else repr(value)
 
 
 def unpack(blocks: np.ndarray, qtype: str) -> np.ndarray:

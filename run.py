@@ -110,7 +110,7 @@ def compile_(values: flags.FlagValues) -> None:
     device = aot.find_device(prepared.config)
     params = abstract(prepared.model, formats(prepared.file))
     with Bar() as bar:
-        bar.start("compile", len(prepared.plan.steps))
+        bar.start("compile", len(prepared.plan.steps), unit="step")
         executables = aot.build(
             prepared.model, prepared.config, prepared.plan, params, device, lambda _: bar.advance(1)
         )
@@ -249,7 +249,7 @@ def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
             left -= nbytes
             bar.advance(nbytes)
             if not left:
-                bar.start("compile", len(prepared.plan.steps))
+                bar.start("compile", len(prepared.plan.steps), unit="step")
 
         llm = packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1))
     mix = ", ".join(f"{name} x{entry['tensors']}" for name, entry in packlight.format_totals(llm.file).items())

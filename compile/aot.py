@@ -118,16 +118,14 @@ def build(
         return _build_one(key, cfg, config, arguments, device, store, warnings)
 
     built = {}
-    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(one, key) for key in plan.steps]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                done = future.result()
-                built[done.key] = done
-                progress(done)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        for future in concurrent.futures.as_completed([pool.submit(one, key) for key in plan.steps]):
+            done = future.result()
+            built[done.key] = done
+            progress(done)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt or an error waits for no compilation under way
     if not all(b.hit for b in built.values()):
         _return_freed_memory()
     return Executables({key: built[key] for key in plan.steps}, tuple(dict.fromkeys(warnings)))

@@ -5,9 +5,11 @@ leave while others decode. A request takes the lowest free slot, so that few req
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -71,7 +73,8 @@ class Engine:
         self._executables, self._params = executables, params
         self._is_end = np.zeros(cfg.vocab_size, np.bool_)
         self._is_end[sorted(end_tokens)] = True
-        self._cache = jax.tree.map(lambda x: _zeros(x, device), abstract_cache(cfg, plan, config))
+        self._empty_cache = lambda: jax.tree.map(lambda x: _zeros(x, device), abstract_cache(cfg, plan, config))
+        self._cache = self._empty_cache()
         self._slots: list[_Request | None] = [None] * plan.slots
         self._queue: collections.deque[_Request] = collections.deque()
         self._ids = itertools.count()
@@ -108,11 +111,14 @@ class Engine:
         self._slots = [None if r is not None and r.id == request else r for r in self._slots]
 
     def step(self) -> list[Event]:
-        """Fills free slots from the queue, then gives every running request one token. Raises NonFiniteLogitsError."""
-        events = self._admit()
-        if any(self._slots):
-            events += self._decode()
-        return events
+        """One queued request's prompt and first token where a slot is free, else a token for every running request.
+
+        Raises NonFiniteLogitsError.
+        """
+        with self._whole_cache():
+            if self._queue and None in self._slots:
+                return [self._admit()]
+            return self._decode() if any(self._slots) else []
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """Logits after every token of `ids`, float32 (T, V), through the steps that serve generation.
@@ -123,7 +129,8 @@ class Engine:
             raise RuntimeError("logits need an idle engine: a request is running")
         if len(ids) > self.plan.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
-        hidden = np.concatenate([np.asarray(h)[:count] for h, _, count in self._prefill(0, ids)])
+        with self._whole_cache():
+            hidden = np.concatenate([np.asarray(h)[:count] for h, _, count in self._prefill(0, ids)])
         largest = self.plan.head_rows[-1]
         blocks = [self._head(hidden[at : at + largest]) for at in range(0, len(ids), largest)]
         return np.concatenate(blocks)
@@ -132,17 +139,26 @@ class Engine:
         self.steps_run[key] += 1
         return self._executables[key](self._params, *arguments)
 
-    def _admit(self) -> list[Event]:
-        events = []
-        while self._queue and None in self._slots:
-            slot = self._slots.index(None)
-            request = self._queue.popleft()
-            *_, (_, last, _) = self._prefill(slot, request.prompt)
-            position = np.array([len(request.prompt)], np.int32)
-            sampling = slot_sampling([request.sampling])
-            _, *picked = self._run(self.plan.head_key(1), last, sampling, position, self._is_end)
-            events.append(self._advance(slot, request, *(np.asarray(x)[0] for x in picked)))
-        return events
+    @contextlib.contextmanager
+    def _whole_cache(self) -> Iterator[None]:
+        """An interrupt between a step and its result loses the donated cache, and every request with it: start anew."""
+        try:
+            yield
+        except BaseException:
+            if any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
+                self._cache = self._empty_cache()
+                self._slots = [None] * self.plan.slots
+                self._queue.clear()
+            raise
+
+    def _admit(self) -> Event:
+        slot = self._slots.index(None)
+        request = self._queue.popleft()
+        *_, (_, last, _) = self._prefill(slot, request.prompt)
+        position = np.array([len(request.prompt)], np.int32)
+        sampling = slot_sampling([request.sampling])
+        _, *picked = self._run(self.plan.head_key(1), last, sampling, position, self._is_end)
+        return self._advance(slot, request, *(np.asarray(x)[0] for x in picked))
 
     def _prefill(self, slot: int, ids: list[int]):
         """Runs a prompt chunk by chunk; yields hidden states (rows, D), the last real one (1, D) and the real count."""

@@ -230,3 +230,23 @@ def test_logits_that_are_not_finite_raise(tmp_path, config):
         llm.generate([5, 6, 7], max_tokens=3)
     with pytest.raises(NonFiniteLogitsError):
         llm.logits([5, 6, 7])
+
+
+def test_an_interrupted_step_loses_its_requests_and_nothing_else(llm, monkeypatch):
+    """Ctrl-C between a step and its result: the donated cache is gone, the model stays usable."""
+    expected = llm.generate([5, 6, 7], max_tokens=6, temperature=0).token_ids
+    stream = llm.stream([8, 9], max_tokens=50, temperature=0)
+    next(stream)
+    run = type(llm._engine)._run
+
+    def interrupted(self, key, *arguments):
+        run(self, key, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(llm._engine), "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([5, 6, 7], max_tokens=6, temperature=0)
+    with pytest.raises(packlight.PacklightError, match="the generation was lost"):
+        list(stream)
+    assert llm.generate([5, 6, 7], max_tokens=6, temperature=0).token_ids == expected

@@ -1,0 +1,39 @@
+"""packlight as its users start it: command lines in processes of their own, and small configs for them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, str(ROOT / "run.py")]
+SMALL = {"platform": "cpu", "prefill_buckets": [16], "decode_batch": [1], "head_rows": 1}  # three executables
+STEPS = 3
+
+
+def write_config(path: pathlib.Path, **keys: Any) -> pathlib.Path:
+    """A TOML file of SMALL with further or replacing keys."""
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in (SMALL | keys).items()))
+    return path
+
+
+def packlight(*arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a command line to its end; the variables come on top of this process's."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=os.environ | environment,
+        cwd=pathlib.Path(__file__).parent,  # anywhere but the repository's root
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+
+
+def succeed(*arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """`packlight`, asserting that it exits with 0."""
+    done = packlight(*arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done

@@ -1,0 +1,192 @@
+"""The command line without a model run: every mistake is one line and exit code 2, told before jax is imported."""
+
+import json
+import re
+import resource
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+from badmodels import poked
+from ggufs import write_llama
+from running import COMMAND, packlight, succeed, write_config
+
+import terminal
+
+TINY = {"layers": 1, "embed": 32, "vocab": 270}
+
+
+@pytest.fixture(scope="module")
+def no_jax(tmp_path_factory):
+    """Variables under which importing jax ends the process with a traceback."""
+    folder = tmp_path_factory.mktemp("poison")
+    folder.joinpath("jax.py").write_text("raise ImportError('jax was imported')\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files to make mistakes with, by name."""
+    folder = tmp_path_factory.mktemp("files")
+    good = write_llama(folder / "good.gguf", **TINY)
+    raw = good.read_bytes()
+
+    def damaged(name: str, content: bytes):
+        path = folder / f"{name}.gguf"
+        path.write_bytes(content)
+        return path
+
+    named = struct.pack("<Q", 18) + b"output_norm.weight" + struct.pack("<IQ", 1, 32)
+    at = raw.index(named) + len(named)
+    bpe = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "martian", "tokenizer.ggml.merges": ["a b"]}
+    return {
+        "good": good,
+        "folder": folder,
+        "absent": folder / "absent.gguf",
+        "text": damaged("text", b"Once upon a time there was a file that held a story.\n" * 9),
+        "empty": damaged("empty", b""),
+        "truncated": damaged("truncated", raw[:-100]),
+        "format": damaged("format", raw[:at] + struct.pack("<I", 99) + raw[at + 4 :]),
+        "nan": damaged("nan", poked(raw, "blk.0.ffn_up.weight", 3, 0, np.float16("nan").tobytes())),
+        "architecture": write_llama(folder / "arch.gguf", **TINY, extra={"general.architecture": "martian"}),
+        "pre": write_llama(folder / "pre.gguf", **TINY, extra=bpe),
+        "tensor": write_llama(folder / "tensor.gguf", **TINY, omit=["blk.0.attn_q.weight"]),
+        "unknown_key": write_config(folder / "key.toml", shoe_size=43),
+        "bad_value": write_config(folder / "value.toml", decode_batch=[0]),
+        "bad_toml": damaged("toml", b"platform = = 'cpu'\n"),
+        "\n": folder / "new\nline.gguf",
+    }
+
+
+MISTAKES = [
+    # arguments, where {name} is a file of `files`; what the line must hold
+    ("--prompt=x", "--model is missing"),
+    ("--model= --prompt=x", "--model is missing"),
+    ("--model={good}", "--prompt is missing"),
+    ("--model={absent} --prompt=x", "absent.gguf: .*No such file"),
+    ("--model={folder} --prompt=x", "a directory"),
+    ("--model={text} --prompt=x", "text.gguf: not a GGUF file"),
+    ("--model={empty} --prompt=x", "empty.gguf: "),
+    ("--model={truncated} --prompt=x", "truncated.gguf: tensor 'output.weight'"),
+    ("--model={architecture} --prompt=x", "unknown architecture 'martian'.*supported: .*llama"),
+    ("--model={format} --prompt=x", "'output_norm.weight'.* 99"),
+    ("--model={pre} --prompt=x", "pre-tokenizer 'martian'.*supported: "),
+    ("--model={tensor} --prompt=x", "tensor 'blk.0.attn_q.weight' is missing"),
+    ("--model={nan} --prompt=x", "tensor 'blk.0.ffn_up.weight': block 3 .*NaN"),
+    ("--model={nan} --prompt=x --json", "tensor 'blk.0.ffn_up.weight': block 3 .*NaN"),
+    ("--model={\n} --prompt=x", r"new\\nline.gguf: .*No such file"),
+    ("--model={good} --prompt=", "the prompt is empty"),
+    ("--model={good} --prompt=" + 130 * "the.", r"the prompt has \d+ tokens.*context of 128"),
+    ("--model={good} --context=8 --prompt=" + 8 * "the.", "context of 8; shorten it, or .* 128"),
+    ("--model={good} --prompt=\udcff", "--prompt is not UTF-8"),
+    ("--model={good} --prompt=x --config={unknown_key}", "key.toml: unknown key 'shoe_size'; known: .*platform"),
+    ("--model={good} --prompt=x --config={bad_value}", "value.toml: config key 'decode_batch' is 0"),
+    ("--model={good} --prompt=x --config={bad_toml}", "toml.gguf: .*line 1"),
+    ("--model={good} --prompt=x --config={absent}", "absent.gguf.*No such file"),
+    ("--model={good} --prompt=x --config={folder}", "directory"),
+    ("--model={good} --prompt=x --context=129", "'context' is 129; the model has only 128"),
+    ("--model={good} --prompt=x --context=-1", "'context' is -1"),
+    ("--model={good} --prompt=x --max_tokens=-1", "max_tokens must be between 0 and .*-1"),
+    ("--model={good} --prompt=x --temperature=nan", "temperature must be .*nan"),
+    ("--model={good} --prompt=x --top_p=2", "top_p must be between 0 and 1"),
+    ("--model={good} --prompt=x --seed=-1", "seed must be between"),
+    ("--model={good} --prompt=x --stop=", "stop must not hold an empty string"),
+    ("--model={good} --prompt=x --top_k=many", "--top_k=many is not an integer"),
+    ("--model={good} --prompt=x --min_p=much", "--min_p=much is not a number"),
+    ("--json=perhaps", "--json=perhaps is not true or false"),
+    ("--model={good} --max_token=1", "'max_token'.*max_tokens"),
+    ("--model={good} --shoe_size=43", "'shoe_size'.*--help"),
+    ("--model={good} --undefok=shoe_size --shoe_size=43", "'undefok'"),
+    ("--flagfile={text}", "'flagfile'"),
+    ("--model={good} --prompt", "--prompt"),
+    ("--model={good} --prompt=x stray", "'stray'"),
+    ("generate inspect --model={good}", "'inspect'"),
+    ("inspect --model={good} --prompt=x", "'prompt'"),
+    ("inspect", "--model is missing"),
+    ("inspect --model={text}", "text.gguf: not a GGUF file"),
+    ("compile --model={tensor}", "tensor 'blk.0.attn_q.weight' is missing"),
+    ("martian", "unknown command 'martian'; there are: generate, inspect, compile"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), MISTAKES, ids=[line[:60] for line, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_code_2(line, words, files, no_jax):
+    arguments = [re.sub(r"\{([^}]+)\}", lambda name: str(files[name[1]]), word) for word in line.split(" ")]
+    done = packlight(*arguments, **no_jax)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
+    assert re.search(words, done.stderr), done.stderr
+
+
+def test_a_device_that_is_not_there_is_an_error(files, tmp_path):
+    """R26. On a machine that has such a device, another one that it lacks would have to stand here."""
+    config = write_config(tmp_path / "gpu.toml", platform="gpu")
+    done = packlight("--prompt=x", f"--model={files['good']}", f"--config={config}", JAX_PLATFORMS="cpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("error: config key 'platform' is 'gpu'; jax finds only: cpu\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["", "--help", "-h", "help", "generate --help", "inspect --model=x --help"])
+def test_help_costs_nothing(arguments, no_jax):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = succeed(*arguments.split(), **no_jax)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert done.stderr == ""
+    assert "--model" in done.stdout
+    assert all(len(text) <= 120 for text in done.stdout.splitlines())
+    assert seconds < 0.5  # of one core; 0.11 where this was written, numpy alone takes as much, jax 1.5
+
+
+def test_help_of_a_command_is_about_that_command():
+    whole, part = succeed("--help").stdout, succeed("inspect", "--help").stdout
+    assert part in whole
+    assert "--top_k" in whole
+    assert "--top_k" not in part
+
+
+def test_inspect_needs_no_jax_and_prints_tables(files, no_jax):
+    text = succeed("inspect", f"--model={files['good']}", **no_jax).stdout
+    assert re.search(r"^blk.0.ffn_up.weight +96 x 32 +Q8_0 +3,264  xla$", text, re.M)
+    assert re.search(r"^rope_scaling.kind +none$", text, re.M)
+    assert re.search(r"^tokenizer.ggml.tokens +\[270 elements: '<unk>', ", text, re.M)
+    assert text.endswith("unsupported: nothing\n")
+    assert all(len(line) <= 160 for line in text.splitlines())
+    assert not re.search(" $", text, re.M)
+
+
+def test_inspect_prints_one_json_object(files, no_jax):
+    done = succeed("inspect", f"--model={files['good']}", "--json", **no_jax)
+    report = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert report["formats"]["Q8_0"]["tensors"] == 9
+    assert report["unsupported"] == []
+
+
+def test_inspect_names_what_is_unsupported(files):
+    done = succeed("inspect", f"--model={files['architecture']}")
+    assert re.search("^unsupported: .*unknown architecture 'martian'", done.stdout, re.M)
+
+
+def test_metadata_steers_no_terminal_and_stays_json(tmp_path):
+    extra = {"general.name": "a\x1b[31m\nb" + 500 * "x", "test.nan": float("nan"), "test.key\x1b[31m": 1}
+    path = write_llama(tmp_path / "evil.gguf", **TINY, extra=extra)
+    text = succeed("inspect", f"--model={path}").stdout
+    assert "\x1b" not in text
+    assert r"a\x1b[31m\nbxxx" in text
+    assert "(508 characters)" in text
+    report = json.loads(succeed("inspect", f"--model={path}", "--json").stdout, parse_constant=pytest.fail)
+    assert report["metadata"]["general.name"] == extra["general.name"]
+
+
+def test_importing_packlight_imports_no_jax(no_jax):
+    code = "import packlight; packlight.load, packlight.Tokenizer.from_gguf, packlight.CompileConfig()"
+    environment = {"PYTHONPATH": f"{no_jax['PYTHONPATH']}:{COMMAND[1].removesuffix('run.py')}"}
+    subprocess.run([COMMAND[0], "-c", code], env=environment, check=True)
+
+
+def test_a_table_is_as_wide_as_it_must_be():
+    rows = [("a", "1", "x"), ("bbb", "1,000", "y")]
+    assert terminal.table(("name", ">n", "c"), rows) == "name      n  c\na         1  x\nbbb   1,000  y\n"
+    assert terminal.table(("name", ">n"), []) == "name  n\n"
