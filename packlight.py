@@ -30,7 +30,14 @@ from model.reader import GGUFFile, open_gguf
 from model.sampling import SamplingConfig
 from model.streaming import TextStream
 from model.tokenizer import Tokenizer
-from quant.errors import ConfigError, ContextLengthError, GGUFError, PacklightError, UnsupportedError
+from quant.errors import (
+    ConfigError,
+    ContextLengthError,
+    GGUFError,
+    NonFiniteLogitsError,
+    PacklightError,
+    UnsupportedError,
+)
 from quant.formats import FORMATS, format_named
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ __all__ = [
     "ContextLengthError",
     "GGUFError",
     "LLM",
+    "NonFiniteLogitsError",
     "PacklightError",
     "SamplingConfig",
     "Tokenizer",
@@ -110,7 +118,7 @@ class Prepared:
         elif isinstance(prompt, list | tuple | np.ndarray) and all(isinstance(i, numbers.Integral) for i in prompt):
             ids = [int(i) for i in prompt]
         else:
-            raise ConfigError(f"a prompt is text or a list of token ids, not {reprlib.repr(prompt)}")
+            raise ConfigError(f"a prompt is text or a list of token ids, not {' '.join(reprlib.repr(prompt).split())}")
         if not ids:
             raise ConfigError("the prompt is empty")
         for i in ids:
@@ -212,7 +220,8 @@ class LLM:
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits after every token of `ids`, float32 (T, V), through the executables that serve generation.
 
-        Raises ConfigError for no ids or one outside the vocabulary, ContextLengthError for too many.
+        Raises ConfigError for no ids or one outside the vocabulary, ContextLengthError for too many, PacklightError
+        when open streams hold every slot, NonFiniteLogitsError.
         """
         return self._engine.logits(self._prepared.ids(ids))
 
@@ -223,7 +232,8 @@ class LLM:
 
         prompt: text, token ids, or a list of texts. sampling: the fields of `SamplingConfig` (max_tokens, temperature,
         top_k, top_p, min_p, seed, stop). Each prompt gets the ids it would get alone.
-        Raises ConfigError for an empty prompt or a bad value, ContextLengthError for a prompt that leaves no room.
+        Raises ConfigError for an empty prompt or a bad value, ContextLengthError for a prompt that leaves no room,
+        NonFiniteLogitsError when a step's logits are NaN or infinite.
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
@@ -254,6 +264,8 @@ class LLM:
     def _follow(self, runs: "list[_Run]") -> Generator[str, None, None]:
         """Drives the engine until these runs are complete, yielding each piece of text that becomes safe to show."""
         mine = {self._engine.submit(run.prompt, run.sampling): run for run in runs if not run.complete}
+        for run in runs:
+            run.began = time.perf_counter()
         self._running |= mine
         try:
             done = False
@@ -262,6 +274,8 @@ class LLM:
                 if not done:
                     self._step()
                 yield from (text for run in runs if (text := run.fresh()))
+                for run in runs:
+                    run.check()
         finally:
             for number in mine:
                 self._engine.cancel(number)
@@ -285,7 +299,8 @@ class _Run:
         self.prompt, self.sampling = prompt, sampling
         self._stream = TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0
-        self._began = time.perf_counter()
+        self.began = 0.0
+        self._failed_at: int | None = None
         self._ids: list[int] = []
         self._times: list[float] = []
         self._text: list[str] = []
@@ -295,7 +310,9 @@ class _Run:
     def take(self, event: "Event") -> None:
         """Books one token."""
         self._times.append(event.time)
-        if event.ended != "stop":
+        if event.ended == "error":
+            self._failed_at = event.position
+        elif event.ended != "stop":
             self._ids.append(event.token)
             self._text.append(self._stream.feed(event.token))
         if event.ended:
@@ -303,6 +320,11 @@ class _Run:
         if event.ended == "stop" or self._stream.stopped:
             self._reason = "stop"
         self.complete = bool(event.ended) or self._stream.stopped
+
+    def check(self) -> None:
+        """Raises NonFiniteLogitsError when the run ended for that."""
+        if self._failed_at is not None:
+            raise NonFiniteLogitsError(f"the model's logits at position {self._failed_at} are NaN or infinite")
 
     def fresh(self) -> str:
         """The text that became safe to show since the last call."""
@@ -317,14 +339,14 @@ class _Run:
         """Seconds, rates and gaps; None where there were too few tokens to measure."""
         times = self._times
         gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
-        ttft = times[0] - self._began if times else None
+        ttft = times[0] - self.began if times else None
         return {
             "ttft_s": ttft,
             "prefill_tok_s": len(self.prompt) / ttft if ttft else None,
             "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
             "itl_p50_ms": statistics.median(gaps) if gaps else None,
             "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
-            "total_s": times[-1] - self._began if times else 0.0,
+            "total_s": times[-1] - self.began if times else 0.0,
         }
 
 
@@ -349,7 +371,6 @@ def unpack(blocks: np.ndarray, qtype: str) -> np.ndarray:
 
 
 def _default_platform() -> str:
-    import jax
+    from compile import aot
 
-    backend = jax.default_backend()
-    return "gpu" if backend in ("cuda", "rocm") else backend
+    return aot.default_platform()

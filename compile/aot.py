@@ -85,11 +85,27 @@ class Executables:
 
 def find_device(config: CompileConfig) -> Device:
     """The first device of the platform that the config asks for. Raises ConfigError when there is none."""
+    found = sorted({d.platform for d in _devices()})
     try:
         return jax.devices(config.platform)[0]
     except RuntimeError:
-        found = ", ".join(sorted({d.platform for d in jax.devices()}))
-        raise ConfigError(f"config key 'platform' is {config.platform!r}; jax finds only: {found}") from None
+        raise ConfigError(f"config key 'platform' is {config.platform!r}; jax finds only: {', '.join(found)}") from None
+
+
+def default_platform() -> str:
+    """The platform of jax's default device: cpu, gpu or tpu. Raises ConfigError when jax finds no device at all."""
+    found = _devices()[0].platform
+    return "gpu" if found in ("cuda", "rocm") else found
+
+
+def _devices() -> list[Device]:
+    """jax's devices. Raises ConfigError when what JAX_PLATFORMS asks for is not there."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).partition("\n")[0] or "no device"
+        raise ConfigError(f"jax finds no device (JAX_PLATFORMS is {asked!r}): {reason}") from None
 
 
 def build(
@@ -157,7 +173,8 @@ def _build_one(
         except (EntryError, ValueError, RuntimeError) as error:
             warnings.append(f"stored executable {key} is compiled again: {str(error).splitlines()[0]}")
     donated = () if key.phase == "head" else (CACHE_ARGUMENT,)
-    lowered = jax.jit(make_step(key, cfg, config), donate_argnums=donated).lower(*arguments)
+    with jax.enable_x64(False):  # a user's 64-bit default must not change the steps
+        lowered = jax.jit(make_step(key, cfg, config), donate_argnums=donated).lower(*arguments)
     try:
         call = lowered.compile(compiler_options=dict(config.xla_options))
     except jax.errors.JaxRuntimeError as error:
@@ -167,8 +184,8 @@ def _build_one(
     if store is not None:
         try:
             store.write(digest, serialize_executable.serialize(call))
-        except OSError as error:
-            warnings.append(f"executables are not kept: {store.folder}: {error.strerror}")
+        except (OSError, ValueError, RuntimeError) as error:  # the latter two where a backend cannot serialize
+            warnings.append(f"executables are not kept: {store.folder}: {str(error).partition(chr(10))[0]}")
     return _report(key, call, False, began)
 
 
@@ -195,7 +212,7 @@ def entry_digest(
         "step": str(key),
         "arguments": [str(tree), *(f"{x.dtype}{x.shape}" for x in leaves)],
         "model": repr(dataclasses.replace(cfg, name="", defaulted=(), unread=())),
-        "config": repr(dataclasses.replace(config, store=True, cache_dir="")),
+        "config": [config.kernel_path, config.activation_dtype, repr(config.xla_options)],
         "device": [device.platform, device.device_kind, device.id, device.client.platform_version],
         "versions": [jax.__version__, importlib.metadata.version("jaxlib"), platform.python_version()],
         "host": host_features(),

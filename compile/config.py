@@ -14,6 +14,7 @@ from typing import Any
 from quant.errors import ConfigError
 
 PLATFORMS = ("cpu", "gpu", "tpu")
+SHIPPED = (*PLATFORMS, "debug")
 CPU_KERNELS = ("auto", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_CONTEXT = 4096
@@ -49,6 +50,9 @@ class CompileConfig:
     xla_options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
+        for key in ("prefill_buckets", "decode_batch", "length_buckets"):
+            if isinstance(getattr(self, key), list):
+                object.__setattr__(self, key, tuple(getattr(self, key)))
         for key, choices in (
             ("platform", PLATFORMS),
             ("cpu_kernels", CPU_KERNELS),
@@ -82,11 +86,11 @@ class CompileConfig:
 
     @property
     def store_dir(self) -> pathlib.Path:
-        """Where executables are stored."""
+        """Where executables are stored; may begin with `~`."""
         if self.cache_dir:
-            return pathlib.Path(self.cache_dir).expanduser()
+            return pathlib.Path(self.cache_dir)
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return pathlib.Path(base).expanduser() / "packlight"
+        return pathlib.Path(base) / "packlight"
 
 
 def _integer(key: str, value: Any, low: int) -> None:
@@ -104,7 +108,12 @@ def _ascending(key: str, values: Any) -> None:
 
 
 def read_config(path: str | os.PathLike) -> CompileConfig:
-    """The config in the TOML file at `path`. Raises ConfigError naming the file and, where there is one, the key."""
+    """The config in the TOML file at `path`, or the shipped one of that name: cpu, gpu, tpu or debug.
+
+    Raises ConfigError naming the file and, where there is one, the key.
+    """
+    if path in SHIPPED:
+        return default_config(str(path))
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -114,7 +123,9 @@ def read_config(path: str | os.PathLike) -> CompileConfig:
 
 
 def default_config(platform: str) -> CompileConfig:
-    """The config that ships for `platform` ("cpu", "gpu" or "tpu")."""
+    """The config that ships as `platform` (one of SHIPPED). Raises ConfigError for another name."""
+    if platform not in SHIPPED:
+        raise ConfigError(f"no config ships for platform {platform!r}; there are: {', '.join(SHIPPED)}")
     text = (importlib.resources.files("configs") / f"{platform}.toml").read_text(encoding="utf-8")
     return parse_config(text, f"configs/{platform}.toml")
 

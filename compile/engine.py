@@ -23,22 +23,23 @@ from model.config import ModelConfig
 from model.params import Device, Params
 from model.sampler import slot_sampling
 from model.sampling import SamplingConfig
-from quant.errors import ContextLengthError, PacklightError
+from quant.errors import ContextLengthError, NonFiniteLogitsError, PacklightError
 
 GREEDY = SamplingConfig(temperature=0, seed=0)
 
 
-class NonFiniteLogitsError(PacklightError):
-    """A step gave logits that are NaN or infinite; nothing is sampled from them."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One token of one request. ended: None, "stop" (`token` ends the text) or "length" (no room for another)."""
+    """One token of one request.
+
+    ended: None, "stop" (`token` ends the text), "length" (no room for another) or "error" (the logits were NaN or
+    infinite, nothing was sampled from them, the request is retired).
+    """
 
     request: int
     token: int
     ended: str | None
+    position: int  # of the token in its sequence
     time: float  # time.perf_counter(), when the host had the token
 
 
@@ -111,26 +112,25 @@ class Engine:
         self._slots = [None if r is not None and r.id == request else r for r in self._slots]
 
     def step(self) -> list[Event]:
-        """One queued request's prompt and first token where a slot is free, else a token for every running request.
-
-        Raises NonFiniteLogitsError.
-        """
+        """One queued request's prompt and first token where a slot is free, else a token for every running request."""
         with self._whole_cache():
             if self._queue and None in self._slots:
                 return [self._admit()]
             return self._decode() if any(self._slots) else []
 
     def logits(self, ids: list[int]) -> np.ndarray:
-        """Logits after every token of `ids`, float32 (T, V), through the steps that serve generation.
+        """Logits after every token of `ids`, float32 (T, V), through the steps that serve generation, in a free slot.
 
-        Raises ContextLengthError when they do not fit, RuntimeError while requests run.
+        Raises ContextLengthError when they do not fit, PacklightError when every slot is taken, NonFiniteLogitsError.
         """
-        if not self.idle:
-            raise RuntimeError("logits need an idle engine: a request is running")
+        if None not in self._slots:
+            raise PacklightError(f"logits need a free slot; all {len(self._slots)} are generating")
         if len(ids) > self.plan.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
         with self._whole_cache():
-            hidden = np.concatenate([np.asarray(h)[:count] for h, _, count in self._prefill(0, ids)])
+            hidden = np.concatenate(
+                [np.asarray(h)[:count] for h, _, count in self._prefill(self._slots.index(None), ids)]
+            )
         largest = self.plan.head_rows[-1]
         blocks = [self._head(hidden[at : at + largest]) for at in range(0, len(ids), largest)]
         return np.concatenate(blocks)
@@ -187,25 +187,22 @@ class Engine:
         tokens, active = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.bool_)
         for slot, request in running:
             tokens[slot], active[slot] = request.token, True
-        sampling = slot_sampling([r.sampling if r else None for r in self._padded(key.rows)])
+        sampling = slot_sampling([r.sampling if r else None for r in self._slots[: key.rows]])
         self._cache, *picked = self._run(key, self._cache, tokens, active, sampling, self._is_end)
         picked = [np.asarray(x) for x in picked]
         return [self._advance(slot, request, *(x[slot] for x in picked)) for slot, request in running]
 
-    def _padded(self, rows: int) -> list[_Request | None]:
-        """The first `rows` slots; a decode step may cover more than there are."""
-        return (self._slots + [None] * rows)[:rows]
-
     def _advance(self, slot: int, request: _Request, token: np.int32, is_end: np.bool_, finite: np.bool_) -> Event:
         """Books a new token: the request keeps its slot, or ends."""
-        if not finite:
-            at = len(request.prompt) + request.generated
-            raise NonFiniteLogitsError(f"the model's logits at position {at} are NaN or infinite")
+        position = len(request.prompt) + request.generated
         request.token = int(token)
         request.generated += 1
-        ended = "stop" if is_end else "length" if request.generated >= request.limit else None
+        if not finite:
+            ended = "error"
+        else:
+            ended = "stop" if is_end else "length" if request.generated >= request.limit else None
         self._slots[slot] = None if ended else request
-        return Event(request.id, request.token, ended, time.perf_counter())
+        return Event(request.id, request.token, ended, position, time.perf_counter())
 
 
 def _zeros(shape: jax.ShapeDtypeStruct, device: Device) -> jax.Array:

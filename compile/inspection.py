@@ -38,7 +38,7 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
     `unsupported`: in words, what keeps packlight from running the file, the first problem with the model and the first
     with its tokenizer (empty when it runs, unless a weight is not finite: that is seen when the weights are read).
     All of it is plain Python that JSON can hold; text that is not UTF-8 and numbers that are not finite become words.
-    Raises GGUFError or UnsupportedError when the container itself is not sound.
+    Raises GGUFError when the container itself is not sound, UnsupportedError for a tensor type that is no known format.
     """
     file = open_gguf(path, join=False)
     problems, paths, hyperparameters = [], {}, {}

@@ -7,9 +7,9 @@ Three phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden s
 import dataclasses
 
 from compile.config import DEFAULT_CONTEXT, CompileConfig
+from model.config import CACHE_TILE
 from quant.errors import ConfigError
 
-CACHE_ALIGN = 128  # cached positions come in multiples of the attention tile
 PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
 
 
@@ -111,8 +111,8 @@ def make_plan(config: CompileConfig, file_context: int) -> Plan:
         raise ConfigError(f"config key 'context' is {config.context}; the model has only {file_context}")
     context = config.context or min(file_context, DEFAULT_CONTEXT)
     buckets = tuple(t for t in config.prefill_buckets if t <= context) or (min(config.prefill_buckets[0], context),)
-    capacity = -(-(context + buckets[0] - 1) // CACHE_ALIGN) * CACHE_ALIGN
-    shorter = {-(-s // CACHE_ALIGN) * CACHE_ALIGN for s in config.length_buckets}
+    capacity = -(-(context + buckets[0] - 1) // CACHE_TILE) * CACHE_TILE
+    shorter = {-(-s // CACHE_TILE) * CACHE_TILE for s in config.length_buckets}
     return Plan(
         context=context,
         capacity=capacity,

@@ -87,9 +87,9 @@ def prefill(
 ) -> tuple[Cache, jax.Array, jax.Array]:
     """Runs a chunk of one slot's prompt: the cache, hidden states float32 (T, D), and the last real one (1, D).
 
-    Padding writes keys behind the real ones, where no later query looks before they are overwritten.
+    Padding writes keys and values behind the real ones, where no query looks before they are overwritten.
     """
-    rows = Rows(slot, start[None], jnp.ones(1, jnp.bool_))
+    rows = Rows(slot, start[None], (start + count)[None], jnp.ones(1, jnp.bool_))
     hidden, cache = layers(cfg, params, embed(params, tokens[None]), cache, rows, numerics)
     last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
     length = cache.length.at[slot].set(start + count)
@@ -129,7 +129,7 @@ def decode(
     """
     batch = tokens.shape[0]
     start = jnp.where(active, cache.length[:batch], 0)
-    rows = Rows(jnp.int32(0), start, active)
+    rows = Rows(jnp.int32(0), start, start + 1, active)
     hidden, cache = layers(cfg, params, embed(params, tokens[:, None]), cache, rows, numerics)
     logits = head(params, hidden[:, 0], numerics)
     ids = jnp.where(active, sample(logits, sampling, start + 1), tokens)

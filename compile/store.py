@@ -30,10 +30,13 @@ class Store:
 
     def _open(self) -> str | None:
         try:
+            self.folder = self.folder.expanduser()
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.folder.stat()
         except OSError as error:
             return f"{self.folder}: {error.strerror}"
+        except (RuntimeError, ValueError) as error:  # no home folder; a NUL in the path
+            return f"{str(self.folder)!r}: {error}"
         if not stat.S_ISDIR(status.st_mode):
             return f"{self.folder}: not a folder"
         if status.st_uid != os.geteuid():
@@ -52,8 +55,9 @@ class Store:
         path = self.path(digest)
         try:
             with open(path, "rb") as file:
-                if os.fstat(file.fileno()).st_uid != os.geteuid():
-                    raise EntryError(f"{path.name}: belongs to another user")
+                status = os.fstat(file.fileno())
+                if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                    raise EntryError(f"{path.name}: other users own it or may write to it")
                 content = file.read()
         except FileNotFoundError:
             return None

@@ -13,6 +13,7 @@ from model.ggufheader import naming, shown
 from model.reader import GGUFFile
 from quant.errors import GGUFError, UnsupportedError
 
+CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
 
 

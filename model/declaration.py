@@ -30,6 +30,9 @@ class Weight:
     per_layer: bool = True
     optional: bool = False
 
+    def __post_init__(self):
+        assert len(self.axes) == len(self.shape), self
+
     @property
     def is_vector(self) -> bool:
         return len(self.shape) == 1

@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.config import ModelConfig
+from model.config import CACHE_TILE, ModelConfig
 from model.moe import moe
 from model.params import Params
 from model.rope import rotate, rotation
 from model.stack import stacked_matmul
 from quant.matmul import matmul
 from quant.qtensor import gather_rows
-
-ATTENTION_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +35,7 @@ class Rows(NamedTuple):
 
     slot: jax.Array  # int32 (), first slot
     start: jax.Array  # int32 (B,), position of each row's first token
+    end: jax.Array  # int32 (B,), one past each row's last real token: padding is behind it
     active: jax.Array  # bool (B,), rows that may write
 
 
@@ -178,11 +177,14 @@ def attention(
 
     The running softmax needs no copy of a layer's cache and no repeated heads, and the loop ends at the longest row:
     the cost grows with the tokens in use. A tile that is masked for some row leaves that row's sums bit for bit
-    as they are, so neighbours cannot change a result. Source: online softmax (1805.02867), FlashAttention (2205.14135).
+    as they are, and what lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor
+    padding nor what the slot held before can change a result.
+    Source: online softmax (1805.02867), FlashAttention (2205.14135).
     """
     B, T, H, C = q.shape
     K = cache.k.shape[2]
-    tile = min(ATTENTION_TILE, span)
+    tile = CACHE_TILE
+    assert span % tile == 0, (span, tile)
     q = q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4).reshape(B, K, (H // K) * T, C)
     q = (q * jnp.float32(C**-0.5)).astype(cache.k.dtype)
     last = jnp.tile(rows.start[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :], (1, H // K))  # (B, G * T)
@@ -192,7 +194,9 @@ def attention(
         at = (index, rows.slot, jnp.int32(0), i * tile, jnp.int32(0))
         keys, values = (lax.dynamic_slice(c, at, (1, B, K, tile, C))[0] for c in (cache.k, cache.v))
         scores = jnp.einsum("bkqc,bksc->bkqs", q, keys, preferred_element_type=jnp.float32)
-        seen = (i * tile + jnp.arange(tile, dtype=jnp.int32))[None, None, :] <= last[:, :, None]
+        position = i * tile + jnp.arange(tile, dtype=jnp.int32)
+        values = jnp.where((position[None, :] < rows.end[:, None])[:, None, :, None], values, 0)
+        seen = position[None, None, :] <= last[:, :, None]
         scores = jnp.where(seen[:, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, scores.max(-1))
         weights = jnp.exp(scores - new_top[..., None])

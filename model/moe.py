@@ -49,10 +49,10 @@ def moe(
         begin = ends[expert] - counts[expert] + (tile - (tile_ends[expert] - tiles[expert])) * rows
         at = begin + jnp.arange(rows, dtype=jnp.int32)
         pair = order[jnp.minimum(at, pairs - 1)]
-        share = jnp.where(at < ends[expert], scaled[pair], jnp.float32(0))
+        filled = at < ends[expert]
         row = pair // cfg.expert_used_count
         y = _expert(x[row], blk, index, expert, path)
-        return out.at[row].add(y * share[:, None])
+        return out.at[row].add(jnp.where(filled[:, None], y * scaled[pair][:, None], 0))
 
     return lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32))
 

@@ -62,8 +62,8 @@ def place(weights: list[HostWeight], device: Device) -> Params:
         if host.weight.is_vector:
             target[host.weight.name] = arrays[0]
         elif host.weight.per_layer:
-            groups = (QTensor(array, qtype) for array, qtype in zip(arrays, host.qtypes, strict=True))
+            groups = (QTensor.of(array, qtype) for array, qtype in zip(arrays, host.qtypes, strict=True))
             target[host.weight.name] = Stack(tuple(groups), host.places)
         else:
-            target[host.weight.name] = QTensor(arrays[0], host.qtypes[0])
+            target[host.weight.name] = QTensor.of(arrays[0], host.qtypes[0])
     return tree

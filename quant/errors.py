@@ -22,3 +22,7 @@ class ContextLengthError(PacklightError):
 
 class ConfigError(PacklightError):
     """A config key or value, a flag or an argument that cannot be honoured."""
+
+
+class NonFiniteLogitsError(PacklightError):
+    """A step gave logits that are NaN or infinite; nothing is sampled from them."""

@@ -5,6 +5,7 @@ import pathlib
 import jax
 import pytest
 
+jax.config.update("jax_platforms", "cpu")  # what the tolerances and exactness are derived for
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -13,10 +13,9 @@ from ggufs import write_llama
 import packlight
 from compile import aot
 from compile.config import CompileConfig
-from compile.engine import NonFiniteLogitsError
 from compile.plan import StepKey
 from compile.store import EntryError, Store
-from quant.errors import ConfigError, ContextLengthError
+from quant.errors import ConfigError, ContextLengthError, NonFiniteLogitsError
 
 SMALL = CompileConfig(context=128, prefill_buckets=(16,), decode_batch=(2,), head_rows=8)
 
@@ -99,7 +98,6 @@ def test_keys_change_with_whatever_changes_the_program(path, fresh, monkeypatch,
     assert build(other, fresh).misses == 1
     for change in (
         {"cpu_kernels": "reference"},
-        {"kv_dtype": "bfloat16"},
         {"activation_dtype": "bfloat16"},
         {"xla_options": (("xla_cpu_enable_fast_math", False),)},
     ):
@@ -250,3 +248,56 @@ def test_an_interrupted_step_loses_its_requests_and_nothing_else(llm, monkeypatc
     with pytest.raises(packlight.PacklightError, match="the generation was lost"):
         list(stream)
     assert llm.generate([5, 6, 7], max_tokens=6, temperature=0).token_ids == expected
+
+
+def test_what_is_not_finite_in_a_slot_harms_nobody_else(path, tmp_path_factory, config):
+    """Values behind a prompt's end, left by an earlier request or by padding, count as nothing even when infinite."""
+    llm = packlight.load(path, config)
+    expected = llm.generate([5, 6, 7], max_tokens=4, temperature=0).token_ids
+    poison = jax.tree.map(lambda x: np.full(x.shape, np.inf, x.dtype), (llm._engine._cache.k, llm._engine._cache.v))
+    k, v = (jax.device_put(x, llm.device, may_alias=False) for x in poison)
+    llm._engine._cache = dataclasses.replace(llm._engine._cache, k=k, v=v)
+    assert llm.generate([5, 6, 7], max_tokens=4, temperature=0).token_ids == expected
+
+
+def test_a_request_that_fails_leaves_its_neighbour_alone(llm, monkeypatch):
+    expected = llm.generate([5, 6, 7], max_tokens=6, temperature=0).text
+    good, bad = llm.stream([5, 6, 7], max_tokens=6, temperature=0), llm.stream([8, 9], max_tokens=6, temperature=0)
+    engine, run = llm._engine, type(llm._engine)._run
+
+    def spoiled(self, key, *arguments):
+        results = list(run(self, key, *arguments))
+        if key.phase == "decode":
+            results[-1] = np.array([True, False])
+        return results
+
+    texts = [next(good), next(bad)]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(engine), "_run", spoiled)
+        with pytest.raises(NonFiniteLogitsError, match="at position"):
+            list(bad)
+    assert "".join([texts[0], *good]) == expected
+    assert engine.idle
+
+
+def test_a_64_bit_default_changes_nothing(path, fresh):
+    build(path, fresh)
+    with jax.enable_x64(True):
+        again = build(path, fresh)
+        assert again.hits == 1
+        assert build(path, dataclasses.replace(fresh, store=False)).misses == 1
+
+
+def test_a_store_without_a_home_is_said_and_survived(path, fresh):
+    for folder in ("~nosuchuser/store", "a\0b"):
+        built = build(path, dataclasses.replace(fresh, cache_dir=folder))
+        assert built.misses == 1
+        assert "executables are not kept" in built.warnings[0]
+
+
+def test_an_entry_that_others_may_write_is_not_unpickled(path, fresh):
+    build(path, fresh)
+    entries(fresh)[0].chmod(0o666)
+    again = build(path, fresh)
+    assert (again.hits, again.misses) == (0, 1)
+    assert "other users" in again.warnings[0]

@@ -190,3 +190,14 @@ def test_a_table_is_as_wide_as_it_must_be():
     rows = [("a", "1", "x"), ("bbb", "1,000", "y")]
     assert terminal.table(("name", ">n", "c"), rows) == "name      n  c\na         1  x\nbbb   1,000  y\n"
     assert terminal.table(("name", ">n"), []) == "name  n\n"
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense"])
+def test_a_platform_that_jax_cannot_find_is_one_line(tmp_path, platforms):
+    """R26: JAX_PLATFORMS asks for a device that is not there."""
+    model = write_llama(tmp_path / "model.gguf", **TINY)
+    done = packlight(f"--model={model}", "--prompt=x", JAX_PLATFORMS=platforms)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"JAX_PLATFORMS is '{platforms}'" in line
+    assert "Traceback" not in done.stderr
