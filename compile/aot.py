@@ -28,6 +28,7 @@ from compile.steps import CACHE_ARGUMENT, abstract_arguments, make_step
 from compile.store import EntryError, Store
 from model.config import ModelConfig
 from model.params import Device, Params, shaped
+from quant import native_ops
 from quant.errors import ConfigError
 
 BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -125,6 +126,8 @@ def build(
     if store is not None and store.problem:
         warnings.append(f"executables are not kept: {store.problem}")
         store = None
+    if config.kernel_path == "native":
+        native_ops.register()  # before an executable that calls the kernels is loaded
     placed = jax.sharding.SingleDeviceSharding(device)
     shapes = jax.tree.map(lambda x: shaped(x.shape, x.dtype), params)
 
@@ -216,6 +219,7 @@ def entry_digest(
         "device": [device.platform, device.device_kind, device.id, device.client.platform_version],
         "versions": [jax.__version__, importlib.metadata.version("jaxlib"), platform.python_version()],
         "host": host_features(),
+        "native": native_ops.register() if config.kernel_path == "native" else "",
         "flags": os.environ.get("XLA_FLAGS", ""),
         "code": code_hash(),
     }

@@ -15,7 +15,7 @@ from quant.errors import ConfigError
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug")
-CPU_KERNELS = ("auto", "xla", "reference")
+CPU_KERNELS = ("auto", "native", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_CONTEXT = 4096
 
@@ -31,7 +31,8 @@ class CompileConfig:
     length_buckets: cached positions a step may look back at, ascending; the whole context is always one.
     head_rows: rows of logits per pass when all of a prompt's are asked for.
     kv_dtype, activation_dtype: of the cache, and of activations where they meet weights.
-    cpu_kernels: kernel path of matrix products on a CPU: auto (xla today), xla or reference; other platforms run xla.
+    cpu_kernels: kernel path of matrix products on a CPU: auto (xla today), native (C++, activations rounded to int8 as
+        llama.cpp does), xla or reference; other platforms run xla.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     xla_options: passed to XLA for every executable.
     """
@@ -68,6 +69,10 @@ class CompileConfig:
             if not getattr(self, key):
                 raise ConfigError(f"config key '{key}' is empty")
         _ascending("length_buckets", self.length_buckets)
+        if self.cpu_kernels == "native" and self.activation_dtype != "float32":
+            raise ConfigError(
+                f"config key 'activation_dtype' is {self.activation_dtype!r}; native kernels take float32"
+            )
         if self.platform != "cpu" and self.cpu_kernels != "auto":
             raise ConfigError(f"config key 'cpu_kernels' is {self.cpu_kernels!r} but the platform is {self.platform!r}")
         if not isinstance(self.store, bool):

@@ -13,6 +13,7 @@ from model.declaration import check
 from model.reader import GGUFFile, open_gguf
 from model.tokenizer import Tokenizer
 from quant.errors import PacklightError
+from quant.formats import path_of
 
 
 def tensor_paths(file: GGUFFile, model: ModelConfig, config: CompileConfig) -> dict[str, str]:
@@ -21,12 +22,13 @@ def tensor_paths(file: GGUFFile, model: ModelConfig, config: CompileConfig) -> d
     paths = {}
     for weight in check(file, model):
         for name in weight.tensors(model.block_count):
+            path = path_of(file.tensors[name].format.name, config.kernel_path)
             if weight.is_vector:
                 paths[name] = "f32"
             elif weight.name == "token_embd":
-                paths[name] = f"gather+{config.kernel_path}" if tied else "gather"
+                paths[name] = f"gather+{path}" if tied else "gather"
             else:
-                paths[name] = config.kernel_path
+                paths[name] = path
     return paths
 
 

@@ -16,6 +16,7 @@ from model.moe import moe
 from model.params import Params
 from model.rope import rotate, rotation
 from model.stack import stacked_matmul
+from quant.formats import path_of
 from quant.matmul import matmul
 from quant.qtensor import gather_rows
 
@@ -130,7 +131,8 @@ def head(
 ) -> jax.Array:  # float32 (M, V)
     """Logits, from `output` or, in a model that ties them, from `token_embd`."""
     with jax.named_scope("head"):
-        return matmul(hidden.astype(numerics.dtype), params.get("output", params["token_embd"]), numerics.path)
+        weights = params.get("output", params["token_embd"])
+        return matmul(hidden.astype(numerics.dtype), weights, path_of(weights.qtype, numerics.path))
 
 
 def linear(x: jax.Array, blk: Params, name: str, index: jax.Array, numerics: Numerics) -> jax.Array:

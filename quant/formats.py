@@ -70,6 +70,17 @@ FORMATS: dict[str, Format] = {
 BY_TYPE_ID: dict[int, Format] = {f.type_id: f for f in FORMATS.values()}
 
 
+# Formats that `quant/native` has kernels for; the others take `xla` where `native` is asked for, and the plan says so.
+NATIVE = frozenset(
+    ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
+)
+
+
+def path_of(qtype: str, path: str) -> str:
+    """The kernel path of a matrix in format `qtype` when `path` is asked for."""
+    return "xla" if path == "native" and qtype not in NATIVE else path
+
+
 def format_named(name: str) -> Format:
     """The format called `name`. Raises UnsupportedError, listing every known name, when there is none."""
     try:

@@ -2,7 +2,8 @@
 
 Paths: `reference` unpacks the whole matrix, then multiplies; it works everywhere and is the twin of every other path.
 `xla` unpacks a tile of rows at a time: the scratch is one tile (2 MB) whatever the matrix, and the tile is still in
-cache when it is multiplied; one unpack serves all rows of `x`.
+cache when it is multiplied; one unpack serves all rows of `x`. `native` (CPU) is C++ from `quant.native_ops`, with x
+rounded to int8 per block as llama.cpp does it.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from quant import native_ops
 from quant.qtensor import QTensor, unpack
 
-PATHS = ("reference", "xla")
+PATHS = ("reference", "xla", "native")
 TILE_ELEMENTS = 1 << 19  # weights unpacked at a time by `xla`: 2 MB of float32
 
 
@@ -36,8 +38,18 @@ def matmul(
             return _dot(x, unpack(_rows(w, index, 0, out), w.qtype))
         case "xla":
             return _tiled(x, w, index)
+        case "native":
+            return native_ops.matmul(x, w.blocks, w.qtype, index=_flat(index, lead))
         case _:
             raise ValueError(f"unknown kernel path {path!r}; there are: {', '.join(PATHS)}")
+
+
+def _flat(index: Sequence[jax.Array | int], lead: Sequence[int]) -> jax.Array:
+    """The index of a matrix counted over all leading axes: int32 ()."""
+    flat = jnp.int32(0)
+    for i, size in zip(index, lead, strict=True):
+        flat = flat * size + i
+    return flat
 
 
 def tile_rows(out: int, width: int) -> int:

@@ -73,3 +73,29 @@ def test_bfloat16_activations_stay_within_their_rounding(tmp_path):
     rounded = load(path, activation_dtype="bfloat16").all_logits(ids)
     rms = np.sqrt(np.mean((exact - rounded) ** 2)) / exact.std()
     assert 1e-5 < rms <= 2**-8 * np.sqrt(14)
+
+
+@pytest.mark.parametrize(
+    "name", ["arch/llama-gqa", "arch/llama-tied", "arch/llama-moe", "models/stories260K-k256-Q4_K_M"]
+)
+def test_native_kernels_stay_as_close_as_llama_cpp(name):
+    """DESIGN, Numerics: with activations rounded to int8, RMS from `logits_f32` <= 1.5 times llama.cpp's own."""
+    folder, stem = name.split("/")
+    golden = np.load(shared_path(folder, f"{stem}.npz"))
+
+    def rms(logits):
+        return np.sqrt(np.mean((logits - golden["logits_f32"]) ** 2))
+
+    logits = load(shared_path(folder, f"{stem}.gguf"), cpu_kernels="native").all_logits(golden["ids"].tolist())
+    assert 0 < rms(logits) <= 1.5 * rms(golden["logits"])
+
+
+def test_native_kernels_run_the_layers_of_a_stack(tmp_path):
+    """The loop over layers hands the kernel whole stacks: against the same rounding done once in float64, no golden."""
+    mix = {"default": "Q4_K", "blk.1.attn_v": "Q6_K", "ffn_down": "Q8_0", "attn_k": "IQ3_S"}
+    path = write_llama(tmp_path / "model.gguf", layers=3, embed=256, formats=mix)
+    ids = list(range(3, 30))
+    exact, native = (load(path, cpu_kernels=kernels).all_logits(ids) for kernels in ("xla", "native"))
+    # int8 rounds by half of absmax / 127, about 1 % of a normal deviation, in each of some 20 products.
+    rms = np.sqrt(np.mean((exact - native) ** 2)) / exact.std()
+    assert 1e-4 < rms <= 0.01 * np.sqrt(20)

@@ -7,11 +7,12 @@ import pytest
 
 from bench.blocks import random_blocks
 from quant.formats import FORMATS
-from quant.matmul import PATHS, matmul, tile_rows
+from quant.matmul import matmul, tile_rows
 from quant.qtensor import QTensor, gather_rows
 
 # To first order |fl(x·w) - x·w| <= K 2^-24 sum |x_i w_i|, whatever the order of a float32 sum of K terms (Higham, 3.1).
 UNIT = 2.0**-24
+PATHS = ("reference", "xla")  # in float32; test_native has the other
 
 
 def random_weights(qtype: str, *shape: int, seed: int = 0) -> QTensor:
@@ -92,7 +93,7 @@ def test_weights_enter_the_program_packed():
 
 def test_unknown_path_and_wrong_shape_are_refused():
     w = random_weights("Q8_0", 8, 64)
-    with pytest.raises(ValueError, match="unknown kernel path 'fast'; there are: reference, xla"):
+    with pytest.raises(ValueError, match="unknown kernel path 'fast'; there are: reference, xla, native"):
         matmul(jnp.ones((1, 64)), w, "fast")
     with pytest.raises(ValueError, match="does not fit"):
         matmul(jnp.ones((1, 32)), w, "xla")

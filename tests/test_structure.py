@@ -40,3 +40,12 @@ def test_imports_go_one_way(package):
 def test_jax_free_modules_import_no_jax():
     code = f"import {', '.join(NO_JAX)}, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_plan_knows_which_formats_have_native_kernels():
+    from quant.formats import NATIVE, path_of
+    from quant.native_ops import QTYPES
+
+    assert set(QTYPES) == NATIVE
+    assert path_of("Q4_K", "native") == "native"
+    assert path_of("IQ3_S", "native") == "xla"

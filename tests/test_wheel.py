@@ -47,3 +47,4 @@ def test_it_is_the_wheel_that_runs_and_configs_are_in_it(installed, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(installed / "packlight.py")
+    assert (installed / "quant" / "native" / "handler.cc").exists()

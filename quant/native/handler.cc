@@ -1,0 +1,169 @@
+// The XLA FFI handler: checks shapes, cuts the call into chunks, shares them with the pool. Knows no format's bytes.
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "weights.h"
+#include "work.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace packlight {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Below this many products a second thread costs more to wake (5 to 10 us) than it saves.
+constexpr int64_t kProductsWorthSharing = 1 << 19;
+constexpr int64_t kChunksPerThread = 8;  // small enough that nobody waits long for the last one
+
+struct Matrix {
+  Weights weights;
+  Multiply multiply;
+  const Activations* x;
+  float* y;
+  int64_t chunk_octets, first_chunk;
+};
+
+struct Call {
+  const float* x;
+  int64_t rows, width, rows_per_chunk;
+  Quantize quantize;
+  Activations by32, by256;
+  bool use32 = false, use256 = false;
+  std::vector<Matrix> matrices;
+};
+
+void quantize_chunk(void* context, int64_t chunk) {
+  const Call& call = *static_cast<const Call*>(context);
+  const int64_t last = std::min(call.rows, (chunk + 1) * call.rows_per_chunk);
+  for (int64_t row = chunk * call.rows_per_chunk; row < last; ++row) {
+    const float* values = call.x + row * call.width;
+    if (call.use32) call.quantize(values, call.by32, row);
+    if (call.use256) call.quantize(values, call.by256, row);
+  }
+}
+
+void multiply_chunk(void* context, int64_t chunk) {
+  const Call& call = *static_cast<const Call*>(context);
+  auto at = call.matrices.end() - 1;
+  while (at->first_chunk > chunk) --at;
+  const int64_t first = (chunk - at->first_chunk) * at->chunk_octets;
+  const int64_t last = std::min(first + at->chunk_octets, at->weights.octets());
+  at->multiply(at->weights, *at->x, first, last, at->y);
+}
+
+const Kernels& kernels(bool portable) {
+#if defined(__x86_64__)
+  static const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && !portable) return kAvx2;
+#endif
+  (void)portable;
+  return kPortable;
+}
+
+// Matrix `index` of one argument, which may stack several on leading axes: a loop over layers passes the whole stack,
+// because XLA would copy a slice of it for the call. Or what is wrong with it.
+std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, bool rows8, ffi::AnyBuffer blocks,
+                       int64_t index, ffi::AnyBuffer y) {
+  const Format* format = find_format(type);
+  if (!format) return "no native kernel for ggml type " + std::to_string(type);
+  const auto whole = blocks.dimensions();
+  const int64_t bytes = format->bytes * (rows8 ? 8 : 1);
+  if (blocks.element_type() != ffi::U8 || whole.size() < 3) return "the packed weights are no stack of matrices";
+  const auto shape = whole.last(3);
+  if (shape[2] != bytes || shape[1] * format->elements != call.width) {
+    return "the packed weights do not fit x or their format";
+  }
+  const int64_t matrix_bytes = shape[0] * shape[1] * shape[2];
+  if (index < 0 || (matrix_bytes && (index + 1) * matrix_bytes > static_cast<int64_t>(blocks.size_bytes()))) {
+    return "the index is outside the stack";
+  }
+  const auto result = y.dimensions();
+  if (y.element_type() != ffi::F32 || result.size() != 2 || result[0] != call.rows ||
+      shape[0] != (rows8 ? (result[1] + 7) / 8 : result[1])) {
+    return "the result's shape does not fit the weights";
+  }
+  (format->elements == 32 ? call.use32 : call.use256) = true;
+  const uint8_t* data = static_cast<const uint8_t*>(blocks.untyped_data()) + index * matrix_bytes;
+  Weights weights{format, rows8, result[1], shape[1], data};
+  const Activations* x = format->elements == 32 ? &call.by32 : &call.by256;
+  call.matrices.push_back({weights, kernels.multiply(format->type), x, static_cast<float*>(y.untyped_data()), 1, 0});
+  return "";
+}
+
+// Chunks of all matrices together, `wanted` of them if the rows allow it.
+int64_t cut(Call& call, int64_t wanted) {
+  int64_t octets = 0, chunks = 0;
+  for (const Matrix& m : call.matrices) octets += m.weights.octets();
+  const int64_t size = std::max<int64_t>(1, (octets + wanted - 1) / wanted);
+  for (Matrix& m : call.matrices) {
+    m.chunk_octets = size;
+    m.first_chunk = chunks;
+    chunks += (m.weights.octets() + size - 1) / size;
+  }
+  return chunks;
+}
+
+ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> indices,
+               ffi::RemainingArgs weights, ffi::RemainingRets results, ffi::Span<const int64_t> types, ffi::Span<const int64_t> rows8, int64_t threads, bool portable) {
+  if (x.dimensions().size() != 2) return ffi::Error::InvalidArgument("x is not (rows, width)");
+  Call call;
+  call.x = x.typed_data(), call.rows = x.dimensions()[0], call.width = x.dimensions()[1];
+  const Kernels& chosen = kernels(portable);
+  call.quantize = chosen.quantize;
+  const size_t count = types.size();
+  if (!count || weights.size() != count || results.size() != count + 1 || rows8.size() != count ||
+      indices.element_count() != count) {
+    return ffi::Error::InvalidArgument("want one type, layout, index and result per matrix, and the scratch");
+  }
+  int64_t products = 0;
+  for (size_t i = 0; i < count; ++i) {
+    auto blocks = weights.get<ffi::AnyBuffer>(i);
+    auto y = results.get<ffi::AnyBuffer>(i);
+    if (!blocks.has_value() || !y.has_value()) return ffi::Error::InvalidArgument("a buffer cannot be read");
+    const std::string wrong = add_matrix(call, chosen, types[i], rows8[i], *blocks, indices.typed_data()[i], **y);
+    if (!wrong.empty()) return ffi::Error::InvalidArgument("matrix " + std::to_string(i) + ": " + wrong);
+    products += call.rows * call.width * call.matrices.back().weights.out;
+  }
+  auto scratch = results.get<ffi::AnyBuffer>(count);
+  const int64_t bytes = Activations::bytes(call.rows, call.width);
+  if (!scratch.has_value() || static_cast<int64_t>((*scratch)->size_bytes()) < bytes * (call.use32 + call.use256)) {
+    return ffi::Error::InvalidArgument("the scratch is too small");
+  }
+  if (!products) return ffi::Error::Success();
+  auto* base = static_cast<uint8_t*>((*scratch)->untyped_data());
+  call.by32.place(base, call.rows, call.width, 32);
+  call.by256.place(base + bytes * call.use32, call.rows, call.width, 256);
+
+  if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
+  if (products < kProductsWorthSharing) threads = 1;
+  call.rows_per_chunk = std::max<int64_t>(8, (call.rows + 4 * threads - 1) / (4 * threads));
+  const int64_t chunks = cut(call, threads == 1 ? 1 : threads * kChunksPerThread);
+  auto job = std::make_shared<Job>();
+  job->quantize.set((call.rows + call.rows_per_chunk - 1) / call.rows_per_chunk, quantize_chunk, &call);
+  job->multiply.set(chunks, multiply_chunk, &call);
+  // Helpers first: they wake up while this thread quantizes.
+  for (int64_t i = 1; i < std::min(threads, chunks); ++i) pool.Schedule([job] { job->help(); });
+  job->help();
+  job->multiply.wait();
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace packlight
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_matmul, packlight::run,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<xla::ffi::Span<const int64_t>>("types")
+                                  .Attr<xla::ffi::Span<const int64_t>>("rows8")
+                                  .Attr<int64_t>("threads")
+                                  .Attr<bool>("portable"));

@@ -1,0 +1,60 @@
+// One row of f32 activations to int8, the rounding of llama.cpp's Q8_0 and Q8_K with a full f32 scale.
+//
+// Per block of 32 or 256 values: d = max |x| / 127, q = round_half_even(x * (127 / max |x|)), both in f32.
+// A block with a value that is not finite gets d = NaN, so that the product shows it; a block whose maximum is below
+// 2^-100 becomes zeros (127 / max would overflow).
+//
+// Every instruction set includes this inside its own namespace and target: the loops are written to vectorize.
+// native_ops.round_activations is the same arithmetic in jnp; change both or neither.
+
+template <int kRun>
+inline int sum_of(const int8_t* q) {
+  int sum = 0;
+  for (int i = 0; i < kRun; ++i) sum += q[i];
+  return sum;
+}
+
+template <int kBlock>
+inline float quantize_block(const float* x, int8_t* q) {
+  uint32_t largest = 0;  // of the magnitudes' bits: they order as the floats do, with inf and NaN on top
+  for (int i = 0; i < kBlock; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7FFFFFFFu;
+    largest = bits > largest ? bits : largest;
+  }
+  float max;
+  std::memcpy(&max, &largest, 4);
+  if (largest >= 0x7F800000u || max < 0x1p-100f) {
+    std::memset(q, 0, kBlock);
+    return largest >= 0x7F800000u ? __builtin_nanf("") : 0.0f;
+  }
+  const float inverse = 127.0f / max;
+  for (int i = 0; i < kBlock; ++i) {
+    // Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits: no rounding instruction.
+    const float shifted = x[i] * inverse + 12582912.0f;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    q[i] = static_cast<int8_t>(bits - 0x4B400000);
+  }
+  return max / 127.0f;
+}
+
+inline void quantize(const float* values, const Activations& x, int64_t row) {
+  int8_t* q = x.q + row * x.width;
+  if (x.block == 32) {
+    for (int64_t b = 0; b < x.width / 32; ++b) {
+      const int64_t at = row * (x.width / 32) + b;
+      x.d[at] = quantize_block<32>(values + 32 * b, q + 32 * b);
+      x.d_sum[at] = x.d[at] * static_cast<float>(sum_of<32>(q + 32 * b));
+    }
+    return;
+  }
+  for (int64_t b = 0; b < x.width / 256; ++b) {
+    const int64_t at = row * (x.width / 256) + b;
+    x.d[at] = quantize_block<256>(values + 256 * b, q + 256 * b);
+    Sums& sums = x.sums[at];
+    for (int s = 0; s < 16; ++s) sums.by16[s] = static_cast<int16_t>(sum_of<16>(q + 256 * b + 16 * s));
+    for (int s = 0; s < 8; ++s) sums.by32[s] = static_cast<int16_t>(sums.by16[2 * s] + sums.by16[2 * s + 1]);
+  }
+}
