@@ -82,12 +82,15 @@ def _digest(version: str) -> str:
 
 def _cache_folder() -> pathlib.Path:
     """packlight/native in the user's cache folder, ours alone: a library from it runs as us."""
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "packlight" / "native"
+    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "packlight" / "native"
     try:
+        folder = folder.expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
     except OSError as error:
         raise NativeBuildError(f"native kernels: {folder}: {error.strerror}") from None
+    except RuntimeError as error:  # no home folder
+        raise NativeBuildError(f"native kernels: {folder}: {error}") from None
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise NativeBuildError(f"native kernels: {folder}: other users may write to it")
     return folder
