@@ -174,7 +174,7 @@ def hidden(path, **changes):
     file = open_gguf(path)
     cfg = config(dict(file.metadata), **changes)
     params = place(read_weights(file, cfg), jax.devices("cpu")[0])
-    rows = Rows(jnp.int32(0), jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
+    rows = Rows(jnp.int32(0), jnp.zeros(1, jnp.int32), jnp.full(1, 3, jnp.int32), jnp.ones(1, bool))
     empty = jnp.zeros((cfg.block_count, 1, cfg.head_count_kv, 128, cfg.key_length), jnp.float32)
     cache = Cache(empty, empty, jnp.zeros(1, jnp.int32))
     x = jax.random.normal(jax.random.key(0), (1, 3, cfg.embedding_length), jnp.float32)
