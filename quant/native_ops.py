@@ -17,6 +17,7 @@ from quant import native_build
 from quant.errors import UnsupportedError
 from quant.formats import format_named
 
+HANDLERS = ("packlight_matmul",)
 LAYOUTS = ("ggml", "rows8")
 OCTET = 8
 # (offset, length, unit) of each field of a block: kFormats in native/weights.h, where it is explained.
@@ -40,15 +41,21 @@ QTYPES = tuple(FIELDS)  # the formats that have native kernels
 
 @functools.cache
 def register() -> str:
-    """Builds the library if need be and registers its handler; the target's name, which holds the library's digest.
+    """Builds the library if need be and registers its handlers; the library's digest.
 
     Must run before an executable that calls the kernels is loaded. Raises NativeBuildError.
     """
     path, digest = native_build.library()
-    name = f"packlight_matmul_{digest}"
-    handler = ctypes.cdll.LoadLibrary(str(path)).packlight_matmul
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
-    return name
+    library = ctypes.cdll.LoadLibrary(str(path))
+    for handler in HANDLERS:
+        capsule = jax.ffi.pycapsule(getattr(library, handler))
+        jax.ffi.register_ffi_target(f"{handler}_{digest}", capsule, platform="cpu")
+    return digest
+
+
+def target(handler: str) -> str:
+    """The name under which one of HANDLERS is called: it holds the library's digest."""
+    return f"{handler}_{register()}"
 
 
 def matmul(
@@ -93,7 +100,7 @@ def matmul_many(
     results = [jax.ShapeDtypeStruct((rows, _out(*one, width)), jnp.float32) for one in each]
     kinds = len({format_named(qtype).elements for qtype in qtypes})  # x once per size of block
     scratch = jax.ShapeDtypeStruct((kinds * (-(-rows * width * 5 // 4) + 64),), jnp.uint8)
-    call = jax.ffi.ffi_call(register(), [*results, scratch])
+    call = jax.ffi.ffi_call(target("packlight_matmul"), [*results, scratch])
     *products, _ = call(
         x,
         places,
