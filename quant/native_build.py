@@ -5,6 +5,8 @@ holds kernels for several instruction sets and picks one at run time, so one bui
 """
 
 import concurrent.futures
+import ctypes
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -50,6 +52,16 @@ def library() -> tuple[pathlib.Path, str]:
     except OSError as error:
         raise NativeBuildError(f"native kernels: {folder}: {error.strerror}") from None
     return path, digest
+
+
+@functools.cache
+def loaded() -> tuple[ctypes.CDLL, str]:
+    """The library in this process, and its digest. Raises NativeBuildError."""
+    path, digest = library()
+    try:
+        return ctypes.CDLL(str(path)), digest
+    except OSError as error:
+        raise NativeBuildError(f"native kernels: {error}") from None
 
 
 def include_folder() -> pathlib.Path:

@@ -8,6 +8,7 @@ import numpy as np
 
 from quant.errors import UnsupportedError
 from quant.formats import format_named
+from quant.layouts import FIELDS, LANES
 
 
 @jax.tree_util.register_dataclass
@@ -19,7 +20,8 @@ class QTensor:
 
     - `qtype` is a key of `quant.formats.FORMATS`, F32, F16 and BF16 included (a block is then one element);
     - in layout "ggml", `blocks` is uint8 of shape (..., out, n_blocks, block_bytes), the bytes exactly as ggml stores
-      them, so block b of row r holds weights r, b * elements ... (b + 1) * elements - 1;
+      them, so block b of row r holds weights r, b * elements ... (b + 1) * elements - 1, and `rows` is None;
+    - in layout "rowsN" (`quant.layouts`) the shape is (..., ceil(rows / N), n_blocks, N * block_bytes);
     - the block axis is an axis of its own, so slicing or sharding any axis but the last never cuts a block.
 
     The constructor itself checks nothing: jax rebuilds the dataclass through it with leaves that are no arrays (shape
@@ -29,22 +31,29 @@ class QTensor:
     blocks: jax.Array  # uint8 (..., out, n_blocks, block_bytes)
     qtype: str = dataclasses.field(metadata={"static": True})
     layout: str = dataclasses.field(default="ggml", metadata={"static": True})
+    rows: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
-    def of(cls, blocks: jax.Array | np.ndarray, qtype: str) -> "QTensor":
-        """Checked construction from ggml bytes: uint8 (..., out, n_blocks, block_bytes).
+    def of(cls, blocks: jax.Array | np.ndarray, qtype: str, layout: str = "ggml", rows: int | None = None) -> "QTensor":
+        """Checked construction from packed bytes: uint8 (..., ceil(out / lanes), n_blocks, lanes * block_bytes).
 
-        Raises UnsupportedError for an unknown format and ValueError for another dtype or shape.
+        rows: `out`, which must be given when rows are side by side. Raises UnsupportedError for an unknown format or
+        layout, ValueError for another dtype or shape.
         """
-        _check_blocks(blocks, qtype, min_ndim=3)
-        return cls(blocks, qtype)  # pyright: ignore[reportArgumentType]  # a numpy array is a leaf like any other
+        if layout not in LANES:
+            raise UnsupportedError(f"unknown layout {layout!r}; there are: {', '.join(LANES)}")
+        _check_blocks(blocks, qtype, min_ndim=3, lanes=LANES[layout])
+        if layout == "ggml":
+            rows = None
+        elif rows is None or -(-rows // LANES[layout]) != blocks.shape[-3]:
+            raise ValueError(f"{qtype} in layout {layout}: blocks {blocks.shape} do not hold {rows} rows")
+        return cls(blocks, qtype, layout, rows)  # pyright: ignore[reportArgumentType]  # a numpy leaf like any other
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(..., out, K). Raises UnsupportedError in a layout other than "ggml", which has its own rule."""
-        self._require_ggml()
-        *lead, n_blocks, _ = self.blocks.shape
-        return (*lead, n_blocks * format_named(self.qtype).elements)
+        """(..., out, K)."""
+        *lead, out, n_blocks, _ = self.blocks.shape
+        return (*lead, out if self.rows is None else self.rows, n_blocks * format_named(self.qtype).elements)
 
     @property
     def nbytes(self) -> int:
@@ -79,15 +88,29 @@ def gather_rows(w: QTensor, ids: jax.Array) -> jax.Array:
     The packed rows are gathered and only those are unpacked. Ids are clipped to 0 .. out - 1, so that a padded slot's
     id reads some row and never NaN; callers check ids that come from a user. Raises ValueError for a stack of matrices.
     """
-    w._require_ggml()
     if w.blocks.ndim != 3:
         raise ValueError(f"gather_rows wants one matrix (out, n_blocks, bytes), got blocks {w.blocks.shape}")
-    rows = jnp.take(w.blocks, ids, axis=0, mode="clip")  # (..., n_blocks, block_bytes)
-    return unpack(rows, w.qtype)
+    ids = jnp.clip(ids, 0, w.shape[0] - 1)
+    if w.layout == "ggml":
+        return unpack(jnp.take(w.blocks, ids, axis=0, mode="clip"), w.qtype)
+    return unpack(_take_lanes(w.blocks, w.qtype, LANES[w.layout], ids), w.qtype)
 
 
-def _check_blocks(blocks: jax.Array | np.ndarray, qtype: str, min_ndim: int) -> None:
-    fmt = format_named(qtype)
-    if blocks.dtype != np.uint8 or blocks.ndim < min_ndim or blocks.shape[-1] != fmt.bytes:
+def _take_lanes(packed: jax.Array, qtype: str, lanes: int, ids: jax.Array) -> jax.Array:
+    """Rows of an interleaved matrix in ggml's layout: int32 (...) -> uint8 (..., N, bytes)."""
+    groups = jnp.take(packed, ids // lanes, axis=0, mode="clip")  # (..., N, lanes * bytes)
+    lane = (ids % lanes)[..., None, None, None, None]
+    fields = []
+    for offset, length, unit in FIELDS[qtype]:
+        field = groups[..., lanes * offset : lanes * (offset + length)]
+        field = field.reshape(*groups.shape[:-1], length // unit, lanes, unit)
+        taken = jnp.take_along_axis(field, lane, axis=-2)  # (..., N, length / unit, 1, unit)
+        fields.append(taken.reshape(*groups.shape[:-1], length))
+    return jnp.concatenate(fields, axis=-1)
+
+
+def _check_blocks(blocks: jax.Array | np.ndarray, qtype: str, min_ndim: int, lanes: int = 1) -> None:
+    size = lanes * format_named(qtype).bytes
+    if blocks.dtype != np.uint8 or blocks.ndim < min_ndim or blocks.shape[-1] != size:
         want = "..., out, n_blocks" if min_ndim == 3 else "..., n_blocks"
-        raise ValueError(f"{qtype}: want blocks uint8 ({want}, {fmt.bytes}), got {blocks.dtype} {blocks.shape}")
+        raise ValueError(f"{qtype}: want blocks uint8 ({want}, {size}), got {blocks.dtype} {blocks.shape}")

@@ -15,7 +15,9 @@ from bench.blocks import SCALES, random_blocks
 from quant import native_build, native_ops
 from quant.errors import UnsupportedError
 from quant.formats import FORMATS
-from quant.native_ops import LAYOUTS, QTYPES, gather_rows8, pack_rows8, unpack_rows8
+from quant.layouts import FIELDS, LANES, pack, unpack
+from quant.native_ops import ISAS, QTYPES
+from quant.qtensor import QTensor, gather_rows
 
 # Against the twin. Integer sums are exact, so what is left is the f32 sum over N = K / block blocks of d * x_d times an
 # integer, and its like for minimums: (N + 6) 2^-24 of the terms' magnitudes (Higham, 3.1), 4e-6 at N = 64. A minimum's
@@ -28,7 +30,7 @@ SIZES = ((1, 130, 2), (2, 9, 9), (3, 37, 3), (5, 7, 5), (8, 1, 7), (9, 8, 4), (1
 @pytest.fixture(scope="module", autouse=True)
 def compiler():
     try:
-        native_build.library()
+        HERE[:] = [isa for isa in ISAS[1:] if native_ops.has(isa)]
     except native_build.NativeBuildError as error:
         if "no C++ compiler" not in str(error):
             raise
@@ -45,9 +47,16 @@ def activations(rows: int, width: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("qtype", "layout", "out", "threads", "portable"))
-def product(x, blocks, qtype, layout="ggml", out=None, threads=0, portable=False):
-    return native_ops.matmul(x, blocks, qtype, layout, out, threads=threads, portable=portable)
+HERE: list[str] = []  # the instruction sets of this CPU, filled by the fixture below
+
+
+def layouts_of(isa: str) -> list[str]:
+    return {"portable": list(LANES), "avx2": ["ggml", "rows8"], "avx512": ["ggml", "rows16"]}[isa]
+
+
+@functools.partial(jax.jit, static_argnames=("qtype", "layout", "out", "threads", "isa"))
+def product(x, blocks, qtype, layout="ggml", out=None, threads=0, isa="best"):
+    return native_ops.matmul(x, blocks, qtype, layout, out, threads=threads, isa=isa)
 
 
 round_activations = jax.jit(native_ops.round_activations, static_argnums=1)
@@ -78,9 +87,9 @@ def test_equals_the_twin_and_full_precision(qtype):
         w = weights(matrix, qtype)
         exact = rounded(x, qtype) @ w.T
         results = [
-            product(x, matrix, qtype),
-            product(x, matrix, qtype, portable=True),
-            product(x, pack_rows8(matrix, qtype), qtype, "rows8", out),
+            product(x, pack(matrix, qtype, layout), qtype, layout, out, isa=isa)
+            for isa in HERE
+            for layout in layouts_of(isa)
         ]
         for y in results:
             assert_near(y, exact)
@@ -96,14 +105,12 @@ def test_equals_the_twin_and_full_precision(qtype):
 def test_layouts_and_numbers_of_rows_give_the_same_bits(qtype):
     """A row's product depends on nothing but that row of x: not its neighbours, the tile, the layout or the threads."""
     matrix, x = random_matrix(qtype, 21, 40), activations(14, 40 * FORMATS[qtype].elements)
-    y = np.asarray(product(x, matrix, qtype))
-    packed = pack_rows8(matrix, qtype)
-    for rows in (1, 2, 3, 7, 14):
-        for layout, blocks in zip(LAYOUTS, (matrix, packed), strict=True):
-            np.testing.assert_array_equal(product(x[-rows:], blocks, qtype, layout, 21), y[-rows:])
-    np.testing.assert_array_equal(
-        product(x, packed, qtype, "rows8", 21, portable=True), product(x, matrix, qtype, portable=True)
-    )
+    for isa in HERE:
+        y = np.asarray(product(x, matrix, qtype, isa=isa))
+        for layout in layouts_of(isa):
+            packed = pack(matrix, qtype, layout)
+            for rows in (1, 2, 3, 7, 14):
+                np.testing.assert_array_equal(product(x[-rows:], packed, qtype, layout, 21, isa=isa), y[-rows:])
 
 
 @pytest.mark.parametrize("qtype", QTYPES)
@@ -125,8 +132,8 @@ def test_largest_quants_do_not_saturate(qtype):
         x[4] = -x[3]
         exact = rounded(x, qtype) @ weights(matrix, qtype).T
         terms = np.abs(rounded(x, qtype)) @ np.abs(weights(matrix, qtype)).T + 1e-30
-        for portable in (False, True):
-            y = np.asarray(product(x, matrix, qtype, portable=portable))
+        for isa in HERE:
+            y = np.asarray(product(x, matrix, qtype, isa=isa))
             # minimums may cancel: to the size of the largest scale's terms, 64 * 64 / 4 per weight at most
             assert np.all(np.abs(y - exact) <= TWIN * np.maximum(terms, 16 * 3 * x.shape[1]))
 
@@ -137,8 +144,8 @@ def test_what_is_not_finite_shows():
         matrix = random_matrix(qtype, 16, 3)
         x = activations(10, 3 * FORMATS[qtype].elements)
         x[4, 5] = bad
-        for portable in (False, True):
-            y = np.asarray(product(x, matrix, qtype, portable=portable))
+        for isa in HERE:
+            y = np.asarray(product(x, matrix, qtype, isa=isa))
             assert np.isnan(y[4]).all()
             assert np.isfinite(np.delete(y, 4, axis=0)).all()
 
@@ -158,8 +165,8 @@ def test_activations_round_half_to_even_as_the_kernel_does():
     matrix = np.zeros((32, 1, 34), np.uint8)
     matrix[:, 0, :2] = np.array([1.0], "<f2").view(np.uint8)
     matrix[np.arange(32), 0, 2 + np.arange(32)] = 1
-    for portable in (False, True):
-        y = product(x, matrix, "Q8_0", portable=portable)
+    for isa in HERE:
+        y = product(x, matrix, "Q8_0", isa=isa)
         np.testing.assert_array_equal(y, round_activations(x, 32))
     assert y[0, 3] == 2.0  # 2.5
     assert y[0, 4] == 4.0  # 3.5
@@ -170,8 +177,9 @@ def test_many_products_share_one_call():
     qtypes = ["Q4_K", "Q8_0", "Q6_K", "Q4_0"]
     outs = [40, 9, 17, 8]
     matrices = [random_matrix(q, out, 512 // FORMATS[q].elements) for q, out in zip(qtypes, outs, strict=True)]
-    layouts = ["rows8", "ggml", "rows8", "rows8"]
-    packed = [pack_rows8(m, q) if at == "rows8" else m for m, q, at in zip(matrices, qtypes, layouts, strict=True)]
+    rows = f"rows{native_ops.lanes()}"
+    layouts = [rows, "ggml", rows, rows]
+    packed = [pack(m, q, at) for m, q, at in zip(matrices, qtypes, layouts, strict=True)]
     ys = jax.jit(lambda x, bs: native_ops.matmul_many(x, bs, qtypes, layouts, outs))(x, packed)
     for y, matrix, qtype in zip(ys, matrices, qtypes, strict=True):
         np.testing.assert_array_equal(y, product(x, matrix, qtype))
@@ -213,20 +221,23 @@ def test_eight_devices_at_once_finish(threads):
     assert not failures
 
 
+@pytest.mark.parametrize("layout", ["rows8", "rows16"])
 @pytest.mark.parametrize("qtype", QTYPES)
-def test_rows8_is_a_permutation_of_bytes(qtype):
-    fields = native_ops.FIELDS[qtype]
+def test_rows_side_by_side_are_a_permutation_of_bytes(qtype, layout):
+    fields, lanes = FIELDS[qtype], LANES[layout]
     assert [at for at, _, _ in fields] == list(np.cumsum([0, *(n for _, n, _ in fields)])[:-1])
     assert sum(n for _, n, _ in fields) == FORMATS[qtype].bytes
-    for out in (1, 7, 8, 37):
+    for out in (1, 7, 16, 37):
         matrix = random_matrix(qtype, out, 3)
-        packed = pack_rows8(matrix, qtype)
+        packed = pack(matrix, qtype, layout)
         assert packed.dtype == np.uint8
-        assert packed.shape == (-(-out // 8), 3, 8 * FORMATS[qtype].bytes)
-        np.testing.assert_array_equal(unpack_rows8(packed, qtype, out), matrix)
-        ids = np.array([[0, out - 1], [out // 2, 0]], np.int32)
-        np.testing.assert_array_equal(gather_rows8(jnp.asarray(packed), qtype, jnp.asarray(ids)), matrix[ids])
-        if out % 8 == 0:
+        assert packed.shape == (-(-out // lanes), 3, lanes * FORMATS[qtype].bytes)
+        np.testing.assert_array_equal(unpack(packed, qtype, layout, out), matrix)
+        ids = jnp.array([[0, out - 1], [out // 2, 0]], jnp.int32)
+        np.testing.assert_array_equal(
+            gather_rows(QTensor.of(packed, qtype, layout, out), ids), gather_rows(QTensor.of(matrix, qtype), ids)
+        )
+        if out % lanes == 0:
             np.testing.assert_array_equal(np.sort(packed, axis=None), np.sort(matrix, axis=None))
 
 
@@ -234,7 +245,7 @@ def test_scratch_is_the_rounded_activations():
     x = jax.ShapeDtypeStruct((16, 2048), jnp.float32)
     blocks = jax.ShapeDtypeStruct((512, 8, 144), jnp.uint8)
     memory = product.lower(x, blocks, "Q4_K").compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= 16 * 2048 * 1.25 + 256
+    assert memory.temp_size_in_bytes <= 16 * 2048 * 21 / 16 + 256
 
 
 def test_refusals():
@@ -252,6 +263,9 @@ def test_refusals():
         native_ops.matmul(x, matrix, "Q4_K", "rows4")
     with pytest.raises(ValueError, match="float32"):
         native_ops.matmul(x.astype(jnp.bfloat16), matrix, "Q4_K")
+    if "avx2" in HERE:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="interleaved by 16, and these kernels take 8"):
+            product(x, pack(np.asarray(matrix), "Q4_K", "rows16"), "Q4_K", "rows16", 8, isa="avx2").block_until_ready()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from quant.errors import UnsupportedError
 from quant.formats import FORMATS
+from quant.layouts import pack
 from quant.qtensor import QTensor, gather_rows, unpack
 
 OUT, N_BLOCKS = 5, 3  # non-square in every sense
@@ -66,11 +67,14 @@ def test_wrong_blocks_are_refused():
 
 
 def test_another_layout_is_refused_by_name(w):
-    other = QTensor(w.blocks, w.qtype, "words")
-    for use in (lambda: other.shape, other.unpack, lambda: gather_rows(other, jnp.zeros(1, jnp.int32))):
-        with pytest.raises(UnsupportedError, match="'words'"):
-            use()
-    assert other.nbytes == w.nbytes
+    with pytest.raises(UnsupportedError, match="unknown layout 'words'; there are: ggml, rows8"):
+        QTensor.of(w.blocks, w.qtype, "words")
+    packed = QTensor.of(pack(np.asarray(w.blocks), w.qtype, "rows8"), w.qtype, "rows8", w.shape[0])
+    assert packed.shape == w.shape
+    with pytest.raises(UnsupportedError, match="in layout 'rows8', where 'ggml' is needed"):
+        packed.unpack()
+    with pytest.raises(ValueError, match="do not hold 1000 rows"):
+        QTensor.of(packed.blocks, w.qtype, "rows8", 1000)
 
 
 def test_pytree_has_one_leaf_and_static_names(w):

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "isa.h"
 #include "weights.h"
 #include "work.h"
 #include "xla/ffi/api/ffi.h"
@@ -24,7 +25,7 @@ struct Matrix {
   Multiply multiply;
   const Activations* x;
   float* y;
-  int64_t chunk_octets, first_chunk;
+  int64_t groups, chunk_groups, first_chunk;
 };
 
 struct Call {
@@ -50,29 +51,30 @@ void multiply_chunk(void* context, int64_t chunk) {
   const Call& call = *static_cast<const Call*>(context);
   auto at = call.matrices.end() - 1;
   while (at->first_chunk > chunk) --at;
-  const int64_t first = (chunk - at->first_chunk) * at->chunk_octets;
-  const int64_t last = std::min(first + at->chunk_octets, at->weights.octets());
+  const int64_t first = (chunk - at->first_chunk) * at->chunk_groups;
+  const int64_t last = std::min(first + at->chunk_groups, at->groups);
   at->multiply(at->weights, *at->x, first, last, at->y);
 }
 
-const Kernels& kernels(bool portable) {
+const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__)
-  static const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (avx2 && !portable) return kAvx2;
+  if (isa == Isa::avx512) return kAvx512;
+  if (isa == Isa::avx2) return kAvx2;
 #endif
-  (void)portable;
   return kPortable;
 }
 
 // Matrix `index` of one argument, which may stack several on leading axes: a loop over layers passes the whole stack,
 // because XLA would copy a slice of it for the call. Or what is wrong with it.
-std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, bool rows8, ffi::AnyBuffer blocks,
+std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t lanes, ffi::AnyBuffer blocks,
                        int64_t index, ffi::AnyBuffer y) {
   const Format* format = find_format(type);
   if (!format) return "no native kernel for ggml type " + std::to_string(type);
   const auto whole = blocks.dimensions();
-  const int64_t bytes = format->bytes * (rows8 ? 8 : 1);
+  if (lanes != 1 && lanes != kernels.lanes && &kernels != &kPortable) {
+    return "rows interleaved by " + std::to_string(lanes) + ", and these kernels take " + std::to_string(kernels.lanes);
+  }
+  const int64_t bytes = format->bytes * lanes;
   if (blocks.element_type() != ffi::U8 || whole.size() < 3) return "the packed weights are no stack of matrices";
   const auto shape = whole.last(3);
   if (shape[2] != bytes || shape[1] * format->elements != call.width) {
@@ -84,39 +86,45 @@ std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, bool ro
   }
   const auto result = y.dimensions();
   if (y.element_type() != ffi::F32 || result.size() != 2 || result[0] != call.rows ||
-      shape[0] != (rows8 ? (result[1] + 7) / 8 : result[1])) {
+      shape[0] != (result[1] + lanes - 1) / lanes) {
     return "the result's shape does not fit the weights";
   }
   (format->elements == 32 ? call.use32 : call.use256) = true;
   const uint8_t* data = static_cast<const uint8_t*>(blocks.untyped_data()) + index * matrix_bytes;
-  Weights weights{format, rows8, result[1], shape[1], data};
+  Weights weights{format, static_cast<int>(lanes), result[1], shape[1], data};
+  const int64_t groups = (weights.out + kernels.lanes - 1) / kernels.lanes;
   const Activations* x = format->elements == 32 ? &call.by32 : &call.by256;
-  call.matrices.push_back({weights, kernels.multiply(format->type), x, static_cast<float*>(y.untyped_data()), 1, 0});
+  call.matrices.push_back(
+      {weights, kernels.multiply(format->type), x, static_cast<float*>(y.untyped_data()), groups, 1, 0});
   return "";
 }
 
 // Chunks of all matrices together, `wanted` of them if the rows allow it.
 int64_t cut(Call& call, int64_t wanted) {
-  int64_t octets = 0, chunks = 0;
-  for (const Matrix& m : call.matrices) octets += m.weights.octets();
-  const int64_t size = std::max<int64_t>(1, (octets + wanted - 1) / wanted);
+  int64_t groups = 0, chunks = 0;
+  for (const Matrix& m : call.matrices) groups += m.groups;
+  const int64_t size = std::max<int64_t>(1, (groups + wanted - 1) / wanted);
   for (Matrix& m : call.matrices) {
-    m.chunk_octets = size;
+    m.chunk_groups = size;
     m.first_chunk = chunks;
-    chunks += (m.weights.octets() + size - 1) / size;
+    chunks += (m.groups + size - 1) / size;
   }
   return chunks;
 }
 
 ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> indices,
-               ffi::RemainingArgs weights, ffi::RemainingRets results, ffi::Span<const int64_t> types, ffi::Span<const int64_t> rows8, int64_t threads, bool portable) {
+               ffi::RemainingArgs weights, ffi::RemainingRets results, ffi::Span<const int64_t> types,
+               ffi::Span<const int64_t> lanes, int64_t threads, int64_t isa) {
   if (x.dimensions().size() != 2) return ffi::Error::InvalidArgument("x is not (rows, width)");
   Call call;
   call.x = x.typed_data(), call.rows = x.dimensions()[0], call.width = x.dimensions()[1];
-  const Kernels& chosen = kernels(portable);
-  call.quantize = chosen.quantize;
+  if (isa < 0 || isa > static_cast<int64_t>(Isa::avx512) || !has(static_cast<Isa>(isa))) {
+    return ffi::Error::InvalidArgument("this CPU has not the instruction set that is asked for");
+  }
+  const Kernels& set = kernels(chosen(static_cast<Isa>(isa)));
+  call.quantize = set.quantize;
   const size_t count = types.size();
-  if (!count || weights.size() != count || results.size() != count + 1 || rows8.size() != count ||
+  if (!count || weights.size() != count || results.size() != count + 1 || lanes.size() != count ||
       indices.element_count() != count) {
     return ffi::Error::InvalidArgument("want one type, layout, index and result per matrix, and the scratch");
   }
@@ -125,7 +133,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
     auto blocks = weights.get<ffi::AnyBuffer>(i);
     auto y = results.get<ffi::AnyBuffer>(i);
     if (!blocks.has_value() || !y.has_value()) return ffi::Error::InvalidArgument("a buffer cannot be read");
-    const std::string wrong = add_matrix(call, chosen, types[i], rows8[i], *blocks, indices.typed_data()[i], **y);
+    const std::string wrong = add_matrix(call, set, types[i], lanes[i], *blocks, indices.typed_data()[i], **y);
     if (!wrong.empty()) return ffi::Error::InvalidArgument("matrix " + std::to_string(i) + ": " + wrong);
     products += call.rows * call.width * call.matrices.back().weights.out;
   }
@@ -156,6 +164,11 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
 }  // namespace
 }  // namespace packlight
 
+extern "C" bool packlight_has(int isa) { return packlight::has(static_cast<packlight::Isa>(isa)); }
+
+// Rows that the interleaved layout of this CPU's kernels has side by side.
+extern "C" int packlight_lanes() { return packlight::kernels(packlight::chosen(packlight::Isa::best)).lanes; }
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_matmul, packlight::run,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
@@ -164,6 +177,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_matmul, packlight::run,
                                   .RemainingArgs()
                                   .RemainingRets()
                                   .Attr<xla::ffi::Span<const int64_t>>("types")
-                                  .Attr<xla::ffi::Span<const int64_t>>("rows8")
+                                  .Attr<xla::ffi::Span<const int64_t>>("lanes")
                                   .Attr<int64_t>("threads")
-                                  .Attr<bool>("portable"));
+                                  .Attr<int64_t>("isa"));

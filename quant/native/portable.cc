@@ -18,6 +18,7 @@ namespace {
 #include "quantize.h"
 
 constexpr int kSub16 = 16, kSub32 = 32;
+constexpr int kRows = 8;  // of a piece of work
 
 struct Unpacked {
   int8_t q[256];
@@ -164,13 +165,13 @@ float dot_block(const Unpacked& u, const Activations& x, int64_t row, int64_t b)
   }
 }
 
-// Row `lane` of an octet block back in ggml's order.
+// Row `lane` of a group block of `lanes` rows back in ggml's order.
 template <Type kType>
-void take_row(const uint8_t* octet, int lane, uint8_t* block) {
+void take_row(const uint8_t* group, int lanes, int lane, uint8_t* block) {
   constexpr const Format& f = *find_format(kType);
   for (const Field& field : f.fields) {
     for (int at = 0; at < field.length; at += field.unit) {
-      std::memcpy(block + field.offset + at, octet + 8 * (field.offset + at) + lane * field.unit, field.unit);
+      std::memcpy(block + field.offset + at, group + lanes * (field.offset + at) + lane * field.unit, field.unit);
     }
   }
 }
@@ -180,11 +181,12 @@ void multiply(const Weights& w, const Activations& x, int64_t first, int64_t las
   constexpr int bytes = find_format(kType)->bytes;
   Unpacked u;
   uint8_t block[bytes];
-  for (int64_t row = 8 * first; row < 8 * last && row < w.out; ++row) {
+  for (int64_t row = kRows * first; row < kRows * last && row < w.out; ++row) {
     for (int64_t t = 0; t < x.rows; ++t) y[t * w.out + row] = 0;
     for (int64_t b = 0; b < w.blocks; ++b) {
-      if (w.rows8) {
-        take_row<kType>(w.data + (row / 8 * w.blocks + b) * 8 * bytes, static_cast<int>(row % 8), block);
+      if (w.lanes > 1) {
+        const uint8_t* group = w.data + (row / w.lanes * w.blocks + b) * w.lanes * bytes;
+        take_row<kType>(group, w.lanes, static_cast<int>(row % w.lanes), block);
         unpack<kType>(block, u);
       } else {
         unpack<kType>(w.data + (row * w.blocks + b) * bytes, u);
@@ -215,6 +217,6 @@ Multiply find(Type type) {
 
 }  // namespace
 
-const Kernels kPortable = {quantize, find};
+const Kernels kPortable = {kRows, quantize, find};
 
 }  // namespace packlight

@@ -46,7 +46,8 @@ inline void quantize(const float* values, const Activations& x, int64_t row) {
     for (int64_t b = 0; b < x.width / 32; ++b) {
       const int64_t at = row * (x.width / 32) + b;
       x.d[at] = quantize_block<32>(values + 32 * b, q + 32 * b);
-      x.d_sum[at] = x.d[at] * static_cast<float>(sum_of<32>(q + 32 * b));
+      x.sum[at] = static_cast<int16_t>(sum_of<32>(q + 32 * b));
+      x.d_sum[at] = x.d[at] * static_cast<float>(x.sum[at]);
     }
     return;
   }

@@ -14,8 +14,8 @@ enum Type : int64_t {
 };
 
 // A run of equal-sized pieces of a block: bytes offset .. offset + length - 1, cut into units of `unit` bytes.
-// In layout "rows8" the blocks of 8 consecutive rows are one octet block of 8 * bytes, and a field takes its bytes
-// 8 * offset ... as (length / unit, 8 rows, unit): first every row's first unit, then every row's second one.
+// In layout "rowsN" (N lanes, 8 or 16) the blocks of N consecutive rows are one group block of N * bytes, and a field
+// takes its bytes N * offset ... as (length / unit, N rows, unit): first every row's first unit, then every row's second.
 struct Field {
   int offset, length, unit;
 };
@@ -28,7 +28,7 @@ struct Format {
 };
 
 // Units of 4 bytes are 4 consecutive quants (8 of a nibble format): one 32-bit lane of a vector per row. Scales are cut
-// so that one load gives the same scale of 8 rows.
+// so that one load gives the same scale of all rows.
 inline constexpr Format kFormats[] = {
     {Q4_0, 32, 18, {{0, 2, 2}, {2, 16, 4}}},
     {Q4_1, 32, 20, {{0, 2, 2}, {2, 2, 2}, {4, 16, 4}}},
@@ -54,11 +54,9 @@ constexpr const Format* find_format(int64_t type) {
 
 struct Weights {
   const Format* format;
-  bool rows8;           // layout "rows8"; otherwise ggml's own
+  int lanes;            // rows interleaved: 1 is ggml's own layout
   int64_t out, blocks;  // rows, blocks per row
-  const uint8_t* data;  // ggml (out, blocks, bytes); rows8 (ceil(out / 8), blocks, 8 * bytes)
-
-  int64_t octets() const { return (out + 7) / 8; }
+  const uint8_t* data;  // (ceil(out / lanes), blocks, lanes * bytes)
 };
 
 // Sums of a 256-block's int8 activations over runs of 16 and of 32: what a weight's minimum or offset multiplies.
@@ -74,9 +72,10 @@ struct Activations {
   float* d;      // (rows, width / block)
   Sums* sums;    // (rows, width / 256), when block is 256
   float* d_sum;  // (rows, width / 32), d * sum of the block's q, when block is 32
+  int16_t* sum;  // (rows, width / 32), that sum
 
   // Bytes of scratch that hold all this; native_ops.py reserves as much.
-  static int64_t bytes(int64_t rows, int64_t width) { return (rows * width * 5 / 4 + 63) / 64 * 64; }
+  static int64_t bytes(int64_t rows, int64_t width) { return (rows * width * 21 / 16 + 63) / 64 * 64; }
 
   void place(uint8_t* scratch, int64_t rows_, int64_t width_, int block_) {
     rows = rows_, width = width_, block = block_;
@@ -85,25 +84,31 @@ struct Activations {
     uint8_t* rest = scratch + rows * width + rows * (width / block) * 4;
     sums = reinterpret_cast<Sums*>(rest);
     d_sum = reinterpret_cast<float*>(rest);
+    sum = reinterpret_cast<int16_t*>(rest + rows * (width / block) * 4);
   }
 };
 
-// One instruction set's functions. `multiply` makes rows 8 * first .. 8 * last - 1 of y (x.rows, w.out) = x @ w.T;
+// One instruction set's functions. Work is cut into groups of `lanes` rows, and layout "rowsN" must have N = lanes (any
+// N for the portable ones): `multiply` makes rows lanes * first .. lanes * last - 1 of y (x.rows, w.out) = x @ w.T.
 // `quantize` fills x's row from f32 values.
 using Multiply = void (*)(const Weights& w, const Activations& x, int64_t first, int64_t last, float* y);
 using Quantize = void (*)(const float* values, const Activations& x, int64_t row);
 
 struct Kernels {
+  int lanes;
   Quantize quantize;
   Multiply (*multiply)(Type type);  // for every type of kFormats
 };
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2;
-Multiply avx2_sub16(Type type);  // kAvx2.multiply in parts that compile side by side; null for other types
+extern const Kernels kAvx2, kAvx512;
+Multiply avx2_sub16(Type type);  // in parts that compile side by side; null for other types
 Multiply avx2_sub32(Type type);
 Multiply avx2_block32(Type type);
+Multiply avx512_sub16(Type type);
+Multiply avx512_sub32(Type type);
+Multiply avx512_block32(Type type);
 #endif
 
 }  // namespace packlight

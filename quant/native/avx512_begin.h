@@ -1,0 +1,10 @@
+// Opens the part of a file that is compiled for AVX-512 with VNNI; avx512_end.h closes it. No include guard.
+//
+// For every function between them, and none of the standard headers': an inline function compiled for it must not be
+// the copy that the linker keeps for everyone. Called only where isa.h finds it.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#endif

@@ -1,0 +1,32 @@
+// Formats with blocks of 32 elements, with AVX-512.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cstring>
+#include <initializer_list>
+#include <utility>
+
+#include "weights.h"
+
+#include "avx512_begin.h"
+
+namespace packlight {
+namespace {
+
+#include "vectors_avx512.h"
+#include "sources.h"
+#include "dot_avx512.h"
+#include "block.h"
+#include "tile.h"
+#include "sources_block32.h"
+
+}  // namespace
+
+Multiply avx512_block32(Type type) { return find_block32(type); }
+
+}  // namespace packlight
+
+#include "avx512_end.h"
+
+#endif  // defined(__x86_64__)

@@ -1,0 +1,51 @@
+// Vectors of 8 rows: what sources.h and dot.h are written in, with AVX2. Included inside a namespace and target.
+
+constexpr int kLanes = 8;  // of 32 bits, a row each
+using Ints = __m256i;
+using Floats = __m256;
+
+inline Ints load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline void store(void* p, Ints v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+inline void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+inline Ints widen_u8_16(const uint8_t* p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p)); }
+inline Ints widen_i8_16(const uint8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
+inline Ints widen_u16_32(const uint8_t* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline Ints widen_u8_32(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline Floats halves(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+
+inline Ints zero() { return _mm256_setzero_si256(); }
+inline Ints splat8(int v) { return _mm256_set1_epi8(static_cast<char>(v)); }
+inline Ints splat16(int v) { return _mm256_set1_epi16(static_cast<short>(v)); }
+inline Ints splat32(int v) { return _mm256_set1_epi32(v); }
+inline Ints splat128(__m128i v) { return _mm256_broadcastsi128_si256(v); }
+inline Ints add8(Ints a, Ints b) { return _mm256_add_epi8(a, b); }
+inline Ints sub8(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
+inline Ints sub16(Ints a, Ints b) { return _mm256_sub_epi16(a, b); }
+inline Ints add32(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+inline Ints sub32(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+template <int k> inline Ints shr16(Ints v) { return _mm256_srli_epi16(v, k); }
+template <int k> inline Ints shl16(Ints v) { return _mm256_slli_epi16(v, k); }
+template <int k> inline Ints sar16(Ints v) { return _mm256_srai_epi16(v, k); }
+template <int k> inline Ints shr32(Ints v) { return _mm256_srli_epi32(v, k); }
+template <int k> inline Ints shl32(Ints v) { return _mm256_slli_epi32(v, k); }
+inline Ints shr16_by(Ints v, int k) { return _mm256_srl_epi16(v, _mm_cvtsi32_si128(k)); }
+inline Ints shl32_each(Ints v, Ints k) { return _mm256_sllv_epi32(v, k); }
+inline Ints shuffle(Ints v, Ints order) { return _mm256_shuffle_epi8(v, order); }  // within 16 bytes
+inline Ints bytes_with(Ints v, Ints bits) { return _mm256_cmpeq_epi8(_mm256_and_si256(v, bits), bits); }  // 0 or -1
+inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) {
+  return _mm256_blendv_epi8(no, yes, _mm256_cmpgt_epi32(b, a));
+}
+
+inline Floats zero_floats() { return _mm256_setzero_ps(); }
+inline Floats splat_float(float v) { return _mm256_set1_ps(v); }
+inline Floats bits_as_floats(Ints v) { return _mm256_castsi256_ps(v); }
+inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+inline Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats fused_minus(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
+
+// c + the products of neighbouring int16.
+inline Ints pairs_dot(Ints a, Ints b, Ints c) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
+
+inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
