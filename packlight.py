@@ -42,7 +42,7 @@ from quant.formats import FORMATS, format_named
 
 if TYPE_CHECKING:
     from compile.aot import Built
-    from compile.engine import Event
+    from compile.engine import Engine, Event
 
 __all__ = [
     "ARCHITECTURES",
@@ -208,6 +208,11 @@ class LLM:
         self._running: dict[int, _Run] = {}
         self.kv_bytes = self._engine.cache_bytes
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
+
+    @property
+    def engine(self) -> "Engine":
+        """What runs token ids, for callers that drive it themselves while no stream is open."""
+        return self._engine
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`; see `Tokenizer.encode`."""

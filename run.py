@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
+from bench.options import FLAGS as BENCH_FLAGS
+from bench.options import Options
 from quant.errors import ConfigError, PacklightError
-from terminal import Bar, compile_text, follow, inspect_text, say, short, speed, warn, write, write_json
+from terminal import Bar, bench_text, compile_text, follow, inspect_text, say, short, speed, warn, write, write_json
 
 if TYPE_CHECKING:
     import packlight  # at run time inside functions: --help and a bad flag need no numpy
 
-EXIT_MISTAKE, EXIT_INTERRUPTED = 2, 130
+EXIT_SLOWER, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 # Every flag: how absl defines it, its default, what it means. `COMMANDS` says which command has which.
 FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
@@ -37,6 +39,7 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
+    **BENCH_FLAGS,
 }
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
@@ -64,7 +67,7 @@ class Command:
         lines = [f"{self.name}: {self.summary}", f"    {self.example}"]
         for name in self.takes:
             _, default, text = FLAGS[name]
-            lines.append(f"  --{name:<13}{text}" + (f" (default: {default})" if default else ""))
+            lines.append(f"  --{name:<15}{text}" + (f" (default: {default})" if default else ""))
         return "\n".join(lines) + "\n"
 
 
@@ -126,6 +129,25 @@ def compile_(values: flags.FlagValues) -> None:
     write(compile_text(rows))
 
 
+def bench(values: flags.FlagValues) -> None:
+    """Measures speed, alone or in turn with llama.cpp; prints a table, or the record as one JSON object."""
+    path, options = _model_path(values), Options.of(values)
+    from bench import command, gate
+
+    record = command.bench(path, values.config, options, _load, say)
+    if values.json:
+        write_json(record)
+    else:
+        write(bench_text(record))
+    if options.results is not None:
+        command.append(options.results, record)
+    if options.gate is not None:
+        verdict = gate.judge(record, options.gate)
+        say(verdict.text)
+        if not verdict.passed:
+            sys.exit(EXIT_SLOWER)
+
+
 COMMANDS = {
     command.name: command
     for command in (
@@ -149,6 +171,13 @@ COMMANDS = {
             "packlight compile --model=model.gguf --config=config.toml",
             ("model", "config", "context", "json"),
             compile_,
+        ),
+        Command(
+            "bench",
+            "measure speed, alone or in turn with llama.cpp",
+            "packlight bench --model=model.gguf --compare=llama.cpp",
+            ("model", *BENCH_FLAGS, "config", "json"),
+            bench,
         ),
     )
 }

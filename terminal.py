@@ -112,6 +112,50 @@ def compile_text(rows: Sequence[dict[str, Any]]) -> str:
     return table(head, list(zip(*columns, strict=True)))
 
 
+def bench_text(record: dict[str, Any]) -> str:
+    """A record of `bench`: what it ran on, results with the peer's and the ratios beside them, paths, times."""
+    machine, limits, timings = record["machine"], record["limits"], record["timings"]
+    theirs = {row["test"]: row for row in record.get("peer", {}).get("results", ())}
+    head = ["test", ">tokens/s", ">sd", ">GB/s", ">of limit", ">GFLOP/s", ">of GEMM"]
+    head += [f">{record['peer']['name']}", ">ratio", ">spread"] if theirs else []
+    rows = []
+    for row in record["results"]:
+        cells = [row["test"], f"{row['tok_s']:.2f}", f"{row['sd']:.2f}", f"{row['gb_s']:.1f}"]
+        cells += [f"{row['share_of_limit']:.0%}", f"{row['gflop_s']:.0f}", f"{row['share_of_gemm']:.0%}"]
+        if row["test"] in theirs:
+            ratio = record["ratio_details"][row["test"]]
+            low, high = ratio["spread"]
+            cells += [f"{theirs[row['test']]['tok_s']:.2f}", f"{ratio['median']:.3f}", f"{low:.3f}..{high:.3f}"]
+        rows.append(cells + [""] * (len(head) - len(cells)))
+    paths = [
+        [path["path"], row["test"], f"{row['tok_s']:.2f}", f"{row['sd']:.2f}", f"{1 / ratio['median']:.3f}", covered]
+        for path in record.get("paths", ())
+        for covered in [_coverage(path["coverage"])]
+        for row in path["results"]
+        for ratio in [path["main_over_this"][row["test"]]]
+    ]
+    memory = record["memory"]
+    parts = [
+        f"{record['file']}: {machine['cpu']}, {record['threads']} threads, jax {machine['jax']}, "
+        f"kernels {record['kernels']}: {_coverage(record['coverage'])}\n"
+        f"limits measured in this run: {limits['read_gb_s']:.1f} GB/s read, "
+        f"{limits['gemm_gflop_s']:.0f} GFLOP/s XLA {limits['gemm']}\n",
+        table(head, rows),
+        table(("path", "test", ">tokens/s", ">sd", f">of {record['kernels']}", "tensors by kernel"), paths)
+        if paths
+        else "",
+        f"load {timings['load_s']:.2f} s, compile {timings['compile_s']:.2f} s "
+        f"({record['compile']['hits']} from the store, {record['compile']['misses']} compiled), "
+        f"peak memory {memory['peak_rss_bytes'] / 1e6:,.0f} MB: {memory['weights_bytes'] / 1e6:,.0f} weights, "
+        f"{memory['kv_bytes'] / 1e6:,.0f} cache\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _coverage(paths: dict[str, dict[str, int]]) -> str:
+    return ", ".join(f"{path} x{c['tensors']} ({c['bytes'] / 1e6:,.1f} MB)" for path, c in paths.items())
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns under a head, as wide as they need to be; ">" before a title aligns its column to the right."""
     lines = [[title.lstrip(">") for title in head], *rows]

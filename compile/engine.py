@@ -49,8 +49,8 @@ class _Request:
     prompt: list[int]
     sampling: SamplingConfig
     limit: int  # tokens to generate at most
-    token: int = -1  # the newest, not yet in the cache
-    generated: int = 0
+    past_end: bool  # end tokens end nothing
+    tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
 
 
 class Engine:
@@ -88,10 +88,11 @@ class Engine:
     def idle(self) -> bool:
         return not self._queue and not any(self._slots)
 
-    def submit(self, prompt: list[int], sampling: SamplingConfig) -> int:
+    def submit(self, prompt: list[int], sampling: SamplingConfig, past_end: bool = False) -> int:
         """Queues a prompt of token ids and returns the request's number.
 
-        `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1.
+        `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1. past_end: an end token
+        ends nothing, as a measurement of so many tokens needs it.
         Raises ContextLengthError when the prompt leaves no room for a token.
         """
         room = self.plan.context - len(prompt)
@@ -102,7 +103,7 @@ class Engine:
         if not prompt or sampling.max_tokens == 0:
             raise ValueError("a request needs at least one prompt token and room for one more")
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        request = _Request(next(self._ids), list(prompt), sampling, limit)
+        request = _Request(next(self._ids), list(prompt), sampling, limit, past_end)
         self._queue.append(request)
         return request.id
 
@@ -110,6 +111,20 @@ class Engine:
         """Retires a request, queued or running; its slot is free at once."""
         self._queue = collections.deque(r for r in self._queue if r.id != request)
         self._slots = [None if r is not None and r.id == request else r for r in self._slots]
+
+    def rewind(self, request: int, tokens: int) -> None:
+        """Takes a running request back to its first `tokens` generated tokens; the next step continues from there.
+
+        Raises ValueError for a request that is not running or has no so many, and for 0.
+        """
+        slot, found = next(((i, r) for i, r in enumerate(self._slots) if r and r.id == request), (-1, None))
+        if found is None or not 1 <= tokens <= len(found.tokens):
+            raise ValueError(f"request {request} is not running or has not generated {tokens} tokens")
+        del found.tokens[tokens:]
+        length = np.array(self._cache.length)
+        length[slot] = len(found.prompt) + tokens - 1
+        placed = jax.device_put(length, self._cache.length.sharding, may_alias=False)
+        self._cache = dataclasses.replace(self._cache, length=placed)
 
     def step(self) -> list[Event]:
         """One queued request's prompt and first token where a slot is free, else a token for every running request."""
@@ -183,10 +198,10 @@ class Engine:
 
     def _decode(self) -> list[Event]:
         running = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
-        key = self.plan.decode_key(running[-1][0] + 1, max(len(r.prompt) + r.generated for _, r in running))
+        key = self.plan.decode_key(running[-1][0] + 1, max(len(r.prompt) + len(r.tokens) for _, r in running))
         tokens, active = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.bool_)
         for slot, request in running:
-            tokens[slot], active[slot] = request.token, True
+            tokens[slot], active[slot] = request.tokens[-1], True
         sampling = slot_sampling([r.sampling if r else None for r in self._slots[: key.rows]])
         self._cache, *picked = self._run(key, self._cache, tokens, active, sampling, self._is_end)
         picked = [np.asarray(x) for x in picked]
@@ -194,15 +209,16 @@ class Engine:
 
     def _advance(self, slot: int, request: _Request, token: np.int32, is_end: np.bool_, finite: np.bool_) -> Event:
         """Books a new token: the request keeps its slot, or ends."""
-        position = len(request.prompt) + request.generated
-        request.token = int(token)
-        request.generated += 1
+        position = len(request.prompt) + len(request.tokens)
+        request.tokens.append(int(token))
         if not finite:
             ended = "error"
+        elif is_end and not request.past_end:
+            ended = "stop"
         else:
-            ended = "stop" if is_end else "length" if request.generated >= request.limit else None
+            ended = "length" if len(request.tokens) >= request.limit else None
         self._slots[slot] = None if ended else request
-        return Event(request.id, request.token, ended, position, time.perf_counter())
+        return Event(request.id, request.tokens[-1], ended, position, time.perf_counter())
 
 
 def _zeros(shape: jax.ShapeDtypeStruct, device: Device) -> jax.Array:

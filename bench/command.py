@@ -1,0 +1,203 @@
+"""The `bench` command: prepares everything, runs the cases, and makes one record of it."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+import packlight
+from bench import traffic
+from bench.cases import Case, make_cases
+from bench.machine import file_facts, machine, peak_rss, threads
+from bench.measure import Runs, ratio, row
+from bench.options import Options, read_records
+from bench.peers import KV_BYTES, UBATCH, LlamaBench, LlamaCpp, peer_python
+from bench.programs import Packlight
+from bench.twin import write_f32
+from quant.errors import ConfigError, ContextLengthError
+
+LIMITS = pathlib.Path(__file__).parent / "limits.py"
+Load = Callable[["packlight.Prepared"], "packlight.LLM"]
+Say = Callable[[str], None]
+
+
+def bench(path: str, config: str | None, options: Options, load: Load, say: Say) -> dict[str, Any]:
+    """Measures the model at `path` and returns the record. load: makes an LLM of what is prepared; say: a line of
+    progress.
+
+    Raises PacklightError for whatever a user can mend: file, config, lengths, peer.
+    """
+    cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
+    named = None if config is None else packlight.read_config(config)
+    python = peer_python(options.peer_python) if options.compare and not options.llama_bench else None
+    prepared = _fitted(packlight.prepare(path, named), cases)
+    with contextlib.ExitStack() as stack:
+        peer = None
+        if options.llama_bench:
+            peer = stack.enter_context(LlamaBench(options.llama_bench, path, threads()))
+        elif python:
+            peer = stack.enter_context(LlamaCpp(python, path, threads(), prepared.model.vocab_size))
+        limits = measure_limits()
+        ours = _programs(prepared, options.paths, load, stack)
+        runs = Runs()
+        for case in cases:
+            runs.take(case, [*ours, *([peer] if peer else [])], options.reps)
+            say(_progress(case, runs))
+        again = measure_limits()
+        limits = {key: max(value, again[key]) for key, value in limits.items()}
+        return _record(path, cases, ours, peer, runs, limits)
+
+
+def measure_limits() -> dict[str, Any]:
+    """Read bandwidth and matrix product rate of this machine now; see `bench/limits.py`."""
+    command = [sys.executable, "-P", str(LIMITS), str(threads())]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    return json.loads(done.stdout)
+
+
+def _fitted(prepared: "packlight.Prepared", cases: Sequence[Case]) -> "packlight.Prepared":
+    """The same file under its config with the context and the slots that the cases need."""
+    longest = max(case.context for case in cases)
+    if longest > prepared.model.context_length:
+        raise ContextLengthError(
+            f"these lengths need a context of {longest}; the model has {prepared.model.context_length}: "
+            "lower --depth, --prompt_tokens or --gen_tokens"
+        )
+    batches = tuple(sorted({1, *(case.batch for case in cases)}))
+    fitted = dataclasses.replace(prepared.config, context=longest, decode_batch=batches)
+    return dataclasses.replace(prepared, named=fitted, named_context=None)
+
+
+def _programs(
+    prepared: "packlight.Prepared", paths: Sequence[str], load: Load, stack: contextlib.ExitStack
+) -> list[Packlight]:
+    """The config's own kernels first, then the other paths that were asked for, each with weights of its own."""
+    own = prepared.config.kernel_path
+    if paths and prepared.config.platform != "cpu":
+        raise ConfigError(f"--paths is for a CPU; the config's platform is {prepared.config.platform!r}")
+    programs = [Packlight(own, load(prepared))]
+    for path in paths:
+        if path == own:
+            continue
+        kernels = "xla" if path == "f32" else path
+        variant = dataclasses.replace(prepared.config, cpu_kernels=kernels)
+        if path == "f32":
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            twin = write_f32(prepared.file, os.path.join(folder, "f32.gguf"))
+            programs.append(Packlight(path, load(packlight.prepare(twin, variant))))
+        else:
+            programs.append(Packlight(path, load(dataclasses.replace(prepared, named=variant))))
+    return programs
+
+
+def _progress(case: Case, runs: Runs) -> str:
+    def mean(samples: Sequence[Any]) -> float:
+        return case.batch * case.tokens * len(samples) / sum(sample.seconds for sample in samples)
+
+    rates = [f"{name} {mean(samples):,.1f}" for name, samples in runs.samples[case.name].items()]
+    return f"{case.name}: {', '.join(rates)} tokens/s"
+
+
+def _rows(
+    cases: Sequence[Case], name: str, llm: "packlight.LLM", runs: Runs, limits: dict[str, Any], peer: bool = False
+) -> list[dict[str, Any]]:
+    """The results of one program; a peer's traffic is that of the same file with its own cache and chunks."""
+    itemsize = KV_BYTES if peer else np.dtype(_numpy_name(llm.config.kv_dtype)).itemsize
+    rows = []
+    for case in cases:
+        if samples := runs.samples[case.name].get(name):
+            chunks: list[int] = []
+            if case.phase == "pp" and peer:
+                chunks = [min(UBATCH, case.tokens - at) for at in range(0, case.tokens, UBATCH)]
+            elif case.phase == "pp":
+                chunks = [chunk.count for chunk in llm.plan.chunks(0, case.tokens)]
+            moved = traffic.moved(case, llm.file, llm.model, chunks, itemsize)
+            rows.append(row(case, samples, moved, traffic.flops(case, llm.file, llm.model), limits))
+    return rows
+
+
+def _numpy_name(dtype: str) -> str:
+    return "float16" if dtype == "bfloat16" else dtype  # of the same size
+
+
+def _record(
+    path: str, cases: Sequence[Case], ours: Sequence[Packlight], peer: Any, runs: Runs, limits: dict[str, Any]
+) -> dict[str, Any]:
+    main = ours[0]
+    llm = main.llm
+    record: dict[str, Any] = {
+        **file_facts(path),
+        "model": llm.model.name,
+        "formats": packlight.format_totals(llm.file),
+        "machine": machine(),
+        "backend": llm.device.platform,
+        "device": llm.device.device_kind,
+        "kernels": main.name,
+        "threads": threads(),
+        "limits": limits,
+        "results": _rows(cases, main.name, llm, runs, limits),
+        "ratios": {},
+        "timings": llm.timings,
+        "compile": {"hits": llm.executables.hits, "misses": llm.executables.misses},
+        "memory": {"weights_bytes": llm.weights_bytes, "kv_bytes": llm.kv_bytes, "peak_rss_bytes": peak_rss()},
+        "kv_dtype": llm.config.kv_dtype,
+        "coverage": coverage(llm),
+        "idle": {name: idle.share for name, idle in runs.idle.items()},
+    }
+    if peer is not None:
+        both = [case for case in cases if peer.name in runs.samples[case.name]]
+        details = {case.name: _ratio(case, runs, main.name, peer.name) for case in both}
+        record["peer"] = {
+            "name": peer.name,
+            **peer.facts,
+            "results": _rows(cases, peer.name, llm, runs, limits, peer=True),
+            "peak_rss_bytes": peak_rss(peer.pid) if peer.pid else None,
+        }
+        record["ratios"] = {name: detail["median"] for name, detail in details.items()}
+        record["ratio_details"] = details
+    if len(ours) > 1:
+        record["paths"] = [_path(cases, program, main, runs, limits) for program in ours]
+    return record
+
+
+def _path(cases: Sequence[Case], program: Packlight, main: Packlight, runs: Runs, limits: dict[str, Any]):
+    return {
+        "path": program.name,
+        "weights_bytes": program.llm.weights_bytes,
+        "results": _rows(cases, program.name, program.llm, runs, limits),
+        "main_over_this": {case.name: _ratio(case, runs, main.name, program.name) for case in cases},
+        "coverage": coverage(program.llm),
+        "timings": program.llm.timings,
+    }
+
+
+def _ratio(case: Case, runs: Runs, ours: str, theirs: str) -> dict[str, Any]:
+    samples = runs.samples[case.name]
+    return ratio(case, samples[ours], samples[theirs])
+
+
+def coverage(llm: "packlight.LLM") -> dict[str, dict[str, int]]:
+    """Kernel path -> tensors and bytes it reads, of every tensor of the file, embedding, head and vectors included."""
+    tensors: Counter[str] = Counter()
+    nbytes: Counter[str] = Counter()
+    for name, path in llm.kernel_paths().items():
+        tensors[path] += 1
+        nbytes[path] += llm.file.tensors[name].nbytes
+    return {path: {"tensors": tensors[path], "bytes": nbytes[path]} for path, _ in nbytes.most_common()}
+
+
+def append(path: str, record: dict[str, Any]) -> None:
+    """Adds a record to the JSON list at `path`; the file is replaced whole."""
+    records = [*read_records(path, "results", missing_ok=True), record]
+    partial = f"{path}.{os.getpid()}.tmp"
+    pathlib.Path(partial).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,82 @@
+"""What a number cannot be read without: machine, versions, commit, file; and what a process used. Imports no jax."""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+WHOLE = 1 << 30  # a longer file is known by its first and last MiB and its size
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores that this process may use, memory, versions, commit and day."""
+    cpu = platform.processor() or platform.machine()
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu,
+        "cores": threads(),
+        "memory_gb": round(memory / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "jax": importlib.metadata.version("jax"),
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def threads() -> int:
+    """Cores this process may use, which is how many threads XLA uses on a CPU."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def commit() -> str:
+    """The checkout's commit, "-dirty" when its files differ; "" away from a checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if (ROOT / ".git").exists() else ""
+
+
+def file_facts(path: str) -> dict[str, Any]:
+    """Name, size and digest of a file; `hashed` says of what."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if size <= WHOLE:
+            digest, hashed = hashlib.file_digest(file, "sha256").hexdigest(), "whole file"
+        else:
+            part = 1 << 20
+            head = file.read(part)
+            file.seek(-part, os.SEEK_END)
+            digest = hashlib.sha256(head + file.read(part) + str(size).encode()).hexdigest()
+            hashed = "first and last MiB, then the size in decimal"
+    return {"file": os.path.basename(path), "file_bytes": size, "sha256": digest, "hashed": hashed}
+
+
+def peak_rss(pid: int | str = "self") -> int:
+    """A process's largest resident set so far, in bytes; 0 where the system does not tell."""
+    return next((1024 * int(line.split()[1]) for line in _lines(f"/proc/{pid}/status") if line.startswith("VmHWM")), 0)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time a process has used; 0 where the system does not tell."""
+    fields = next(iter(_lines(f"/proc/{pid}/stat")), "").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
