@@ -5,13 +5,13 @@ tokens of row b go to cache slot `slot + b` at `start[b] ..`, and each query see
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.config import CACHE_TILE, ModelConfig
+from model.attention import Cache, Rows, attention, write_cache
+from model.config import ModelConfig
 from model.moe import moe
 from model.params import Params
 from model.rope import rotate, rotation
@@ -19,25 +19,6 @@ from model.stack import stacked_matmul
 from quant.formats import path_of
 from quant.matmul import matmul
 from quant.qtensor import gather_rows
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of every slot, and how many positions of each slot are filled."""
-
-    k: jax.Array  # (L, B, K, S, C)
-    v: jax.Array  # (L, B, K, S, C)
-    length: jax.Array  # int32 (B,)
-
-
-class Rows(NamedTuple):
-    """Where the rows of x sit in the cache."""
-
-    slot: jax.Array  # int32 (), first slot
-    start: jax.Array  # int32 (B,), position of each row's first token
-    end: jax.Array  # int32 (B,), one past each row's last real token: padding is behind it
-    active: jax.Array  # bool (B,), rows that may write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +87,7 @@ def layer(
         q = rotate(q, *turn, cfg.architecture.rope_style)
         k = rotate(k, *turn, cfg.architecture.rope_style)
         cache = write_cache(cache, index, k, v, rows)
-        mixed = attention(q, cache, index, rows, numerics.span)
+        mixed = attention(q, cache, index, rows, numerics.span, numerics.path)
         x = x + linear(mixed, blk, "attn_output", index, numerics)
     with jax.named_scope("ffn"):
         h = rms_norm(x, blk["ffn_norm"][index], cfg.rms_epsilon)
@@ -143,75 +124,6 @@ def linear(x: jax.Array, blk: Params, name: str, index: jax.Array, numerics: Num
     if bias is not None:
         y = y + bias[index][None, :]
     return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-def write_cache(
-    cache: Cache,
-    index: jax.Array,
-    k: jax.Array,  # (B, T, K, C)
-    v: jax.Array,  # (B, T, K, C)
-    rows: Rows,
-) -> Cache:
-    """Puts k and v at their positions; a row that is not active leaves the cache as it is."""
-
-    def put(buffer, new):
-        new = new.astype(buffer.dtype).transpose(0, 2, 1, 3)  # (B, K, T, C)
-
-        def row(b, buffer):  # a loop, because XLA:CPU copies the whole cache for a chain of updates in one fusion
-            at = (index, rows.slot + b, jnp.int32(0), rows.start[b], jnp.int32(0))
-            block = new[b][None, None]
-            block = jnp.where(rows.active[b], block, lax.dynamic_slice(buffer, at, block.shape))
-            return lax.dynamic_update_slice(buffer, block, at)
-
-        return lax.fori_loop(0, new.shape[0], row, buffer)
-
-    return dataclasses.replace(cache, k=put(cache.k, k), v=put(cache.v, v))
-
-
-def attention(
-    q: jax.Array,  # float32 (B, T, H, C)
-    cache: Cache,
-    index: jax.Array,
-    rows: Rows,
-    span: int,
-) -> jax.Array:  # float32 (B, T, H * C)
-    """Causal grouped-query attention over the cache, one tile of cached positions at a time.
-
-    The running softmax needs no copy of a layer's cache and no repeated heads, and the loop ends at the longest row:
-    the cost grows with the tokens in use. A tile that is masked for some row leaves that row's sums bit for bit
-    as they are, and what lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor
-    padding nor what the slot held before can change a result.
-    Source: online softmax (1805.02867), FlashAttention (2205.14135).
-    """
-    B, T, H, C = q.shape
-    K = cache.k.shape[2]
-    tile = CACHE_TILE
-    assert span % tile == 0, (span, tile)
-    q = q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4).reshape(B, K, (H // K) * T, C)
-    q = (q * jnp.float32(C**-0.5)).astype(cache.k.dtype)
-    last = jnp.tile(rows.start[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :], (1, H // K))  # (B, G * T)
-
-    def body(i, carry):
-        top, total, mixed = carry
-        at = (index, rows.slot, jnp.int32(0), i * tile, jnp.int32(0))
-        keys, values = (lax.dynamic_slice(c, at, (1, B, K, tile, C))[0] for c in (cache.k, cache.v))
-        scores = jnp.einsum("bkqc,bksc->bkqs", q, keys, preferred_element_type=jnp.float32)
-        position = i * tile + jnp.arange(tile, dtype=jnp.int32)
-        values = jnp.where((position[None, :] < rows.end[:, None])[:, None, :, None], values, 0)
-        seen = position[None, None, :] <= last[:, :, None]
-        scores = jnp.where(seen[:, None], scores, -jnp.inf)
-        new_top = jnp.maximum(top, scores.max(-1))
-        weights = jnp.exp(scores - new_top[..., None])
-        shrink = jnp.exp(top - new_top)
-        part = jnp.einsum("bkqs,bksc->bkqc", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-        return new_top, total * shrink + weights.sum(-1), mixed * shrink[..., None] + part
-
-    zeros = jnp.zeros((B, K, (H // K) * T), jnp.float32)
-    lowest = jnp.full_like(zeros, jnp.finfo(jnp.float32).min)
-    tiles = jnp.minimum((jnp.max(last) + tile) // tile, span // tile)
-    _, total, mixed = lax.fori_loop(0, tiles, body, (lowest, zeros, jnp.zeros((*zeros.shape, C), jnp.float32)))
-    out = mixed / total[..., None]
-    return out.reshape(B, K, H // K, T, C).transpose(0, 3, 1, 2, 4).reshape(B, T, H * C)
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:

@@ -16,7 +16,7 @@ from quant.errors import UnsupportedError
 from quant.formats import format_named
 from quant.layouts import FIELDS, LANES
 
-HANDLERS = ("packlight_matmul",)
+HANDLERS = ("packlight_matmul", "packlight_attention")
 ISAS = ("best", "portable", "avx2", "avx512")  # native/isa.h
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 

@@ -1,0 +1,149 @@
+"""The KV cache and attention over it: one formulation in XLA, one in C++. Knows activations, not weights.
+
+q is (B, T, H, C); row b's tokens are at positions `start[b] ..` of cache slot `slot + b`, and each sees the cache up to
+itself. Neither formulation copies the cache or repeats it for grouped heads, and their cost grows with the positions
+in use, not with the cache's length.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from model.config import CACHE_TILE
+from quant import native_ops
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of every slot, and how many positions of each slot are filled."""
+
+    k: jax.Array  # (L, B, K, S, C)
+    v: jax.Array  # (L, B, K, S, C)
+    length: jax.Array  # int32 (B,)
+
+
+class Rows(NamedTuple):
+    """Where the rows of x sit in the cache."""
+
+    slot: jax.Array  # int32 (), first slot
+    start: jax.Array  # int32 (B,), position of each row's first token
+    end: jax.Array  # int32 (B,), one past each row's last real token: padding is behind it
+    active: jax.Array  # bool (B,), rows that may write
+
+
+def write_cache(
+    cache: Cache,
+    index: jax.Array,
+    k: jax.Array,  # (B, T, K, C)
+    v: jax.Array,  # (B, T, K, C)
+    rows: Rows,
+) -> Cache:
+    """Puts k and v at their positions; a row that is not active leaves the cache as it is."""
+
+    def put(buffer, new):
+        new = new.astype(buffer.dtype).transpose(0, 2, 1, 3)  # (B, K, T, C)
+
+        def row(b, buffer):  # a loop, because XLA:CPU copies the whole cache for a chain of updates in one fusion
+            at = (index, rows.slot + b, jnp.int32(0), rows.start[b], jnp.int32(0))
+            block = new[b][None, None]
+            block = jnp.where(rows.active[b], block, lax.dynamic_slice(buffer, at, block.shape))
+            return lax.dynamic_update_slice(buffer, block, at)
+
+        return lax.fori_loop(0, new.shape[0], row, buffer)
+
+    return dataclasses.replace(cache, k=put(cache.k, k), v=put(cache.v, v))
+
+
+def attention(
+    q: jax.Array,  # float32 (B, T, H, C)
+    cache: Cache,
+    index: jax.Array,
+    rows: Rows,
+    span: int,
+    path: str,
+) -> jax.Array:  # float32 (B, T, H * C)
+    """Causal grouped-query attention of layer `index`; `span`: positions that the step may look back at.
+
+    What lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor padding nor what the
+    slot held before can change a result. path: "native" is C++ on a CPU, every other kernel path XLA's formulation.
+    """
+    return (native_attention if path == "native" else tiled_attention)(q, cache, index, rows, span)
+
+
+def tiled_attention(q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int) -> jax.Array:
+    """One tile of cached positions at a time with a running softmax; the loop ends at the longest row.
+
+    A tile that is masked for some row leaves that row's sums bit for bit as they are.
+    Source: online softmax (1805.02867), FlashAttention (2205.14135).
+    """
+    B, T, H, C = q.shape
+    K = cache.k.shape[2]
+    tile = CACHE_TILE
+    assert span % tile == 0, (span, tile)
+    q = q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4).reshape(B, K, (H // K) * T, C)
+    q = (q * jnp.float32(C**-0.5)).astype(cache.k.dtype)
+    last = jnp.tile(rows.start[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :], (1, H // K))  # (B, G * T)
+
+    def body(i, carry):
+        top, total, mixed = carry
+        at = (index, rows.slot, jnp.int32(0), i * tile, jnp.int32(0))
+        keys, values = (lax.dynamic_slice(c, at, (1, B, K, tile, C))[0] for c in (cache.k, cache.v))
+        scores = jnp.einsum("bkqc,bksc->bkqs", q, keys, preferred_element_type=jnp.float32)
+        position = i * tile + jnp.arange(tile, dtype=jnp.int32)
+        values = jnp.where((position[None, :] < rows.end[:, None])[:, None, :, None], values, 0)
+        seen = position[None, None, :] <= last[:, :, None]
+        scores = jnp.where(seen[:, None], scores, -jnp.inf)
+        new_top = jnp.maximum(top, scores.max(-1))
+        weights = jnp.exp(scores - new_top[..., None])
+        shrink = jnp.exp(top - new_top)
+        part = jnp.einsum("bkqs,bksc->bkqc", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        return new_top, total * shrink + weights.sum(-1), mixed * shrink[..., None] + part
+
+    zeros = jnp.zeros((B, K, (H // K) * T), jnp.float32)
+    lowest = jnp.full_like(zeros, jnp.finfo(jnp.float32).min)
+    tiles = jnp.minimum((jnp.max(last) + tile) // tile, span // tile)
+    _, total, mixed = lax.fori_loop(0, tiles, body, (lowest, zeros, jnp.zeros((*zeros.shape, C), jnp.float32)))
+    out = mixed / total[..., None]
+    return out.reshape(B, K, H // K, T, C).transpose(0, 3, 1, 2, 4).reshape(B, T, H * C)
+
+
+BLOCK_ROWS = 64  # queries that share a pass over keys and values
+PART = 256  # cached positions that one thread takes at a time when all queries of a head fit a block
+MOST_PARTS = 32  # of a head: a longer span has longer parts, so that adding them up stays small
+
+
+def native_attention(
+    q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int, *, threads: int = 0, isa: str = "best"
+) -> jax.Array:
+    """The same by `quant/native/attention.cc` on the whole cache, on XLA's own threads.
+
+    A few queries (decode) are cut along the cached positions, many (prefill) into blocks of queries: by shapes and the
+    row's own length alone, so that a row's bits depend on no neighbour, slot or number of threads. Queries of padding
+    give something finite. threads 0 takes XLA's pool; isa: one of native_ops.ISAS.
+    """
+    B, T, H, C = q.shape
+    K = cache.k.shape[2]
+    group, part, scratch = H // K, 0, 0
+    if T * group <= BLOCK_ROWS or T == 1:
+        part = PART * -(-span // (PART * MOST_PARTS))
+        scratch = B * K * -(-span // part) * _partial_floats(T * group, C)
+    results = [jax.ShapeDtypeStruct((B, T, H * C), jnp.float32), jax.ShapeDtypeStruct((scratch,), jnp.float32)]
+    call = jax.ffi.ffi_call(native_ops.target("packlight_attention"), results)
+    out, _ = call(
+        *(q, cache.k, cache.v, index, rows.slot, rows.start, rows.end),
+        block_rows=np.int64(BLOCK_ROWS),
+        part=np.int64(part),
+        threads=np.int64(threads),
+        isa=np.int64(native_ops.ISAS.index(isa)),
+    )
+    return out
+
+
+def _partial_floats(rows: int, width: int) -> int:
+    """Partial::floats of native/attention.h: two numbers a row and a row of values, each padded to 16."""
+    return 2 * (-(-rows // 16) * 16) + rows * (-(-width // 16) * 16)

@@ -1,0 +1,57 @@
+// What an attention kernel is given: queries that share a kv head, and the cached positions they look at.
+#ifndef PACKLIGHT_ATTENTION_H_
+#define PACKLIGHT_ATTENTION_H_
+
+#include <cstdint>
+
+namespace packlight {
+
+enum class KvType { f32, f16, bf16 };
+
+constexpr int64_t kTile = 64;  // positions at a time: with C = 64 their keys or values are 16 KB of f32
+constexpr int64_t kPad = 16;   // floats; at least every instruction set's vector
+
+constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// Row r of a block is query head r % group of token r / group.
+struct Block {
+  const float* q;        // the first token's first head; heads follow each other, C floats each
+  int64_t token_stride;  // floats from one token to the next
+  int64_t tokens, group, width;  // width is C
+  const uint8_t *k, *v;  // the head's position 0: (S, C) of `type`
+  KvType type;
+  // Positions first .. last - 1 are looked at, and nothing else is read; first is a multiple of kTile. Token t sees
+  // those below visible + t.
+  int64_t first, last, visible;
+  float scale;
+
+  int64_t rows() const { return tokens * group; }
+};
+
+// Attention over some of the positions: with w = 2^(score - top), total is the sum of w and mixed that of w * value.
+struct Partial {
+  float* top;    // padded(rows): each row's largest score, in units of ln 2
+  float* total;  // padded(rows)
+  float* mixed;  // (rows, padded(C))
+
+  static int64_t floats(int64_t rows, int64_t width) { return 2 * padded(rows) + rows * padded(width); }
+
+  Partial(float* base, int64_t rows) : top(base), total(base + padded(rows)), mixed(base + 2 * padded(rows)) {}
+};
+
+// Floats that `Attend` needs to work in, aligned to 64 bytes.
+constexpr int64_t attend_space(int64_t rows, int64_t width) {
+  return padded(rows) * (width + kTile + 2) + 2 * kTile * padded(width);
+}
+
+using Attend = void (*)(const Block& block, float* space, const Partial& result);
+
+void attend_portable(const Block& block, float* space, const Partial& result);
+#if defined(__x86_64__)
+void attend_avx2(const Block& block, float* space, const Partial& result);
+void attend_avx512(const Block& block, float* space, const Partial& result);
+#endif
+
+}  // namespace packlight
+
+#endif  // PACKLIGHT_ATTENTION_H_

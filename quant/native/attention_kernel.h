@@ -1,0 +1,219 @@
+// One block's attention, a tile of positions at a time with a running softmax. Included inside each instruction set's
+// namespace and target, which bring Floats, kLanes, kStrip and the few operations on them.
+//
+// A lane is a query row in the scores and a column in the values, so that nothing is ever added across lanes: scores
+// are kept as (position, row), made from keys broadcast one float at a time against transposed queries, and weights
+// broadcast one at a time against values. f32 keys and values are read where they lie in the cache.
+// Source: online softmax (1805.02867), FlashAttention (2205.14135).
+
+using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
+using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
+
+constexpr int kPanel = 2;  // vectors of rows, or of columns, that one pass keeps in registers
+constexpr float kLowest = -3.402823466e38f;
+
+// 2^x for x <= 0, below 1.5 units in the last place (1 with fused multiply-add), exact at 0; 0 below -126.5; NaN stays.
+// The polynomial is the minimax one of degree 6 for 2^f, |f| <= 1/2, relative error 2^-29.
+inline Floats exp2_of(Floats x) {
+  x = maximum(splat(-127.0f), x);
+  const Floats rounder = splat(12582912.0f);  // 1.5 * 2^23: the sum's low bits are x rounded
+  const Floats shifted = x + rounder;
+  const Floats f = x - (shifted - rounder);
+  Floats p = splat(0x1.41d334p-13f);
+  p = fused(p, f, splat(0x1.5f456ap-10f));
+  p = fused(p, f, splat(0x1.3b2dbcp-7f));
+  p = fused(p, f, splat(0x1.c6aed4p-5f));
+  p = fused(p, f, splat(0x1.ebfbdap-3f));
+  p = fused(p, f, splat(0x1.62e430p-1f));
+  p = fused(p, f, splat(1.0f));
+  return p * (Floats)(((Words)shifted << 23) + (127u << 23));  // x = -127 has the exponent field 0: times 0.0
+}
+
+// scores[s][row] = key s . query row, for kStrip positions and kVecs vectors of rows.
+template <int kVecs>
+inline void score_strip(const float* const* key, const float* q, int64_t width, float* scores, int64_t stride) {
+  Floats sum[kStrip][kVecs];
+#pragma GCC unroll 8
+  for (int s = 0; s < kStrip; ++s) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) sum[s][v] = splat(0.0f);
+  }
+  for (int64_t c = 0; c < width; ++c) {
+    Floats x[kVecs];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) x[v] = load(q + (c * kVecs + v) * kLanes);
+#pragma GCC unroll 8
+    for (int s = 0; s < kStrip; ++s) {
+      const Floats k = splat(key[s][c]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) sum[s][v] = fused(k, x[v], sum[s][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < kStrip; ++s) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) store(scores + s * stride + v * kLanes, sum[s][v]);
+  }
+}
+
+// mixed = mixed * shrink + weights . values, for kRows rows and kVecs vectors of columns.
+template <int kRows, int kVecs>
+inline void mix_columns(const float* weights, int64_t stride, int64_t count, const float* values, int64_t pitch,
+                        const float* shrink, float* mixed, int64_t mixed_pitch) {
+  Floats sum[kRows][kVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = load(mixed + r * mixed_pitch + v * kLanes) * splat(shrink[r]);
+  }
+  for (int64_t s = 0; s < count; ++s) {
+    Floats x[kVecs];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) x[v] = load(values + s * pitch + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Floats w = splat(weights[s * stride + r]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = fused(w, x[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) store(mixed + r * mixed_pitch + v * kLanes, sum[r][v]);
+  }
+}
+
+// Rows from `row` on, in groups of kRows and then of fewer.
+template <int kRows>
+inline void mix_rows(int64_t row, int64_t rows, const float* weights, int64_t stride, int64_t count,
+                     const float* values, int64_t pitch, const float* shrink, float* mixed, int64_t mixed_pitch,
+                     int64_t width) {
+  for (; row + kRows <= rows; row += kRows) {
+    const float* w = weights + row;
+    float* to = mixed + row * mixed_pitch;
+    int64_t c = 0;
+    for (; c + kLanes < width; c += kPanel * kLanes) {
+      mix_columns<kRows, kPanel>(w, stride, count, values + c, pitch, shrink + row, to + c, mixed_pitch);
+    }
+    if (c < width) mix_columns<kRows, 1>(w, stride, count, values + c, pitch, shrink + row, to + c, mixed_pitch);
+  }
+  if constexpr (kRows > 1) {
+    mix_rows<kRows / 2>(row, rows, weights, stride, count, values, pitch, shrink, mixed, mixed_pitch, width);
+  }
+}
+
+inline Floats load_as(const uint8_t* p, KvType type) {
+  if (type == KvType::f32) return load(reinterpret_cast<const float*>(p));
+  const auto* halves = reinterpret_cast<const uint16_t*>(p);
+  return type == KvType::f16 ? load_f16(halves) : load_bf16(halves);
+}
+
+// `count` rows of keys or values as f32, `padded(width)` floats apart with zeros at the end of each.
+inline void widen(const uint8_t* from, KvType type, int64_t count, int64_t width, float* to) {
+  const int64_t bytes = type == KvType::f32 ? 4 : 2, whole = width / kLanes * kLanes;
+  for (int64_t s = 0; s < count; ++s, from += width * bytes, to += padded(width)) {
+    for (int64_t c = 0; c < whole; c += kLanes) store(to + c, load_as(from + c * bytes, type));
+    if (whole < width) {
+      uint8_t rest[4 * kLanes] = {};  // loading a whole vector might read past the cache's end
+      std::memcpy(rest, from + whole * bytes, (width - whole) * bytes);
+      store(to + whole, load_as(rest, type));
+    }
+  }
+}
+
+// Queries times scale, as panels of kPanel vectors of rows (the last may have one): (panel, C, rows of the panel).
+inline void transpose_queries(const Block& b, int64_t lanes, float* q) {
+  for (int64_t row = 0; row < lanes; ++row) {
+    const int64_t panel = row / (kPanel * kLanes) * (kPanel * kLanes);
+    const int64_t step = lanes - panel < kPanel * kLanes ? kLanes : kPanel * kLanes;
+    const float* from = b.q + row / b.group * b.token_stride + row % b.group * b.width;
+    float* to = q + panel * b.width + (row - panel);
+    for (int64_t c = 0; c < b.width; ++c) to[c * step] = row < b.rows() ? from[c] * b.scale : 0.0f;
+  }
+}
+
+// Scores of positions first .. first + count - 1, up to a whole strip, where rows of the last key fill up.
+inline void score_tile(const Block& b, const float* keys, int64_t pitch, int64_t count, const float* q, int64_t lanes,
+                       float* scores) {
+  for (int64_t s = 0; s < count; s += kStrip) {
+    const float* key[kStrip];
+    for (int64_t i = 0; i < kStrip; ++i) key[i] = keys + (s + i < count ? s + i : count - 1) * pitch;
+    int64_t row = 0;
+    for (; row + kLanes < lanes; row += kPanel * kLanes) {
+      score_strip<kPanel>(key, q + row * b.width, b.width, scores + s * lanes + row, lanes);
+    }
+    if (row < lanes) score_strip<1>(key, q + row * b.width, b.width, scores + s * lanes + row, lanes);
+  }
+}
+
+// Scores to weights, in place, for one vector of rows; adds to its top and total and says how earlier sums shrink.
+inline void soften(float* scores, int64_t lanes, int64_t count, float* top, float* total, float* shrink) {
+  Floats most[4] = {load(top), load(top), load(top), load(top)};
+  for (int64_t s = 0; s < count; s += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) most[i] = maximum(load(scores + (s + i) * lanes), most[i]);
+  }
+  const Floats highest = maximum(maximum(most[0], most[1]), maximum(most[2], most[3]));
+  const Floats less = exp2_of(load(top) - highest);
+  Floats sum[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+  for (int64_t s = 0; s < count; s += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Floats weight = exp2_of(load(scores + (s + i) * lanes) - highest);
+      store(scores + (s + i) * lanes, weight);
+      sum[i] = sum[i] + weight;
+    }
+  }
+  store(top, highest);
+  store(shrink, less);
+  store(total, fused(load(total), less, (sum[0] + sum[1]) + (sum[2] + sum[3])));
+}
+
+inline void attend(const Block& b, float* space, const Partial& result) {
+  const int64_t rows = b.rows(), lanes = (rows + kLanes - 1) / kLanes * kLanes, pitch = padded(b.width);
+  float* q = space;
+  float* scores = q + lanes * b.width;
+  float* shrink = scores + lanes * kTile;
+  int32_t* visible = reinterpret_cast<int32_t*>(shrink + lanes);
+  float* wide_keys = shrink + 2 * padded(rows);
+  float* wide_values = wide_keys + kTile * pitch;
+  transpose_queries(b, lanes, q);
+  for (int64_t row = 0; row < lanes; ++row) {
+    visible[row] = static_cast<int32_t>(b.visible + (row < rows ? row : rows - 1) / b.group);
+    result.top[row] = kLowest, result.total[row] = 0.0f;
+  }
+  std::memset(result.mixed, 0, rows * pitch * sizeof(float));
+
+  const int64_t bytes = b.type == KvType::f32 ? 4 : 2;
+  for (int64_t at = b.first; at < b.last; at += kTile) {
+    const int64_t count = b.last - at < kTile ? b.last - at : kTile;
+    const int64_t filled = (count + kStrip - 1) / kStrip * kStrip;
+    const uint8_t *k = b.k + at * b.width * bytes, *v = b.v + at * b.width * bytes;
+    if (b.type == KvType::f32) {
+      score_tile(b, reinterpret_cast<const float*>(k), b.width, count, q, lanes, scores);
+    } else {
+      widen(k, b.type, count, b.width, wide_keys);
+      score_tile(b, wide_keys, pitch, count, q, lanes, scores);
+    }
+    if (at + count > b.visible || filled > count) {
+      for (int64_t s = 0; s < filled; ++s) {
+        const int32_t position = s < count ? static_cast<int32_t>(at + s) : INT32_MAX;
+        for (int64_t row = 0; row < lanes; ++row) {
+          float& score = scores[s * lanes + row];
+          score = position < visible[row] ? score : -__builtin_inff();
+        }
+      }
+    }
+    for (int64_t row = 0; row < lanes; row += kLanes) {
+      soften(scores + row, lanes, filled, result.top + row, result.total + row, shrink + row);
+    }
+    const float* values = reinterpret_cast<const float*>(v);
+    int64_t values_pitch = b.width;
+    if (b.type != KvType::f32 || b.width % kLanes) {
+      widen(v, b.type, count, b.width, wide_values);
+      values = wide_values, values_pitch = pitch;
+    }
+    mix_rows<kStrip>(0, rows, scores, lanes, count, values, values_pitch, shrink, result.mixed, pitch, b.width);
+  }
+}

@@ -1,0 +1,41 @@
+// Attention on any CPU, in vectors of 4 that GCC and Clang map to SSE2, NEON or scalars.
+
+#include <cstdint>
+#include <cstring>
+
+#include "attention.h"
+
+namespace packlight {
+namespace {
+
+constexpr int kLanes = 4, kStrip = 4;
+using Floats = float __attribute__((vector_size(16)));
+using Bits = uint32_t __attribute__((vector_size(16)));
+
+inline Floats splat(float x) { return Floats{x, x, x, x}; }
+inline Floats load(const float* p) {
+  Floats x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
+inline Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
+inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }  // b where one is NaN
+inline Bits words(const uint16_t* p) { return Bits{p[0], p[1], p[2], p[3]}; }
+inline Floats load_bf16(const uint16_t* p) { return (Floats)(words(p) << 16); }
+inline Floats load_f16(const uint16_t* p) {
+  const Bits half = words(p), body = (half & 0x7FFF) << 13;
+  // Subnormals: m * 2^-24 is 2^-14 * (1 + m / 1024) - 2^-14, which no CPU setting flushes.
+  const Bits tiny = (Bits)((Floats)(body + (113u << 23)) - splat(0x1p-14f));
+  const Bits normal = body + (112u << 23), special = body + (224u << 23);
+  const Bits value = body < (0x0400u << 13) ? tiny : body < (0x7C00u << 13) ? normal : special;
+  return (Floats)(value | (half & 0x8000) << 16);
+}
+
+#include "attention_kernel.h"
+
+}  // namespace
+
+void attend_portable(const Block& block, float* space, const Partial& result) { attend(block, space, result); }
+
+}  // namespace packlight
