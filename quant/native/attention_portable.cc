@@ -1,4 +1,8 @@
-// Attention on any CPU, in vectors of 4 that GCC and Clang map to SSE2, NEON or scalars.
+// Attention on any CPU, in vectors of 4 that GCC and Clang map to NEON, SSE2 or scalars.
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #include <cstdint>
 #include <cstring>
@@ -8,7 +12,6 @@
 namespace packlight {
 namespace {
 
-constexpr int kLanes = 4, kStrip = 4;
 using Floats = float __attribute__((vector_size(16)));
 using Bits = uint32_t __attribute__((vector_size(16)));
 
@@ -19,7 +22,15 @@ inline Floats load(const float* p) {
   return x;
 }
 inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
+#if defined(__aarch64__)  // 32 registers
+constexpr int kLanes = 4, kStrip = 8;
+inline Floats fused(Floats a, Floats b, Floats c) {
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+#else
+constexpr int kLanes = 4, kStrip = 4;
 inline Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
+#endif
 inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }  // b where one is NaN
 inline Bits words(const uint16_t* p) { return Bits{p[0], p[1], p[2], p[3]}; }
 inline Floats load_bf16(const uint16_t* p) { return (Floats)(words(p) << 16); }
