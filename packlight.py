@@ -10,6 +10,8 @@ imported only when a model is loaded; a bad file is refused before that.
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
+import importlib.util
 import numbers
 import os
 import reprlib
@@ -21,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compile.config import CompileConfig, default_config, read_config
-from compile.inspection import format_totals, inspect, tensor_paths
+from compile.inspection import format_totals, inspect, tensor_layouts, tensor_paths
+from compile.kernels import layout, settle
 from compile.plan import Plan, make_plan
 from model.config import ARCHITECTURES, ModelConfig
 from model.declaration import check
@@ -96,8 +99,22 @@ class Prepared:
     named_context: int | None
 
     @functools.cached_property
+    def settled(self) -> tuple[CompileConfig, str | None]:
+        """The config with its choices made definite for this machine, and a warning when one is not what it may be."""
+        return settle(self._with_context(self.named or default_config(_default_platform())))
+
+    @property
     def config(self) -> CompileConfig:
-        return self._with_context(self.named or default_config(_default_platform()))
+        return self.settled[0]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [line for line in self.settled[1:] if line]
+
+    @property
+    def layout(self) -> str:
+        """The layout of packed matrices that the kernels read."""
+        return layout(self.config)
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -188,7 +205,9 @@ class LLM:
         self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
         self.weights_bytes = sum(info.nbytes for info in self.file.tensors.values())
         began = time.perf_counter()
-        host = read_weights(self.file, self.model, lambda n: on_read(n, self.weights_bytes) if on_read else None)
+        host = read_weights(
+            self.file, self.model, lambda n: on_read(n, self.weights_bytes) if on_read else None, prepared.layout
+        )
 
         from compile import aot
         from compile.engine import Engine
@@ -258,8 +277,12 @@ class LLM:
         return self._stream(run)
 
     def kernel_paths(self) -> dict[str, str]:
-        """Tensor -> the kernel path that reads it: xla or reference, gather (packed rows), or f32 (a vector)."""
+        """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""
         return tensor_paths(self.file, self.model, self.config)
+
+    def layouts(self) -> dict[str, str]:
+        """Tensor -> the layout of its packed bytes, ggml's or "rowsN" (`quant.layouts`)."""
+        return tensor_layouts(self.file, self.model, self._prepared.layout)
 
     def _stream(self, run: "_Run") -> Generator[str, None, Completion]:
         with contextlib.closing(self._follow([run])) as texts:
@@ -376,6 +399,15 @@ def unpack(blocks: np.ndarray, qtype: str) -> np.ndarray:
 
 
 def _default_platform() -> str:
+    """The platform of jax's default device; jax is not imported to say "cpu" where it can find no other."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    plugins = ("jax_plugins", "libtpu")  # importable where jax may find an accelerator
+    if asked == "cpu" or not (asked or any(map(importlib.util.find_spec, plugins)) or _plugin_entry_points()):
+        return "cpu"
     from compile import aot
 
     return aot.default_platform()
+
+
+def _plugin_entry_points() -> bool:
+    return bool(importlib.metadata.entry_points(group="jax_plugins"))

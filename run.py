@@ -111,13 +111,13 @@ def compile_(values: flags.FlagValues) -> None:
     from model.params import abstract
 
     device = aot.find_device(prepared.config)
-    params = abstract(prepared.model, formats(prepared.file))
+    params = abstract(prepared.model, formats(prepared.file), prepared.layout)
     with Bar() as bar:
         bar.start("compile", len(prepared.plan.steps), unit="step")
         executables = aot.build(
             prepared.model, prepared.config, prepared.plan, params, device, lambda _: bar.advance(1)
         )
-    warn(executables.warnings)
+    warn([*prepared.warnings, *executables.warnings])
     rows = [
         {"step": str(b.key)} | {k: v for k, v in vars(b).items() if k not in ("key", "call")}
         for b in executables.built.values()
@@ -139,10 +139,10 @@ def bench(values: flags.FlagValues) -> None:
         write_json(record)
     else:
         write(bench_text(record))
+    verdict = gate.judge(record, options.gate) if options.gate is not None else None
     if options.results is not None:
         command.append(options.results, record)
-    if options.gate is not None:
-        verdict = gate.judge(record, options.gate)
+    if verdict is not None:
         say(verdict.text)
         if not verdict.passed:
             sys.exit(EXIT_SLOWER)
@@ -282,13 +282,17 @@ def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
 
         llm = packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1))
     mix = ", ".join(f"{name} x{entry['tensors']}" for name, entry in packlight.format_totals(llm.file).items())
-    paths = ", ".join(f"{path} x{count}" for path, count in Counter(llm.kernel_paths().values()).most_common())
+    layouts = llm.layouts()
+    kinds = Counter((path, layouts.get(name, "ggml")) for name, path in llm.kernel_paths().items())
+    paths = ", ".join(
+        f"{path} x{n}" + (f" ({layout})" if layout != "ggml" else "") for (path, layout), n in kinds.most_common()
+    )
     say(f"{os.path.basename(llm.file.path)}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}")
     say(
         f"{llm.device.device_kind}: kernels {paths}; context {llm.plan.context}, slots {llm.plan.slots}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled"
     )
-    warn(llm.executables.warnings)
+    warn([*prepared.warnings, *llm.executables.warnings])
     return llm
 
 
@@ -303,6 +307,7 @@ def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -
         "memory": memory,
         "compile": counts,
         "plan": llm.kernel_paths(),
+        "layouts": llm.layouts(),
     }
 
 

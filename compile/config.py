@@ -31,8 +31,9 @@ class CompileConfig:
     length_buckets: cached positions a step may look back at, ascending; the whole context is always one.
     head_rows: rows of logits per pass when all of a prompt's are asked for.
     kv_dtype, activation_dtype: of the cache, and of activations where they meet weights.
-    cpu_kernels: kernel path of matrix products on a CPU: auto (xla today), native (C++, activations rounded to int8 as
-        llama.cpp does), xla or reference; other platforms run xla.
+    cpu_kernels: kernel path of matrix products and attention on a CPU: native (C++; activations rounded to int8 as
+        llama.cpp does), xla, reference, or auto: native where there is a C++ compiler and activations are float32,
+        else xla. Other platforms run xla.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     xla_options: passed to XLA for every executable.
     """
@@ -86,8 +87,11 @@ class CompileConfig:
 
     @property
     def kernel_path(self) -> str:
-        """The kernel path that matrix products take."""
-        return "xla" if self.cpu_kernels == "auto" else self.cpu_kernels
+        """The kernel path that matrix products take, once `compile.kernels.settle` has decided what `auto` is."""
+        if self.platform != "cpu":
+            return "xla"
+        assert self.cpu_kernels != "auto"
+        return self.cpu_kernels
 
     @property
     def store_dir(self) -> pathlib.Path:

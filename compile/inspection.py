@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from compile.config import CompileConfig, default_config
+from compile.kernels import expected
 from model.config import ModelConfig
-from model.declaration import check
+from model.declaration import check, is_tied, layout_of
 from model.reader import GGUFFile, open_gguf
 from model.tokenizer import Tokenizer
 from quant.errors import PacklightError
@@ -17,10 +18,11 @@ from quant.formats import path_of
 
 
 def tensor_paths(file: GGUFFile, model: ModelConfig, config: CompileConfig) -> dict[str, str]:
-    """Tensor -> kernel path of a file's tensors under `config`; the plan that `generate` and `inspect` print."""
-    tied = "output.weight" not in file.tensors
+    """Tensor -> kernel path under a settled `config`; the plan that `generate` and `inspect` print."""
+    used = check(file, model)
+    tied = is_tied(used)
     paths = {}
-    for weight in check(file, model):
+    for weight in used:
         for name in weight.tensors(model.block_count):
             path = path_of(file.tensors[name].format.name, config.kernel_path)
             if weight.is_vector:
@@ -30,6 +32,18 @@ def tensor_paths(file: GGUFFile, model: ModelConfig, config: CompileConfig) -> d
             else:
                 paths[name] = path
     return paths
+
+
+def tensor_layouts(file: GGUFFile, model: ModelConfig, layout: str) -> dict[str, str]:
+    """Tensor -> layout of its packed bytes in memory when kernels read `layout`; vectors are not packed."""
+    used = check(file, model)
+    tied = is_tied(used)
+    return {
+        name: layout_of(weight, file.tensors[name].format.name, layout, tied)
+        for weight in used
+        if not weight.is_vector
+        for name in weight.tensors(model.block_count)
+    }
 
 
 def inspect(path: str | os.PathLike) -> dict[str, Any]:
@@ -50,7 +64,7 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
             file = open_gguf(path)
         model = ModelConfig.from_gguf(file)
         hyperparameters = dataclasses.asdict(model)
-        paths = tensor_paths(file, model, default_config("cpu"))
+        paths = tensor_paths(file, model, expected(default_config("cpu")))
     except PacklightError as error:
         problems.append(str(error))
     try:

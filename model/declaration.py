@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from model.config import ModelConfig
 from model.ggufheader import naming, shown
 from model.reader import GGUFFile
+from quant import layouts
 from quant.errors import GGUFError, UnsupportedError
 from quant.formats import FORMATS
 
@@ -43,10 +44,10 @@ class Weight:
         prefixes = [f"blk.{layer}." for layer in range(layers)] if self.per_layer else [""]
         return [f"{prefix}{self.name}{suffix}" for prefix in prefixes]
 
-    def blocks_shape(self, qtype: str) -> tuple[int, ...]:
-        """(..., out, N, block_bytes) of one such matrix in format `qtype`."""
-        fmt = FORMATS[qtype]
-        return (*self.shape[:-1], self.shape[-1] // fmt.elements, fmt.bytes)
+    def blocks_shape(self, qtype: str, layout: str = "ggml") -> tuple[int, ...]:
+        """(..., out, N, block_bytes) of one such matrix in format `qtype`, in another layout groups of rows for out."""
+        fmt, (*lead, out, width) = FORMATS[qtype], self.shape
+        return (*lead, *layouts.blocks_shape(out, width // fmt.elements, fmt.bytes, layout))
 
 
 def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
@@ -136,6 +137,20 @@ def check(file: GGUFFile, cfg: ModelConfig) -> tuple[Weight, ...]:
                         f"tensor '{info.name}': a vector in {info.format.name}; supported: {', '.join(VECTOR_FORMATS)}"
                     )
     return used
+
+
+def is_tied(used: tuple[Weight, ...]) -> bool:
+    """Whether the output head is the embedding."""
+    return all(weight.name != "output" for weight in used)
+
+
+def layout_of(weight: Weight, qtype: str, layout: str, tied: bool) -> str:
+    """The layout a matrix is kept in when kernels read `layout`: ggml's where no product does, or none for the format.
+
+    tied: whether the embedding is also the output head.
+    """
+    multiplied = weight.name != "token_embd" or tied
+    return layout if multiplied and qtype in layouts.FIELDS else "ggml"
 
 
 def group_by_format(qtypes: list[str]) -> tuple[list[str], tuple[tuple[int, int], ...]]:

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.moe import moe
 from model.params import Params
 from model.rope import rotate, rotation
-from model.stack import stacked_matmul
+from model.stack import stacked_matmul_many
 from quant.formats import path_of
 from quant.matmul import matmul
 from quant.qtensor import gather_rows
@@ -81,9 +81,8 @@ def layer(
     """One transformer layer: x + attention(norm(x)), then x + ffn(norm(x))."""
     with jax.named_scope("attention"):
         h = rms_norm(x, blk["attn_norm"][index], cfg.rms_epsilon)
-        q = _heads(linear(h, blk, "attn_q", index, numerics), cfg.head_count)
-        k = _heads(linear(h, blk, "attn_k", index, numerics), cfg.head_count_kv)
-        v = _heads(linear(h, blk, "attn_v", index, numerics), cfg.head_count_kv)
+        q, k, v = linears(h, blk, ("attn_q", "attn_k", "attn_v"), index, numerics)
+        q, k, v = _heads(q, cfg.head_count), _heads(k, cfg.head_count_kv), _heads(v, cfg.head_count_kv)
         q = rotate(q, *turn, cfg.architecture.rope_style)
         k = rotate(k, *turn, cfg.architecture.rope_style)
         cache = write_cache(cache, index, k, v, rows)
@@ -100,8 +99,7 @@ def ffn(cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics:
         router = linear(h, blk, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
         flat = h.reshape(-1, h.shape[-1]).astype(numerics.dtype)
         return moe(cfg, flat, router.reshape(flat.shape[0], -1), blk, index, numerics.path).reshape(h.shape)
-    gate = linear(h, blk, "ffn_gate", index, numerics)
-    up = linear(h, blk, "ffn_up", index, numerics)
+    gate, up = linears(h, blk, ("ffn_gate", "ffn_up"), index, numerics)
     return linear(jax.nn.silu(gate) * up, blk, "ffn_down", index, numerics)
 
 
@@ -118,12 +116,16 @@ def head(
 
 def linear(x: jax.Array, blk: Params, name: str, index: jax.Array, numerics: Numerics) -> jax.Array:
     """x (B, T, in) times layer `index`'s matrix `name`, plus its bias when the file has one: float32 (B, T, out)."""
+    return linears(x, blk, (name,), index, numerics)[0]
+
+
+def linears(x: jax.Array, blk: Params, names: tuple[str, ...], index: jax.Array, numerics: Numerics) -> list[jax.Array]:
+    """`linear` with several matrices, which a path may do in one call."""
     flat = x.reshape(-1, x.shape[-1]).astype(numerics.dtype)
-    y = stacked_matmul(flat, blk[name], index, numerics.path)
-    bias = blk.get(f"{name}.bias")
-    if bias is not None:
-        y = y + bias[index][None, :]
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    ys = stacked_matmul_many(flat, [blk[name] for name in names], index, numerics.path)
+    biases = [blk.get(f"{name}.bias") for name in names]
+    ys = [y if bias is None else y + bias[index][None, :] for y, bias in zip(ys, biases, strict=True)]
+    return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in ys]
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:

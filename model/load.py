@@ -1,21 +1,25 @@
 """Reading a checked file's tensors into their final host buffers, packed, one copy. Imports no jax.
 
-Every tensor is read by position straight into its place in its stack's buffer, which is 64-byte aligned, so that
-the CPU backend can use it where it is. Knows files and bytes, not devices.
+Every tensor is read by position into its place in its stack's buffer, straight or by way of the layout its kernel
+reads. The buffer is 64-byte aligned, so that the CPU backend can use it where it is. Knows files, not devices.
 """
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from model.config import ModelConfig
-from model.declaration import Weight, check, group_by_format
+from model.declaration import Weight, check, group_by_format, is_tied, layout_of
 from model.ggufheader import shown_path
 from model.reader import GGUFFile, TensorInfo, read_into, read_tensor
+from quant import native_build
 from quant.errors import GGUFError
+from quant.layouts import LANES
 from quant.scales import nonfinite_block
 
+READERS = 2  # tensors on their way at a time; each may need a second copy of its bytes, to lay rows side by side
 ALIGNMENT = 64  # bytes; what XLA:CPU asks of a buffer it uses in place (GGUF aligns to 32)
 
 
@@ -23,56 +27,80 @@ ALIGNMENT = 64  # bytes; what XLA:CPU asks of a buffer it uses in place (GGUF al
 class HostWeight:
     """One declared weight of all layers: a float32 vector (per layer `(L, n)`), or packed blocks, one buffer a format.
 
-    places: per layer, (buffer, index in it); empty for a weight that is not per layer.
+    layouts: of each buffer. places: per layer, (buffer, index in it); empty for a weight that is not per layer.
     """
 
     weight: Weight
     buffers: list[np.ndarray]
     qtypes: list[str]
+    layouts: list[str]
     places: tuple[tuple[int, int], ...]
 
 
 def read_weights(
-    file: GGUFFile, cfg: ModelConfig, progress: Callable[[int], None] = lambda nbytes: None
+    file: GGUFFile,
+    cfg: ModelConfig,
+    progress: Callable[[int], None] = lambda nbytes: None,
+    layout: str = "ggml",
 ) -> list[HostWeight]:
-    """Every weight of the model; `progress` is called with the bytes read, once per tensor.
+    """Every weight of the model; `progress` is called with the bytes read, once per tensor or run of vectors.
 
+    layout: what the kernels read, where a format has it; tensors are read and brought into it side by side.
     Raises GGUFError naming the tensor (and block) that does not fit, cannot be read or holds a non-finite scale.
     """
-    weights = []
-    for weight in check(file, cfg):
+    weights, jobs = [], []
+    used = check(file, cfg)
+    tied = is_tied(used)
+    for weight in used:
         infos = [file.tensors[name] for name in weight.tensors(cfg.block_count)]
-        weights.append(_read_vectors(weight, infos) if weight.is_vector else _read_matrices(weight, infos, progress))
         if weight.is_vector:
+            weights.append(_read_vectors(weight, infos))
             progress(sum(info.nbytes for info in infos))
+        else:
+            host, reads = _plan_matrices(weight, infos, layout, tied)
+            weights.append(host)
+            jobs += reads
+    pool = concurrent.futures.ThreadPoolExecutor(READERS)
+    try:
+        for info, _ in zip(jobs, pool.map(lambda job: _read_blocks(*job), jobs), strict=True):
+            progress(info[0].nbytes)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return weights
 
 
 def _read_vectors(weight: Weight, infos: list[TensorInfo]) -> HostWeight:
     rows = np.stack([_vector(info) for info in infos])
-    return HostWeight(weight, [rows if weight.per_layer else rows[0]], ["F32"], ())
+    return HostWeight(weight, [rows if weight.per_layer else rows[0]], ["F32"], ["ggml"], ())
 
 
-def _read_matrices(weight: Weight, infos: list[TensorInfo], progress: Callable[[int], None]) -> HostWeight:
+def _plan_matrices(
+    weight: Weight, infos: list[TensorInfo], layout: str, tied: bool
+) -> tuple[HostWeight, list[tuple[TensorInfo, np.ndarray, str]]]:
+    """Buffers for a weight, and which tensor goes where in them."""
     qtypes = [info.format.name for info in infos]
     order, places = group_by_format(qtypes)
-    buffers = [_aligned((qtypes.count(q), *weight.blocks_shape(q))) for q in order]
-    for info, (group, index) in zip(infos, places, strict=True):
-        _read_blocks(info, buffers[group][index])
-        progress(info.nbytes)
+    kept = [layout_of(weight, qtype, layout, tied) for qtype in order]
+    buffers = [_aligned((qtypes.count(q), *weight.blocks_shape(q, at))) for q, at in zip(order, kept, strict=True)]
+    reads = [(info, buffers[g][index], kept[g]) for info, (g, index) in zip(infos, places, strict=True)]
     if weight.per_layer:
-        return HostWeight(weight, buffers, order, places)
-    return HostWeight(weight, [buffers[0][0]], order, ())
+        return HostWeight(weight, buffers, order, kept, places), reads
+    return HostWeight(weight, [buffers[0][0]], order, kept, ()), reads
 
 
-def _read_blocks(info: TensorInfo, out: np.ndarray) -> None:
+def _read_blocks(info: TensorInfo, out: np.ndarray, layout: str) -> None:
     """Reads a tensor's blocks into `out` and refuses scales that are NaN or infinite."""
-    read_into(info, out)
-    bad = nonfinite_block(out.reshape(-1, info.format.bytes), info.format.name)
+    blocks = out if layout == "ggml" else np.empty((*info.shape[:-1], out.shape[-2], info.format.bytes), np.uint8)
+    read_into(info, blocks)
+    bad = nonfinite_block(blocks.reshape(-1, info.format.bytes), info.format.name)
     if bad is not None:
         raise GGUFError(
             f"{shown_path(info.path)}: tensor '{info.name}': block {bad} has a scale that is NaN or infinite"
         )
+    if layout != "ggml":
+        matrices = blocks.reshape(-1, *blocks.shape[-3:]), out.reshape(-1, *out.shape[-3:])
+        for one, packed in zip(*matrices, strict=True):
+            native_build.pack_into(one, info.format.type_id, LANES[layout], packed)
 
 
 def _vector(info: TensorInfo) -> np.ndarray:

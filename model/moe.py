@@ -9,7 +9,7 @@ from jax import lax
 
 from model.config import ModelConfig
 from model.params import Params
-from model.stack import stacked_matmul
+from model.stack import stacked_matmul, stacked_matmul_many
 
 
 def route(router: jax.Array, used: int) -> tuple[jax.Array, jax.Array]:
@@ -59,7 +59,6 @@ def moe(
 
 def _expert(x: jax.Array, blk: Params, index: jax.Array, expert: jax.Array, path: str) -> jax.Array:
     """SwiGLU through one expert: (rows, D) -> (rows, D)."""
-    gate = stacked_matmul(x, blk["ffn_gate_exps"], index, path, (expert,))
-    up = stacked_matmul(x, blk["ffn_up_exps"], index, path, (expert,))
+    gate, up = stacked_matmul_many(x, [blk["ffn_gate_exps"], blk["ffn_up_exps"]], index, path, (expert,))
     hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
     return stacked_matmul(hidden, blk["ffn_down_exps"], index, path, (expert,))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from model.declaration import Weight, group_by_format, used_weights
+from model.declaration import Weight, group_by_format, is_tied, layout_of, used_weights
 from model.load import HostWeight
 from model.stack import Stack
 from quant.qtensor import QTensor
@@ -21,27 +21,33 @@ def shaped(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def abstract(cfg: ModelConfig, formats: Mapping[str, str]) -> Params:
+def abstract(cfg: ModelConfig, formats: Mapping[str, str], layout: str = "ggml") -> Params:
     """The parameter tree with `jax.ShapeDtypeStruct` leaves, for a file whose tensors have `formats`.
 
     Matrices are QTensors (per-layer ones a Stack of them, under "blk"), vectors float32 (per-layer ones `(L, n)`).
+    layout: what the kernels read, where a format has it.
     Raises GGUFError as `used_weights` does.
     """
     tree: Params = {"blk": {}}
-    for weight in used_weights(cfg, formats):
+    used = used_weights(cfg, formats)
+    tied = is_tied(used)
+    for weight in used:
         qtypes = [formats[name] for name in weight.tensors(cfg.block_count)]
-        (tree["blk"] if weight.per_layer else tree)[weight.name] = _abstract(weight, qtypes)
+        kept = [layout_of(weight, qtype, layout, tied) for qtype in qtypes]
+        (tree["blk"] if weight.per_layer else tree)[weight.name] = _abstract(weight, qtypes, kept)
     return tree
 
 
-def _abstract(weight: Weight, qtypes: list[str]) -> Any:
+def _abstract(weight: Weight, qtypes: list[str], kept: list[str]) -> Any:
     if weight.is_vector:
         shape = (len(qtypes), *weight.shape) if weight.per_layer else weight.shape
         return shaped(shape, jnp.float32)
     order, places = group_by_format(qtypes)
 
     def matrix(qtype: str, lead: tuple[int, ...]) -> QTensor:
-        return QTensor(shaped((*lead, *weight.blocks_shape(qtype)), jnp.uint8), qtype)
+        layout = kept[qtypes.index(qtype)]
+        blocks = shaped((*lead, *weight.blocks_shape(qtype, layout)), jnp.uint8)
+        return QTensor(blocks, qtype, layout, None if layout == "ggml" else weight.shape[-2])
 
     if not weight.per_layer:
         return matrix(qtypes[0], ())
@@ -62,8 +68,13 @@ def place(weights: list[HostWeight], device: Device) -> Params:
         if host.weight.is_vector:
             target[host.weight.name] = arrays[0]
         elif host.weight.per_layer:
-            groups = (QTensor.of(array, qtype) for array, qtype in zip(arrays, host.qtypes, strict=True))
-            target[host.weight.name] = Stack(tuple(groups), host.places)
+            target[host.weight.name] = Stack(
+                tuple(_matrix(host, *each) for each in zip(arrays, host.qtypes, host.layouts, strict=True)), host.places
+            )
         else:
-            target[host.weight.name] = QTensor.of(arrays[0], host.qtypes[0])
+            target[host.weight.name] = _matrix(host, arrays[0], host.qtypes[0], host.layouts[0])
     return tree
+
+
+def _matrix(host: HostWeight, blocks: jax.Array, qtype: str, layout: str) -> QTensor:
+    return QTensor.of(blocks, qtype, layout, host.weight.shape[-2])

@@ -1,13 +1,14 @@
-"""`Stack`: one tensor of every layer, grouped by format, and the product with one layer's matrix of it."""
+"""`Stack`: one tensor of every layer, grouped by format, and products with one layer's matrices."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from quant.formats import path_of
-from quant.matmul import matmul
+from quant.matmul import matmul_many
 from quant.qtensor import QTensor
 
 
@@ -26,6 +27,34 @@ class Stack:
 
 def stacked_matmul(x: jax.Array, stack: Stack, index: jax.Array, path: str, inner: tuple = ()) -> jax.Array:
     """x (M, in) times the matrix of layer `index` (then `inner`, an expert): float32 (M, out)."""
-    group, place = (jnp.asarray([p[i] for p in stack.places], jnp.int32)[index] for i in (0, 1))
-    branches = [lambda place, x, w=w: matmul(x, w, path_of(w.qtype, path), (place, *inner)) for w in stack.groups]
-    return branches[0](place, x) if len(branches) == 1 else lax.switch(group, branches, place, x)
+    return stacked_matmul_many(x, [stack], index, path, inner)[0]
+
+
+def stacked_matmul_many(
+    x: jax.Array, stacks: Sequence[Stack], index: jax.Array, path: str, inner: tuple = ()
+) -> list[jax.Array]:
+    """x (M, in) times layer `index`'s matrix of each stack: float32 (M, out) each.
+
+    Layers whose matrices have the same formats share a branch, in which the matrices of one path are one call.
+    """
+    groups = [tuple(stack.places[layer][0] for stack in stacks) for layer in range(len(stacks[0].places))]
+    signatures = list(dict.fromkeys(groups))
+    places = jnp.asarray([[p[1] for p in stack.places] for stack in stacks], jnp.int32)[:, index]
+
+    def branch(signature: tuple[int, ...]):
+        ws = [stack.groups[group] for stack, group in zip(stacks, signature, strict=True)]
+
+        def products(places: jax.Array, x: jax.Array) -> list[jax.Array]:
+            results: dict[int, jax.Array] = {}
+            for each in dict.fromkeys(path_of(w.qtype, path) for w in ws):
+                at = [i for i, w in enumerate(ws) if path_of(w.qtype, path) == each]
+                made = matmul_many(x, [ws[i] for i in at], each, [(places[i], *inner) for i in at])
+                results |= dict(zip(at, made, strict=True))
+            return [results[i] for i in range(len(ws))]
+
+        return products
+
+    if len(signatures) == 1:
+        return branch(signatures[0])(places, x)
+    which = jnp.asarray([signatures.index(g) for g in groups], jnp.int32)[index]
+    return lax.switch(which, [branch(s) for s in signatures], places, x)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from quant.errors import UnsupportedError
+from quant.layouts import FIELDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +71,12 @@ FORMATS: dict[str, Format] = {
 BY_TYPE_ID: dict[int, Format] = {f.type_id: f for f in FORMATS.values()}
 
 
-# Formats that `quant/native` has kernels for; the others take `xla` where `native` is asked for, and the plan says so.
-NATIVE = frozenset(
-    ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
-)
-
-
 def path_of(qtype: str, path: str) -> str:
-    """The kernel path of a matrix in format `qtype` when `path` is asked for."""
-    return "xla" if path == "native" and qtype not in NATIVE else path
+    """The kernel path of a matrix in format `qtype` when `path` is asked for.
+
+    `quant/native` has kernels for the formats it has a layout for; the others take `xla`, and the plan says so.
+    """
+    return "xla" if path == "native" and qtype not in FIELDS else path
 
 
 def format_named(name: str) -> Format:

@@ -35,7 +35,7 @@ def blocks_shape(rows: int, n_blocks: int, block_bytes: int, layout: str) -> tup
 def pack(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
     """From ggml's layout: uint8 (out, N, bytes) -> uint8 (ceil(out / lanes), N, lanes * bytes), zero rows at the end.
 
-    The slow twin of `native_ops.pack_into`.
+    The slow twin of `native_build.pack_into`.
     """
     (out, n, size), lanes = blocks.shape, LANES[layout]
     groups = -(-out // lanes)

@@ -39,9 +39,28 @@ def matmul(
         case "xla":
             return _tiled(x, w, index)
         case "native":
-            return native_ops.matmul(x, w.blocks, w.qtype, index=_flat(index, lead))
+            return matmul_many(x, [w], path, [index])[0]
         case _:
             raise ValueError(f"unknown kernel path {path!r}; there are: {', '.join(PATHS)}")
+
+
+def matmul_many(
+    x: jax.Array,  # float (M, in)
+    ws: Sequence[QTensor],  # each (..., out, in)
+    path: str,
+    indices: Sequence[Sequence[jax.Array | int]],
+) -> list[jax.Array]:  # float32 (M, out) each
+    """`matmul` of one x with several weights. `native` makes one call of it: x is rounded once, threads wake once."""
+    if path != "native":
+        return [matmul(x, w, path, index) for w, index in zip(ws, indices, strict=True)]
+    return native_ops.matmul_many(
+        x,
+        [w.blocks for w in ws],
+        [w.qtype for w in ws],
+        [w.layout for w in ws],
+        [w.shape[-2] for w in ws],
+        [_flat(index, w.shape[:-2]) for w, index in zip(ws, indices, strict=True)],
+    )
 
 
 def _flat(index: Sequence[jax.Array | int], lead: Sequence[int]) -> jax.Array:

@@ -18,6 +18,8 @@ import stat
 import subprocess
 import tempfile
 
+import numpy as np
+
 from quant.errors import PacklightError
 
 SOURCES = pathlib.Path(__file__).parent / "native"
@@ -62,6 +64,32 @@ def loaded() -> tuple[ctypes.CDLL, str]:
         return ctypes.CDLL(str(path)), digest
     except OSError as error:
         raise NativeBuildError(f"native kernels: {error}") from None
+
+
+def lanes() -> int:
+    """Rows side by side in the layout that this CPU's kernels read fastest; 1 is ggml's. Raises NativeBuildError."""
+    return loaded()[0].packlight_lanes()
+
+
+def pack_into(blocks: np.ndarray, type_id: int, lanes: int, packed: np.ndarray) -> None:
+    """`quant.layouts.pack` in C++: uint8 (out, N, bytes) into (ceil(out / lanes), N, lanes * bytes)."""
+    out, n, size = blocks.shape
+    assert packed.shape == (-(-out // lanes), n, lanes * size), (blocks.shape, packed.shape)
+    assert blocks.flags.c_contiguous
+    assert packed.flags.c_contiguous
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    loaded()[0].packlight_pack(
+        count(type_id), count(lanes), count(out), count(n), pointer(blocks.ctypes.data), pointer(packed.ctypes.data)
+    )
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is found."""
+    try:
+        _compiler()
+    except NativeBuildError:
+        return False
+    return True
 
 
 def include_folder() -> pathlib.Path:

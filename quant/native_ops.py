@@ -44,11 +44,6 @@ def has(isa: str) -> bool:
     return bool(native_build.loaded()[0].packlight_has(ISAS.index(isa)))
 
 
-def lanes() -> int:
-    """Rows side by side in the layout that this CPU's kernels read fastest. Raises NativeBuildError."""
-    return native_build.loaded()[0].packlight_lanes()
-
-
 def matmul(
     x: jax.Array,  # float32 (M, K)
     blocks: jax.Array,  # uint8 (..., ceil(out / lanes), N, lanes * block_bytes), lanes by the layout

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compile.config import CompileConfig
+from compile.kernels import layout
 from compile.plan import Plan, StepKey, make_plan
 from compile.steps import abstract_cache, make_step
 from model.config import ModelConfig
@@ -57,6 +58,7 @@ def load(path, **config) -> Loaded:
     """Loads a file for direct runs, on the first fake device."""
     file = open_gguf(path)
     cfg = ModelConfig.from_gguf(file)
-    compile_config = CompileConfig(**{"decode_batch": (4,), "prefill_buckets": (64,), **config})
-    params = place(read_weights(file, cfg), jax.devices()[0])
+    base = {"decode_batch": (4,), "prefill_buckets": (64,), "cpu_kernels": "xla"}
+    compile_config = CompileConfig(**{**base, **config})
+    params = place(read_weights(file, cfg, layout=layout(compile_config)), jax.devices()[0])
     return Loaded(cfg, compile_config, make_plan(compile_config, cfg.context_length), params)

@@ -8,6 +8,7 @@ from ggufs import write_llama
 from steps import load
 
 from compile.config import CompileConfig
+from compile.kernels import layout
 from compile.plan import StepKey, make_plan
 from compile.steps import abstract_arguments, abstract_cache, make_step
 from model.config import ModelConfig
@@ -110,10 +111,10 @@ def compiled(path, phase, rows, **config):
     """(compiled step, config, plan, abstract parameters) of a file, nothing loaded."""
     file = open_gguf(path)
     cfg = ModelConfig.from_gguf(file)
-    compile_config = CompileConfig(**config)
+    compile_config = CompileConfig(**{"cpu_kernels": "native", **config})
     plan = make_plan(compile_config, cfg.context_length)
     key = StepKey(phase, rows, plan.capacity)
-    params = abstract(cfg, formats(file))
+    params = abstract(cfg, formats(file), layout(compile_config))
     arguments = abstract_arguments(key, cfg, plan, compile_config, params)
     step = jax.jit(make_step(key, cfg, compile_config), donate_argnums=1).lower(*arguments).compile()
     return step, params, abstract_cache(cfg, plan, compile_config)

@@ -12,6 +12,8 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from bench.blocks import SCALES, random_blocks
+from compile.config import CompileConfig
+from compile.kernels import layout
 from quant import native_build, native_ops
 from quant.errors import UnsupportedError
 from quant.formats import FORMATS
@@ -177,7 +179,7 @@ def test_many_products_share_one_call():
     qtypes = ["Q4_K", "Q8_0", "Q6_K", "Q4_0"]
     outs = [40, 9, 17, 8]
     matrices = [random_matrix(q, out, 512 // FORMATS[q].elements) for q, out in zip(qtypes, outs, strict=True)]
-    rows = f"rows{native_ops.lanes()}"
+    rows = layout(CompileConfig(cpu_kernels="native"))
     layouts = [rows, "ggml", rows, rows]
     packed = [pack(m, q, at) for m, q, at in zip(matrices, qtypes, layouts, strict=True)]
     ys = jax.jit(lambda x, bs: native_ops.matmul_many(x, bs, qtypes, layouts, outs))(x, packed)
@@ -233,6 +235,9 @@ def test_rows_side_by_side_are_a_permutation_of_bytes(qtype, layout):
         assert packed.dtype == np.uint8
         assert packed.shape == (-(-out // lanes), 3, lanes * FORMATS[qtype].bytes)
         np.testing.assert_array_equal(unpack(packed, qtype, layout, out), matrix)
+        in_cpp = np.ones_like(packed)
+        native_build.pack_into(matrix, FORMATS[qtype].type_id, lanes, in_cpp)
+        np.testing.assert_array_equal(in_cpp, packed)
         ids = jnp.array([[0, out - 1], [out // 2, 0]], jnp.int32)
         np.testing.assert_array_equal(
             gather_rows(QTensor.of(packed, qtype, layout, out), ids), gather_rows(QTensor.of(matrix, qtype), ids)

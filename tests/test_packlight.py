@@ -298,7 +298,7 @@ def test_golden_logits():
     path = shared_path("models", "stories260K-k256-Q4_K_M.gguf")
     golden = np.load(path.with_suffix(".npz"))
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in SMALL.items()}
-    llm = packlight.load(path, packlight.CompileConfig(**settings, store=False))
+    llm = packlight.load(path, packlight.CompileConfig(**settings, store=False, cpu_kernels="xla"))
     assert llm.encode("Once upon a time") == golden["ids"].tolist()
     logits, expected = llm.logits(golden["ids"]), golden["logits_f32"]
     assert np.abs(logits - expected).max() <= 1e-3 * expected.std()

@@ -27,7 +27,7 @@ SLOW = ("stories260K-k256-Q2_K", "stories260K-k256-Q6_K", "stories260K-k256-f32"
 def small(tmp_path_factory):
     """A config for trained models: three executables each, in one store."""
     folder = tmp_path_factory.mktemp("small")
-    return write_config(folder / "small.toml", cache_dir=str(folder / "store"))
+    return write_config(folder / "small.toml", cpu_kernels="xla", cache_dir=str(folder / "store"))
 
 
 class Noise:
@@ -105,7 +105,18 @@ def test_stdout_has_the_text_and_a_line_end(small):
 
 def test_json_has_every_field_of_the_contract(noise):
     report = one_object(succeed(*noise.flags, "--prompt=x", "--max_tokens=5", "--temperature=0", "--json"))
-    top = {"text", "token_ids", "prompt_token_ids", "finish_reason", "timings", "memory", "compile", "plan", "seed"}
+    top = {
+        "text",
+        "token_ids",
+        "prompt_token_ids",
+        "finish_reason",
+        "timings",
+        "memory",
+        "compile",
+        "plan",
+        "layouts",
+        "seed",
+    }
     assert report.keys() == top
     timings = {"load_s", "compile_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "itl_p50_ms", "itl_p95_ms", "total_s"}
     assert report["timings"].keys() == timings
@@ -121,6 +132,7 @@ def test_json_has_every_field_of_the_contract(noise):
     assert report["plan"]["token_embd.weight"] == "gather"
     assert report["plan"]["output_norm.weight"] == "f32"
     assert report["plan"]["blk.0.attn_q.weight"] in ("xla", "native")
+    assert report["layouts"]["token_embd.weight"] == "ggml"
     assert len(report["plan"]) == 12
 
 

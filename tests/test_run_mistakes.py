@@ -147,7 +147,7 @@ def test_help_of_a_command_is_about_that_command():
 
 def test_inspect_needs_no_jax_and_prints_tables(files, no_jax):
     text = succeed("inspect", f"--model={files['good']}", **no_jax).stdout
-    assert re.search(r"^blk.0.ffn_up.weight +96 x 32 +Q8_0 +3,264  xla$", text, re.M)
+    assert re.search(r"^blk.0.ffn_up.weight +96 x 32 +Q8_0 +3,264  native$", text, re.M)
     assert re.search(r"^rope_scaling.kind +none$", text, re.M)
     assert re.search(r"^tokenizer.ggml.tokens +\[270 elements: '<unk>', ", text, re.M)
     assert text.endswith("unsupported: nothing\n")

@@ -166,8 +166,11 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
 
 extern "C" bool packlight_has(int isa) { return packlight::has(static_cast<packlight::Isa>(isa)); }
 
-// Rows that the interleaved layout of this CPU's kernels has side by side.
-extern "C" int packlight_lanes() { return packlight::kernels(packlight::chosen(packlight::Isa::best)).lanes; }
+// Rows that the layout which this CPU's kernels read fastest has side by side.
+extern "C" int packlight_lanes() {
+  const packlight::Kernels& best = packlight::kernels(packlight::chosen(packlight::Isa::best));
+  return &best == &packlight::kPortable ? 1 : best.lanes;
+}
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_matmul, packlight::run,
                               xla::ffi::Ffi::Bind()

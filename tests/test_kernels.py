@@ -1,0 +1,87 @@
+"""Which kernels `auto` becomes, what is said when they are not the fast ones, and the layout weights are loaded in."""
+
+import pytest
+from ggufs import write_llama
+from running import packlight, succeed, write_config
+
+from compile.config import CompileConfig
+from compile.kernels import expected, layout, settle
+from model.config import ModelConfig
+from model.load import read_weights
+from model.params import abstract
+from model.reader import open_gguf
+from quant import native_build
+from quant.layouts import LANES, unpack
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
+    native_build.loaded.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield
+    native_build.loaded.cache_clear()
+
+
+def test_auto_is_native_for_float32_activations():
+    config, warning = settle(CompileConfig())
+    assert (config.kernel_path, warning) == ("native", None)
+    assert expected(CompileConfig()) == config
+    config, warning = settle(CompileConfig(activation_dtype="bfloat16"))
+    assert (config.kernel_path, warning) == ("xla", None)
+    assert layout(config) == "ggml"
+    for named in ("xla", "reference", "native"):
+        assert settle(CompileConfig(cpu_kernels=named))[0].kernel_path == named
+    assert settle(CompileConfig(platform="gpu"))[0].kernel_path == "xla"
+
+
+def test_without_a_compiler_auto_is_xla_and_says_so(no_compiler):
+    config, warning = settle(CompileConfig())
+    assert config.kernel_path == "xla"
+    assert "CXX='no-such-compiler' is no program; the xla kernels run instead" in warning
+    assert expected(CompileConfig()).kernel_path == "xla"
+    with pytest.raises(native_build.NativeBuildError, match="no-such-compiler"):
+        settle(CompileConfig(cpu_kernels="native"))
+
+
+def test_the_command_line_says_which_kernels_run_and_why(tmp_path):
+    model = write_llama(tmp_path / "model.gguf", layers=1)
+    flags = [f"--model={model}", "--prompt=ab", "--max_tokens=3", "--temperature=0"]
+    broken = {"CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = succeed(*flags, f"--config={write_config(tmp_path / 'auto.toml')}", **broken)
+    assert "kernels xla" in done.stderr
+    assert "no C++ compiler" in done.stderr
+    done = packlight(*flags, f"--config={write_config(tmp_path / 'native.toml', cpu_kernels='native')}", **broken)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("error:") == 1
+    assert "no C++ compiler" in done.stderr
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_loaded_in_the_layout_the_kernels_read(tmp_path, tied):
+    mix = {"default": "Q4_K", "token_embd": "Q6_K", "blk.1.attn_v": "Q6_K", "attn_k": "IQ3_S"}
+    path = write_llama(tmp_path / "model.gguf", layers=2, embed=256, tied=tied, formats=mix)
+    file = open_gguf(path)
+    cfg = ModelConfig.from_gguf(file)
+    plain = {w.weight.name: w for w in read_weights(file, cfg)}
+    for name in ("rows8", "rows16"):
+        shapes = abstract(cfg, {t: info.format.name for t, info in file.tensors.items()}, name)
+        for host in read_weights(file, cfg, layout=name):
+            for i, (qtype, at) in enumerate(zip(host.qtypes, host.layouts, strict=True)):
+                twin = plain[host.weight.name].buffers[i]
+                if at == "ggml":
+                    assert host.weight.is_vector or qtype == "IQ3_S" or (host.weight.name == "token_embd" and not tied)
+                    assert (host.buffers[i] == twin).all()
+                    continue
+                assert at == name
+                rows = host.weight.shape[-2]
+                packed, ggml = (b.reshape(-1, *b.shape[-3:]) for b in (host.buffers[i], twin))
+                for one, want in zip(packed, ggml, strict=True):
+                    assert one.shape[0] == -(-rows // LANES[name])
+                    assert (unpack(one, qtype, at, rows) == want).all()
+            tree = shapes["blk"] if host.weight.per_layer else shapes
+            if not host.weight.is_vector:
+                leaf = tree[host.weight.name]
+                groups = leaf.groups if host.weight.per_layer else (leaf,)
+                assert [g.blocks.shape for g in groups] == [b.shape for b in host.buffers]
+                assert [g.layout for g in groups] == host.layouts
