@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -23,6 +22,7 @@ from bench.options import Options, read_records
 from bench.peers import KV_BYTES, UBATCH, LlamaBench, LlamaCpp, peer_python
 from bench.programs import Packlight
 from bench.twin import write_f32
+from bench.worker import Worker
 from quant.errors import ConfigError, ContextLengthError
 
 LIMITS = pathlib.Path(__file__).parent / "limits.py"
@@ -37,31 +37,26 @@ def bench(path: str, config: str | None, options: Options, load: Load, say: Say)
     Raises PacklightError for whatever a user can mend: file, config, lengths, peer.
     """
     cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
-    named = None if config is None else packlight.read_config(config)
+    named = packlight.read_config(config or "cpu")
+    if named.platform != "cpu":
+        raise ConfigError(f"bench measures CPUs so far; the platform of config {config!r} is {named.platform!r}")
     python = peer_python(options.peer_python) if options.compare and not options.llama_bench else None
-    prepared = _fitted(packlight.prepare(path, named), cases)
+    prepared = packlight.prepare(path, named)
     with contextlib.ExitStack() as stack:
         peer = None
         if options.llama_bench:
             peer = stack.enter_context(LlamaBench(options.llama_bench, path, threads()))
         elif python:
             peer = stack.enter_context(LlamaCpp(python, path, threads(), prepared.model.vocab_size))
-        limits = measure_limits()
-        ours = _programs(prepared, options.paths, load, stack)
+        for line in prepared.warnings:
+            say(line)
+        ours = _programs(_fitted(prepared, cases), options.paths, load, stack)
+        limits = stack.enter_context(Worker("limits", [sys.executable, "-P", str(LIMITS), str(threads())]))
         runs = Runs()
         for case in cases:
-            runs.take(case, [*ours, *([peer] if peer else [])], options.reps)
+            runs.take(case, [*ours, *([peer] if peer else [])], options.reps, limits)
             say(_progress(case, runs))
-        again = measure_limits()
-        limits = {key: max(value, again[key]) for key, value in limits.items()}
-        return _record(path, cases, ours, peer, runs, limits)
-
-
-def measure_limits() -> dict[str, Any]:
-    """Read bandwidth and matrix product rate of this machine now; see `bench/limits.py`."""
-    command = [sys.executable, "-P", str(LIMITS), str(threads())]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
-    return json.loads(done.stdout)
+        return _record(path, cases, ours, peer, runs)
 
 
 def _fitted(prepared: "packlight.Prepared", cases: Sequence[Case]) -> "packlight.Prepared":
@@ -82,8 +77,6 @@ def _programs(
 ) -> list[Packlight]:
     """The config's own kernels first, then the other paths that were asked for, each with weights of its own."""
     own = prepared.config.kernel_path
-    if paths and prepared.config.platform != "cpu":
-        raise ConfigError(f"--paths is for a CPU; the config's platform is {prepared.config.platform!r}")
     programs = [Packlight(own, load(prepared))]
     for path in paths:
         if path == own:
@@ -108,7 +101,7 @@ def _progress(case: Case, runs: Runs) -> str:
 
 
 def _rows(
-    cases: Sequence[Case], name: str, llm: "packlight.LLM", runs: Runs, limits: dict[str, Any], peer: bool = False
+    cases: Sequence[Case], name: str, llm: "packlight.LLM", runs: Runs, peer: bool = False
 ) -> list[dict[str, Any]]:
     """The results of one program; a peer's traffic is that of the same file with its own cache and chunks."""
     itemsize = KV_BYTES if peer else np.dtype(_numpy_name(llm.config.kv_dtype)).itemsize
@@ -121,7 +114,7 @@ def _rows(
             elif case.phase == "pp":
                 chunks = [chunk.count for chunk in llm.plan.chunks(0, case.tokens)]
             moved = traffic.moved(case, llm.file, llm.model, chunks, itemsize)
-            rows.append(row(case, samples, moved, traffic.flops(case, llm.file, llm.model), limits))
+            rows.append(row(case, samples, moved, traffic.flops(case, llm.file, llm.model), runs.limits))
     return rows
 
 
@@ -129,9 +122,7 @@ def _numpy_name(dtype: str) -> str:
     return "float16" if dtype == "bfloat16" else dtype  # of the same size
 
 
-def _record(
-    path: str, cases: Sequence[Case], ours: Sequence[Packlight], peer: Any, runs: Runs, limits: dict[str, Any]
-) -> dict[str, Any]:
+def _record(path: str, cases: Sequence[Case], ours: Sequence[Packlight], peer: Any, runs: Runs) -> dict[str, Any]:
     main = ours[0]
     llm = main.llm
     record: dict[str, Any] = {
@@ -143,8 +134,8 @@ def _record(
         "device": llm.device.device_kind,
         "kernels": main.name,
         "threads": threads(),
-        "limits": limits,
-        "results": _rows(cases, main.name, llm, runs, limits),
+        "limits": runs.limits,
+        "results": _rows(cases, main.name, llm, runs),
         "ratios": {},
         "timings": llm.timings,
         "compile": {"hits": llm.executables.hits, "misses": llm.executables.misses},
@@ -159,21 +150,21 @@ def _record(
         record["peer"] = {
             "name": peer.name,
             **peer.facts,
-            "results": _rows(cases, peer.name, llm, runs, limits, peer=True),
+            "results": _rows(cases, peer.name, llm, runs, peer=True),
             "peak_rss_bytes": peak_rss(peer.pid) if peer.pid else None,
         }
         record["ratios"] = {name: detail["median"] for name, detail in details.items()}
         record["ratio_details"] = details
     if len(ours) > 1:
-        record["paths"] = [_path(cases, program, main, runs, limits) for program in ours]
+        record["paths"] = [_path(cases, program, main, runs) for program in ours]
     return record
 
 
-def _path(cases: Sequence[Case], program: Packlight, main: Packlight, runs: Runs, limits: dict[str, Any]):
+def _path(cases: Sequence[Case], program: Packlight, main: Packlight, runs: Runs):
     return {
         "path": program.name,
         "weights_bytes": program.llm.weights_bytes,
-        "results": _rows(cases, program.name, program.llm, runs, limits),
+        "results": _rows(cases, program.name, program.llm, runs),
         "main_over_this": {case.name: _ratio(case, runs, main.name, program.name) for case in cases},
         "coverage": coverage(program.llm),
         "timings": program.llm.timings,

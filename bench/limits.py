@@ -1,59 +1,61 @@
 """What this machine can do, measured: memory read bandwidth and the rate of XLA's float32 matrix product.
 
-    python bench/limits.py [THREADS] [--gib=1]
+    python bench/limits.py THREADS      # then an empty JSON object a line on stdin, one answer a line on stdout
 
-A process of its own, so that its gigabyte counts in nobody's memory; prints one JSON object. Reading is OpenBLAS's dot
-product of an array with itself, each thread on its part, best of 6 passes: on two cores where a C++ loop of AVX2 loads
-read 42-45 GB/s this reads 41-45.
+A process of its own, so that its gigabyte counts in nobody's memory. `bench` asks it once a repetition, because the
+speed of a shared machine drifts, and keeps the best. Reading is numpy's maximum of a float32 array, each thread on its
+part: on two cores where a C++ loop of AVX2 loads read 48 and, when the neighbours slept, 79 GB/s, this read 47 and 74;
+OpenBLAS's dot product 38 both times.
 """
 
-import argparse
 import concurrent.futures
 import json
 import os
+import sys
 import time
+from collections.abc import Callable
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the threads are ours
+os.environ["JAX_PLATFORMS"] = "cpu"
 
+import jax
 import numpy as np
 
+GIB = 1 << 30
 M, K, N = 512, 2048, 5632  # a prompt's tokens, embedding and feed-forward width of TinyLlama-1.1B
+PASSES = 3
 
 
-def read_gb_s(threads: int, gib: float, passes: int = 6) -> float:
-    """GB/s of reading `gib` GiB with `threads` threads, best of `passes`."""
-    parts = np.array_split(np.ones(int(gib * (1 << 28)), np.float32), threads)
-    best = 0.0
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for _ in range(passes):
-            began = time.perf_counter()
-            list(pool.map(lambda part: part @ part, parts))
-            best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - began))
-    return best / 1e9
+def reader(threads: int) -> Callable[[], object]:
+    """A function that reads 1 GiB with `threads` threads."""
+    parts = np.array_split(np.ones(GIB // 4, np.float32), threads)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(np.max, parts))
 
 
-def gemm_gflop_s(passes: int = 6) -> float:
-    """GFLOP/s of XLA's product x (M, K) with a weight (N, K), float32, on jax's default device, best of `passes`."""
-    import jax
-
+def multiplier() -> Callable[[], object]:
+    """A function that multiplies x (M, K) with a weight (N, K), float32, by XLA on all cores."""
     product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ()))))
     x, w = (jax.device_put(np.ones(shape, np.float32)) for shape in ((M, K), (N, K)))
-    product(x, w).block_until_ready()
-    best = float("inf")
-    for _ in range(passes):
+    return lambda: product(x, w).block_until_ready()
+
+
+def best(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of PASSES."""
+    seconds = []
+    for _ in range(PASSES):
         began = time.perf_counter()
-        product(x, w).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * M * K * N / best / 1e9
+        run()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("threads", type=int, nargs="?", default=os.cpu_count())
-    parser.add_argument("--gib", type=float, default=1.0)
-    options = parser.parse_args()
-    measured = {"read_gb_s": read_gb_s(options.threads, options.gib), "gemm_gflop_s": gemm_gflop_s()}
-    print(json.dumps(measured | {"gemm": f"f32 {M}x{K}x{N}", "threads": options.threads}))
+    read, multiply = reader(int(sys.argv[1])), multiplier()
+    read()
+    multiply()
+    for _ in sys.stdin:
+        answer = {"read_gb_s": GIB / best(read) / 1e9, "gemm_gflop_s": 2 * M * K * N / best(multiply) / 1e9}
+        print(json.dumps(answer | {"gemm": f"f32 {M}x{K}x{N}"}), flush=True)
 
 
 if __name__ == "__main__":

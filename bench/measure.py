@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cases import Case, Sample
 from bench.machine import cpu_seconds
+from bench.worker import Worker
 
 if TYPE_CHECKING:
     from bench.programs import Program
@@ -33,13 +34,21 @@ class Idle:
 
 @dataclasses.dataclass
 class Runs:
-    """samples: case name -> program name -> its repetitions, the i-th of each next to each other in time."""
+    """What was measured.
+
+    samples: case name -> program name -> its repetitions, the i-th of each next to each other in time. idle: what
+    programs used while others ran. limits: the best the machine did between the repetitions.
+    """
 
     samples: dict[str, dict[str, list[Sample]]] = dataclasses.field(default_factory=dict)
     idle: dict[str, Idle] = dataclasses.field(default_factory=lambda: collections.defaultdict(Idle))
+    limits: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def take(self, case: Case, programs: "Sequence[Program]", reps: int) -> None:
-        """Measures a case: one warm-up of each program that can run it, then `reps` rounds of all of them."""
+    def take(self, case: Case, programs: "Sequence[Program]", reps: int, machine: Worker) -> None:
+        """Measures a case: one warm-up of each program that can run it, then `reps` rounds of all of them.
+
+        machine: `bench/limits.py`, whose best answers become `limits`.
+        """
         able = [program for program in programs if program.can(case)]
         for program in able:
             program.start(case)
@@ -48,6 +57,8 @@ class Runs:
         for _ in range(reps):
             for program in able:
                 samples[program.name].append(self._watched(program, able))
+            measured = machine.ask(do="measure")
+            self.limits = {key: max(value, self.limits.get(key, value)) for key, value in measured.items()}
         for program in able:
             program.stop()
 

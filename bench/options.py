@@ -13,6 +13,7 @@ from quant.errors import ConfigError
 
 PATHS = ("reference", "f32", "xla", "native")
 PEERS = ("llama.cpp",)
+RECORD_KEYS = ("sha256", "machine", "limits", "results", "ratios")  # by which a record is known
 
 FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "prompt_tokens": (flags.DEFINE_integer, 512, "tokens of the prompt test, pp; 0 leaves it out"),
@@ -103,6 +104,6 @@ def read_records(path: str, flag: str, missing_ok: bool = False) -> list[dict[st
     except (ValueError, RecursionError):
         raise ConfigError(f"--{flag}={path}: not JSON") from None
     records = found if isinstance(found, list) else [found]
-    if not all(isinstance(record, dict) and isinstance(record.get("results"), list) for record in records):
+    if not all(isinstance(record, dict) and record.keys() >= set(RECORD_KEYS) for record in records):
         raise ConfigError(f"--{flag}={path}: not a record of packlight bench")
     return records

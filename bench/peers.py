@@ -6,19 +6,15 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 from typing import Any
 
 from bench.cases import Case, Sample
-from quant.errors import ConfigError, PacklightError
+from bench.worker import Worker, WorkerError
+from quant.errors import ConfigError
 
 WORKER = pathlib.Path(__file__).parent / "peer.py"
 UBATCH = 512  # tokens llama.cpp runs at a time, its default
 KV_BYTES = 2  # its cache is float16
-
-
-class PeerError(PacklightError):
-    """The peer failed: told in one line with what it said last."""
 
 
 def peer_python(named: str | None) -> str:
@@ -37,61 +33,33 @@ def peer_python(named: str | None) -> str:
     return sys.executable
 
 
-class LlamaCpp:
-    """llama-cpp-python in a worker process. Use it as a context manager: leaving ends the process."""
+class LlamaCpp(Worker):
+    """llama-cpp-python in a worker process."""
 
     name = "llama.cpp"
 
     def __init__(self, python: str, model: str, threads: int, vocab: int):
+        super().__init__(self.name, [python, str(WORKER)])
         self._vocab = vocab
-        self._said = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115  closed with the worker
-        self._worker = subprocess.Popen(
-            [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, encoding="utf-8"
-        )
-        self.pid = self._worker.pid
-        self.facts = self._ask(do="load", model=os.path.abspath(model), threads=threads)
-
-    def __enter__(self) -> "LlamaCpp":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._worker.kill()
-        self._worker.wait()
-        self._said.close()
+        try:
+            self.facts = self.ask(do="load", model=os.path.abspath(model), threads=threads)
+        except WorkerError:
+            self.__exit__()
+            raise
 
     def can(self, case: Case) -> bool:
         return True
 
     def start(self, case: Case) -> None:
         prompts = case.prompts(self._vocab)
-        self._ask(do="start", phase=case.phase, tokens=case.tokens, context=case.context, prompts=prompts)
+        self.ask(do="start", phase=case.phase, tokens=case.tokens, context=case.context, prompts=prompts)
 
     def run(self) -> Sample:
-        answer = self._ask(do="run")
+        answer = self.ask(do="run")
         return Sample(answer["seconds"], answer["gaps"])
 
     def stop(self) -> None:
-        self._ask(do="stop")
-
-    def _ask(self, **request: Any) -> dict[str, Any]:
-        """One request and its answer. Raises PeerError with the peer's own words."""
-        assert self._worker.stdin is not None
-        assert self._worker.stdout is not None
-        try:
-            self._worker.stdin.write(json.dumps(request) + "\n")
-            self._worker.stdin.flush()
-            answer = json.loads(self._worker.stdout.readline())
-            problem = answer.get("error")
-        except (OSError, ValueError, AttributeError):  # it ended, or what it wrote is no answer
-            answer, problem = {}, f"no answer to {request['do']!r}; {self._last_words()}"
-        if problem:
-            raise PeerError(f"llama.cpp: {problem}")
-        return answer
-
-    def _last_words(self) -> str:
-        self._said.seek(0)
-        lines = [line.strip() for line in self._said if line.strip()]
-        return f"its last line: {lines[-1]}" if lines else "it said nothing"
+        self.ask(do="stop")
 
 
 class LlamaBench:
@@ -125,10 +93,10 @@ class LlamaBench:
             return Sample(self._tokens / result["avg_ts"])
         except subprocess.CalledProcessError as error:
             said = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
-            raise PeerError(f"--llama_bench: {self._command[0]}: {said}") from None
+            raise WorkerError(f"--llama_bench: {self._command[0]}: {said}") from None
         except OSError as error:
-            raise PeerError(f"--llama_bench={self._command[0]} does not run: {error.strerror}") from None
+            raise WorkerError(f"--llama_bench={self._command[0]} does not run: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, ZeroDivisionError):
-            raise PeerError(f"--llama_bench: {self._command[0]} printed no result that is understood") from None
+            raise WorkerError(f"--llama_bench: {self._command[0]} printed no result that is understood") from None
 
     def stop(self) -> None: ...

@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType, quants
 
 from bench.blocks import SCALES, random_blocks
 from compile.config import CompileConfig
-from compile.kernels import layout
+from compile.kernels import layout as kernel_layout
 from quant import native_build, native_ops
 from quant.errors import UnsupportedError
 from quant.formats import FORMATS
@@ -179,7 +179,7 @@ def test_many_products_share_one_call():
     qtypes = ["Q4_K", "Q8_0", "Q6_K", "Q4_0"]
     outs = [40, 9, 17, 8]
     matrices = [random_matrix(q, out, 512 // FORMATS[q].elements) for q, out in zip(qtypes, outs, strict=True)]
-    rows = layout(CompileConfig(cpu_kernels="native"))
+    rows = kernel_layout(CompileConfig(cpu_kernels="native"))
     layouts = [rows, "ggml", rows, rows]
     packed = [pack(m, q, at) for m, q, at in zip(matrices, qtypes, layouts, strict=True)]
     ys = jax.jit(lambda x, bs: native_ops.matmul_many(x, bs, qtypes, layouts, outs))(x, packed)
