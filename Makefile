@@ -4,6 +4,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 MODEL ?= $(wildcard ../shared/models/stories260K-k256-Q4_K_M.gguf)
 PROMPT ?= Once upon a time
+BENCH_MODELS ?= bench-models
+# a Python with llama-cpp-python (the extra "peers"), to measure against
+PEER_PYTHON ?=
 ARGS ?= --max_tokens=64 --temperature=0
 
 .PHONY: run test test-slow lint bench clean
@@ -24,7 +27,9 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/pyright
 
 bench: $(VENV)/installed
+	$(PY) -m bench.suite --models="$(BENCH_MODELS)" $(if $(PEER_PYTHON),--peer_python="$(PEER_PYTHON)")
 	$(PY) -m bench.startup
+	$(PY) -m bench.render
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,7 +1,7 @@
 """Start-up, first token and memory of the runner, each measured apart: one cold start, then warm ones.
 
 Every start is a process of its own, as a user meets it. The table goes to stdout, the record with machine, commit
-and file hash is appended to `bench/results/startup.json`. Ratios to other programs are not this script's.
+and file hash replaces `bench/results/startup.json`. Ratios to other programs are not this script's.
 
     python -m bench.startup --model=FILE [--reps=5] [--prompt_tokens=64] [--gen_tokens=16]
 
@@ -9,12 +9,9 @@ Without --model it makes a synthetic TinyLlama-1.1B Q4_K_M file in a temporary f
 """
 
 import argparse
-import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,8 +19,10 @@ import tempfile
 import time
 from typing import Any
 
+from bench.machine import file_facts, machine
+from bench.render import RESULTS
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results" / "startup.json"
 
 
 def start(model: str, cache: str, prompt: str, gen_tokens: int) -> dict[str, float]:
@@ -54,46 +53,19 @@ def start(model: str, cache: str, prompt: str, gen_tokens: int) -> dict[str, flo
     }
 
 
-def machine() -> dict[str, Any]:
-    """What a number cannot be read without."""
-    cpu = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
-        cpu = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), cpu)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "jax": importlib.metadata.version("jax"),
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def measure(model: str, reps: int, prompt_tokens: int, gen_tokens: int) -> dict[str, Any]:
     """The record of one model: a cold start, then `reps` warm ones."""
-    with open(model, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     prompt = "a " * prompt_tokens
     with tempfile.TemporaryDirectory() as cache:
         cold = start(model, cache, prompt, gen_tokens)
         warm = [start(model, cache, prompt, gen_tokens) for _ in range(reps)]
-    return {
-        **machine(),
-        "file": os.path.basename(model),
-        "sha256": digest,
-        "file_mb": os.path.getsize(model) / 1e6,
-        "cold": cold,
-        "warm": warm,
-    }
+    return {**file_facts(model), "machine": machine(), "cold": cold, "warm": warm}
 
 
 def table(record: dict[str, Any]) -> str:
     """Cold, then median and spread (smallest to largest) of the warm starts."""
     lines = [
-        f"{record['file']} ({record['file_mb']:.0f} MB), {record['cpu']} x{record['cores']}, jax {record['jax']}, "
+        f"{record['file']} ({record['file_bytes'] / 1e6:.0f} MB), {record['machine']['cpu']}, "
         f"{len(record['warm'])} warm starts",
         f"{'':<26}{'cold':>10}{'warm median':>14}   spread",
     ]
@@ -111,6 +83,7 @@ def main() -> None:
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--prompt_tokens", type=int, default=64)
     parser.add_argument("--gen_tokens", type=int, default=16)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = options.model
@@ -121,9 +94,8 @@ def main() -> None:
             write_synthetic(["--shape=tinyllama-1.1b", "--mix=Q4_K_M", f"--out={model}"])
         record = measure(model, options.reps, options.prompt_tokens, options.gen_tokens)
     print(table(record))
-    RESULTS.parent.mkdir(exist_ok=True)
-    records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    RESULTS.write_text(json.dumps([*records, record], indent=1) + "\n")
+    options.results.mkdir(exist_ok=True)
+    (options.results / "startup.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

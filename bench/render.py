@@ -1,0 +1,189 @@
+"""The README's speed tables from the records in `bench/results`: the numbers there are never written by hand.
+
+python -m bench.render          # rewrites the part of README.md between the markers
+"""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+MODELS = ("tinyllama-1.1b", "tinyllama-1.1b-batch", "llama-3.2-1b", "llama-2-7b")
+Record = dict[str, Any]
+
+
+def records(folder: pathlib.Path = RESULTS) -> dict[str, Record]:
+    """Name -> record of every run in the folder."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def tables(found: dict[str, Record]) -> str:
+    """All tables that the records give, as Markdown; empty when there are none."""
+    runs = {name: record for name, record in found.items() if "results" in record}
+    if not runs:
+        return ""
+    parts = [_machines(runs.values()), _models(runs), _formats(runs), _paths(runs), _startup(found.get("startup"))]
+    return "\n".join(part for part in parts if part)
+
+
+def _machines(runs: Iterable[Record]) -> str:
+    kinds = sorted({(r["machine"]["cpu"], r["threads"], r["machine"]["jax"]) for r in runs})
+    peers = sorted({f"{r['peer']['name']} ({r['peer']['version']})" for r in runs if "peer" in r})
+    days = sorted({r["machine"]["date"][:10] for r in runs})
+    where = "; ".join(f"{cpu}, {threads} threads, jax {jax}" for cpu, threads, jax in kinds)
+    against = f" Ratios are against {', '.join(peers)}, run in turn with packlight." if peers else ""
+    (low, high), (slow, fast) = (
+        (min(values), max(values))
+        for key in ("read_gb_s", "gemm_gflop_s")
+        for values in [[r["limits"][key] for r in runs]]
+    )
+    return (
+        f"{where}; {days[0]}{f' to {days[-1]}' if len(days) > 1 else ''}.{against} A ratio is the median of pairs, its"
+        f" range the smallest and largest pair. The machine is shared: from run to run its memory read {low:.0f} to"
+        f" {high:.0f} GB/s and XLA's float32 matrix product ran at {slow:.0f} to {fast:.0f} GFLOP/s, so rates of"
+        " different rows do not compare; shares are of the limit measured in the same run.\n"
+    )
+
+
+def _models(runs: dict[str, Record]) -> str:
+    rows = []
+    for name in MODELS:
+        if name in runs:
+            record = runs[name]
+            rows += [
+                [f"{name.removesuffix('-batch')} {_mix(record)}", *cells]
+                for cells in (_cells(record, row) for row in record["results"])
+            ]
+    head = ("model", "test", "tokens/s", "GB/s", "of bandwidth", "of GEMM", "llama.cpp", "ratio", "range")
+    return _table(head, rows) if rows else ""
+
+
+def _mix(record: Record) -> str:
+    return record["file"].removesuffix(".gguf").rpartition("-")[2]
+
+
+def _cells(record: Record, row: Record) -> list[str]:
+    peer, ratio, spread = _against(record, row["test"])
+    prompt = row["test"].startswith("pp")
+    return [
+        row["test"],
+        f"{row['median']:.1f}",
+        "" if prompt else f"{row['gb_s']:.1f}",
+        "" if prompt else f"{row['share_of_limit']:.0%}",
+        f"{row['share_of_gemm']:.0%}" if prompt else "",
+        peer,
+        ratio,
+        spread,
+    ]
+
+
+def _against(record: Record, test: str) -> tuple[str, str, str]:
+    """The peer's median rate, our rate over it and the range of the pairs; a ratio below 1 is a loss and is bold."""
+    rates = {row["test"]: row["median"] for row in record.get("peer", {}).get("results", ())}
+    if test not in rates:
+        return "", "", ""
+    detail = record["ratio_details"][test]
+    shown = f"{detail['median']:.2f}"
+    low, high = detail["spread"]
+    return f"{rates[test]:.1f}", f"**{shown}**" if detail["median"] < 1 else shown, f"{low:.2f}–{high:.2f}"
+
+
+def _formats(runs: dict[str, Record]) -> str:
+    rows, tests = [], []
+    for name, record in runs.items():
+        if name.startswith("format-"):
+            tests = [row["test"] for row in record["results"]]
+            cells = [name.removeprefix("format-")]
+            for row in record["results"]:
+                peer, ratio, _ = _against(record, row["test"])
+                cells += [f"{row['median']:.1f}", peer, ratio]
+            rows.append(cells)
+    if not rows:
+        return ""
+    head = ["1.1B shape, all in", *(title for test in tests for title in (test, "llama.cpp", "ratio"))]
+    return _table(head, rows)
+
+
+def _paths(runs: dict[str, Record]) -> str:
+    """What each kernel path is worth: our default's rate over the path's."""
+    rows, titles = [], []
+    for name, record in runs.items():
+        if name == "paths" or name.startswith("paths-"):
+            label = "Q4_K_M, whole model" if name == "paths" else f"{name.removeprefix('paths-')}, two layers"
+            cells = [label]
+            titles = []
+            for path in record["paths"]:
+                for row in path["results"]:
+                    phase = row["test"][:2]
+                    titles.append(f"{phase} {path['path']}")
+                    cells.append(f"{row['median']:.1f}")
+            rows.append(cells)
+    if not rows:
+        return ""
+    text = (
+        "The same file through every kernel path, tokens/s: `reference` unpacks each matrix whole on every call, `f32` "
+        "keeps them all unpacked in memory, `xla` and `native` are the fused paths. On the Q4_K_M file `native` covers "
+        f"{_covered(runs)}.\n\n"
+    )
+    return text + _table(["format", *titles], rows)
+
+
+def _covered(runs: dict[str, Record]) -> str:
+    record = runs.get("paths") or next(r for n, r in runs.items() if n.startswith("paths-"))
+    total = sum(entry["bytes"] for entry in record["coverage"].values())
+    return ", ".join(
+        f"{path} {entry['tensors']} tensors and {entry['bytes'] / total:.1%} of the bytes"
+        for path, entry in record["coverage"].items()
+    ).replace("native ", "", 1)
+
+
+STARTUP = {
+    "start_to_first_token_s": "process start to first token, s",
+    "load_s": "load, s",
+    "compile_s": "compile, s",
+    "ttft_s": "first token of the prompt, s",
+    "peak_rss_mb": "peak memory, MB",
+    "over_file_and_kv_mb": "of it beyond weights and cache, MB",
+    "compiled": "executables compiled",
+}
+
+
+def _startup(record: Record | None) -> str:
+    if record is None:
+        return ""
+    rows = []
+    for key, title in STARTUP.items():
+        warm = [run[key] for run in record["warm"]]
+        shown = [record["cold"][key], statistics.median(warm), min(warm), max(warm)]
+        cold, mid, low, high = (f"{value:,.2f}".removesuffix(".00") for value in shown)
+        rows.append([title, cold, mid, f"{low}–{high}"])
+    label = f"start of {record['file']} ({record['file_bytes'] / 1e6:,.0f} MB)"
+    return _table([label, "first ever", "later, median", "range"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; numbers are what most columns hold, so all but the first align right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
+
+
+def rendered(readme: str, text: str) -> str:
+    """README text with the part between the markers replaced. Raises ValueError without markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md has no {BEGIN} ... {END}")
+    return f"{before}{begin}\n{text}{end}{after}"
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    path.write_text(rendered(path.read_text(encoding="utf-8"), tables(records())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Everything the README's speed tables show, measured on synthetic models: `make bench`.
+
+    python -m bench.suite [--only=NAME,NAME] [--models=FOLDER] [--peer_python=PATH] [--reps=5] [--results=FOLDER]
+
+Each entry of SUITE is one run of `packlight bench` in a process of its own, whose record replaces
+`bench/results/NAME.json`; `bench.render` makes the tables from these files. Entries are independent: a run that was cut
+off goes on with --only. Models are written to --models and used again when they are there.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from bench.render import RESULTS
+from bench.synthetic import SHAPES, write
+from quant.layouts import FIELDS
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One run. shape, mix: the synthetic model, with `changes` to the shape; flags: of `packlight bench`; peer: whether
+    llama.cpp runs in turn.
+    """
+
+    shape: str
+    mix: str
+    flags: tuple[str, ...] = ()
+    changes: tuple[tuple[str, Any], ...] = ()
+    peer: bool = True
+
+    @property
+    def file(self) -> str:
+        changes = "".join(f"-{name}{value}" for name, value in self.changes)
+        return f"{self.shape}{changes}-{self.mix}.gguf"
+
+
+LONG = (("context", 8192),)
+SUITE = {
+    "tinyllama-1.1b": Entry("tinyllama-1.1b", "Q4_K_M", ("--depth=0,1024,4096",), LONG),
+    "tinyllama-1.1b-batch": Entry("tinyllama-1.1b", "Q4_K_M", ("--prompt_tokens=0", "--batch=4,8"), LONG),
+    "llama-3.2-1b": Entry("llama-3.2-1b", "Q4_K_M"),
+    "llama-2-7b": Entry("llama-2-7b", "Q4_K_M", ("--reps=3", "--prompt_tokens=128", "--gen_tokens=32")),
+    "paths": Entry(
+        "tinyllama-1.1b", "Q4_K_M", ("--paths=reference,f32,xla,native", "--reps=2", "--gen_tokens=4"), peer=False
+    ),
+    **{f"format-{name}": Entry("tinyllama-1.1b", f"pure-{name}", ("--gen_tokens=64",)) for name in FIELDS},
+    **{
+        f"paths-{name}": Entry(
+            "tinyllama-1.1b",
+            f"pure-{name}",
+            ("--paths=reference,f32,xla,native", "--reps=3", "--gen_tokens=8", "--prompt_tokens=128"),
+            (("layers", 2), ("vocab", 256)),
+            peer=False,
+        )
+        for name in FIELDS
+    },
+}
+
+
+def run(name: str, models: pathlib.Path, peer: str | None, results: pathlib.Path, more: list[str]) -> None:
+    """Measures one entry and keeps its record."""
+    entry = SUITE[name]
+    path = models / entry.file
+    if not path.exists():
+        write(path, dataclasses.replace(SHAPES[entry.shape], **dict(entry.changes)), entry.mix)
+    compare = ["--compare=llama.cpp", f"--peer_python={peer}"] if peer and entry.peer else []
+    command = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "bench",
+        f"--model={path}",
+        "--json",
+        *entry.flags,
+        *compare,
+        *more,
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    partial = results / f".{name}.{os.getpid()}.tmp"
+    partial.write_text(json.dumps(json.loads(done.stdout), indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, results / f"{name}.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.suite", description="measure what the README shows")
+    parser.add_argument("--only", help=f"entries, commas between: {', '.join(SUITE)}")
+    parser.add_argument("--models", default="bench-models", help="folder of the synthetic models")
+    parser.add_argument("--peer_python", help="Python that has llama-cpp-python; without it no ratios are measured")
+    parser.add_argument("--reps", help="repetitions, instead of each entry's own")
+    parser.add_argument("--results", default=str(RESULTS), help="folder of the records")
+    args = parser.parse_args()
+    names = args.only.split(",") if args.only else list(SUITE)
+    if unknown := [name for name in names if name not in SUITE]:
+        parser.error(f"--only: no entry {unknown[0]!r}; there are: {', '.join(SUITE)}")
+    models, results = pathlib.Path(args.models), pathlib.Path(args.results)
+    models.mkdir(parents=True, exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        print(name, file=sys.stderr)
+        run(name, models, args.peer_python, results, [f"--reps={args.reps}"] if args.reps else [])
+
+
+if __name__ == "__main__":
+    main()

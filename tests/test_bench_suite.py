@@ -1,0 +1,54 @@
+"""The suite behind the README's speed tables, and the tables."""
+
+import json
+
+import pytest
+
+from bench import render, suite
+from quant.layouts import FIELDS
+
+
+def test_the_readme_shows_what_the_records_say():
+    """R29: nobody writes a number there by hand."""
+    readme = (render.ROOT / "README.md").read_text(encoding="utf-8")
+    assert render.rendered(readme, render.tables(render.records())) == readme
+
+
+def test_tables_show_losses_and_change_with_a_record(tmp_path):
+    row = {"test": "tg8", "median": 5.0, "gb_s": 3.0, "share_of_limit": 0.5, "share_of_gemm": 0.1}
+    record = {
+        "file": "m-Q4_K_M.gguf",
+        "machine": {"cpu": "C", "jax": "0", "date": "2026-01-02"},
+        "threads": 2,
+        "limits": {"read_gb_s": 6.0, "gemm_gflop_s": 10.0},
+        "results": [row],
+        "peer": {"name": "llama.cpp", "version": "1", "results": [{"test": "tg8", "median": 10.0}]},
+        "ratio_details": {"tg8": {"median": 0.5, "spread": [0.4, 0.6]}},
+    }
+    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps(record))
+    text = render.tables(render.records(tmp_path))
+    assert "| tinyllama-1.1b Q4_K_M | tg8 | 5.0 | 3.0 | 50% |  | 10.0 | **0.50** | 0.40–0.60 |" in text
+    record["ratio_details"]["tg8"]["median"] = 1.5
+    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps(record))
+    assert "| 1.50 |" in render.tables(render.records(tmp_path))
+    assert render.tables({}) == ""
+    with pytest.raises(ValueError, match="bench:begin"):
+        render.rendered("no markers", text)
+
+
+def test_the_suite_runs_an_entry(tmp_path):
+    """Everything but the sizes is real: a model is written, measured in a process, and its record rendered."""
+    tiny = (("layers", 1), ("embed", 256), ("ffn", 256), ("heads", 4), ("kv_heads", 2), ("vocab", 300), ("context", 64))
+    entry = suite.Entry("tinyllama-1.1b", "pure-Q8_0", ("--prompt_tokens=8", "--gen_tokens=2"), tiny, peer=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(suite.SUITE, "format-Q8_0", entry)
+        suite.run("format-Q8_0", tmp_path, None, tmp_path, ["--reps=1"])
+    record = render.records(tmp_path)["format-Q8_0"]
+    assert [row["test"] for row in record["results"]] == ["pp8", "tg2"]
+    assert "| Q8_0 |" in render.tables({"format-Q8_0": record})
+    assert (tmp_path / entry.file).exists()
+
+
+def test_every_native_format_has_an_entry():
+    assert {f"format-{q}" for q in FIELDS} | {f"paths-{q}" for q in FIELDS} <= set(suite.SUITE)
+    assert set(render.MODELS) <= set(suite.SUITE)
