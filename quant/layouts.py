@@ -7,7 +7,7 @@ zero blocks. `quant.qtensor.gather_rows` reads rows of every layout.
 
 import numpy as np
 
-LANES = {"ggml": 1, "rows8": 8, "rows16": 16}  # layout -> rows side by side
+LANES = {"ggml": 1, "rows4": 4, "rows8": 8, "rows16": 16}  # layout -> rows side by side
 # (offset, length, unit) of each field of a block: kFormats in native/weights.h, where the cuts are explained.
 FIELDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "Q4_0": ((0, 2, 2), (2, 16, 4)),

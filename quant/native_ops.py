@@ -17,7 +17,7 @@ from quant.formats import format_named
 from quant.layouts import FIELDS, LANES
 
 HANDLERS = ("packlight_matmul", "packlight_attention")
-ISAS = ("best", "portable", "avx2", "avx512")  # native/isa.h
+ISAS = ("best", "portable", "avx2", "avx512", "neon")  # native/isa.h
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 
 

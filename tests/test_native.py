@@ -53,7 +53,12 @@ HERE: list[str] = []  # the instruction sets of this CPU, filled by the fixture 
 
 
 def layouts_of(isa: str) -> list[str]:
-    return {"portable": list(LANES), "avx2": ["ggml", "rows8"], "avx512": ["ggml", "rows16"]}[isa]
+    return {
+        "portable": list(LANES),
+        "avx2": ["ggml", "rows8"],
+        "avx512": ["ggml", "rows16"],
+        "neon": ["ggml", "rows4"],
+    }[isa]
 
 
 @functools.partial(jax.jit, static_argnames=("qtype", "layout", "out", "threads", "isa"))
@@ -223,7 +228,7 @@ def test_eight_devices_at_once_finish(threads):
     assert not failures
 
 
-@pytest.mark.parametrize("layout", ["rows8", "rows16"])
+@pytest.mark.parametrize("layout", ["rows4", "rows8", "rows16"])
 @pytest.mark.parametrize("qtype", QTYPES)
 def test_rows_side_by_side_are_a_permutation_of_bytes(qtype, layout):
     fields, lanes = FIELDS[qtype], LANES[layout]
@@ -264,8 +269,8 @@ def test_refusals():
         native_ops.matmul(x, matrix, "Q4_K", "rows8")
     with pytest.raises(ValueError, match="do not hold 9 rows"):
         native_ops.matmul(x, matrix, "Q4_K", "ggml", 9)
-    with pytest.raises(ValueError, match="unknown layout 'rows4'"):
-        native_ops.matmul(x, matrix, "Q4_K", "rows4")
+    with pytest.raises(ValueError, match="unknown layout 'rows3'"):
+        native_ops.matmul(x, matrix, "Q4_K", "rows3")
     with pytest.raises(ValueError, match="float32"):
         native_ops.matmul(x.astype(jnp.bfloat16), matrix, "Q4_K")
     if "avx2" in HERE:

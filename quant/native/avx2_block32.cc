@@ -18,6 +18,7 @@ namespace {
 #include "sources.h"
 #include "dot_avx2.h"
 #include "block.h"
+#include "transpose_x86.h"
 #include "tile.h"
 #include "sources_block32.h"
 

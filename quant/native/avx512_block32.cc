@@ -16,8 +16,9 @@ namespace {
 
 #include "vectors_avx512.h"
 #include "sources.h"
-#include "dot_avx512.h"
+#include "dot_words.h"
 #include "block.h"
+#include "transpose_x86.h"
 #include "tile.h"
 #include "sources_block32.h"
 

@@ -52,7 +52,8 @@ inline void add_block(const S* source, const Activations& x, int64_t token, int6
 template <int kSub_, int kDepth_, bool kSigned_>
 struct alignas(64) Panel256 {
   static constexpr int kBlock = 256, kSub = kSub_, kDepth = kDepth_, kInner = 2, kOuter = 128 / kSub;
-  static constexpr int kPairs = 128 / kSub, kChunk = kLanes == 8 ? 4 : 2;  // 12 or 21 KB: with 4 tokens' x in L1
+  static constexpr int kPairs = 128 / kSub;
+  static constexpr int kChunk = 32 / kLanes;  // a few KB for each group: with 4 tokens' x they stay in L1
   static constexpr bool kSigned = kSigned_, kMins = !kSigned, kFolded = true;
   uint8_t q[256 * kLanes];
   Ints sc[kPairs], mn[kPairs];
@@ -92,7 +93,7 @@ struct alignas(64) Panel256 {
 template <int kDepth_, bool kSigned_, bool kOffset_>
 struct alignas(64) Panel32 {
   static constexpr int kBlock = 32, kSub = 32, kDepth = kDepth_, kOuter = 1, kInner = 1;
-  static constexpr int kChunk = kLanes == 8 ? 32 : 16;
+  static constexpr int kChunk = 256 / kLanes;
   static constexpr bool kSigned = kSigned_, kOffset = kOffset_, kFolded = true;
   uint8_t q[32 * kLanes];
   Floats d, m;

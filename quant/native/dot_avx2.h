@@ -26,8 +26,8 @@ inline Ints products(Ints w, Ints magnitude, Ints x) {
 template <int kWhich>
 inline Ints half_of_pair(Ints pair) {
   constexpr char a = 2 * kWhich, b = a + 1;
-  return shuffle(pair, splat128(_mm_setr_epi8(a, b, a, b, a + 4, b + 4, a + 4, b + 4,  //
-                                              a + 8, b + 8, a + 8, b + 8, a + 12, b + 12, a + 12, b + 12)));
+  return shuffle(pair, bytes16(a, b, a, b, a + 4, b + 4, a + 4, b + 4,  //
+                               a + 8, b + 8, a + 8, b + 8, a + 12, b + 12, a + 12, b + 12));
 }
 
 template <class S, int kI>
@@ -54,9 +54,7 @@ inline void add_sub_block(const S* source, int outer, const int8_t* const* x, co
       for (int m = 0; m < kM; ++m) {
         const Ints p = products<S::kSigned>(w, magnitude, spread(x[m] + first + 4 * v));
         part[m] = v == g ? p : _mm256_add_epi16(part[m], p);
-        // Keeps each sum where it is written. GCC 12 otherwise makes all products first and spills them: a third of
-        // the speed.
-        asm volatile("" : "+x"(part[m]));
+        keep(part[m]);
       }
     }
 #pragma GCC unroll 4

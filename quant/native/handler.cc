@@ -60,6 +60,8 @@ const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512) return kAvx512;
   if (isa == Isa::avx2) return kAvx2;
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return kNeon;
 #endif
   return kPortable;
 }
@@ -118,7 +120,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
   if (x.dimensions().size() != 2) return ffi::Error::InvalidArgument("x is not (rows, width)");
   Call call;
   call.x = x.typed_data(), call.rows = x.dimensions()[0], call.width = x.dimensions()[1];
-  if (isa < 0 || isa > static_cast<int64_t>(Isa::avx512) || !has(static_cast<Isa>(isa))) {
+  if (isa < 0 || isa > static_cast<int64_t>(Isa::neon) || !has(static_cast<Isa>(isa))) {
     return ffi::Error::InvalidArgument("this CPU has not the instruction set that is asked for");
   }
   const Kernels& set = kernels(chosen(static_cast<Isa>(isa)));

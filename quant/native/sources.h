@@ -33,11 +33,9 @@ template <int kFirst, bool kIsSigned>
 inline Ints pair_of_bytes(Ints v) {
   constexpr char a = kFirst, b = kFirst + 1, z = -128;
   if constexpr (kIsSigned) {
-    const __m128i order = _mm_setr_epi8(z, a, z, b, z, a + 4, z, b + 4, z, a + 8, z, b + 8, z, a + 12, z, b + 12);
-    return sar16<8>(shuffle(v, splat128(order)));
+    return sar16<8>(shuffle(v, bytes16(z, a, z, b, z, a + 4, z, b + 4, z, a + 8, z, b + 8, z, a + 12, z, b + 12)));
   }
-  const __m128i order = _mm_setr_epi8(a, z, b, z, a + 4, z, b + 4, z, a + 8, z, b + 8, z, a + 12, z, b + 12, z);
-  return shuffle(v, splat128(order));
+  return shuffle(v, bytes16(a, z, b, z, a + 4, z, b + 4, z, a + 8, z, b + 8, z, a + 12, z, b + 12, z));
 }
 
 // Four bytes per lane, scales of sub-blocks 4i .. 4i + 3, to two pairs.
@@ -49,12 +47,11 @@ inline void pairs_of_quad(Ints v, Ints* pairs) {
 
 // Functions, not constants: those would be made when the library loads, with these instructions, on any CPU.
 inline Ints iq4_values(Ints q) {
-  const __m128i table = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
-  return shuffle(splat128(table), q);
+  return shuffle(bytes16(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), q);
 }
 
 inline Ints fp4_values(Ints q) {
-  return shuffle(splat128(_mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)), q);
+  return shuffle(bytes16(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), q);
 }
 
 // Nibbles of a run of 32 weights in 16 bytes, 4 units: low nibbles are weights 0..15, high ones 16..31.

@@ -17,7 +17,7 @@ struct SourceQ5 : Source32<4, false, true> {
   template <int kI>
   Ints load(int, int v) const {
     // the byte with this vector's four bits to all bytes of the lane, then one bit each
-    const Ints order = add8(splat128(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0C0C0C0C)), splat8(v / 2));
+    const Ints order = add8(bytes16(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12), splat8(v / 2));
     const Ints bit = splat32(v % 2 ? static_cast<int>(0x80402010) : 0x08040201);
     const Ints set = bytes_with(shuffle(unit(qs, 0), order), bit);
     return run_nibbles(field_at(qs, 4), v) | (set & splat8(16));

@@ -14,7 +14,7 @@ enum Type : int64_t {
 };
 
 // A run of equal-sized pieces of a block: bytes offset .. offset + length - 1, cut into units of `unit` bytes.
-// In layout "rowsN" (N lanes, 8 or 16) the blocks of N consecutive rows are one group block of N * bytes, and a field
+// In layout "rowsN" (N lanes: 4, 8 or 16) the blocks of N consecutive rows are one group block of N * bytes, and a field
 // takes its bytes N * offset ... as (length / unit, N rows, unit): first every row's first unit, then every row's second.
 struct Field {
   int offset, length, unit;
@@ -109,6 +109,11 @@ Multiply avx2_block32(Type type);
 Multiply avx512_sub16(Type type);
 Multiply avx512_sub32(Type type);
 Multiply avx512_block32(Type type);
+#elif defined(__aarch64__)
+extern const Kernels kNeon;
+Multiply neon_sub16(Type type);
+Multiply neon_sub32(Type type);
+Multiply neon_block32(Type type);
 #endif
 
 }  // namespace packlight

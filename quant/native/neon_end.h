@@ -1,0 +1,6 @@
+// Closes what neon_begin.h opened.
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,32 @@
+// Super-blocks of 16 sub-blocks of 16 elements, with NEON.
+#if defined(__aarch64__)
+
+#include <arm_neon.h>
+
+#include <cstring>
+#include <initializer_list>
+#include <utility>
+
+#include "weights.h"
+
+#include "neon_begin.h"
+
+namespace packlight {
+namespace {
+
+#include "vectors_neon.h"
+#include "sources.h"
+#include "dot_words.h"
+#include "block.h"
+#include "tile.h"
+#include "sources_sub16.h"
+
+}  // namespace
+
+Multiply neon_sub16(Type type) { return find_sub16(type); }
+
+}  // namespace packlight
+
+#include "neon_end.h"
+
+#endif  // defined(__aarch64__)
