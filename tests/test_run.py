@@ -96,7 +96,7 @@ def test_stdout_has_the_text_and_a_line_end(small):
     file, plan, speed = done.stderr.splitlines()
     assert re.fullmatch(rf"{path.name}: llama, 1\.2 MB: Q4_K x32, Q6_K x5, F32 x11", file)
     assert re.fullmatch(
-        r"cpu: kernels \w+ x36, f32 x11, gather x1; context 512, slots 1; "
+        r"cpu: kernels xla x36, f32 x11, gather x1, attention xla; context 512, slots 1; "
         r"executables: \d from the store, \d compiled",
         plan,
     )
