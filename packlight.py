@@ -26,7 +26,8 @@ from compile.config import CompileConfig, default_config, read_config
 from compile.inspection import format_totals, inspect, tensor_layouts, tensor_paths
 from compile.kernels import layout, settle
 from compile.plan import Plan, make_plan
-from model.config import ARCHITECTURES, ModelConfig
+from model.architectures import ARCHITECTURES
+from model.config import ModelConfig
 from model.declaration import check
 from model.load import read_weights
 from model.reader import GGUFFile, open_gguf
@@ -279,6 +280,11 @@ class LLM:
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""
         return tensor_paths(self.file, self.model, self.config)
+
+    @property
+    def attention_path(self) -> str:
+        """What computes attention: "native" or "xla"."""
+        return "native" if self.config.kernel_path == "native" and self.model.plain_attention else "xla"
 
     def layouts(self) -> dict[str, str]:
         """Tensor -> the layout of its packed bytes, ggml's or "rowsN" (`quant.layouts`)."""

@@ -289,7 +289,7 @@ def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
     )
     say(f"{os.path.basename(llm.file.path)}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}")
     say(
-        f"{llm.device.device_kind}: kernels {paths}, attention {llm.config.attention_path}; "
+        f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
         f"context {llm.plan.context}, slots {llm.plan.slots}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled"
     )

@@ -134,7 +134,7 @@ def build(
     def one(key: StepKey) -> Built:
         arguments = abstract_arguments(key, cfg, plan, config, shapes)
         arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), arguments)
-        return _build_one(key, cfg, config, arguments, device, store, warnings)
+        return _build_one(key, cfg, config, plan.context, arguments, device, store, warnings)
 
     built = {}
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count())
@@ -160,13 +160,14 @@ def _build_one(
     key: StepKey,
     cfg: ModelConfig,
     config: CompileConfig,
+    context: int,
     arguments: tuple[Any, ...],
     device: Device,
     store: Store | None,
     warnings: list[str],
 ) -> Built:
     began = time.perf_counter()
-    digest = entry_digest(key, cfg, config, arguments, device)
+    digest = entry_digest(key, cfg, config, context, arguments, device)
     if store is not None:
         try:
             entry = store.read(digest)
@@ -177,7 +178,7 @@ def _build_one(
             warnings.append(f"stored executable {key} is compiled again: {str(error).splitlines()[0]}")
     donated = () if key.phase == "head" else (CACHE_ARGUMENT,)
     with jax.enable_x64(False):  # a user's 64-bit default must not change the steps
-        lowered = jax.jit(make_step(key, cfg, config), donate_argnums=donated).lower(*arguments)
+        lowered = jax.jit(make_step(key, cfg, config, context), donate_argnums=donated).lower(*arguments)
     try:
         call = lowered.compile(compiler_options=dict(config.xla_options))
     except jax.errors.JaxRuntimeError as error:
@@ -207,7 +208,7 @@ def _report(key: StepKey, call: Any, hit: bool, began: float) -> Built:
 
 
 def entry_digest(
-    key: StepKey, cfg: ModelConfig, config: CompileConfig, arguments: tuple[Any, ...], device: Device
+    key: StepKey, cfg: ModelConfig, config: CompileConfig, context: int, arguments: tuple[Any, ...], device: Device
 ) -> str:
     """Names an executable by everything that could change it: 64 hex digits."""
     leaves, tree = jax.tree.flatten(arguments)
@@ -215,7 +216,7 @@ def entry_digest(
         "step": str(key),
         "arguments": [str(tree), *(f"{x.dtype}{x.shape}" for x in leaves)],
         "model": repr(dataclasses.replace(cfg, name="", defaulted=(), unread=())),
-        "config": [config.kernel_path, config.activation_dtype, repr(config.xla_options)],
+        "config": [context, config.kernel_path, config.activation_dtype, repr(config.xla_options)],
         "device": [device.platform, device.device_kind, device.id, device.client.platform_version],
         "versions": [jax.__version__, importlib.metadata.version("jaxlib"), platform.python_version()],
         "host": host_features(),

@@ -94,11 +94,6 @@ class CompileConfig:
         return self.cpu_kernels
 
     @property
-    def attention_path(self) -> str:
-        """What computes attention: native with native products, else XLA's formulation."""
-        return "native" if self.kernel_path == "native" else "xla"
-
-    @property
     def store_dir(self) -> pathlib.Path:
         """Where executables are stored; may begin with `~`."""
         if self.cache_dir:

@@ -28,9 +28,12 @@ def abstract_cache(cfg: ModelConfig, plan: Plan, config: CompileConfig) -> Cache
     return Cache(buffer, buffer, shaped((plan.slots,), jnp.int32))
 
 
-def make_step(key: StepKey, cfg: ModelConfig, config: CompileConfig) -> Callable[..., Any]:
-    """The traceable function of `key`; see `prefill`, `head_step` and `decode` for arguments and results."""
-    numerics = Numerics(config.kernel_path, jnp.dtype(config.activation_dtype), key.length)
+def make_step(key: StepKey, cfg: ModelConfig, config: CompileConfig, context: int) -> Callable[..., Any]:
+    """The traceable function of `key`; see `prefill`, `head_step` and `decode` for arguments and results.
+
+    context: tokens that a slot may hold, which chooses between phi3's two sets of frequencies.
+    """
+    numerics = Numerics(config.kernel_path, jnp.dtype(config.activation_dtype), key.length, context)
     match key.phase:
         case "prefill":
             step = prefill
@@ -90,7 +93,7 @@ def prefill(
     Padding writes keys and values behind the real ones, where no query looks before they are overwritten.
     """
     rows = Rows(slot, start[None], (start + count)[None], jnp.ones(1, jnp.bool_))
-    hidden, cache = layers(cfg, params, embed(params, tokens[None]), cache, rows, numerics)
+    hidden, cache = layers(cfg, params, embed(cfg, params, tokens[None]), cache, rows, numerics)
     last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
     length = cache.length.at[slot].set(start + count)
     return dataclasses.replace(cache, length=length), hidden[0], last
@@ -106,8 +109,7 @@ def head_step(
     is_end: jax.Array,  # bool (V,), tokens that end a generation
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Logits float32 (R, V); sampled ids int32 (R,); which of them end the text; which logits are finite, bool (R,)."""
-    del cfg
-    logits = head(params, hidden, numerics)
+    logits = head(cfg, params, hidden, numerics)
     ids = sample(logits, sampling, position)
     return logits, ids, is_end[ids], finite(logits)
 
@@ -130,8 +132,8 @@ def decode(
     batch = tokens.shape[0]
     start = jnp.where(active, cache.length[:batch], 0)
     rows = Rows(jnp.int32(0), start, start + 1, active)
-    hidden, cache = layers(cfg, params, embed(params, tokens[:, None]), cache, rows, numerics)
-    logits = head(params, hidden[:, 0], numerics)
+    hidden, cache = layers(cfg, params, embed(cfg, params, tokens[:, None]), cache, rows, numerics)
+    logits = head(cfg, params, hidden[:, 0], numerics)
     ids = jnp.where(active, sample(logits, sampling, start + 1), tokens)
     length = cache.length.at[:batch].add(active.astype(jnp.int32))
     return dataclasses.replace(cache, length=length), ids, is_end[ids], finite(logits)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from model.config import CACHE_TILE
+from model.config import CACHE_TILE, ModelConfig
+from model.params import Params
 from quant import native_ops
 
 
@@ -59,6 +60,34 @@ def write_cache(
     return dataclasses.replace(cache, k=put(cache.k, k), v=put(cache.v, v))
 
 
+class Scores(NamedTuple):
+    """What a family does to scores besides the causal mask: None where it does nothing."""
+
+    window: jax.Array | None = None  # int32 (), positions a query of this layer sees, itself included
+    softcap: float = 0.0
+    sinks: jax.Array | None = None  # float32 (H,), scores that take weight and give no value
+
+    @classmethod
+    def of(cls, cfg: ModelConfig, blk: Params, index: jax.Array) -> "Scores":
+        """Of layer `index`."""
+        if cfg.plain_attention:
+            return PLAIN
+        window = None
+        if any(cfg.slides):
+            every = np.where(cfg.slides, cfg.sliding_window, np.iinfo(np.int32).max)
+            window = jnp.asarray(every, jnp.int32)[index]
+        sinks = blk["attn_sinks"][index] if cfg.architecture.sinks else None
+        return cls(window, cfg.softcaps[0], sinks)
+
+
+PLAIN = Scores()
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """cap * tanh(x / cap), or x where cap is 0. Source: Gemma 2 (2408.00118)."""
+    return jnp.float32(cap) * jnp.tanh(x / jnp.float32(cap)) if cap else x
+
+
 def attention(
     q: jax.Array,  # float32 (B, T, H, C)
     cache: Cache,
@@ -66,16 +95,22 @@ def attention(
     rows: Rows,
     span: int,
     path: str,
+    scores: Scores,
 ) -> jax.Array:  # float32 (B, T, H * C)
     """Causal grouped-query attention of layer `index`; `span`: positions that the step may look back at.
 
     What lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor padding nor what the
-    slot held before can change a result. path: "native" is C++ on a CPU, every other kernel path XLA's formulation.
+    slot held before can change a result. path: "native" is C++ on a CPU where the scores are plain, everything else
+    XLA's formulation.
     """
-    return (native_attention if path == "native" else tiled_attention)(q, cache, index, rows, span)
+    if path == "native" and scores is PLAIN:
+        return native_attention(q, cache, index, rows, span)
+    return tiled_attention(q, cache, index, rows, span, scores)
 
 
-def tiled_attention(q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int) -> jax.Array:
+def tiled_attention(
+    q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN
+) -> jax.Array:
     """One tile of cached positions at a time with a running softmax; the loop ends at the longest row.
 
     A tile that is masked for some row leaves that row's sums bit for bit as they are.
@@ -94,9 +129,12 @@ def tiled_attention(q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, sp
         at = (index, rows.slot, jnp.int32(0), i * tile, jnp.int32(0))
         keys, values = (lax.dynamic_slice(c, at, (1, B, K, tile, C))[0] for c in (cache.k, cache.v))
         scores = jnp.einsum("bkqc,bksc->bkqs", q, keys, preferred_element_type=jnp.float32)
+        scores = softcap(scores, special.softcap)
         position = i * tile + jnp.arange(tile, dtype=jnp.int32)
         values = jnp.where((position[None, :] < rows.end[:, None])[:, None, :, None], values, 0)
         seen = position[None, None, :] <= last[:, :, None]
+        if special.window is not None:
+            seen &= position[None, None, :] > last[:, :, None] - special.window
         scores = jnp.where(seen[:, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, scores.max(-1))
         weights = jnp.exp(scores - new_top[..., None])
@@ -107,7 +145,14 @@ def tiled_attention(q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, sp
     zeros = jnp.zeros((B, K, (H // K) * T), jnp.float32)
     lowest = jnp.full_like(zeros, jnp.finfo(jnp.float32).min)
     tiles = jnp.minimum((jnp.max(last) + tile) // tile, span // tile)
-    _, total, mixed = lax.fori_loop(0, tiles, body, (lowest, zeros, jnp.zeros((*zeros.shape, C), jnp.float32)))
+    first = 0
+    if special.window is not None:  # written so that no window cannot overflow
+        first = jnp.maximum(0, jnp.min(rows.start) + 1 - jnp.minimum(special.window, span)) // tile
+    begin = (lowest, zeros, jnp.zeros((*zeros.shape, C), jnp.float32))
+    if special.sinks is not None:  # a sink is a score seen before all others, with value 0
+        sinks = jnp.repeat(special.sinks.reshape(1, K, H // K), T, axis=-1)  # (1, K, G * T)
+        begin = (jnp.broadcast_to(sinks, zeros.shape), jnp.ones_like(zeros), begin[2])
+    _, total, mixed = lax.fori_loop(first, tiles, body, begin)
     out = mixed / total[..., None]
     return out.reshape(B, K, H // K, T, C).transpose(0, 3, 1, 2, 4).reshape(B, T, H * C)
 

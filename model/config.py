@@ -4,33 +4,19 @@ It knows hyperparameters and their limits; it does not know tensors' bytes, toke
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
+from model.architectures import ARCHITECTURES, Architecture
 from model.ggufheader import naming, shown
 from model.reader import GGUFFile
 from quant.errors import GGUFError, UnsupportedError
 
 CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """What the one forward pass has to know about a family beyond its hyperparameters.
-
-    rope_style: "adjacent" rotates pairs (2i, 2i+1), "halves" rotates (i, i + rot/2).
-    partial_rotation: whether rope.dimension_count may be less than the head's width; llama.cpp refuses it for llama.
-    """
-
-    name: str
-    rope_style: str
-    partial_rotation: bool = False
-
-
-ARCHITECTURES = {"llama": Architecture("llama", rope_style="adjacent")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +35,9 @@ class RopeScaling:
 class ModelConfig:
     """Hyperparameters of one file; field names follow the GGUF keys, letters follow `model.__init__`.
 
+    norm_epsilon: of the family's kind of norm. slides: layer by layer, whether it sees only the last `sliding_window`
+    positions, itself included; such layers rotate with `rope_freq_base_swa`. softcaps: of attention scores and of
+    logits, 0 for none. Scales multiply embeddings, what a branch adds, and attention scores; logits are divided.
     defaulted: the optional keys the file does not have, with the value llama.cpp gives them.
     unread: keys of this architecture that nothing here reads, so that none is dropped unseen.
     """
@@ -63,14 +52,28 @@ class ModelConfig:
     head_count_kv: int  # K
     key_length: int  # C
     vocab_size: int  # V
-    rms_epsilon: float
+    norm_epsilon: float
     rope_dimension_count: int
     rope_freq_base: float
     rope_scaling: RopeScaling
     expert_count: int  # E, 0 for a dense model
     expert_used_count: int  # X
+    expert_feed_forward_length: int = 0  # F of each expert
+    sliding_window: int = 0
+    slides: tuple[bool, ...] = ()
+    rope_freq_base_swa: float = 10000.0
+    softcaps: tuple[float, float] = (0.0, 0.0)
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float = 0.0  # 0: 1 / sqrt(C)
+    logit_scale: float = 1.0
     defaulted: tuple[tuple[str, Any], ...] = ()
     unread: tuple[str, ...] = ()
+
+    @property
+    def plain_attention(self) -> bool:
+        """Whether attention is only causal: no windows, soft caps or sinks. The native kernel knows no other."""
+        return not any(self.slides) and not self.softcaps[0] and not self.architecture.sinks
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> "ModelConfig":
@@ -99,26 +102,34 @@ class ModelConfig:
             keys.fail("rope.dimension_count", f"{rotated} is odd")
         if rotated != head_dim and not arch.partial_rotation:
             keys.fail("rope.dimension_count", f"{rotated} is not the head's width of {head_dim}")
-        experts = keys.integer("expert_count", default=0, low=0, high=1024)
-        used = keys.integer("expert_used_count", default=None if experts else 0, low=min(experts, 1), high=experts)
+        ffn = keys.integer("feed_forward_length", layers=layers)
+        experts, used, expert_ffn = _experts(keys, ffn)
+        window, slides = _windows(keys, layers)
+        norm_key = "attention.layer_norm_epsilon" if arch.norm == "layer" else "attention.layer_norm_rms_epsilon"
         return cls(
             architecture=arch,
             name=keys.model_name,
             block_count=layers,
             context_length=keys.integer("context_length"),
             embedding_length=embed,
-            feed_forward_length=keys.integer("feed_forward_length", layers=layers),
+            feed_forward_length=ffn,
+            expert_feed_forward_length=expert_ffn,
             head_count=heads,
             head_count_kv=kv_heads,
             key_length=head_dim,
             vocab_size=_vocab_size(keys),
-            rms_epsilon=keys.number("attention.layer_norm_rms_epsilon", default=None, low=1e-30, high=1.0),
+            norm_epsilon=keys.number(norm_key, default=None, low=1e-30, high=1.0),
             rope_dimension_count=rotated,
             # at base 1 every pair would turn alike, and YaRN divide by its logarithm
             rope_freq_base=keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12),
+            rope_freq_base_swa=_sliding_rope_base(keys),
             rope_scaling=_rope_scaling(keys),
             expert_count=experts,
             expert_used_count=used,
+            sliding_window=window,
+            slides=slides,
+            softcaps=_softcaps(keys),
+            **_scales(keys, embed, heads, layers),
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
         )
@@ -223,6 +234,67 @@ def _head_dim(keys: _Keys, embed: int, heads: int) -> int:
     if value_length != head_dim:
         raise UnsupportedError(f"key '{keys.full('attention.value_length')}': {value_length} differs from {head_dim}")
     return head_dim
+
+
+def _experts(keys: _Keys, ffn: int) -> tuple[int, int, int]:
+    """E, X and F of an expert; zeros for a dense model. ffn: F where experts have no width of their own (llama)."""
+    kind = keys.architecture.experts
+    if kind == "never":
+        return 0, 0, 0
+    must = kind == "must"
+    count = keys.integer("expert_count", default=None if must else 0, low=int(must), high=1024)
+    used = keys.integer("expert_used_count", default=None if count else 0, low=min(count, 1), high=count)
+    if not count:
+        return 0, 0, 0
+    return count, used, keys.integer("expert_feed_forward_length", default=None) if must else ffn
+
+
+def _windows(keys: _Keys, layers: int) -> tuple[int, tuple[bool, ...]]:
+    """The sliding window's width, and which layers have it. Source: llama.cpp's patterns of gemma and gpt-oss."""
+    match keys.architecture.slides:
+        case "":
+            return 0, (False,) * layers
+        case "even":
+            slides = tuple(layer % 2 == 0 for layer in range(layers))
+        case "most":
+            slides = tuple((layer + 1) % 6 != 0 for layer in range(layers))
+    default = 4096 if keys.architecture.name == "gemma2" else None
+    return keys.integer("attention.sliding_window", default=default), slides
+
+
+def _sliding_rope_base(keys: _Keys) -> float:
+    """The base of sliding layers: gemma3 gives them their own, elsewhere it is the model's."""
+    own = keys.architecture.slides == "most"
+    default = 10000.0 if own else keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12)
+    return keys.number("rope.freq_base_swa", default=default, low=1.001, high=1e12) if own else default
+
+
+def _softcaps(keys: _Keys) -> tuple[float, float]:
+    if keys.architecture.softcaps is None:
+        return 0.0, 0.0
+    attention, final = keys.architecture.softcaps
+    return (
+        keys.number("attn_logit_softcapping", default=attention, low=1e-3, high=1e6),
+        keys.number("final_logit_softcapping", default=final, low=1e-3, high=1e6),
+    )
+
+
+def _scales(keys: _Keys, embed: int, heads: int, layers: int) -> dict[str, float]:
+    """Embedding, residual, attention and logit scales.
+
+    Source: llama.cpp; gemma's 27B models, known by their depth, scale attention by the embedding's share of a head.
+    """
+    arch = keys.architecture
+    if arch.scales:
+        names = {"embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": 0.0, "logit_scale": 1.0}
+        read = {name: keys.number(name, default=value, low=0.0, high=1e6) for name, value in names.items()}
+        if not read["logit_scale"]:
+            keys.fail("logit_scale", "is 0, and logits are divided by it")
+        return {name.replace(".", "_"): value for name, value in read.items()}
+    scales = {"embedding_scale": math.sqrt(embed) if arch.scale_embedding else 1.0}
+    if {"gemma2": 46, "gemma3": 62}.get(arch.name) == layers:
+        scales["attention_scale"] = (embed / heads) ** -0.5
+    return scales
 
 
 def _vocab_size(keys: _Keys) -> int:

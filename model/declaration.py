@@ -11,6 +11,7 @@ layers, and the number of XLA kernels does not grow with the depth of the model.
 import dataclasses
 from collections.abc import Mapping
 
+from model.architectures import Architecture
 from model.config import ModelConfig
 from model.ggufheader import naming, shown
 from model.reader import GGUFFile
@@ -36,7 +37,8 @@ class Weight:
 
     @property
     def is_vector(self) -> bool:
-        return len(self.shape) == 1
+        """Kept as float32 rather than packed: norms, biases (of experts too), sinks, frequencies."""
+        return len(self.shape) == 1 or self.name.endswith(".bias")
 
     def tensors(self, layers: int) -> list[str]:
         """Full names in the file, one per layer or just one."""
@@ -52,42 +54,55 @@ class Weight:
 
 def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
     """Every tensor a model may have. Optional ones are used when the file has them, in all layers or in none."""
+    arch = cfg.architecture
     D, F, V, E = cfg.embedding_length, cfg.feed_forward_length, cfg.vocab_size, cfg.expert_count
-    Q, KV = cfg.head_count * cfg.key_length, cfg.head_count_kv * cfg.key_length
-    attention = (
-        Weight("attn_norm", (D,), "D"),
-        Weight("attn_q", (Q, D), "HD"),
-        Weight("attn_k", (KV, D), "KD"),
-        Weight("attn_v", (KV, D), "KD"),
-        Weight("attn_output", (D, Q), "DH"),
-        Weight("attn_q.bias", (Q,), "H", optional=True),
-        Weight("attn_k.bias", (KV,), "K", optional=True),
-        Weight("attn_v.bias", (KV,), "K", optional=True),
-        Weight("attn_output.bias", (D,), "D", optional=True),
-        Weight("ffn_norm", (D,), "D"),
-    )
-    dense = (
-        Weight("ffn_gate", (F, D), "FD"),
-        Weight("ffn_up", (F, D), "FD"),
-        Weight("ffn_down", (D, F), "DF"),
-        Weight("ffn_gate.bias", (F,), "F", optional=True),
-        Weight("ffn_up.bias", (F,), "F", optional=True),
-        Weight("ffn_down.bias", (D,), "D", optional=True),
-    )
-    experts = (
-        Weight("ffn_gate_inp", (E, D), "ED"),
-        Weight("ffn_gate_exps", (E, F, D), "EFD"),
-        Weight("ffn_up_exps", (E, F, D), "EFD"),
-        Weight("ffn_down_exps", (E, D, F), "EDF"),
-    )
+    Q, KV, C = cfg.head_count * cfg.key_length, cfg.head_count_kv * cfg.key_length, cfg.key_length
+    if arch.fused:
+        projections = (Weight("attn_qkv", (Q + 2 * KV, D), "HD"),)
+    else:
+        projections = (Weight("attn_q", (Q, D), "HD"), Weight("attn_k", (KV, D), "KD"), Weight("attn_v", (KV, D), "KD"))
+    matrices = [*projections, Weight("attn_output", (D, Q), "DH")]
+    if E:
+        X = cfg.expert_feed_forward_length
+        matrices += [
+            Weight("ffn_gate_inp", (E, D), "ED"),
+            Weight("ffn_gate_exps", (E, X, D), "EFD"),
+            Weight("ffn_up_exps", (E, X, D), "EFD"),
+            Weight("ffn_down_exps", (E, D, X), "EDF"),
+        ]
+    else:
+        gates = () if arch.fused or arch.ffn == "gelu" else (Weight("ffn_gate", (F, D), "FD"),)
+        up = Weight("ffn_up", (2 * F if arch.fused else F, D), "FD")
+        matrices += [*gates, up, Weight("ffn_down", (D, F), "DF")]
+    biases = [
+        Weight(f"{m.name}.bias", m.shape[:-1], m.axes[:-1], optional=m.name not in arch.biases)
+        for m in matrices
+        if m.name in arch.biases or m.name in arch.optional_biases
+    ]
+    norms = [*(["attn_norm", arch.ffn_norm] if arch.pre_norms else [])]
+    norms += ["post_attention_norm", "post_ffw_norm"] if arch.post_norms else []
+    vectors = [part for name in norms for part in _norm(arch, name, D)]
+    if arch.qk_norm:
+        widths = (C, C) if arch.qk_norm == "head" else (Q, KV)
+        vectors += [Weight("attn_q_norm", widths[:1], "C"), Weight("attn_k_norm", widths[1:], "C")]
+    if arch.sinks:
+        vectors.append(Weight("attn_sinks", (cfg.head_count,), "H"))
+    rope = ("rope_factors_long", "rope_factors_short") if arch.name == "phi3" else ("rope_freqs",)
     return (
         Weight("token_embd", (V, D), "VD", per_layer=False),
-        Weight("rope_freqs", (cfg.rope_dimension_count // 2,), "C", per_layer=False, optional=True),
-        *attention,
-        *(experts if E else dense),
-        Weight("output_norm", (D,), "D", per_layer=False),
+        *(Weight(name, (cfg.rope_dimension_count // 2,), "C", per_layer=False, optional=True) for name in rope),
+        *vectors,
+        *matrices,
+        *biases,
+        *_norm(arch, "output_norm", D, per_layer=False),
         Weight("output", (V, D), "VD", per_layer=False, optional=True),  # absent: the head is token_embd
     )
+
+
+def _norm(arch: Architecture, name: str, width: int, per_layer: bool = True) -> list[Weight]:
+    """A norm's weights, and its biases where the family's norm has them."""
+    names = [name, f"{name}.bias"] if arch.norm == "layer" else [name]
+    return [Weight(name, (width,), "D", per_layer) for name in names]
 
 
 def ignored_tensors(cfg: ModelConfig) -> frozenset[str]:

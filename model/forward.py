@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.attention import Cache, Rows, attention, write_cache
+from model.attention import Cache, Rows, Scores, attention, softcap, write_cache
 from model.config import ModelConfig
-from model.moe import moe
+from model.moe import activate, moe
 from model.params import Params
-from model.rope import rotate, rotation
+from model.rope import Turns, rope_divisors
 from model.stack import stacked_matmul_many
 from quant.formats import path_of
 from quant.matmul import matmul
@@ -26,23 +26,37 @@ class Numerics:
     """What the plan decided for the traced code. Static.
 
     path: kernel path of every matrix product; dtype: what activations are rounded to before one; span: how many
-    cached positions a query may look back at (the static length S of the step).
+    cached positions a query may look back at (the static length S of the step); context: tokens that a slot may hold.
     """
 
     path: str
     dtype: jnp.dtype
     span: int
+    context: int
 
 
-def embed(params: Params, tokens: jax.Array) -> jax.Array:
+def embed(cfg: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
     """int32 (B, T) -> float32 (B, T, D): packed rows are gathered, then unpacked."""
-    return gather_rows(params["token_embd"], tokens)
+    x = gather_rows(params["token_embd"], tokens)
+    return x if cfg.embedding_scale == 1 else x * jnp.float32(cfg.embedding_scale)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
-    """x / rms(x) * weight over the last axis. Source: RMSNorm (1910.07467)."""
-    scale = lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.float32(epsilon))
-    return x * scale * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
+def norm(cfg: ModelConfig, x: jax.Array, weights: Params, name: str, index: jax.Array | None = None) -> jax.Array:
+    """Normalizes the last axis with the weights `name` (of layer `index`).
+
+    "rms": x / rms(x) * w. "layer": (x - mean) / deviation * w + b. Sources: 1910.07467, 1607.06450.
+    """
+
+    def along(vector: jax.Array) -> jax.Array:
+        vector = vector if index is None else vector[index]
+        return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+    epsilon = jnp.float32(cfg.norm_epsilon)
+    if cfg.architecture.norm == "rms":
+        return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon) * along(weights[name])
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    return x * along(weights[name]) + along(weights[f"{name}.bias"])
 
 
 def layers(
@@ -58,14 +72,14 @@ def layers(
     The cache's lengths are the caller's business. The loop carries the cache, so that XLA updates it in place.
     """
     positions = rows.start[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
-    turn = rotation(cfg, positions, params.get("rope_freqs"))
+    turns = Turns(cfg, positions, rope_divisors(cfg, params, numerics.context))
 
     def body(index, carry):
         x, cache = carry
-        return layer(cfg, params["blk"], index, x, cache, rows, turn, numerics)
+        return layer(cfg, params["blk"], index, x, cache, rows, turns, numerics)
 
     x, cache = lax.fori_loop(0, cfg.block_count, body, (x, cache))
-    return rms_norm(x, params["output_norm"], cfg.rms_epsilon), cache
+    return norm(cfg, x, params, "output_norm"), cache
 
 
 def layer(
@@ -75,35 +89,69 @@ def layer(
     x: jax.Array,  # float32 (B, T, D)
     cache: Cache,
     rows: Rows,
-    turn: tuple[jax.Array, jax.Array],  # cos, sin (B, T, rot/2)
+    turns: Turns,
     numerics: Numerics,
 ) -> tuple[jax.Array, Cache]:
-    """One transformer layer: x + attention(norm(x)), then x + ffn(norm(x))."""
+    """One transformer layer: x + attention(norm(x)), then x + ffn(norm(x)), with the norms the family has."""
+    arch = cfg.architecture
+
+    def add(x, y, post):
+        y = norm(cfg, y, blk, post, index) if arch.post_norms else y
+        return x + (y if cfg.residual_scale == 1 else y * jnp.float32(cfg.residual_scale))
+
     with jax.named_scope("attention"):
-        h = rms_norm(x, blk["attn_norm"][index], cfg.rms_epsilon)
-        q, k, v = linears(h, blk, ("attn_q", "attn_k", "attn_v"), index, numerics)
-        q, k, v = _heads(q, cfg.head_count), _heads(k, cfg.head_count_kv), _heads(v, cfg.head_count_kv)
-        q = rotate(q, *turn, cfg.architecture.rope_style)
-        k = rotate(k, *turn, cfg.architecture.rope_style)
+        h = norm(cfg, x, blk, "attn_norm", index) if arch.pre_norms else x
+        q, k, v = project(cfg, h, blk, index, numerics)
+        q, k = turns.rotate(q, index), turns.rotate(k, index)
         cache = write_cache(cache, index, k, v, rows)
-        mixed = attention(q, cache, index, rows, numerics.span, numerics.path)
-        x = x + linear(mixed, blk, "attn_output", index, numerics)
+        mixed = attention(scaled(cfg, q), cache, index, rows, numerics.span, numerics.path, Scores.of(cfg, blk, index))
+        x = add(x, linear(mixed, blk, "attn_output", index, numerics), "post_attention_norm")
     with jax.named_scope("ffn"):
-        h = rms_norm(x, blk["ffn_norm"][index], cfg.rms_epsilon)
-        return x + ffn(cfg, h, blk, index, numerics), cache
+        h = norm(cfg, x, blk, arch.ffn_norm, index) if arch.pre_norms else x
+        return add(x, ffn(cfg, h, blk, index, numerics), "post_ffw_norm"), cache
+
+
+def project(
+    cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics: Numerics
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q (B, T, H, C), k and v (B, T, K, C) of normed inputs (B, T, D), before rotation."""
+    heads, kv_heads, width = cfg.head_count, cfg.head_count_kv, cfg.key_length
+    if cfg.architecture.fused:
+        whole = linear(h, blk, "attn_qkv", index, numerics)
+        q, k, v = jnp.split(whole, [heads * width, (heads + kv_heads) * width], axis=-1)
+    else:
+        q, k, v = linears(h, blk, ("attn_q", "attn_k", "attn_v"), index, numerics)
+    if cfg.architecture.qk_norm == "whole":
+        q, k = norm(cfg, q, blk, "attn_q_norm", index), norm(cfg, k, blk, "attn_k_norm", index)
+    q, k, v = _heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads)
+    if cfg.architecture.qk_norm == "head":
+        q, k = norm(cfg, q, blk, "attn_q_norm", index), norm(cfg, k, blk, "attn_k_norm", index)
+    return q, k, v
+
+
+def scaled(cfg: ModelConfig, q: jax.Array) -> jax.Array:
+    """Queries such that attention's own 1 / sqrt(C) makes the model's scale."""
+    return q * jnp.float32(cfg.attention_scale * cfg.key_length**0.5) if cfg.attention_scale else q
 
 
 def ffn(cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics: Numerics) -> jax.Array:
-    """SwiGLU, dense or over the chosen experts: (B, T, D) -> (B, T, D). Source: 2002.05202, Mixtral (2401.04088)."""
+    """The feed-forward part, dense or over the chosen experts: (B, T, D) -> (B, T, D)."""
+    arch = cfg.architecture
     if cfg.expert_count:
         router = linear(h, blk, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
         flat = h.reshape(-1, h.shape[-1]).astype(numerics.dtype)
         return moe(cfg, flat, router.reshape(flat.shape[0], -1), blk, index, numerics.path).reshape(h.shape)
-    gate, up = linears(h, blk, ("ffn_gate", "ffn_up"), index, numerics)
-    return linear(jax.nn.silu(gate) * up, blk, "ffn_down", index, numerics)
+    if arch.fused:
+        gate, up = jnp.split(linear(h, blk, "ffn_up", index, numerics), 2, axis=-1)
+    elif arch.ffn == "gelu":
+        gate = up = linear(h, blk, "ffn_up", index, numerics)
+    else:
+        gate, up = linears(h, blk, ("ffn_gate", "ffn_up"), index, numerics)
+    return linear(activate(arch.ffn, gate, up), blk, "ffn_down", index, numerics)
 
 
 def head(
+    cfg: ModelConfig,
     params: Params,
     hidden: jax.Array,  # float32 (M, D), normed
     numerics: Numerics,
@@ -111,7 +159,10 @@ def head(
     """Logits, from `output` or, in a model that ties them, from `token_embd`."""
     with jax.named_scope("head"):
         weights = params.get("output", params["token_embd"])
-        return matmul(hidden.astype(numerics.dtype), weights, path_of(weights.qtype, numerics.path))
+        logits = matmul(hidden.astype(numerics.dtype), weights, path_of(weights.qtype, numerics.path))
+        if cfg.logit_scale != 1:
+            logits = logits / jnp.float32(cfg.logit_scale)
+        return softcap(logits, cfg.softcaps[1])
 
 
 def linear(x: jax.Array, blk: Params, name: str, index: jax.Array, numerics: Numerics) -> jax.Array:

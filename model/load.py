@@ -70,7 +70,7 @@ def read_weights(
 
 
 def _read_vectors(weight: Weight, infos: list[TensorInfo]) -> HostWeight:
-    rows = np.stack([_vector(info) for info in infos])
+    rows = np.stack([_vector(info).reshape(weight.shape) for info in infos])
     return HostWeight(weight, [rows if weight.per_layer else rows[0]], ["F32"], ["ggml"], ())
 
 

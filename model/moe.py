@@ -11,9 +11,40 @@ from model.config import ModelConfig
 from model.params import Params
 from model.stack import stacked_matmul, stacked_matmul_many
 
+OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
 
-def route(router: jax.Array, used: int) -> tuple[jax.Array, jax.Array]:
-    """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X), which sum to 1."""
+
+def activate(kind: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """What goes into `ffn_down`, float32 (..., F), from the outputs of `ffn_gate` and `ffn_up`.
+
+    "gelu" has no gate: it reads `gate` alone.
+
+    Sources: SwiGLU, GEGLU (2002.05202); GELU by its tanh approximation (1606.08415), which GGUF models are trained
+    with; gpt-oss's reference code for "swiglu_oai".
+    """
+    match kind:
+        case "swiglu":
+            return jax.nn.silu(gate) * up
+        case "geglu":
+            return jax.nn.gelu(gate, approximate=True) * up
+        case "gelu":
+            return jax.nn.gelu(gate, approximate=True)
+        case "swiglu_oai":
+            gate = jnp.minimum(gate, jnp.float32(OAI_LIMIT))
+            up = jnp.clip(up, jnp.float32(-OAI_LIMIT), jnp.float32(OAI_LIMIT))
+            return gate * jax.nn.sigmoid(jnp.float32(OAI_ALPHA) * gate) * (up + jnp.float32(1))
+        case _:
+            raise ValueError(f"unknown feed-forward kind {kind!r}")
+
+
+def route(router: jax.Array, used: int, kind: str) -> tuple[jax.Array, jax.Array]:
+    """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X), which sum to 1.
+
+    kind: softmax over "all" experts, then the chosen ones' share, or over the "chosen" ones alone.
+    """
+    if kind == "chosen":
+        chosen, experts = lax.top_k(router, used)
+        return experts, jax.nn.softmax(chosen, axis=-1)
     chosen, experts = lax.top_k(jax.nn.softmax(router, axis=-1), used)
     return experts, chosen / chosen.sum(-1, keepdims=True)
 
@@ -26,14 +57,14 @@ def moe(
     index: jax.Array,  # int32 (), the layer
     path: str,
 ) -> jax.Array:  # float32 (M, D)
-    """Sum over each row's chosen experts of weight * SwiGLU_expert(row).
+    """Sum over each row's chosen experts of weight * expert(row).
 
     The (row, expert) pairs are sorted by expert and cut into tiles of one expert each; a tile gathers its rows,
     runs them through that expert and adds the results back. Every expert is unpacked at most once more than
     its rows fill tiles, and one that nobody chose not at all.
     """
     M, D = x.shape
-    experts, weights = route(router, cfg.expert_used_count)
+    experts, weights = route(router, cfg.expert_used_count, cfg.architecture.router)
     pairs = M * cfg.expert_used_count
     flat = experts.reshape(-1)
     order = jnp.argsort(flat, stable=True)
@@ -51,14 +82,20 @@ def moe(
         pair = order[jnp.minimum(at, pairs - 1)]
         filled = at < ends[expert]
         row = pair // cfg.expert_used_count
-        y = _expert(x[row], blk, index, expert, path)
+        y = _expert(cfg.architecture.ffn, x[row], blk, index, expert, path)
         return out.at[row].add(jnp.where(filled[:, None], y * scaled[pair][:, None], 0))
 
     return lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32))
 
 
-def _expert(x: jax.Array, blk: Params, index: jax.Array, expert: jax.Array, path: str) -> jax.Array:
-    """SwiGLU through one expert: (rows, D) -> (rows, D)."""
+def _expert(kind: str, x: jax.Array, blk: Params, index: jax.Array, expert: jax.Array, path: str) -> jax.Array:
+    """One expert's feed-forward: (rows, D) -> (rows, D)."""
+
+    def biased(y: jax.Array, name: str) -> jax.Array:
+        bias = blk.get(f"{name}.bias")  # (L, E, out)
+        return y if bias is None else y + bias[index, expert][None, :]
+
     gate, up = stacked_matmul_many(x, [blk["ffn_gate_exps"], blk["ffn_up_exps"]], index, path, (expert,))
-    hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return stacked_matmul(hidden, blk["ffn_down_exps"], index, path, (expert,))
+    gate, up = biased(gate, "ffn_gate_exps"), biased(up, "ffn_up_exps")
+    hidden = activate(kind, gate, up).astype(x.dtype)
+    return biased(stacked_matmul(hidden, blk["ffn_down_exps"], index, path, (expert,)), "ffn_down_exps")

@@ -3,6 +3,7 @@
 Source: RoFormer (2104.09864), YaRN (2309.00071), ggml `ggml_rope_ext` for the conventions GGUF files assume.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.config import ModelConfig, RopeScaling
+from model.params import Params
 
 
 def inverse_frequencies(cfg: ModelConfig) -> np.ndarray:
@@ -44,15 +46,47 @@ def magnitude(scaling: RopeScaling) -> float:
     return scaling.attn_factor * (1.0 + 0.1 * math.log(scaling.factor))
 
 
+def rope_divisors(cfg: ModelConfig, params: Params, context: int) -> jax.Array | None:
+    """The file's divisors of the frequencies, float32 (rot/2,): Llama 3.1's, or phi3's long or short ones.
+
+    Which of phi3's two is chosen by the context the cache has, as llama.cpp does it, not by a prompt's length.
+    """
+    if "rope_factors_long" in params:
+        long = context > cfg.rope_scaling.original_context
+        return params["rope_factors_long" if long else "rope_factors_short"]
+    return params.get("rope_freqs")
+
+
+class Turns:
+    """Rotations at some positions, of the layers that see everything and of those with a sliding window."""
+
+    def __init__(self, cfg: ModelConfig, positions: jax.Array, divisors: jax.Array | None):
+        self._style = cfg.architecture.rope_style
+        self._turn = rotation(cfg, positions, divisors)
+        self._own = any(cfg.slides) and (cfg.rope_freq_base_swa, "none") != (cfg.rope_freq_base, cfg.rope_scaling.kind)
+        self._own &= cfg.architecture.slides == "most"  # the other families rotate all layers alike
+        if self._own:
+            sliding = dataclasses.replace(cfg, rope_freq_base=cfg.rope_freq_base_swa, rope_scaling=RopeScaling())
+            self._sliding, self._slides = rotation(sliding, positions, None), np.array(cfg.slides)
+
+    def rotate(self, x: jax.Array, index: jax.Array) -> jax.Array:
+        """x (B, T, heads, C) of layer `index`, rotated."""
+        turn = self._turn
+        if self._own:
+            slides = jnp.asarray(self._slides)[index]
+            turn = (jnp.where(slides, self._sliding[0], turn[0]), jnp.where(slides, self._sliding[1], turn[1]))
+        return rotate(x, *turn, self._style)
+
+
 def rotation(
     cfg: ModelConfig,
     positions: jax.Array,  # int32 (B, T)
-    rope_freqs: jax.Array | None,  # float32 (rot/2,), the file's divisors (Llama 3.1), or None
+    divisors: jax.Array | None,  # float32 (rot/2,), of the frequencies
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin, float32 (B, T, rot/2)."""
     inverse = jnp.asarray(inverse_frequencies(cfg), jnp.float32)
-    if rope_freqs is not None:
-        inverse = inverse / rope_freqs
+    if divisors is not None:
+        inverse = inverse / divisors
     angles = positions.astype(jnp.float32)[..., None] * inverse[None, None, :]
     scale = np.float32(magnitude(cfg.rope_scaling))
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale

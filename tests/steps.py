@@ -33,7 +33,7 @@ class Loaded:
 
     @functools.cache  # noqa: B019  one test's model
     def step(self, phase: str, rows: int):
-        return jax.jit(make_step(StepKey(phase, rows, self.plan.capacity), self.cfg, self.config))
+        return jax.jit(make_step(StepKey(phase, rows, self.plan.capacity), self.cfg, self.config, self.plan.context))
 
     def prefill(self, cache, ids, start=0, slot=0, rows=None):
         """Runs ids in one chunk padded to `rows`: (cache, hidden states of the real tokens (T, D))."""
@@ -46,8 +46,8 @@ class Loaded:
         return cache, hidden[: len(ids)]
 
     def logits(self, hidden):
-        numerics = Numerics(self.config.kernel_path, jnp.dtype(self.config.activation_dtype), 0)
-        return np.asarray(jax.jit(lambda p, h: head(p, h, numerics))(self.params, hidden))
+        numerics = Numerics(self.config.kernel_path, jnp.dtype(self.config.activation_dtype), 0, self.plan.context)
+        return np.asarray(jax.jit(lambda p, h: head(self.cfg, p, h, numerics))(self.params, hidden))
 
     def all_logits(self, ids, rows=None):
         """Logits after every token of a prompt run in one chunk, (T, V)."""

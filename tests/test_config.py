@@ -119,7 +119,7 @@ def test_unread_keys_are_reported(base):
         ({"feed_forward_length": 160}, "feed_forward_length", 160),
         ({"attention.head_count": 8}, "head_count", 8),
         ({"attention.head_count_kv": 1}, "head_count_kv", 1),
-        ({"attention.layer_norm_rms_epsilon": 2.5e-6}, "rms_epsilon", 2.5e-6),
+        ({"attention.layer_norm_rms_epsilon": 2.5e-6}, "norm_epsilon", 2.5e-6),
         ({"rope.freq_base": 500000.0}, "rope_freq_base", 500000.0),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "rope_scaling", RopeScaling("linear", 4.0)),
         ({"rope.scaling.factor": 4.0}, "rope_scaling", RopeScaling("linear", 4.0)),
@@ -180,7 +180,7 @@ def hidden(path, **changes):
     x = jax.random.normal(jax.random.key(0), (1, 3, cfg.embedding_length), jnp.float32)
 
     def run(params, x):
-        return layers(cfg, params, x, cache, rows, Numerics("reference", jnp.dtype("float32"), 128))[0]
+        return layers(cfg, params, x, cache, rows, Numerics("reference", jnp.dtype("float32"), 128, 128))[0]
 
     quick = {"xla_backend_optimization_level": 0}  # half the seconds of compilation, and five configs to compile
     return np.asarray(jax.jit(run, compiler_options=quick)(params, x))
@@ -295,7 +295,7 @@ def test_numbers_per_layer(base, key):
 @pytest.mark.parametrize("name", ["", "gpt2", "../llama", "llama\0", "x" * 10**6, "new\nline\x1b[31m"])
 def test_unknown_architecture(base, name):
     with pytest.raises(
-        UnsupportedError, match=r"'general\.architecture': unknown architecture .*supported: llama$"
+        UnsupportedError, match=r"'general\.architecture': unknown architecture .*supported: llama, .*gpt-oss$"
     ) as e:
         ModelConfig.from_metadata(base | {"general.architecture": name})
     assert str(e.value).isprintable()

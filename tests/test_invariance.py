@@ -116,7 +116,7 @@ def compiled(path, phase, rows, **config):
     key = StepKey(phase, rows, plan.capacity)
     params = abstract(cfg, formats(file), layout(compile_config))
     arguments = abstract_arguments(key, cfg, plan, compile_config, params)
-    step = jax.jit(make_step(key, cfg, compile_config), donate_argnums=1).lower(*arguments).compile()
+    step = jax.jit(make_step(key, cfg, compile_config, plan.context), donate_argnums=1).lower(*arguments).compile()
     return step, params, abstract_cache(cfg, plan, compile_config)
 
 

@@ -14,8 +14,13 @@ from quant.formats import format_named
 from quant.matmul import matmul
 from quant.native_ops import QTYPES
 
+FAMILIES = (
+    "qwen2", "qwen3", "qwen3moe", "olmo2", "granite", "phi3", "phi3-longrope", "starcoder2", "gemma2", "gemma3",
+    "gemma3-scaled", "gpt-oss",
+)  # fmt: skip
 GOLDENS = [
     *(f"arch/llama-{n}" for n in ("f16", "gqa", "linear", "lowbit", "moe", "rope3", "tied", "yarn")),
+    *(f"arch/{n}" for n in FAMILIES),
     *(f"models/stories260K-{n}" for n in ("f32", "k256-f32", "k256-Q8_0", "k256-Q6_K", "k256-Q4_K_M", "k256-Q2_K")),
 ]
 
@@ -25,10 +30,11 @@ def test_logits_and_greedy_ids_equal_llama_cpp(name):
     """DESIGN, Numerics: within 1e-3 of the logits' deviation; greedy ids equal, read off one teacher-forced pass."""
     folder, stem = name.split("/")
     golden = np.load(shared_path(folder, f"{stem}.npz"))
-    ids, greedy = golden["ids"].tolist(), golden["greedy_ids_f32"].tolist()
+    exact = "_gelu32" if "logits_f32_gelu32" in golden else ""  # without ggml's GELU table in float16
+    ids, greedy = golden["ids"].tolist(), golden[f"greedy_ids_f32{exact}"].tolist()
     model = load(shared_path(folder, f"{stem}.gguf"))
     logits = model.all_logits(ids + greedy[:-1], rows=128)
-    expected = golden["logits_f32"]
+    expected = golden[f"logits_f32{exact}"]
     assert np.abs(logits[: len(ids)] - expected).max() <= 1e-3 * expected.std()
     assert logits[len(ids) - 1 :].argmax(-1).tolist() == greedy
 
@@ -87,6 +93,10 @@ def test_bfloat16_activations_stay_within_their_rounding(tmp_path):
 NEAR_TIE = 127 * 1e-5
 
 
+# Compared with the twin too: it takes 5 s to compile each.
+TWINS = [name for name in GOLDENS if "llama-" in name or name.endswith(("gpt-oss", "qwen3moe", "Q8_0", "Q4_K_M"))]
+
+
 def rounding(product, ties):
     """A matrix product that first rounds activations as the native kernels do, and adds to `ties` how near they came
     to half a step."""
@@ -104,8 +114,8 @@ def rounding(product, ties):
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_native_kernels_stay_as_close_as_llama_cpp(name, monkeypatch):
-    """DESIGN, Numerics: RMS from `logits_f32` <= 1.5 times llama.cpp's own, which rounds activations to int8 too; and
-    within 1e-3 of the deviation of the reference path with that rounding done in jnp, but for near ties.
+    """DESIGN, Numerics: RMS from `logits_f32` <= 1.5 times llama.cpp's own, which rounds activations to int8 too; and,
+    for some files, within 1e-3 of the deviation of the reference path with that rounding in jnp, but for near ties.
     """
     folder, stem = name.split("/")
     golden = np.load(shared_path(folder, f"{stem}.npz"))
@@ -121,6 +131,8 @@ def test_native_kernels_stay_as_close_as_llama_cpp(name, monkeypatch):
     else:
         assert 0 < rms(logits) <= 1.5 * rms(golden["logits"])
 
+    if name not in TWINS:
+        return
     ties = []
     one = rounding(matmul, ties)
     monkeypatch.setattr("model.forward.matmul", one)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from test_matmul import random_weights
 
-from model.config import ARCHITECTURES, ModelConfig, RopeScaling
+from model.architectures import ARCHITECTURES
+from model.config import ModelConfig, RopeScaling
 from model.moe import moe, route
 from model.stack import Stack
 
@@ -70,6 +71,6 @@ def test_a_row_does_not_depend_on_its_neighbours(blk):
 
 
 def test_route_takes_the_lower_expert_of_a_tie_and_shares_sum_to_one():
-    experts, weights = route(jnp.asarray([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), 2)
+    experts, weights = route(jnp.asarray([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), 2, "all")
     np.testing.assert_array_equal(np.asarray(experts), [[1, 2], [0, 1]])
     np.testing.assert_allclose(np.asarray(weights), 0.5)
