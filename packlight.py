@@ -17,7 +17,7 @@ import os
 import reprlib
 import statistics
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +27,10 @@ from compile.inspection import format_totals, inspect, tensor_layouts, tensor_pa
 from compile.kernels import layout, settle
 from compile.plan import Plan, make_plan
 from model.architectures import ARCHITECTURES
+from model.chat import ChatTemplateError, prompt_ids, render, special_texts, template_of
 from model.config import ModelConfig
 from model.declaration import check
+from model.ggufheader import shown_path
 from model.load import read_weights
 from model.reader import GGUFFile, open_gguf
 from model.sampling import SamplingConfig
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARCHITECTURES",
+    "ChatTemplateError",
     "FORMATS",
     "CompileConfig",
     "Completion",
@@ -65,6 +68,7 @@ __all__ = [
     "format_totals",
     "inspect",
     "load",
+    "render_chat",
     "unpack",
 ]
 
@@ -270,6 +274,34 @@ class LLM:
         completions = [run.completion() for run in runs]
         return completions if several else completions[0]
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        template: str | None = None,
+        **sampling: Any,
+    ) -> Completion:
+        """The assistant's next message in a conversation of {"role": ..., "content": ...}.
+
+        template: text of a chat template, instead of the file's own. sampling: as in `generate`.
+        Raises ConfigError for what is no conversation, ChatTemplateError when the file has no template or it refuses
+        the messages, and as `generate` does.
+        """
+        return self.generate(self.chat_prompt(messages, tools, template), **sampling)  # pyright: ignore[reportReturnType]
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        template: str | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, up to where the assistant answers. Raises as `chat` does."""
+        metadata = self.file.metadata
+        template = template if template is not None else template_of(metadata, shown_path(self.file.path))
+        bos, eos = special_texts(metadata, self.tokenizer)
+        text = render(template, messages, tools=tools, bos_token=bos, eos_token=eos)
+        return prompt_ids(self.tokenizer, text)
+
     def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Generator[str, None, Completion]:
         """Yields the text of `generate(prompt, ...)` as it comes, in whole characters; the `Completion` is the
         generator's return value. Closing the generator ends the generation. Raises as `generate` does, at the call.
@@ -382,6 +414,34 @@ class _Run:
             "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
             "total_s": times[-1] - self.began if times else 0.0,
         }
+
+
+def render_chat(
+    path_or_template: str | os.PathLike,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = True,
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Any] | None = None,
+    bos_token: str = "",
+    eos_token: str = "",
+    strftime_now: str | None = None,
+    **vars: Any,  # noqa: A002  the name templates' variables have in the field
+) -> str:
+    """The prompt that a chat template makes of a conversation; see `model.chat.render`.
+
+    path_or_template: a GGUF file, whose own template and special tokens are used, or the text of a template.
+    Raises ConfigError for what is no conversation, ChatTemplateError when there is no template, or it refuses the
+    messages, fails or does not end; GGUFError for a bad file.
+    """
+    template = os.fspath(path_or_template)
+    if isinstance(path_or_template, os.PathLike) or template.endswith(".gguf"):
+        file = open_gguf(template)
+        bos, eos = special_texts(file.metadata, Tokenizer.from_file(file))
+        bos_token, eos_token = bos_token or bos, eos_token or eos
+        template = template_of(file.metadata, shown_path(file.path))
+    return render(
+        template, messages, add_generation_prompt, tools, documents, bos_token, eos_token, strftime_now, **vars
+    )
 
 
 def unpack(blocks: np.ndarray, qtype: str) -> np.ndarray:

@@ -38,6 +38,8 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "stop": (flags.DEFINE_multi_string, [], "end before this text; may be given several times"),
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
+    "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
+    "chat_template": (flags.DEFINE_string, None, "file with a chat template, instead of the model's own"),
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
     **BENCH_FLAGS,
 }
@@ -89,6 +91,27 @@ def generate(values: flags.FlagValues) -> None:
     else:
         write("\n")
         say(speed(completion) + (f"; seed {sampling['seed']}" if values.temperature else ""))
+
+
+def chat(values: flags.FlagValues) -> None:
+    """Talks with the model in its own chat template until the input ends."""
+    from conversation import Conversation, read_line
+    from model.chat import template_of
+    from model.sampling import SamplingConfig
+
+    sampling: dict[str, Any] = {name: values[name].value for name in SAMPLING}
+    sampling["stop"] = [_text("stop", stop) for stop in values.stop]
+    SamplingConfig(**sampling)  # bad values are refused before anything is read
+    template = None if values.chat_template is None else _file_text("chat_template", values.chat_template)
+    system = None if values.system is None else _text("system", values.system)
+    prepared = _prepare(values)
+    if template is None:
+        template_of(prepared.file.metadata, os.path.basename(prepared.file.path))
+    talk = Conversation(_load(prepared), template, system, sampling)
+    if sys.stdin.isatty():
+        say("/help lists the commands, Ctrl-D ends")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    talk.run(read_line)
 
 
 def inspect(values: flags.FlagValues) -> None:
@@ -157,6 +180,13 @@ COMMANDS = {
             "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
             ("model", "prompt", *SAMPLING, "config", "context", "json"),
             generate,
+        ),
+        Command(
+            "chat",
+            "talk with a model in its own chat template",
+            "packlight chat --model=model.gguf --system='Answer in one sentence.'",
+            ("model", "system", "chat_template", *SAMPLING, "config", "context"),
+            chat,
         ),
         Command(
             "inspect",
@@ -248,6 +278,17 @@ def _text(flag: str, value: str) -> str:
         return os.fsencode(value).decode()
     except UnicodeError:
         raise ConfigError(f"--{flag} is not UTF-8 text") from None
+
+
+def _file_text(flag: str, path: str) -> str:
+    """The text of a file that a flag names."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"--{flag}={path}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"--{flag}={path}: not UTF-8 text") from None
 
 
 def _model_path(values: flags.FlagValues) -> str:

@@ -56,7 +56,7 @@ SUITE = {
             "tinyllama-1.1b",
             f"pure-{name}",
             ("--paths=reference,f32,xla,native", "--reps=3", "--gen_tokens=8", "--prompt_tokens=128"),
-            (("layers", 2), ("vocab", 256)),
+            (("layers", 2), ("vocab", 512)),
             peer=False,
         )
         for name in FIELDS

@@ -1,0 +1,179 @@
+"""Chat templates: equal to the reference renderings, and harmless whatever they try."""
+
+import json
+import subprocess
+import time
+
+import pytest
+from conftest import shared_path
+from ggufs import write_llama
+from running import COMMAND, write_config
+
+import packlight
+from model.chat import ChatTemplateError, prompt_ids, render
+
+NAMES = (
+    "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "google-gemma-2-2b-it",
+    "meta-llama-Llama-3.1-8B-Instruct", "microsoft-Phi-3.5-mini-instruct", "mistralai-Mistral-Nemo-Instruct-2407",
+    "openai-gpt-oss-120b", "qwen2-chatml", "tinyllama-zephyr",
+)  # fmt: skip
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_renderings_equal_hugging_faces(name):
+    """R25: every conversation of every template, errors with the template's own words included."""
+    template = shared_path("templates", f"{name}.jinja").read_bytes().decode()
+    fixture = json.loads(shared_path("templates", f"{name}.json").read_text(encoding="utf-8"))
+    for case in fixture["conversations"]:
+        arguments = (template, case["messages"], case["add_generation_prompt"], case["tools"])
+        tokens = {"bos_token": fixture["bos_token"], "eos_token": fixture["eos_token"]}
+        if case.get("error"):
+            with pytest.raises(ChatTemplateError) as caught:
+                render(*arguments, **tokens, strftime_now=fixture["now"], **case["vars"])
+            assert " ".join(case["message"].split()) in str(caught.value)
+        else:
+            got = render(*arguments, **tokens, strftime_now=fixture["now"], **case["vars"])
+            assert got == case["expected"], case["name"]
+
+
+ATTACKS = {
+    "power while compiling": "{{ 9**(9**9) }}",
+    "more power": "{{ 9**(9**(9**9)) }}",
+    "endless loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+    "endless output": "{% for i in range(99999) %}{% for j in range(99999) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
+    "memory": "{{ 'x' * 99999999999 }}",
+    "objects": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "mutation": "{{ messages.append(1) }}",
+    "nesting": "{% if 1 %}" * 5000 + "{% endif %}" * 5000,
+    "recursion": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "import": "{% import 'os' as os %}",
+    "include": "{% include '/etc/passwd' %}",
+    "syntax": "{% if %}",
+    "unclosed": "{{",
+    "a shout": "{{ raise_exception('no\nwords') }}",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_hostile_template_is_one_error_in_bounded_time(name):
+    began = time.perf_counter()
+    with pytest.raises(ChatTemplateError) as caught:
+        render(ATTACKS[name], HELLO)
+    assert time.perf_counter() - began < 25
+    assert str(caught.value).startswith("chat template: ")
+    assert "\n" not in str(caught.value)
+    assert "subclasses" not in str(caught.value) or "unsafe" in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception.__globals__ }}", "{{ '{0.__class__}'.format(1) }}"])
+def test_what_python_hides_renders_to_nothing(template):
+    assert render(f"[{template}]", HELLO) == "[]"
+
+
+def test_surrogates_and_other_text_survive():
+    messages = [{"role": "user", "content": "a\r\nb \N{GRINNING FACE} \0 </s>"}]
+    assert render("{{ messages[0].content }}|{{ x }}", messages, x="é") == messages[0]["content"] + "|é"
+
+
+@pytest.mark.parametrize("messages", [[], "hello", [1], [{}], [{"content": "x"}], {"role": "user"}, None])
+def test_what_is_no_conversation_is_refused(messages):
+    with pytest.raises(packlight.ConfigError, match="message"):
+        render("x", messages)
+
+
+def test_values_that_are_no_data_are_refused():
+    with pytest.raises(packlight.ConfigError, match="plain data"):
+        render("x", HELLO, tools=[object()])
+
+
+def test_render_chat_takes_a_template_or_a_file(tmp_path):
+    assert packlight.render_chat("{{ messages[0].content }}{{ bos_token }}", HELLO, bos_token="<s>") == "hello<s>"
+    extra = {"tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ add_generation_prompt }}"}
+    path = write_llama(tmp_path / "m.gguf", extra=extra)
+    assert packlight.render_chat(path, HELLO, add_generation_prompt=False) == "<s>helloFalse"
+    without = write_llama(tmp_path / "n.gguf")
+    with pytest.raises(ChatTemplateError, match="no chat template .*--chat_template=FILE"):
+        packlight.render_chat(without, HELLO)
+
+
+TALK = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+    """A model of noise with a template, and a small config."""
+    folder = tmp_path_factory.mktemp("talk")
+    path = write_llama(folder / "m.gguf", layers=1, extra={"tokenizer.chat_template": TALK})
+    return path, write_config(folder / "c.toml", cache_dir=str(folder / "store"))
+
+
+def chat(talker, text, *flags):
+    path, config = talker
+    command = [*COMMAND, "chat", f"--model={path}", f"--config={config}", "--temperature=0", "--max_tokens=6", *flags]
+    return subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=300, check=False)
+
+
+def test_chat_keeps_the_history(talker):
+    """Each answer is what `llm.chat` gives for all messages so far; commands and empty lines are no messages."""
+    done = chat(talker, "hello\n\n/help\nand \\\nthis\n/reset\nhello\n/nonsense\n/system be kind\nhello\n/quit\nx\n")
+    assert done.returncode == 0, done.stderr
+    llm = packlight.load(*map(str, talker))
+    said = []
+
+    def turn(messages, text):
+        messages.append({"role": "user", "content": text})
+        answer = llm.chat(messages, temperature=0, max_tokens=6).text
+        messages.append({"role": "assistant", "content": answer})
+        said.append(answer + "\n")
+
+    history = []
+    turn(history, "hello")
+    turn(history, "and \nthis")
+    turn([], "hello")
+    turn([{"role": "system", "content": "be kind"}], "hello")
+    assert done.stdout == "".join(said)
+    assert said[0] == said[2] != said[3]
+    assert "no command /nonsense" in done.stderr
+    assert "Ctrl-C stops an answer" in done.stderr
+
+
+def test_chat_survives_a_turn_that_fails(talker):
+    """A message too long for the context is one line, and the talk goes on as if it had not been."""
+    done = chat(talker, "a" * 5000 + "\nhello\n")
+    assert done.returncode == 0
+    assert done.stderr.count("error: the prompt has") == 1
+    assert done.stdout == chat(talker, "hello\n").stdout
+
+
+def test_a_template_can_be_given(talker, tmp_path):
+    (tmp_path / "t.jinja").write_text("{{ messages[-1].content }}")
+    done = chat(talker, "hello\n", f"--chat_template={tmp_path / 't.jinja'}")
+    llm = packlight.load(*map(str, talker))
+    ids = llm.encode("hello", parse_special=True)
+    assert done.stdout == llm.generate(ids, temperature=0, max_tokens=6).text + "\n"
+    done = chat(talker, "hello\n", "--chat_template=/no/such/file")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --chat_template=/no/such/file: No such file or directory\n"
+
+
+def test_a_file_without_a_template_is_refused_before_it_is_loaded(tmp_path):
+    path = write_llama(tmp_path / "m.gguf", layers=1)
+    done = subprocess.run(
+        [*COMMAND, "chat", f"--model={path}"], input="x", capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pass one with --chat_template=FILE" in done.stderr
+
+
+def test_bos_is_never_doubled(talker):
+    path, _ = talker
+    tokenizer = packlight.Tokenizer.from_gguf(path)
+    assert tokenizer.add_bos
+    with_bos, without = prompt_ids(tokenizer, "<s>ab"), prompt_ids(tokenizer, "ab")
+    assert with_bos[0] == without[0] == tokenizer.bos_id
+    assert tokenizer.bos_id not in [*with_bos[1:], *without[1:]]
