@@ -15,7 +15,6 @@ import importlib.util
 import numbers
 import os
 import reprlib
-import statistics
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from compile.config import CompileConfig, default_config, read_config
 from compile.inspection import format_totals, inspect, tensor_layouts, tensor_paths
 from compile.kernels import layout, settle
 from compile.plan import Plan, make_plan
+from generation import Completion, Run
 from model.architectures import ARCHITECTURES
 from model.chat import ChatTemplateError, prompt_ids, render, special_texts, template_of
 from model.config import ModelConfig
@@ -34,7 +34,6 @@ from model.ggufheader import shown_path
 from model.load import read_weights
 from model.reader import GGUFFile, open_gguf
 from model.sampling import SamplingConfig
-from model.streaming import TextStream
 from model.tokenizer import Tokenizer
 from quant.errors import (
     ConfigError,
@@ -48,7 +47,7 @@ from quant.formats import FORMATS, format_named
 
 if TYPE_CHECKING:
     from compile.aot import Built
-    from compile.engine import Engine, Event
+    from compile.engine import Engine
 
 __all__ = [
     "ARCHITECTURES",
@@ -71,22 +70,6 @@ __all__ = [
     "render_chat",
     "unpack",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What one prompt gave.
-
-    text: the generated pieces' bytes joined, invalid UTF-8 as U+FFFD, the end token left out, cut at a stop string.
-    finish_reason: "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full).
-    timings: ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms, total_s (itl: time between two tokens).
-    """
-
-    text: str
-    token_ids: list[int]
-    prompt_token_ids: list[int]
-    finish_reason: str
-    timings: dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +212,7 @@ class LLM:
         end_tokens = self.tokenizer.eog_ids
         self._engine = Engine(self.model, self.config, self.plan, self.executables, params, end_tokens, self.device)
         self._prepared = prepared
-        self._running: dict[int, _Run] = {}
+        self._running: dict[int, Run] = {}
         self.kv_bytes = self._engine.cache_bytes
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
 
@@ -268,7 +251,7 @@ class LLM:
         prompts: Any = prompt if several else [prompt]
         checked = [self._prepared.prompt(p) for p in prompts]
         config = SamplingConfig(**sampling)
-        runs = [_Run(ids, config.with_seed(), self.tokenizer) for ids in checked]
+        runs = [Run(ids, config.with_seed(), self.tokenizer) for ids in checked]
         for _ in self._follow(runs):
             pass
         completions = [run.completion() for run in runs]
@@ -306,7 +289,7 @@ class LLM:
         """Yields the text of `generate(prompt, ...)` as it comes, in whole characters; the `Completion` is the
         generator's return value. Closing the generator ends the generation. Raises as `generate` does, at the call.
         """
-        run = _Run(self._prepared.prompt(prompt), SamplingConfig(**sampling).with_seed(), self.tokenizer)
+        run = Run(self._prepared.prompt(prompt), SamplingConfig(**sampling).with_seed(), self.tokenizer)
         return self._stream(run)
 
     def kernel_paths(self) -> dict[str, str]:
@@ -322,12 +305,12 @@ class LLM:
         """Tensor -> the layout of its packed bytes, ggml's or "rowsN" (`quant.layouts`)."""
         return tensor_layouts(self.file, self.model, self._prepared.layout)
 
-    def _stream(self, run: "_Run") -> Generator[str, None, Completion]:
+    def _stream(self, run: "Run") -> Generator[str, None, Completion]:
         with contextlib.closing(self._follow([run])) as texts:
             yield from texts
         return run.completion()
 
-    def _follow(self, runs: "list[_Run]") -> Generator[str, None, None]:
+    def _follow(self, runs: "list[Run]") -> Generator[str, None, None]:
         """Drives the engine until these runs are complete, yielding each piece of text that becomes safe to show."""
         mine = {self._engine.submit(run.prompt, run.sampling): run for run in runs if not run.complete}
         for run in runs:
@@ -356,64 +339,6 @@ class LLM:
             run.take(event)
             if run.complete:
                 self._engine.cancel(event.request)
-
-
-class _Run:
-    """One prompt on its way to a Completion."""
-
-    def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer):
-        self.prompt, self.sampling = prompt, sampling
-        self._stream = TextStream(tokenizer, sampling.stop)
-        self.complete = sampling.max_tokens == 0
-        self.began = 0.0
-        self._failed_at: int | None = None
-        self._ids: list[int] = []
-        self._times: list[float] = []
-        self._text: list[str] = []
-        self._shown = 0
-        self._reason = "length"
-
-    def take(self, event: "Event") -> None:
-        """Books one token."""
-        self._times.append(event.time)
-        if event.ended == "error":
-            self._failed_at = event.position
-        elif event.ended != "stop":
-            self._ids.append(event.token)
-            self._text.append(self._stream.feed(event.token))
-        if event.ended:
-            self._text.append(self._stream.finish())
-        if event.ended == "stop" or self._stream.stopped:
-            self._reason = "stop"
-        self.complete = bool(event.ended) or self._stream.stopped
-
-    def check(self) -> None:
-        """Raises NonFiniteLogitsError when the run ended for that."""
-        if self._failed_at is not None:
-            raise NonFiniteLogitsError(f"the model's logits at position {self._failed_at} are NaN or infinite")
-
-    def fresh(self) -> str:
-        """The text that became safe to show since the last call."""
-        text = "".join(self._text[self._shown :])
-        self._shown = len(self._text)
-        return text
-
-    def completion(self) -> Completion:
-        return Completion("".join(self._text), self._ids, self.prompt, self._reason, self._timings())
-
-    def _timings(self) -> dict[str, float | None]:
-        """Seconds, rates and gaps; None where there were too few tokens to measure."""
-        times = self._times
-        gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
-        ttft = times[0] - self.began if times else None
-        return {
-            "ttft_s": ttft,
-            "prefill_tok_s": len(self.prompt) / ttft if ttft else None,
-            "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
-            "itl_p50_ms": statistics.median(gaps) if gaps else None,
-            "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
-            "total_s": times[-1] - self.began if times else 0.0,
-        }
 
 
 def render_chat(

@@ -106,7 +106,7 @@ MISTAKES = [
     ("inspect", "--model is missing"),
     ("inspect --model={text}", "text.gguf: not a GGUF file"),
     ("compile --model={tensor}", "tensor 'blk.0.attn_q.weight' is missing"),
-    ("martian", "unknown command 'martian'; there are: generate, inspect, compile"),
+    ("martian", "unknown command 'martian'; there are: generate, chat, inspect, compile, bench"),
 ]
 
 

@@ -166,7 +166,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
 }  // namespace
 }  // namespace packlight
 
-extern "C" bool packlight_has(int isa) { return packlight::has(static_cast<packlight::Isa>(isa)); }
+extern "C" int packlight_has(int isa) { return packlight::has(static_cast<packlight::Isa>(isa)); }
 
 // Rows that the layout which this CPU's kernels read fastest has side by side.
 extern "C" int packlight_lanes() {

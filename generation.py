@@ -1,0 +1,87 @@
+"""One prompt on its way to a `Completion`: tokens booked, text made safe to show, timings. Knows no model or device."""
+
+import dataclasses
+import statistics
+from typing import TYPE_CHECKING
+
+from model.sampling import SamplingConfig
+from model.streaming import TextStream
+from model.tokenizer import Tokenizer
+from quant.errors import NonFiniteLogitsError
+
+if TYPE_CHECKING:
+    from compile.engine import Event
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What one prompt gave.
+
+    text: the generated pieces' bytes joined, invalid UTF-8 as U+FFFD, the end token left out, cut at a stop string.
+    finish_reason: "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full).
+    timings: ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms, total_s (itl: time between two tokens).
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: str
+    timings: dict[str, float | None]
+
+
+class Run:
+    """One prompt on its way to a Completion."""
+
+    def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer):
+        self.prompt, self.sampling = prompt, sampling
+        self._stream = TextStream(tokenizer, sampling.stop)
+        self.complete = sampling.max_tokens == 0
+        self.began = 0.0
+        self._failed_at: int | None = None
+        self._ids: list[int] = []
+        self._times: list[float] = []
+        self._text: list[str] = []
+        self._shown = 0
+        self._reason = "length"
+
+    def take(self, event: "Event") -> None:
+        """Books one token."""
+        self._times.append(event.time)
+        if event.ended == "error":
+            self._failed_at = event.position
+        elif event.ended != "stop":
+            self._ids.append(event.token)
+            self._text.append(self._stream.feed(event.token))
+        if event.ended:
+            self._text.append(self._stream.finish())
+        if event.ended == "stop" or self._stream.stopped:
+            self._reason = "stop"
+        self.complete = bool(event.ended) or self._stream.stopped
+
+    def check(self) -> None:
+        """Raises NonFiniteLogitsError when the run ended for that."""
+        if self._failed_at is not None:
+            raise NonFiniteLogitsError(f"the model's logits at position {self._failed_at} are NaN or infinite")
+
+    def fresh(self) -> str:
+        """The text that became safe to show since the last call."""
+        text = "".join(self._text[self._shown :])
+        self._shown = len(self._text)
+        return text
+
+    def completion(self) -> Completion:
+        return Completion("".join(self._text), self._ids, self.prompt, self._reason, self._timings())
+
+    def _timings(self) -> dict[str, float | None]:
+        """Seconds, rates and gaps; None where there were too few tokens to measure."""
+        times = self._times
+        gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
+        ttft = times[0] - self.began if times else None
+        return {
+            "ttft_s": ttft,
+            "prefill_tok_s": len(self.prompt) / ttft if ttft else None,
+            "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
+            "itl_p50_ms": statistics.median(gaps) if gaps else None,
+            "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
+            "total_s": times[-1] - self.began if times else 0.0,
+        }
