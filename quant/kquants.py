@@ -41,50 +41,70 @@ import numpy as np
 from quant import bits
 from quant.bits import f32, fields, tail
 
-TWO_BITS = np.array([0, 2, 4, 6])
-
 
 def unpack_q2_k(blocks: jax.Array) -> jax.Array:
     """uint8 (..., 84) -> float32 (..., 256)."""
-    lead = blocks.shape[:-1]
-    scales = blocks[..., :16].reshape(*lead, 2, 4, 2, 1)
-    q = fields(blocks[..., 16:80].reshape(*lead, 2, 1, 2, 16), TWO_BITS.reshape(4, 1, 1), 3)  # (..., 2, 4, 2, 16)
-    dl = tail(bits.f16(blocks, 80), 4) * f32(scales & 15)
-    ml = tail(bits.f16(blocks, 82), 4) * f32(scales >> 4)
-    return (dl * f32(q) - ml).reshape(*lead, 256)
+    q = [_run(blocks, 16 + 32 * h) >> 2 * j & 3 for h in range(2) for j in range(4)]
+    scales = blocks[..., :16]
+    dl = tail(bits.f16(blocks, 80), 1) * f32(scales & 15)
+    ml = tail(bits.f16(blocks, 82), 1) * f32(scales >> 4)
+    return _scaled(q, dl, ml)
 
 
 def unpack_q3_k(blocks: jax.Array) -> jax.Array:
     """uint8 (..., 110) -> float32 (..., 256)."""
+    hmask = _run(blocks, 0)
+    low = [_run(blocks, 32 + 32 * h) >> 2 * j & 3 for h in range(2) for j in range(4)]
+    q = [(run | (hmask >> bit & 1) << 2) - 4 for bit, run in enumerate(low)]
     lead = blocks.shape[:-1]
-    low = fields(blocks[..., 32:96].reshape(*lead, 2, 1, 2, 16), TWO_BITS.reshape(4, 1, 1), 3)  # (..., 2, 4, 2, 16)
-    high = fields(blocks[..., :32].reshape(*lead, 1, 1, 2, 16), np.arange(8).reshape(2, 4, 1, 1), 1)
     sc_low = fields(blocks[..., None, 96:104], ((0,), (4,)), 15).reshape(*lead, 16)
-    sc_high = fields(blocks[..., None, 104:108], TWO_BITS.reshape(4, 1), 3).reshape(*lead, 16)
-    sc = (sc_low | (sc_high << 4)) - 32
-    dl = tail(bits.f16(blocks, 108), 1) * f32(sc)
-    return (dl.reshape(*lead, 2, 4, 2, 1) * f32((low | (high << 2)) - 4)).reshape(*lead, 256)
+    sc_high = fields(blocks[..., None, 104:108], ((0,), (2,), (4,), (6,)), 3).reshape(*lead, 16)
+    return _scaled(q, tail(bits.f16(blocks, 108), 1) * f32((sc_low | (sc_high << 4)) - 32))
 
 
 def unpack_q4_k(blocks: jax.Array) -> jax.Array:
     """uint8 (..., 144) -> float32 (..., 256)."""
-    lead = blocks.shape[:-1]
-    q = bits.nibbles(blocks[..., 16:].reshape(*lead, 4, 32))  # (..., 4, 2, 32)
-    dl, ml = _scale_min(blocks)
-    return (dl * f32(q) - ml).reshape(*lead, 256)
+    q = [_run(blocks, 16 + 32 * i) >> 4 * n & 15 for i in range(4) for n in range(2)]
+    return _scaled(q, *_scale_min(blocks))
 
 
 def unpack_q5_k(blocks: jax.Array) -> jax.Array:
     """uint8 (..., 176) -> float32 (..., 256)."""
-    lead = blocks.shape[:-1]
-    low = bits.nibbles(blocks[..., 48:].reshape(*lead, 4, 32))  # (..., 4, 2, 32)
-    high = fields(blocks[..., None, None, 16:48], np.arange(8).reshape(4, 2, 1), 1)
-    dl, ml = _scale_min(blocks)
-    return (dl * f32(low | (high << 4)) - ml).reshape(*lead, 256)
+    qh = _run(blocks, 16)
+    low = [_run(blocks, 48 + 32 * i) >> 4 * n & 15 for i in range(4) for n in range(2)]
+    return _scaled([run | (qh >> bit & 1) << 4 for bit, run in enumerate(low)], *_scale_min(blocks))
+
+
+def unpack_q6_k(blocks: jax.Array) -> jax.Array:
+    """uint8 (..., 210) -> float32 (..., 256)."""
+    q = [
+        (_run(blocks, 64 * h + 32 * r) >> 4 * n & 15 | (_run(blocks, 128 + 32 * h) >> 2 * (2 * n + r) & 3) << 4) - 32
+        for h in range(2)
+        for n in range(2)
+        for r in range(2)
+    ]
+    return _scaled(q, tail(bits.f16(blocks, 208), 1) * bits.int8(blocks[..., 192:208]))
+
+
+def _run(blocks: jax.Array, at: int) -> jax.Array:
+    """The 32 bytes from byte `at`: uint8 (..., bytes) -> int32 (..., 32)."""
+    return blocks[..., at : at + 32].astype(jnp.int32)
+
+
+def _scaled(quants: list[jax.Array], scale: jax.Array, minimum: jax.Array | None = None) -> jax.Array:
+    """scale * q - minimum: 8 runs of int32 (..., 32), float32 (..., 8 or 16) each -> float32 (..., 256).
+
+    Each run is shifted by a number, then all are stacked: XLA:CPU vectorizes that 2 to 7 times better than one shift
+    of all runs by an array of numbers.
+    """
+    *lead, subs = scale.shape
+    q = f32(jnp.stack(quants, axis=-2)).reshape(*lead, subs, 256 // subs)
+    values = tail(scale, 1) * q
+    return (values if minimum is None else values - tail(minimum, 1)).reshape(*lead, 256)
 
 
 def _scale_min(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """d * sc and dmin * mn of the 8 sub-blocks of Q4_K or Q5_K: uint8 (..., bytes) -> two float32 (..., 4, 2, 1)."""
+    """d * sc and dmin * mn of the 8 sub-blocks of Q4_K or Q5_K: uint8 (..., bytes) -> two float32 (..., 8)."""
     lead = blocks.shape[:-1]
     a, b, c = (blocks[..., None, at : at + 4] for at in (4, 8, 12))  # (..., 1, 4): the three rows of the diagram
     # A broadcast select between sub-blocks 0..3 and 4..7. Concatenating the halves instead costs XLA:CPU a factor of
@@ -94,14 +114,4 @@ def _scale_min(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
     mn = jnp.where(first, b & 63, (c >> 4) | ((b >> 6) << 4))
     dl = tail(bits.f16(blocks, 0), 2) * f32(sc)
     ml = tail(bits.f16(blocks, 2), 2) * f32(mn)
-    return dl.reshape(*lead, 4, 2, 1), ml.reshape(*lead, 4, 2, 1)
-
-
-def unpack_q6_k(blocks: jax.Array) -> jax.Array:
-    """uint8 (..., 210) -> float32 (..., 256)."""
-    lead = blocks.shape[:-1]
-    # Axes (h, n, r, 2, 16): the last two are the two sub-blocks of 16 in a run of 32.
-    low = fields(blocks[..., :128].reshape(*lead, 2, 1, 2, 2, 16), np.array([0, 4]).reshape(2, 1, 1, 1), 15)
-    high = fields(blocks[..., 128:192].reshape(*lead, 2, 1, 1, 2, 16), TWO_BITS.reshape(2, 2, 1, 1), 3)
-    dl = tail(bits.f16(blocks, 208), 1) * bits.int8(blocks[..., 192:208])
-    return (dl.reshape(*lead, 2, 2, 2, 2, 1) * f32((low | (high << 4)) - 32)).reshape(*lead, 256)
+    return dl.reshape(*lead, 8), ml.reshape(*lead, 8)
