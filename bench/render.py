@@ -12,7 +12,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-MODELS = ("tinyllama-1.1b", "tinyllama-1.1b-batch", "llama-3.2-1b", "llama-2-7b")
+MODELS = ("tinyllama-1.1b", "tinyllama-1.1b-batch", "tinyllama-1.1b-xla", "llama-3.2-1b", "llama-2-7b")
 Record = dict[str, Any]
 
 
@@ -54,8 +54,10 @@ def _models(runs: dict[str, Record]) -> str:
     for name in MODELS:
         if name in runs:
             record = runs[name]
+            kernels = record.get("kernels", "native")
+            label = f"{name.removesuffix('-batch').removesuffix('-xla')} {_mix(record)}"
             rows += [
-                [f"{name.removesuffix('-batch')} {_mix(record)}", *cells]
+                [label if kernels == "native" else f"{label}, `{kernels}`", *cells]
                 for cells in (_cells(record, row) for row in record["results"])
             ]
     head = ("model", "test", "tokens/s", "GB/s", "of bandwidth", "of GEMM", "llama.cpp", "ratio", "range")

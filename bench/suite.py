@@ -45,6 +45,9 @@ LONG = (("context", 8192),)
 SUITE = {
     "tinyllama-1.1b": Entry("tinyllama-1.1b", "Q4_K_M", ("--depth=0,1024,4096",), LONG),
     "tinyllama-1.1b-batch": Entry("tinyllama-1.1b", "Q4_K_M", ("--prompt_tokens=0", "--batch=4,8"), LONG),
+    "tinyllama-1.1b-xla": Entry(
+        "tinyllama-1.1b", "Q4_K_M", (f"--config={ROOT / 'bench' / 'xla.toml'}", "--reps=3", "--gen_tokens=16")
+    ),
     "llama-3.2-1b": Entry("llama-3.2-1b", "Q4_K_M"),
     "llama-2-7b": Entry("llama-2-7b", "Q4_K_M", ("--reps=3", "--prompt_tokens=128", "--gen_tokens=32")),
     "paths": Entry(
