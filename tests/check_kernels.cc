@@ -1,5 +1,5 @@
-// Every format's NEON kernel against the portable one, in both layouts, on ragged sizes. Prints the worst relative
-// error; tests/test_native_arm.py builds it for ARM and runs it in an emulator.
+// Every format through KERNELS, the kernels of one instruction set, against the portable ones, in both layouts, on
+// ragged sizes. Prints the worst relative error; tests/test_native_builds.py builds and runs it.
 
 #include <cmath>
 #include <cstdio>
@@ -65,7 +65,7 @@ double compare(const Format& f, int64_t rows, int64_t out, int64_t n, int lanes)
   std::vector<float> x(rows * n * f.elements);
   for (auto& value : x) value = std::normal_distribution<float>()(rng);
   const auto want = product(kPortable, {&f, 1, out, n, blocks.data()}, x, rows);
-  const auto got = product(kNeon, {&f, lanes, out, n, packed.data()}, x, rows);
+  const auto got = product(KERNELS, {&f, lanes, out, n, packed.data()}, x, rows);
   double error = 0, norm = 0;
   for (size_t i = 0; i < want.size(); ++i) {
     error += std::pow(want[i] - got[i], 2);
@@ -84,7 +84,7 @@ int main() {
     for (const int64_t rows : {1, 2, 3, 5, 8, 9, 33}) {
       for (const int64_t out : {1, 7, 16, 37}) {
         for (const int64_t n : {1, 9}) {
-          for (const int lanes : {1, kNeon.lanes}) worst = std::fmax(worst, compare(f, rows, out, n, lanes));
+          for (const int lanes : {1, KERNELS.lanes}) worst = std::fmax(worst, compare(f, rows, out, n, lanes));
         }
       }
     }
