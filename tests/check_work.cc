@@ -3,6 +3,8 @@
 
 #include "work.h"
 
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <thread>
@@ -17,7 +19,10 @@ int main() {
   for (int round = 0; round < kJobs; ++round) {
     auto work = std::make_unique<Work>();
     auto job = std::make_shared<packlight::Job>();
-    job->quantize.set(kChunks, [](void* w, int64_t i) { ++static_cast<Work*>(w)->rounded[i]; }, work.get());
+    job->quantize.set(kChunks, [](void* w, int64_t i) {
+          std::this_thread::yield();  // another thread claims the next chunk meanwhile
+          ++static_cast<Work*>(w)->rounded[i];
+        }, work.get());
     job->multiply.set(
         kChunks,
         [](void* w, int64_t i) {  // reads what every chunk of the first stage wrote
@@ -26,7 +31,15 @@ int main() {
         },
         work.get());
     std::vector<std::thread> helpers;
-    for (int h = 0; h < kHelpers; ++h) helpers.emplace_back([job] { job->help(); });
+    auto ready = std::make_shared<std::atomic<int>>(0);
+    for (int h = 0; h < kHelpers; ++h) {
+      helpers.emplace_back([job, ready, h] {
+        ready->fetch_add(1, std::memory_order_relaxed);
+        if (h == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        job->help();
+      });
+    }
+    while (ready->load(std::memory_order_relaxed) < kHelpers) std::this_thread::yield();
     job->help();
     job->multiply.wait();
     for (const int count : work->multiplied) wrong += count != kChunks;
