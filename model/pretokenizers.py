@@ -91,12 +91,25 @@ class PreTokenizer:
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
 
-def _gpt4_like(number: str) -> str:
-    """The pattern family of tiktoken's cl100k_base; its members differ in how many digits make a number."""
+_CONTRACTIONS = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+_SPACES_LAST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _gpt4_like(number: str, words: str = r"[^\r\n\p{L}\p{N}]?\p{L}+", spaces: str = _SPACES_LAST) -> str:
+    """The family of tiktoken's cl100k_base; its members differ most in how many digits make a number."""
+    return rf"{_CONTRACTIONS}|{words}|{number}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{spaces}"
+
+
+def _cased(number: str, after: str = "", letter: str = r"\p{L}") -> str:
+    """The family of o200k_base, which cuts between a small letter and a capital one.
+
+    llama.cpp tells only ASCII's capitals from its small letters: any other letter may stand for either.
+    """
+    upper, lower = f"(?:(?={letter})[^a-z])", f"(?:(?={letter})[^A-Z])"
+    before = r"[^\r\n\p{L}\p{N}]?"
     return (
-        r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        + number
-        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        rf"{before}{upper}*{lower}+{after}|{before}{upper}+{lower}*{after}|{number}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES_LAST}"
     )
 
 
@@ -115,11 +128,43 @@ _DEEPSEEK_CASED = (
 )
 
 _DEFAULT = PreTokenizer((r"[\p{P}$+<=>\^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))
+_FALCON = PreTokenizer((r"[\p{P}$+<=>\^~|`]+", _GPT2, r"[0-9][0-9][0-9]"))
 _GPT_2 = PreTokenizer((_GPT2,))
 _STARCODER = PreTokenizer((r"\p{N}", _GPT2))
 _QWEN2 = PreTokenizer((_gpt4_like(r"\p{N}"),))
+_QWEN35 = PreTokenizer(
+    (_gpt4_like(r"\p{N}", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),)
+)
 _LLAMA3 = PreTokenizer((_gpt4_like(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True)
 _DBRX = PreTokenizer(_LLAMA3.patterns)
+_GLM4 = PreTokenizer(_LLAMA3.patterns, ignore_merges=True)
+_MINICPM5 = PreTokenizer((r"\p{N}{1,3}", _gpt4_like(r"\p{N}+")), ignore_merges=True)
+_JAIS2 = PreTokenizer(
+    (
+        _gpt4_like(
+            r"\p{N}{1,3}",
+            spaces=r"\s*[\r\n]+|" + "|".join(rf"\s{{{1 << n}}}(?!\S)" for n in range(9, 1, -1)) + r"|\s{1,2}(?!\S)|\s",
+        ),
+    )
+)
+_GPT_4O = PreTokenizer((_cased(r"\p{N}{1,3}", f"(?:{_CONTRACTIONS})?"),))
+_GRANITE_EMBEDDING = PreTokenizer(
+    (_cased(r"\p{N}{1,3}", f"(?:{_CONTRACTIONS})?", r"[\p{L}\p{M}]"),), ignore_merges=True
+)
+_TEKKEN = PreTokenizer((_cased(r"\p{N}"),), ignore_merges=True, add_bos=True)
+_BAILING = PreTokenizer((_gpt4_like(r"\p{N}", spaces=r"\s*[\r\n]|\s+(?!\S)|\s+"),))
+_SEED_CODER = PreTokenizer((_QWEN2.patterns[0].replace(r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+"),))
+_NO_CONTRACTIONS = PreTokenizer((_QWEN2.patterns[0].removeprefix(_CONTRACTIONS + "|"),))
+_LAGUNA = PreTokenizer((r"[^\n]+|[\n]+", *_QWEN2.patterns))
+_EXAONE_MOE = PreTokenizer(
+    (
+        _gpt4_like(
+            r"\p{N}",
+            r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
+            r"\s*[\r\n]|\s+(?!\S)|\s+",
+        ).replace(r"]+[\r\n]*|", r"]+[\r\n/]?|"),
+    )
+)
 _DEEPSEEK_LLM = PreTokenizer(
     (
         r"[\r\n]",
@@ -131,18 +176,58 @@ _DEEPSEEK_LLM = PreTokenizer(
         r"\p{N}+",
     )
 )
-
-PRETOKENIZERS: dict[str, PreTokenizer] = {
-    **dict.fromkeys(["default"], _DEFAULT),
-    **dict.fromkeys(
-        ["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat", "granite-docling"], _GPT_2
+_DEEPSEEK_CODER = PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[\u0800-\u9fa5\uac00-\ud7ff]+", r"\p{N}"))
+_DEEPSEEK_3_WORDS = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"
+)
+_DEEPSEEK_3 = PreTokenizer(
+    (r"\p{N}{1,3}", r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", rf"{_DEEPSEEK_3_WORDS}[\r\n]*|{_SPACES_LAST}")
+)
+_SPARK = PreTokenizer((*_DEEPSEEK_3.patterns[:2], rf"{_DEEPSEEK_3_WORDS}|[\r\n]|\s+(?!\S)|\s+", r"\p{N}"))
+_BLOOM = PreTokenizer((r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+",))
+_VIKING = PreTokenizer((*_BLOOM.patterns, r"\p{N}"))
+_CHAMELEON = PreTokenizer(
+    (
+        r"<sentinel:[0-9]+>",
+        r"IMGIMG[A-I]{1,4}Z",
+        r"[\t\n]|    |  ",
+        r"\p{N}",
+        r"[\p{P}!-/:-@\[-`{-~]",
+        _GPT2,
     ),
-    **dict.fromkeys(["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"], _STARCODER),
-    **dict.fromkeys(["qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"], _QWEN2),
-    **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "midm-2.0"], _LLAMA3),
-    **dict.fromkeys(["dbrx", "smaug-bpe"], _DBRX),
-    **dict.fromkeys(["deepseek-llm"], _DEEPSEEK_LLM),
+    add_bos=True,
+)
+
+_NAMES = {
+    "default": _DEFAULT,
+    "falcon": _FALCON,
+    "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert exaone4": _GPT_2,
+    "mpt olmo jais trillion granite-docling": _GPT_2,
+    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": _STARCODER,
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2": _QWEN2,
+    "qwen35": _QWEN35,
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": _LLAMA3,
+    "dbrx smaug-bpe chatglm-bpe": _DBRX,
+    "glm4 glm5": _GLM4,
+    "minicpm5": _MINICPM5,
+    "jais-2": _JAIS2,
+    "gpt-4o llama4 kanana2 talkie minimax-m2": _GPT_4O,
+    "granite-embed-multi-97m": _GRANITE_EMBEDDING,
+    "tekken": _TEKKEN,
+    "bailingmoe bailingmoe2 llada-moe": _BAILING,
+    "seed-coder": _SEED_CODER,
+    "ufakzeka": _NO_CONTRACTIONS,
+    "laguna": _LAGUNA,
+    "exaone-moe": _EXAONE_MOE,
+    "deepseek-llm": _DEEPSEEK_LLM,
+    "deepseek-coder": _DEEPSEEK_CODER,
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": _DEEPSEEK_3,
+    "spark2_5": _SPARK,
+    "poro-chat bloom gpt3-finnish": _BLOOM,
+    "viking": _VIKING,
+    "chameleon": _CHAMELEON,
 }
+PRETOKENIZERS: dict[str, PreTokenizer] = {name: pre for names, pre in _NAMES.items() for name in names.split()}
 """Every supported `tokenizer.ggml.pre`. Source: llama.cpp src/llama-vocab.cpp, where a row's names mean the same."""
 
 

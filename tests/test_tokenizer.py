@@ -14,6 +14,7 @@ import time
 import unicodedata
 
 import numpy as np
+import pretokenizer_goldens
 import pytest
 import tokenizers
 from conftest import shared_path
@@ -51,6 +52,20 @@ def test_vectors(name):
     assert texts.pop() == lines.pop() == ""
     for text, line in zip(texts, lines, strict=True):
         assert load(name).encode(text, add_special=False) == [int(word) for word in line.split()], repr(text)
+
+
+@pytest.mark.parametrize("vocab", pretokenizer_goldens.VOCABS)
+def test_every_pretokenizer_cuts_as_llama_cpp(vocab):
+    goldens = json.loads((pathlib.Path(__file__).parent / "pretokenizer_goldens.json").read_text())
+    assert set(goldens) == set(PRETOKENIZERS)
+    metadata = open_gguf(shared_path("vocabs", f"ggml-vocab-{vocab}.gguf")).metadata
+    texts = pretokenizer_goldens.texts(shared_path("vocabs", f"extra-{vocab}.json"))
+    for pre in PRES:
+        tokenizer = Tokenizer.from_metadata({**metadata, "tokenizer.ggml.pre": pre})
+        digest = pretokenizer_goldens.digest([tokenizer.encode(text, add_special=False) for text in texts])
+        for name in PRETOKENIZERS:
+            if PRETOKENIZERS[name] is PRETOKENIZERS[pre]:
+                assert goldens[name][vocab] == digest, name
 
 
 @pytest.mark.parametrize("name", VOCABS)
@@ -290,7 +305,7 @@ def library(pre: str) -> tokenizers.Tokenizer:
     return out
 
 
-PRES = ["default", "gpt-2", "starcoder", "qwen2", "llama-bpe", "dbrx", "deepseek-llm"]  # one per row of the table
+PRES = sorted({pre: name for name, pre in PRETOKENIZERS.items()}.values())  # one per row of the table
 
 
 @functools.cache
@@ -317,6 +332,16 @@ def test_round_trip(pre):
         assert small(pre).decode(small(pre).encode(text, add_special=False)) == text
 
     check()
+
+
+@pytest.mark.parametrize("pre", PRES)
+@pytest.mark.parametrize("unit", ["a", "A", "Aa", "\u00e9", " ", " \n", "1", "a ", "'", "/", "\u0301", "\u4e2d"])
+def test_cutting_is_linear(pre, unit):
+    text = unit * (100_000 // len(unit)) + "."
+    start = time.thread_time()
+    words = Splitter(PRETOKENIZERS[pre]).words(text)
+    assert time.thread_time() - start < 1.0
+    assert "".join(words) == text
 
 
 def test_unicode_classes():
