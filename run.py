@@ -18,11 +18,25 @@ from absl import flags
 from bench.options import FLAGS as BENCH_FLAGS
 from bench.options import Options
 from quant.errors import ConfigError, PacklightError
-from terminal import Bar, bench_text, compile_text, follow, inspect_text, say, short, speed, warn, write, write_json
+from terminal import (
+    Bar,
+    bench_text,
+    compile_text,
+    follow,
+    inspect_text,
+    perplexity_text,
+    say,
+    short,
+    speed,
+    warn,
+    write,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import packlight  # at run time inside functions: --help and a bad flag need no numpy
 
+PERPLEXITY_CONTEXT = 512  # llama.cpp's
 EXIT_SLOWER, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 # Every flag: how absl defines it, its default, what it means. `COMMANDS` says which command has which.
@@ -39,6 +53,10 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
+    "file": (flags.DEFINE_string, None, "text file to predict"),
+    "chunks": (flags.DEFINE_integer, None, "chunks of the text to use at most (default: all)"),
+    "save_logits": (flags.DEFINE_string, None, "write the predictions to this file, as a base for --kl_divergence"),
+    "kl_divergence": (flags.DEFINE_string, None, "compare with the predictions in this file; its text is used"),
     "chat_template": (flags.DEFINE_string, None, "file with a chat template, instead of the model's own"),
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
     **BENCH_FLAGS,
@@ -152,6 +170,44 @@ def compile_(values: flags.FlagValues) -> None:
     write(compile_text(rows))
 
 
+def perplexity(values: flags.FlagValues) -> None:
+    """Measures how well the model predicts a text, in chunks of --context tokens as llama.cpp cuts it."""
+    from perplexity import Base, cut, divergence, measure
+
+    if (values.file is None) == (values.kl_divergence is None):
+        raise ConfigError("give either --file, a text to predict, or --kl_divergence, predictions to compare with")
+    if values.kl_divergence is not None and (values.save_logits is not None or values.context is not None):
+        raise ConfigError("--kl_divergence takes text and context from its file: no --save_logits, no --context")
+    length = PERPLEXITY_CONTEXT if values.context is None else values.context
+    for flag, value, least in (("chunks", values.chunks, 1), ("context", length, 4)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{flag}={value} is less than {least}")
+    text = None if values.file is None else _file_text("file", values.file)
+    base = None if values.kl_divergence is None else Base.open(values.kl_divergence)
+    if base is not None:
+        length = base.tokens.shape[1]
+    prepared = _prepare(values, length)
+    if base is not None:
+        base.check(prepared.model.vocab_size)
+        chunks = min(len(base.tokens), values.chunks or len(base.tokens))
+        steps = divergence(_load(prepared), base, chunks)
+    else:
+        tokens = cut(prepared.tokenizer, text or "", length, values.chunks)
+        chunks = len(tokens)
+        steps = measure(_load(prepared), tokens, values.save_logits)
+    result: dict[str, Any] = {}
+    with Bar() as bar:
+        bar.start("predict", chunks, unit="chunk")
+        for so_far in steps:
+            result = so_far
+            bar.advance(1)
+    result |= {"chunks": chunks, "context": length}
+    if values.json:
+        write_json(result)
+    else:
+        write(perplexity_text(result))
+
+
 def bench(values: flags.FlagValues) -> None:
     """Measures speed, alone or in turn with llama.cpp; prints a table, or the record as one JSON object."""
     path, options = _model_path(values), Options.of(values)
@@ -201,6 +257,13 @@ COMMANDS = {
             "packlight compile --model=model.gguf --config=config.toml",
             ("model", "config", "context", "json"),
             compile_,
+        ),
+        Command(
+            "perplexity",
+            "measure how well a model predicts a text, alone or against another model's predictions",
+            "packlight perplexity --model=model.gguf --file=text.txt",
+            ("model", "file", "context", "chunks", "save_logits", "kl_divergence", "config", "json"),
+            perplexity,
         ),
         Command(
             "bench",
@@ -297,13 +360,13 @@ def _model_path(values: flags.FlagValues) -> str:
     return values.model
 
 
-def _prepare(values: flags.FlagValues) -> "packlight.Prepared":
-    """File, config and context that the flags name, checked."""
+def _prepare(values: flags.FlagValues, context: int | None = None) -> "packlight.Prepared":
+    """File, config and context that the flags name, checked; context: instead of the flag's."""
     import packlight
 
     path = _model_path(values)
     config = packlight.read_config(values.config) if values.config is not None else None
-    return packlight.prepare(path, config, values.context)
+    return packlight.prepare(path, config, values.context if context is None else context)
 
 
 def _load(prepared: "packlight.Prepared") -> "packlight.LLM":

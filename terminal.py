@@ -152,6 +152,29 @@ def bench_text(record: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def perplexity_text(result: dict[str, Any]) -> str:
+    """The statistics of `perplexity`, a line each, as llama.cpp words them."""
+    chunks = f"{result['chunks']} chunks of {result['context']} tokens, {result['tokens']} predicted\n"
+
+    def row(title: str, key: str, scale: float = 1, unit: str = "") -> str:
+        return f"{title}: {scale * result[key]:.6f} +/- {scale * result[key + '_error']:.6f}{unit}\n"
+
+    if "kl_divergence" not in result:
+        return chunks + f"PPL = {result['perplexity']:.4f} +/- {result['perplexity_error']:.5f}\n"
+    quantiles = "".join(f"KLD {100 * float(q):g} %: {value:.6f}\n" for q, value in result["kl_quantiles"].items())
+    return (
+        chunks
+        + row("mean PPL(Q)", "perplexity")
+        + row("mean PPL(base)", "base_perplexity")
+        + row("mean ln(PPL(Q)/PPL(base))", "log_ratio")
+        + row("mean KLD", "kl_divergence")
+        + f"maximum KLD: {result['kl_max']:.6f}\n"
+        + quantiles
+        + row("RMS change of p", "delta_p_rms", 100, " %")
+        + row("same top p", "same_top", 100, " %")
+    )
+
+
 def _coverage(paths: dict[str, dict[str, int]]) -> str:
     return ", ".join(f"{path} x{c['tensors']} ({c['bytes'] / 1e6:,.1f} MB)" for path, c in paths.items())
 

@@ -133,8 +133,9 @@ class Engine:
                 return [self._admit()]
             return self._decode() if any(self._slots) else []
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        """Logits after every token of `ids`, float32 (T, V), through the steps that serve generation, in a free slot.
+    def logits(self, ids: list[int], first: int = 0) -> np.ndarray:
+        """Logits after token `first` of `ids` and every later one, float32 (T - first, V), through the steps that serve
+        generation, in a free slot.
 
         Raises ContextLengthError when they do not fit, PacklightError when every slot is taken, NonFiniteLogitsError.
         """
@@ -147,7 +148,7 @@ class Engine:
                 [np.asarray(h)[:count] for h, _, count in self._prefill(self._slots.index(None), ids)]
             )
         largest = self.plan.head_rows[-1]
-        blocks = [self._head(hidden[at : at + largest]) for at in range(0, len(ids), largest)]
+        blocks = [self._head(hidden[at : at + largest]) for at in range(first, len(ids), largest)]
         return np.concatenate(blocks)
 
     def _run(self, key: StepKey, *arguments: Any) -> Any:

@@ -106,7 +106,17 @@ MISTAKES = [
     ("inspect", "--model is missing"),
     ("inspect --model={text}", "text.gguf: not a GGUF file"),
     ("compile --model={tensor}", "tensor 'blk.0.attn_q.weight' is missing"),
-    ("martian", "unknown command 'martian'; there are: generate, chat, inspect, compile, bench"),
+    ("perplexity --model={good}", "either --file.* or --kl_divergence"),
+    ("perplexity --model={good} --file={text} --kl_divergence={text}", "either --file.* or --kl_divergence"),
+    ("perplexity --model={good} --file={text} --context=3", "--context=3 is less than 4"),
+    ("perplexity --model={good} --file={text} --context=512", "'context' is 512; the model has only 128"),
+    ("perplexity --model={good} --file={text} --chunks=0", "--chunks=0 is less than 1"),
+    ("perplexity --model={good} --file={empty} --context=64", "the text has 1 tokens; .* chunks of 64 needs 128"),
+    ("perplexity --model={good} --file={absent} --context=64", "--file=.*absent.gguf: No such file"),
+    ("perplexity --model={good} --kl_divergence={text}", "text.gguf: not a file of base predictions"),
+    ("perplexity --model={good} --kl_divergence={absent}", "absent.gguf: No such file"),
+    ("perplexity --model={good} --kl_divergence={text} --context=9", "no --save_logits, no --context"),
+    ("martian", "unknown command 'martian'; there are: generate, chat, inspect, compile, perplexity, bench"),
 ]
 
 
