@@ -14,12 +14,26 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """A chosen token with the model's own log-probability of it, before penalties, bias and temperature.
+
+    token: its text, invalid UTF-8 as U+FFFD. top_logprobs: the most probable token ids with theirs, highest first.
+    """
+
+    token_id: int
+    token: str
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Completion:
     """What one prompt gave.
 
     text: the generated pieces' bytes joined, invalid UTF-8 as U+FFFD, the end token left out, cut at a stop string.
     finish_reason: "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full).
     timings: ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms, total_s (itl: time between two tokens).
+    logprobs: one for each of `token_ids`; None where they were not asked for.
     """
 
     text: str
@@ -27,13 +41,15 @@ class Completion:
     prompt_token_ids: list[int]
     finish_reason: str
     timings: dict[str, float | None]
+    logprobs: list[TokenLogprob] | None = None
 
 
 class Run:
     """One prompt on its way to a Completion."""
 
     def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer):
-        self.prompt, self.sampling = prompt, sampling
+        self.prompt, self.sampling, self._tokenizer = prompt, sampling, tokenizer
+        self._logprobs: list[TokenLogprob] = []
         self._stream = TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0
         self.began = 0.0
@@ -51,6 +67,9 @@ class Run:
             self._failed_at = event.position
         elif event.ended != "stop":
             self._ids.append(event.token)
+            if event.logprob is not None:
+                text = self._tokenizer.piece(event.token).decode(errors="replace")
+                self._logprobs.append(TokenLogprob(event.token, text, event.logprob, event.top_logprobs))
             self._text.append(self._stream.feed(event.token))
         if event.ended:
             self._text.append(self._stream.finish())
@@ -70,7 +89,8 @@ class Run:
         return text
 
     def completion(self) -> Completion:
-        return Completion("".join(self._text), self._ids, self.prompt, self._reason, self._timings())
+        logprobs = None if self.sampling.logprobs is None else self._logprobs
+        return Completion("".join(self._text), self._ids, self.prompt, self._reason, self._timings(), logprobs)
 
     def _timings(self) -> dict[str, float | None]:
         """Seconds, rates and gaps; None where there were too few tokens to measure."""

@@ -25,12 +25,13 @@ from compile.config import CompileConfig, default_config, read_config
 from compile.inspection import format_totals, inspect, tensor_layouts, tensor_paths
 from compile.kernels import layout, settle
 from compile.plan import Plan, make_plan
-from generation import Completion, Run
+from generation import Completion, Run, TokenLogprob
 from model.architectures import ARCHITECTURES
 from model.chat import ChatTemplateError, prompt_ids, render, special_texts, template_of
 from model.config import ModelConfig
 from model.declaration import check
 from model.ggufheader import shown_path
+from model.grammar import Grammar, vocabulary
 from model.load import read_weights
 from model.reader import GGUFFile, open_gguf
 from model.sampling import SamplingConfig
@@ -48,6 +49,7 @@ from quant.formats import FORMATS, format_named
 if TYPE_CHECKING:
     from compile.aot import Built
     from compile.engine import Engine
+    from model.steering import Steering
 
 __all__ = [
     "ARCHITECTURES",
@@ -62,6 +64,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "PacklightError",
     "SamplingConfig",
+    "TokenLogprob",
     "Tokenizer",
     "UnsupportedError",
     "format_totals",
@@ -130,6 +133,21 @@ class Prepared:
             if not 0 <= i < self.model.vocab_size:
                 raise ConfigError(f"prompt token id {i} is outside the vocabulary of {self.model.vocab_size}")
         return ids
+
+    @functools.cached_property
+    def vocabulary(self) -> Any:
+        """The tokenizer as grammars need it. Raises ConfigError as `model.grammar.vocabulary` does."""
+        return vocabulary(self.tokenizer)
+
+    def check_sampling(self, config: SamplingConfig) -> None:
+        """Raises ConfigError for a logit bias of a token that the vocabulary does not have, and for a JSON schema,
+        regular expression or grammar that is wrong or cannot be honoured.
+        """
+        for token, _ in config.logit_bias:
+            if token >= self.model.vocab_size:
+                raise ConfigError(f"logit_bias of token id {token}: the vocabulary has {self.model.vocab_size}")
+        if config.constrained:
+            Grammar(self.vocabulary, config)
 
     def prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not."""
@@ -213,6 +231,7 @@ class LLM:
         self._engine = Engine(self.model, self.config, self.plan, self.executables, params, end_tokens, self.device)
         self._prepared = prepared
         self._running: dict[int, Run] = {}
+        self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}
         self.kv_bytes = self._engine.cache_bytes
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
 
@@ -238,24 +257,32 @@ class LLM:
         return self._engine.logits(self._prepared.ids(ids))
 
     def generate(
-        self, prompt: "str | Sequence[int] | Sequence[str]", **sampling: Any
+        self, prompt: "str | Sequence[int] | Sequence[str]", n: int = 1, **sampling: Any
     ) -> "Completion | list[Completion]":
         """Completes a prompt, or several together: a list of prompts gives a list of completions, in order.
 
-        prompt: text, token ids, or a list of texts. sampling: the fields of `SamplingConfig` (max_tokens, temperature,
-        top_k, top_p, min_p, seed, stop). Each prompt gets the ids it would get alone.
+        prompt: text, token ids, or a list of texts. n: completions of each prompt; the i-th draws with seed + i, and
+        the result is a list, those of a prompt side by side. sampling: the fields of `SamplingConfig` (max_tokens,
+        temperature, top_k, top_p, min_p, seed, stop, ...). Each prompt gets the ids it would get alone.
         Raises ConfigError for an empty prompt or a bad value, ContextLengthError for a prompt that leaves no room,
         NonFiniteLogitsError when a step's logits are NaN or infinite.
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
         checked = [self._prepared.prompt(p) for p in prompts]
-        config = SamplingConfig(**sampling)
-        runs = [Run(ids, config.with_seed(), self.tokenizer) for ids in checked]
+        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
+            raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
+        config = self._checked(sampling)
+        runs = []
+        for ids in checked:
+            seeded = config.with_seed()
+            for i in range(n):
+                seed = ((seeded.seed or 0) + i) % 2**32
+                runs.append(Run(ids, dataclasses.replace(seeded, seed=seed), self.tokenizer))
         for _ in self._follow(runs):
             pass
         completions = [run.completion() for run in runs]
-        return completions if several else completions[0]
+        return completions if several or n > 1 else completions[0]
 
     def chat(
         self,
@@ -289,7 +316,7 @@ class LLM:
         """Yields the text of `generate(prompt, ...)` as it comes, in whole characters; the `Completion` is the
         generator's return value. Closing the generator ends the generation. Raises as `generate` does, at the call.
         """
-        run = Run(self._prepared.prompt(prompt), SamplingConfig(**sampling).with_seed(), self.tokenizer)
+        run = Run(self._prepared.prompt(prompt), self._checked(sampling).with_seed(), self.tokenizer)
         return self._stream(run)
 
     def kernel_paths(self) -> dict[str, str]:
@@ -305,6 +332,28 @@ class LLM:
         """Tensor -> the layout of its packed bytes, ggml's or "rowsN" (`quant.layouts`)."""
         return tensor_layouts(self.file, self.model, self._prepared.layout)
 
+    def _checked(self, sampling: Mapping[str, Any]) -> SamplingConfig:
+        """The sampling config of these fields, checked against the model. Raises ConfigError."""
+        config = SamplingConfig(**sampling)
+        self._prepared.check_sampling(config)
+        return config
+
+    def _steering(self, config: SamplingConfig) -> "Steering":
+        """What a request's history and its grammar do to its logits."""
+        from model.steering import Steering
+
+        breakers = self._breakers(config.dry_sequence_breakers) if config.dries else None
+        constraint = Grammar(self._prepared.vocabulary, config) if config.constrained else None
+        return Steering(config, sorted(self.tokenizer.eog_ids), breakers, constraint)
+
+    def _breakers(self, texts: tuple[str, ...]) -> dict[int, list[tuple[int, ...]]]:
+        if texts not in self._known_breakers:
+            from model.steering import sequence_breakers
+
+            pieces = [self.tokenizer.piece(i) for i in range(self.tokenizer.vocab_size)]
+            self._known_breakers[texts] = sequence_breakers(texts, pieces, lambda text: self.encode(text, False))
+        return self._known_breakers[texts]
+
     def _stream(self, run: "Run") -> Generator[str, None, Completion]:
         with contextlib.closing(self._follow([run])) as texts:
             yield from texts
@@ -312,7 +361,8 @@ class LLM:
 
     def _follow(self, runs: "list[Run]") -> Generator[str, None, None]:
         """Drives the engine until these runs are complete, yielding each piece of text that becomes safe to show."""
-        mine = {self._engine.submit(run.prompt, run.sampling): run for run in runs if not run.complete}
+        steered = [(run, self._steering(run.sampling)) for run in runs if not run.complete]
+        mine = {self._engine.submit(run.prompt, run.sampling, steering=s): run for run, s in steered}
         for run in runs:
             run.began = time.perf_counter()
         self._running |= mine

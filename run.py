@@ -48,6 +48,38 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "top_k": (flags.DEFINE_integer, 40, "draw from the k most probable tokens; 0 is off"),
     "top_p": (flags.DEFINE_float, 0.95, "draw from the most probable tokens that reach p; 1 is off"),
     "min_p": (flags.DEFINE_float, 0.05, "draw from tokens at least min_p times the best; 0 is off"),
+    "top_n_sigma": (flags.DEFINE_float, -1.0, "draw from logits within n standard deviations of the best; -1 is off"),
+    "typical_p": (flags.DEFINE_float, 1.0, "draw from the tokens of typical surprise that hold p; 1 is off"),
+    "xtc_probability": (flags.DEFINE_float, 0.0, "how often to drop the most probable tokens (XTC); 0 is off"),
+    "xtc_threshold": (flags.DEFINE_float, 0.1, "probability from which XTC drops all tokens but one"),
+    "dynatemp_range": (flags.DEFINE_float, 0.0, "vary the temperature by this much with the entropy; 0 is off"),
+    "dynatemp_exponent": (flags.DEFINE_float, 1.0, "how entropy maps to the temperature"),
+    "repeat_penalty": (flags.DEFINE_float, 1.0, "divide the logits of recent tokens by this; 1 is off"),
+    "frequency_penalty": (flags.DEFINE_float, 0.0, "take this off a recent token's logit each time it occurs"),
+    "presence_penalty": (flags.DEFINE_float, 0.0, "take this off a recent token's logit once"),
+    "repeat_last_n": (flags.DEFINE_integer, 64, "tokens that count as recent; -1 is all"),
+    "dry_multiplier": (flags.DEFINE_float, 0.0, "penalty on tokens that go on repeating a sequence (DRY); 0 is off"),
+    "dry_base": (flags.DEFINE_float, 1.75, "DRY: growth of the penalty per token"),
+    "dry_allowed_length": (flags.DEFINE_integer, 2, "DRY: length of a sequence that may repeat freely"),
+    "dry_penalty_last_n": (flags.DEFINE_integer, 64, "DRY: tokens to look for repetitions in; -1 is all"),
+    "dry_sequence_breakers": (
+        flags.DEFINE_multi_string,
+        ["\n", ":", '"', "*"],
+        "DRY: a text no repetition reaches over",
+    ),
+    "mirostat": (flags.DEFINE_integer, 0, "Mirostat version 1 or 2 in place of the other steps; 0 is off"),
+    "mirostat_tau": (flags.DEFINE_float, 5.0, "Mirostat: surprise to aim at, in bits"),
+    "mirostat_eta": (flags.DEFINE_float, 0.1, "Mirostat: learning rate"),
+    "logit_bias": (
+        flags.DEFINE_multi_string,
+        [],
+        "TOKEN_ID+BIAS or TOKEN_ID-BIAS, also -inf; may be given several times",
+    ),
+    "ignore_eos": (flags.DEFINE_bool, False, "forbid the tokens that end a text"),
+    "json_schema": (flags.DEFINE_string, None, "write JSON that matches this schema; @FILE reads it from a file"),
+    "regex": (flags.DEFINE_string, None, "write text that matches this regular expression"),
+    "grammar": (flags.DEFINE_string, None, "write text that matches this grammar (GBNF or Lark); @FILE reads a file"),
+    "logprobs": (flags.DEFINE_integer, None, "with --json: log-probabilities of the n most probable tokens, up to 20"),
     "seed": (flags.DEFINE_integer, None, "seed of the draws (default: a random one, which is shown)"),
     "stop": (flags.DEFINE_multi_string, [], "end before this text; may be given several times"),
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
@@ -61,7 +93,13 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
     **BENCH_FLAGS,
 }
-SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+SAMPLING = (
+    *("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "top_n_sigma", "typical_p"),
+    *("xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent", "repeat_penalty", "frequency_penalty"),
+    *("presence_penalty", "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
+    *("dry_sequence_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "logit_bias", "ignore_eos"),
+    *("json_schema", "regex", "grammar"),
+)
 FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 
@@ -85,9 +123,10 @@ class Command:
 
     def help(self) -> str:
         lines = [f"{self.name}: {self.summary}", f"    {self.example}"]
+        width = max(map(len, self.takes)) + 1
         for name in self.takes:
             _, default, text = FLAGS[name]
-            lines.append(f"  --{name:<15}{text}" + (f" (default: {default})" if default else ""))
+            lines.append(f"  --{name:<{width}}{text}" + (f" (default: {default})" if default else ""))
         return "\n".join(lines) + "\n"
 
 
@@ -97,10 +136,13 @@ def generate(values: flags.FlagValues) -> None:
         raise ConfigError("--prompt is missing: the text to continue")
     from model.sampling import SamplingConfig
 
-    sampling: dict[str, Any] = {name: values[name].value for name in SAMPLING}
-    sampling["stop"] = [_text("stop", stop) for stop in values.stop]
-    sampling["seed"] = SamplingConfig(**sampling).with_seed().seed  # bad values are refused before anything is read
+    sampling = _sampling(values) | {"logprobs": values.logprobs}
+    if values.logprobs is not None and not values.json:
+        raise ConfigError("--logprobs is for --json, which is missing")
+    config = SamplingConfig(**sampling).with_seed()  # bad values are refused before anything is read
+    sampling["seed"] = config.seed
     prepared = _prepare(values)
+    prepared.check_sampling(config)
     prompt = prepared.prompt(_text("prompt", values.prompt))
     llm = _load(prepared)
     completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
@@ -117,12 +159,12 @@ def chat(values: flags.FlagValues) -> None:
     from model.chat import template_of
     from model.sampling import SamplingConfig
 
-    sampling: dict[str, Any] = {name: values[name].value for name in SAMPLING}
-    sampling["stop"] = [_text("stop", stop) for stop in values.stop]
-    SamplingConfig(**sampling)  # bad values are refused before anything is read
+    sampling = _sampling(values)
+    config = SamplingConfig(**sampling)  # bad values are refused before anything is read
     template = None if values.chat_template is None else _file_text("chat_template", values.chat_template)
     system = None if values.system is None else _text("system", values.system)
     prepared = _prepare(values)
+    prepared.check_sampling(config)
     if template is None:
         template_of(prepared.file.metadata, os.path.basename(prepared.file.path))
     talk = Conversation(_load(prepared), template, system, sampling)
@@ -234,7 +276,7 @@ COMMANDS = {
             "generate",
             "write the continuation of a prompt (what is done when no command is named)",
             "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
-            ("model", "prompt", *SAMPLING, "config", "context", "json"),
+            ("model", "prompt", *SAMPLING, "logprobs", "config", "context", "json"),
             generate,
         ),
         Command(
@@ -333,6 +375,24 @@ def _help() -> str:
     """All commands with their flags and an example each."""
     head = "packlight runs GGUF language models with JAX.\n\nusage: packlight COMMAND [--flag=value ...]\n"
     return "\n".join([head, *(command.help() for command in COMMANDS.values())])
+
+
+def _sampling(values: flags.FlagValues) -> dict[str, Any]:
+    """The fields of a sampling config that the flags name; texts are read and split, numbers not checked."""
+    sampling: dict[str, Any] = {name: values[name].value for name in SAMPLING}
+    for name in ("stop", "dry_sequence_breakers"):
+        sampling[name] = [_text(name, text) for text in sampling[name]]
+    for name in ("json_schema", "regex", "grammar"):
+        if sampling[name] is not None:
+            text = _text(name, sampling[name])
+            sampling[name] = _file_text(name, text[1:]) if text.startswith("@") and name != "regex" else text
+    biases = {}
+    for given in sampling["logit_bias"]:
+        parts = re.fullmatch(r"(\d+)([+-](?:\d+\.?\d*|\.\d+|inf))", given)
+        if parts is None:
+            raise ConfigError(f"--logit_bias={given} is not TOKEN_ID+BIAS or TOKEN_ID-BIAS")
+        biases[int(parts[1])] = float(parts[2])
+    return sampling | {"logit_bias": biases}
 
 
 def _text(flag: str, value: str) -> str:

@@ -21,11 +21,10 @@ from compile.plan import Plan, StepKey
 from compile.steps import abstract_cache
 from model.config import ModelConfig
 from model.params import Device, Params
-from model.sampler import slot_sampling
+from model.sampler import Picked, SlotSampling, slot_sampling
 from model.sampling import SamplingConfig
+from model.steering import Adjustment, Steering, nothing, table_size
 from quant.errors import ContextLengthError, NonFiniteLogitsError, PacklightError
-
-GREEDY = SamplingConfig(temperature=0, seed=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Event:
     ended: str | None
     position: int  # of the token in its sequence
     time: float  # time.perf_counter(), when the host had the token
+    logprob: float | None = None  # of the token, where the request asked for it
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # the most probable tokens, as many as it asked for
 
 
 @dataclasses.dataclass
@@ -50,6 +51,8 @@ class _Request:
     sampling: SamplingConfig
     limit: int  # tokens to generate at most
     past_end: bool  # end tokens end nothing
+    steering: Steering
+    mu: float  # Mirostat's state
     tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
 
 
@@ -79,6 +82,10 @@ class Engine:
         self._slots: list[_Request | None] = [None] * plan.slots
         self._queue: collections.deque[_Request] = collections.deque()
         self._ids = itertools.count()
+        self._vocab, self._table = cfg.vocab_size, table_size(cfg.vocab_size, plan.context)
+        self._put = lambda x: jax.tree.map(lambda leaf: jax.device_put(leaf, device), x)
+        self._unsteered: dict[int, Adjustment] = {}
+        self._asked: dict[int, tuple[tuple[int | None, ...], SlotSampling]] = {}
 
     @property
     def cache_bytes(self) -> int:
@@ -88,11 +95,14 @@ class Engine:
     def idle(self) -> bool:
         return not self._queue and not any(self._slots)
 
-    def submit(self, prompt: list[int], sampling: SamplingConfig, past_end: bool = False) -> int:
+    def submit(
+        self, prompt: list[int], sampling: SamplingConfig, past_end: bool = False, steering: Steering | None = None
+    ) -> int:
         """Queues a prompt of token ids and returns the request's number.
 
         `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1. past_end: an end token
-        ends nothing, as a measurement of so many tokens needs it.
+        ends nothing, as a measurement of so many tokens needs it. steering: what changes its logits (default: what
+        `sampling` says without knowing any text).
         Raises ContextLengthError when the prompt leaves no room for a token.
         """
         room = self.plan.context - len(prompt)
@@ -103,7 +113,9 @@ class Engine:
         if not prompt or sampling.max_tokens == 0:
             raise ValueError("a request needs at least one prompt token and room for one more")
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        request = _Request(next(self._ids), list(prompt), sampling, limit, past_end)
+        steering = Steering(sampling) if steering is None else steering
+        mu = 2 * sampling.mirostat_tau
+        request = _Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu)
         self._queue.append(request)
         return request.id
 
@@ -172,9 +184,29 @@ class Engine:
         request = self._queue.popleft()
         *_, (_, last, _) = self._prefill(slot, request.prompt)
         position = np.array([len(request.prompt)], np.int32)
-        sampling = slot_sampling([request.sampling])
-        _, *picked = self._run(self.plan.head_key(1), last, sampling, position, self._is_end)
-        return self._advance(slot, request, *(np.asarray(x)[0] for x in picked))
+        asked = self._arguments([request])
+        _, picked = self._run(self.plan.head_key(1), last, *asked, position, self._is_end)
+        return self._advance(slot, request, picked, 0)
+
+    def _arguments(self, requests: list[_Request | None]) -> tuple[Adjustment, SlotSampling]:
+        """How a step is to adjust and sample, a row per request; made anew only where something changed."""
+        rows = len(requests)
+        who = tuple(r and r.id for r in requests)
+        known, sampling = self._asked.get(rows, ((), None))
+        if sampling is None or known != who:
+            sampling = self._put(slot_sampling([r and r.sampling for r in requests]))
+            self._asked[rows] = who, sampling
+        if any(r and r.sampling.mirostat for r in requests):
+            sampling = sampling._replace(mirostat_mu=np.array([r.mu if r else 0 for r in requests], np.float32))
+        if all(r is None or r.steering.idle for r in requests):
+            if rows not in self._unsteered:
+                self._unsteered[rows] = self._put(nothing(rows, self._vocab, self._table))
+            return self._unsteered[rows], sampling
+        adjustment = nothing(rows, self._vocab, self._table)
+        for row, request in enumerate(requests):
+            if request is not None:
+                request.steering.fill(Adjustment(*(x[row] for x in adjustment)), request.prompt, request.tokens)
+        return adjustment, sampling
 
     def _prefill(self, slot: int, ids: list[int]):
         """Runs a prompt chunk by chunk; yields hidden states (rows, D), the last real one (1, D) and the real count."""
@@ -192,8 +224,9 @@ class Engine:
         padded = np.zeros((key.rows, hidden.shape[1]), np.float32)
         padded[:count] = hidden
         position = np.zeros(key.rows, np.int32)
-        logits, _, _, finite = self._run(key, padded, slot_sampling([GREEDY] * key.rows), position, self._is_end)
-        if not np.asarray(finite)[:count].all():
+        asked = self._arguments([None] * key.rows)
+        logits, picked = self._run(key, padded, *asked, position, self._is_end)
+        if not np.asarray(picked.finite)[:count].all():
             raise NonFiniteLogitsError("the model's logits are NaN or infinite")
         return np.asarray(logits)[:count]
 
@@ -203,23 +236,33 @@ class Engine:
         tokens, active = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.bool_)
         for slot, request in running:
             tokens[slot], active[slot] = request.tokens[-1], True
-        sampling = slot_sampling([r.sampling if r else None for r in self._slots[: key.rows]])
-        self._cache, *picked = self._run(key, self._cache, tokens, active, sampling, self._is_end)
-        picked = [np.asarray(x) for x in picked]
-        return [self._advance(slot, request, *(x[slot] for x in picked)) for slot, request in running]
+        asked = self._arguments(self._slots[: key.rows])
+        self._cache, picked = self._run(key, self._cache, tokens, active, *asked, self._is_end)
+        return [self._advance(slot, request, picked, slot) for slot, request in running]
 
-    def _advance(self, slot: int, request: _Request, token: np.int32, is_end: np.bool_, finite: np.bool_) -> Event:
-        """Books a new token: the request keeps its slot, or ends."""
+    def _advance(self, slot: int, request: _Request, picked: Picked, row: int) -> Event:
+        """Books a new token, from a step's row: the request keeps its slot, or ends."""
         position = len(request.prompt) + len(request.tokens)
-        request.tokens.append(int(token))
-        if not finite:
+        request.tokens.append(int(np.asarray(picked.ids)[row]))
+        if request.sampling.mirostat:
+            request.mu = float(np.asarray(picked.mirostat_mu)[row])
+        if not np.asarray(picked.finite)[row]:
             ended = "error"
-        elif is_end and not request.past_end:
+        elif np.asarray(picked.is_end)[row] and not request.past_end:
             ended = "stop"
         else:
             ended = "length" if len(request.tokens) >= request.limit else None
         self._slots[slot] = None if ended else request
-        return Event(request.id, request.tokens[-1], ended, position, time.perf_counter())
+        event = Event(request.id, request.tokens[-1], ended, position, time.perf_counter())
+        count = request.sampling.logprobs
+        if count is None:
+            return event
+        ids, values = np.asarray(picked.top_ids)[row, :count], np.asarray(picked.top_logprobs)[row, :count]
+        return dataclasses.replace(
+            event,
+            logprob=float(np.asarray(picked.logprob)[row]),
+            top_logprobs=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
+        )
 
 
 def _zeros(shape: jax.ShapeDtypeStruct, device: Device) -> jax.Array:

@@ -16,7 +16,8 @@ from compile.plan import Plan, StepKey
 from model.config import ModelConfig
 from model.forward import Cache, Numerics, Rows, embed, head, layers
 from model.params import Params, shaped
-from model.sampler import SlotSampling, finite, sample
+from model.sampler import Picked, SlotSampling, pick, slot_sampling
+from model.steering import Adjustment, nothing, table_size
 
 CACHE_ARGUMENT = 1  # position of the donated cache in prefill and decode
 
@@ -67,15 +68,16 @@ def abstract_arguments(
     def flags(*shape):
         return shaped(shape, jnp.bool_)
 
-    seeds = shaped((rows,), jnp.uint32)
-    sampling = SlotSampling(floats(rows), ints(rows), floats(rows), floats(rows), seeds)
+    asked = slot_sampling([None] * rows), nothing(rows, cfg.vocab_size, table_size(cfg.vocab_size, plan.context))
+    sampling, adjustment = jax.tree.map(lambda x: shaped(x.shape, x.dtype), asked)
     match key.phase:
         case "prefill":
             return params, cache, ints(rows), ints(), ints(), ints()
         case "head":
-            return params, floats(rows, cfg.embedding_length), sampling, ints(rows), flags(cfg.vocab_size)
+            hidden = floats(rows, cfg.embedding_length)
+            return params, hidden, adjustment, sampling, ints(rows), flags(cfg.vocab_size)
         case _:
-            return params, cache, ints(rows), flags(rows), sampling, flags(cfg.vocab_size)
+            return params, cache, ints(rows), flags(rows), adjustment, sampling, flags(cfg.vocab_size)
 
 
 def prefill(
@@ -104,14 +106,14 @@ def head_step(
     numerics: Numerics,
     params: Params,
     hidden: jax.Array,  # float32 (R, D)
+    adjustment: Adjustment,  # of R rows
     sampling: SlotSampling,  # each (R,)
     position: jax.Array,  # int32 (R,), position of the token that follows each row
     is_end: jax.Array,  # bool (V,), tokens that end a generation
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Logits float32 (R, V); sampled ids int32 (R,); which of them end the text; which logits are finite, bool (R,)."""
+) -> tuple[jax.Array, Picked]:
+    """Logits float32 (R, V), and what follows each row."""
     logits = head(cfg, params, hidden, numerics)
-    ids = sample(logits, sampling, position)
-    return logits, ids, is_end[ids], finite(logits)
+    return logits, pick(logits, adjustment, sampling, position, is_end)
 
 
 def decode(
@@ -121,10 +123,11 @@ def decode(
     cache: Cache,
     tokens: jax.Array,  # int32 (B,), the last token of each slot
     active: jax.Array,  # bool (B,)
+    adjustment: Adjustment,  # of B slots
     sampling: SlotSampling,  # each (B,)
     is_end: jax.Array,  # bool (V,), tokens that end a generation
-) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
-    """One token for slots 0..B-1: the cache, next ids int32 (B,), which of them end the text, which logits are finite.
+) -> tuple[Cache, Picked]:
+    """One token for slots 0..B-1: the cache, and the next tokens.
 
     A slot that is not active keeps its cache, its length and its token; it counts as empty, so that what it held
     does not lengthen the attention loop.
@@ -133,7 +136,6 @@ def decode(
     start = jnp.where(active, cache.length[:batch], 0)
     rows = Rows(jnp.int32(0), start, start + 1, active)
     hidden, cache = layers(cfg, params, embed(cfg, params, tokens[:, None]), cache, rows, numerics)
-    logits = head(cfg, params, hidden[:, 0], numerics)
-    ids = jnp.where(active, sample(logits, sampling, start + 1), tokens)
+    picked = pick(head(cfg, params, hidden[:, 0], numerics), adjustment, sampling, start + 1, is_end)
     length = cache.length.at[:batch].add(active.astype(jnp.int32))
-    return dataclasses.replace(cache, length=length), ids, is_end[ids], finite(logits)
+    return dataclasses.replace(cache, length=length), picked._replace(ids=jnp.where(active, picked.ids, tokens))

@@ -129,6 +129,10 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
+    def encode_continued(self, text: str) -> list[int]:
+        """The ids of plain text as it follows other text: nothing put before it, no special token seen in it."""
+        return self._coder.encode(_sound(text))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, as llama_detokenize(remove_special=false, unparse_special=true) without space clean-up.
 

@@ -17,6 +17,7 @@ from model.params import abstract
 from model.reader import open_gguf
 from model.sampler import slot_sampling
 from model.sampling import SamplingConfig
+from model.steering import nothing, table_size
 
 IDS = np.random.default_rng(7).integers(3, 300, 40).tolist()
 
@@ -56,11 +57,12 @@ def test_slots_give_the_same_bits(model):
 def decode(model, cache, tokens, active, configs):
     """One decode step of all four slots: (cache, ids)."""
     is_end = np.zeros(model.cfg.vocab_size, np.bool_)
-    sampling = slot_sampling(configs)
+    size = table_size(model.cfg.vocab_size, model.plan.context)
+    asked = nothing(4, model.cfg.vocab_size, size), slot_sampling(configs)
     step = model.step("decode", 4)
-    cache, ids, _, finite = step(model.params, cache, np.array(tokens, np.int32), np.array(active), sampling, is_end)
-    assert np.asarray(finite)[np.array(active)].all()
-    return cache, np.asarray(ids)
+    cache, picked = step(model.params, cache, np.array(tokens, np.int32), np.array(active), *asked, is_end)
+    assert np.asarray(picked.finite)[np.array(active)].all()
+    return cache, np.asarray(picked.ids)
 
 
 def test_decode_continues_a_prefill(model, whole):

@@ -347,3 +347,93 @@ def test_a_path_may_have_spaces_and_any_script(noise, tmp_path):
     path.write_bytes(noise[0].read_bytes())
     assert packlight.load(path, noise[1]).executables.misses == 0
     assert packlight.inspect(str(path))["path"].endswith("das Modell \N{SNOWMAN}.gguf")
+
+
+# ---- the sampling chain, through the engine
+
+
+CHANGES = [
+    {"repeat_penalty": 1.5},
+    {"frequency_penalty": 1.0, "presence_penalty": 1.0, "repeat_last_n": -1},
+    {"dry_multiplier": 2.0, "dry_allowed_length": 1},
+    {"typical_p": 0.3},
+    {"top_n_sigma": 0.5},
+    {"xtc_probability": 1.0, "xtc_threshold": 0.001},
+    {"dynatemp_range": 0.7},
+    {"mirostat": 1},
+    {"mirostat": 2, "mirostat_tau": 1.0},
+    {"logit_bias": {17: 100.0}},
+    {"logprobs": 3},
+    {"ignore_eos": True},
+]
+
+
+def test_every_sampler_runs_beside_others_and_none_compiles(llm):
+    """Each setting gives in a batch, beside every other one, what it gives alone, and only the arguments differ."""
+    from compile.aot import compile_count
+
+    plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 5, "max_tokens": 16}
+    before = compile_count()
+    reference = llm.generate("hello hello", **plain).token_ids
+    for changes in CHANGES:
+        alone = llm.generate("hello hello", **plain | changes)
+        assert len(alone.token_ids) == 16 or alone.finish_reason == "stop"
+        neighbour = llm.stream("a neighbour", seed=1, max_tokens=30, mirostat=2, repeat_penalty=1.1)
+        next(neighbour)
+        assert llm.generate("hello hello", **plain | changes).token_ids == alone.token_ids, changes
+        neighbour.close()
+        if not {"logprobs", "ignore_eos"} & set(changes):
+            assert alone.token_ids != reference, changes
+    assert compile_count() == before
+
+
+def test_a_penalty_on_everything_said_repeats_nothing(llm):
+    ids = llm.generate("hello", temperature=0, max_tokens=100, presence_penalty=1e6, repeat_last_n=-1).token_ids
+    assert len(set(ids)) == len(ids) > 10
+    assert not set(ids) & set(llm.encode("hello"))  # what the prompt said counts
+
+
+def test_ignoring_the_end_goes_past_it(fresh, llm):
+    ids = llm.generate("hello", temperature=0, max_tokens=8).token_ids
+    loaded = fresh(ids[3])
+    assert loaded.generate("hello", temperature=0, max_tokens=8).finish_reason == "stop"
+    past = loaded.generate("hello", temperature=0, max_tokens=8, ignore_eos=True)
+    assert (past.finish_reason, len(past.token_ids)) == ("length", 8)
+    assert ids[3] not in past.token_ids
+
+
+def test_logprobs_are_the_models_own(llm):
+    completion = llm.generate("hello", temperature=1.5, seed=2, max_tokens=6, logprobs=4, logit_bias={9: 3.0})
+    logits = llm.logits(completion.prompt_token_ids + completion.token_ids)
+    below = logits - logits.max(1, keepdims=True)
+    logp = below - np.log(np.exp(below).sum(1, keepdims=True))
+    assert completion.logprobs is not None
+    assert [p.token_id for p in completion.logprobs] == completion.token_ids
+    first = len(completion.prompt_token_ids) - 1
+    bound = 2e-4 * float(logits.std())
+    for row, said in enumerate(completion.logprobs, first):
+        # decode and prefill are different executables, 1e-4 of the logits' deviation apart: here twice, as in a sum
+        assert said.logprob == pytest.approx(logp[row, said.token_id], abs=bound)
+        best = np.argsort(-logp[row])[:4]
+        assert [token for token, _ in said.top_logprobs] == best.tolist()
+        assert [p for _, p in said.top_logprobs] == pytest.approx(logp[row, best].tolist(), abs=bound)
+    assert llm.generate("hello", max_tokens=1).logprobs is None
+
+
+def test_several_completions_of_a_prompt(llm):
+    several = llm.generate("hello", n=3, seed=7, max_tokens=10)
+    assert len(several) == 3
+    assert [c.token_ids for c in several] == [
+        llm.generate("hello", seed=seed, max_tokens=10).token_ids for seed in (7, 8, 9)
+    ]
+    both = llm.generate(["hello", "a"], n=2, seed=7, max_tokens=4)
+    assert [c.prompt_token_ids for c in both] == [llm.encode(p) for p in ("hello", "hello", "a", "a")]
+    for n in (0, True, 1.5):
+        with pytest.raises(packlight.ConfigError, match="n must be an integer of at least 1"):
+            llm.generate("hello", n=n)
+
+
+def test_a_bias_of_no_token_is_refused(llm):
+    size = llm.model.vocab_size
+    with pytest.raises(packlight.ConfigError, match=f"logit_bias of token id {size}: the vocabulary has {size}"):
+        llm.generate("hello", logit_bias={size: 1.0})

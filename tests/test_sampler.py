@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model.sampler import CAP, SlotSampling, _draw, finite, sample, slot_sampling
+from model.sampler import CAP, SlotSampling, _draw, _Whole, finite, sample, slot_sampling
 from model.sampling import SamplingConfig
 from quant.errors import ConfigError
 
@@ -25,7 +25,7 @@ sample_jit = jax.jit(sample, static_argnames="cap")
 def ids_of(logits, configs, positions, cap=CAP):
     logits = np.asarray(logits, np.float32)
     sampling = configs if isinstance(configs, SlotSampling) else slot_sampling(configs)
-    return np.asarray(sample_jit(logits, sampling, np.asarray(positions, np.int32), cap=min(cap, logits.shape[1])))
+    return np.asarray(sample_jit(logits, sampling, np.asarray(positions, np.int32), cap=min(cap, logits.shape[1]))[0])
 
 
 def slots_of(config, count):
@@ -128,6 +128,13 @@ def random_slots(rng, slots, vocab):
             top_p=float(rng.choice([0, 0.5, 0.95, 0.9999999, 1])),
             min_p=float(rng.choice([0, 0.001, 0.05, 1])),
             seed=int(rng.integers(2**32)),
+            top_n_sigma=float(rng.choice([-1, -1, 0.3, 2])),
+            typical_p=float(rng.choice([1, 1, 0.2, 0.9])),
+            xtc_probability=float(rng.choice([0, 0, 0.5, 1])),
+            xtc_threshold=float(rng.choice([0.01, 0.1, 0.6])),
+            dynatemp_range=float(rng.choice([0, 0, 0.3, 2])),
+            mirostat=int(rng.choice([0, 0, 0, 1, 2])),
+            mirostat_tau=float(rng.choice([0.5, 3, 8])),
         )
         for _ in range(slots)
     ]
@@ -214,17 +221,19 @@ wild_floats = st.one_of(
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     logits=hnp.arrays(np.float32, (3, 9), elements=wild_floats),
-    reals=hnp.arrays(np.float32, (3, 3), elements=wild_floats),
-    top_k=hnp.arrays(np.int32, 3),
+    reals=hnp.arrays(np.float32, (12, 3), elements=wild_floats),
+    integers=hnp.arrays(np.int32, (3, 3)),
     seed=hnp.arrays(np.uint32, 3),
     position=hnp.arrays(np.int32, 3),
 )
-def test_total_on_any_bits(logits, reals, top_k, seed, position):
-    sampling = SlotSampling(reals[0], top_k, reals[1], reals[2], seed)
-    ids = np.asarray(sample_jit(logits, sampling, position))
+def test_total_on_any_bits(logits, reals, integers, seed, position):
+    wild = iter(reals)
+    given = {"top_k": integers[0], "mirostat": integers[1], "logprobs": integers[2], "seed": seed}
+    sampling = SlotSampling(**{name: given[name] if name in given else next(wild) for name in SlotSampling._fields})
+    ids = np.asarray(sample_jit(logits, sampling, position)[0])
     assert ids.dtype == np.int32
     assert ((ids >= 0) & (ids < 9)).all()
-    np.testing.assert_array_equal(ids, sample_jit(logits, sampling, position, cap=2))
+    np.testing.assert_array_equal(ids, sample_jit(logits, sampling, position, cap=2)[0])
     np.testing.assert_array_equal(jax.jit(finite)(logits), np.isfinite(logits).all(1))
     for row, token in zip(logits, ids, strict=True):
         ranked = np.where(np.isnan(row), -np.inf, row)
@@ -240,8 +249,9 @@ def test_the_largest_uniform_stays_inside_the_kept_set():
     """Rounded prefix sums may rise by an ulp after the last kept token; such a token must not be drawn."""
     values = -np.sort(np.random.default_rng(0).exponential(size=(4096, 48)).astype(np.float32), axis=1)
     sampling = slots_of(dataclasses.replace(OFF, top_k=21), 4096)
-    rank, settled = jax.jit(_draw, static_argnums=4)(
-        values, np.ones(4096, np.float32), sampling, np.full(4096, 1 - 2**-23, np.float32), 48
+    ones = np.ones(4096, np.float32)
+    rank, _, settled = jax.jit(_draw, static_argnums=5)(
+        values, _Whole(ones, ones, ones), sampling, np.full(4096, 1 - 2**-23, np.float32), ones, 48
     )
     assert np.asarray(settled).all()
     assert np.asarray(rank).max() == 20
@@ -252,13 +262,14 @@ def test_masked_rows_at_every_temperature(temperature):
     sampling = slot_sampling([OFF] * 4)._replace(temperature=np.full(4, temperature, np.float32))
     inf, nan = math.inf, math.nan
     rows = np.array([[-inf] * 4, [nan] * 4, [-inf, nan, 5, -inf], [3, nan, inf, 3.4e38]], np.float32)
-    assert np.asarray(sample_jit(rows, sampling, np.arange(4, dtype=np.int32))).tolist() == [0, 0, 2, 2]
+    assert np.asarray(sample_jit(rows, sampling, np.arange(4, dtype=np.int32))[0]).tolist() == [0, 0, 2, 2]
 
 
 def test_slot_sampling_is_numpy():
     slots = slot_sampling([SamplingConfig(seed=2**32 - 1), None, SamplingConfig(temperature=0)])
     assert all(type(array) is np.ndarray and array.shape == (3,) for array in slots)
-    assert [array.dtype for array in slots] == [np.float32, np.int32, np.float32, np.float32, np.uint32]
+    kinds = {"top_k": np.int32, "seed": np.uint32, "mirostat": np.int32, "logprobs": np.int32}
+    assert all(array.dtype == kinds.get(name, np.float32) for name, array in slots._asdict().items())
     assert slots.seed.tolist() == [2**32 - 1, 0, 0]
     assert slots.temperature.tolist() == [np.float32(0.8), 0, 0]
     with pytest.raises(ValueError, match="slot 1: seed is None"):
@@ -306,7 +317,7 @@ def test_config_accepts_and_normalises():
         temperature=np.float32(0.5), top_k=np.int64(0), top_p=1, min_p=0, seed=2**32 - 1, max_tokens=0, stop=["a", "\n"]
     )
     assert config == SamplingConfig(0.5, 0, 1.0, 0.0, 2**32 - 1, 0, ("a", "\n"))
-    assert [type(value) for value in dataclasses.astuple(config)] == [float, int, float, float, int, int, tuple]
+    assert [type(value) for value in dataclasses.astuple(config)][:7] == [float, int, float, float, int, int, tuple]
     default = SamplingConfig()
     assert (default.temperature, default.top_k, default.top_p, default.min_p) == (0.8, 40, 0.95, 0.05)
     assert math.copysign(1, SamplingConfig(temperature=-0.0).temperature) == 1
