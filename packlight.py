@@ -75,6 +75,9 @@ __all__ = [
 ]
 
 
+POOLINGS = ("mean", "last")  # of `LLM.embed`
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A file and a config that fit each other, found out before any weight is read and, but for `config` and `plan`
@@ -148,6 +151,13 @@ class Prepared:
                 raise ConfigError(f"logit_bias of token id {token}: the vocabulary has {self.model.vocab_size}")
         if config.constrained:
             Grammar(self.vocabulary, config)
+
+    def fitting(self, prompt: str | Sequence[int]) -> list[int]:
+        """`ids` of a prompt that fits the context. Raises ContextLengthError for one that does not."""
+        ids = self.ids(prompt)
+        if len(ids) > self.context:
+            raise ContextLengthError(f"the text has {len(ids)} tokens; the context holds {self.context}")
+        return ids
 
     def prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not."""
@@ -255,6 +265,29 @@ class LLM:
         when open streams hold every slot, NonFiniteLogitsError.
         """
         return self._engine.logits(self._prepared.ids(ids))
+
+    def embed(
+        self, prompts: "Sequence[str | Sequence[int]]", pooling: str = "mean", normalize: bool = True
+    ) -> np.ndarray:
+        """A vector for each text or list of token ids: float32 (prompts, D).
+
+        pooling: "mean" of the hidden states behind the last norm, over all tokens, or that of the "last" token.
+        normalize: to length 1. Raises ConfigError for an unknown pooling, no prompts, or an impossible one,
+        ContextLengthError for one that is too long, NonFiniteLogitsError for NaN or infinite states.
+        Source: llama.cpp's `llama_pooling_type` and `common_embd_normalize`.
+        """
+        if pooling not in POOLINGS:
+            raise ConfigError(f"pooling must be one of {', '.join(POOLINGS)}, not {reprlib.repr(pooling)}")
+        if isinstance(prompts, str) or not len(prompts):
+            raise ConfigError("embed wants a list of texts, and at least one")
+        rows = []
+        for prompt in prompts:
+            hidden = self._engine.hidden(self._prepared.fitting(prompt))
+            row = hidden.mean(0) if pooling == "mean" else hidden[-1]
+            if not np.isfinite(row).all():
+                raise NonFiniteLogitsError("the model's hidden states are NaN or infinite")
+            rows.append(row / max(float(np.linalg.norm(row)), 1e-12) if normalize else row)
+        return np.stack(rows)
 
     def generate(
         self, prompt: "str | Sequence[int] | Sequence[str]", n: int = 1, **sampling: Any

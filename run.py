@@ -42,7 +42,7 @@ EXIT_SLOWER, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 # Every flag: how absl defines it, its default, what it means. `COMMANDS` says which command has which.
 FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "model": (flags.DEFINE_string, None, "GGUF file; of a split one, its first part"),
-    "prompt": (flags.DEFINE_string, None, "text to continue"),
+    "prompt": (flags.DEFINE_string, None, "the text: to continue, or to embed"),
     "max_tokens": (flags.DEFINE_integer, None, "tokens to generate at most (default: until the end)"),
     "temperature": (flags.DEFINE_float, 0.8, "how freely tokens are drawn; 0 is greedy"),
     "top_k": (flags.DEFINE_integer, 40, "draw from the k most probable tokens; 0 is off"),
@@ -85,8 +85,9 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
-    "file": (flags.DEFINE_string, None, "text file to predict"),
+    "file": (flags.DEFINE_string, None, "text file: to predict, or of texts to embed, one a line"),
     "chunks": (flags.DEFINE_integer, None, "chunks of the text to use at most (default: all)"),
+    "pooling": (flags.DEFINE_string, "mean", "how the vectors of a text's tokens become one: mean or last"),
     "save_logits": (flags.DEFINE_string, None, "write the predictions to this file, as a base for --kl_divergence"),
     "kl_divergence": (flags.DEFINE_string, None, "compare with the predictions in this file; its text is used"),
     "chat_template": (flags.DEFINE_string, None, "file with a chat template, instead of the model's own"),
@@ -250,6 +251,30 @@ def perplexity(values: flags.FlagValues) -> None:
         write(perplexity_text(result))
 
 
+def embed(values: flags.FlagValues) -> None:
+    """Prints a vector of length 1 for each text: a line of numbers, or one JSON object."""
+    from packlight import POOLINGS
+
+    if (values.file is None) == (values.prompt is None):
+        raise ConfigError("give either --prompt, a text, or --file, of texts one a line")
+    if values.pooling not in POOLINGS:
+        raise ConfigError(f"--pooling={values.pooling} is unknown; there are: {', '.join(POOLINGS)}")
+    if values.file is None:
+        texts = [_text("prompt", values.prompt)]
+    else:
+        texts = [line for line in _file_text("file", values.file).splitlines() if line.strip()]
+        if not texts:
+            raise ConfigError(f"--file={values.file}: holds no text")
+    prepared = _prepare(values)
+    for text in texts:
+        prepared.fitting(text)
+    vectors = _load(prepared).embed(texts, values.pooling).tolist()
+    if values.json:
+        write_json({"embeddings": vectors, "pooling": values.pooling, "dimensions": len(vectors[0])})
+    else:
+        write("".join(" ".join(f"{x:.8g}" for x in vector) + "\n" for vector in vectors))
+
+
 def bench(values: flags.FlagValues) -> None:
     """Measures speed, alone or in turn with llama.cpp; prints a table, or the record as one JSON object."""
     path, options = _model_path(values), Options.of(values)
@@ -299,6 +324,13 @@ COMMANDS = {
             "packlight compile --model=model.gguf --config=config.toml",
             ("model", "config", "context", "json"),
             compile_,
+        ),
+        Command(
+            "embed",
+            "turn texts into vectors",
+            "packlight embed --model=model.gguf --prompt='A text'",
+            ("model", "prompt", "file", "pooling", "config", "context", "json"),
+            embed,
         ),
         Command(
             "perplexity",

@@ -18,7 +18,7 @@ import numpy as np
 from compile.aot import Executables
 from compile.config import CompileConfig
 from compile.plan import Plan, StepKey
-from compile.steps import abstract_cache
+from compile.steps import abstract_cache, samples
 from model.config import ModelConfig
 from model.params import Device, Params
 from model.sampler import Picked, SlotSampling, slot_sampling
@@ -147,21 +147,25 @@ class Engine:
 
     def logits(self, ids: list[int], first: int = 0) -> np.ndarray:
         """Logits after token `first` of `ids` and every later one, float32 (T - first, V), through the steps that serve
-        generation, in a free slot.
-
-        Raises ContextLengthError when they do not fit, PacklightError when every slot is taken, NonFiniteLogitsError.
+        generation, in a free slot. Raises as `hidden` does, and NonFiniteLogitsError.
         """
-        if None not in self._slots:
-            raise PacklightError(f"logits need a free slot; all {len(self._slots)} are generating")
-        if len(ids) > self.plan.context:
-            raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
-        with self._whole_cache():
-            hidden = np.concatenate(
-                [np.asarray(h)[:count] for h, _, count in self._prefill(self._slots.index(None), ids)]
-            )
+        hidden = self.hidden(ids)
         largest = self.plan.head_rows[-1]
         blocks = [self._head(hidden[at : at + largest]) for at in range(first, len(ids), largest)]
         return np.concatenate(blocks)
+
+    def hidden(self, ids: list[int]) -> np.ndarray:
+        """Normed hidden states after every token of `ids`, float32 (T, D), by the prefill steps, in a free slot.
+
+        Raises ContextLengthError when they do not fit, PacklightError when every slot is taken.
+        """
+        if None not in self._slots:
+            raise PacklightError(f"a prompt needs a free slot; all {len(self._slots)} are generating")
+        if len(ids) > self.plan.context:
+            raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
+        with self._whole_cache():
+            chunks = [np.asarray(h)[:count] for h, _, count in self._prefill(self._slots.index(None), ids)]
+        return np.concatenate(chunks)
 
     def _run(self, key: StepKey, *arguments: Any) -> Any:
         self.steps_run[key] += 1
@@ -223,10 +227,12 @@ class Engine:
         key = self.plan.head_key(count)
         padded = np.zeros((key.rows, hidden.shape[1]), np.float32)
         padded[:count] = hidden
-        position = np.zeros(key.rows, np.int32)
-        asked = self._arguments([None] * key.rows)
-        logits, picked = self._run(key, padded, *asked, position, self._is_end)
-        if not np.asarray(picked.finite)[:count].all():
+        following = ()
+        if samples(key):
+            following = *self._arguments([None]), np.zeros(1, np.int32), self._is_end
+        logits, rest = self._run(key, padded, *following)
+        finite = rest.finite if samples(key) else rest
+        if not np.asarray(finite)[:count].all():
             raise NonFiniteLogitsError("the model's logits are NaN or infinite")
         return np.asarray(logits)[:count]
 

@@ -16,7 +16,7 @@ from compile.plan import Plan, StepKey
 from model.config import ModelConfig
 from model.forward import Cache, Numerics, Rows, embed, head, layers
 from model.params import Params, shaped
-from model.sampler import Picked, SlotSampling, pick, slot_sampling
+from model.sampler import Picked, SlotSampling, finite, pick, slot_sampling
 from model.steering import Adjustment, nothing, table_size
 
 CACHE_ARGUMENT = 1  # position of the donated cache in prefill and decode
@@ -75,7 +75,8 @@ def abstract_arguments(
             return params, cache, ints(rows), ints(), ints(), ints()
         case "head":
             hidden = floats(rows, cfg.embedding_length)
-            return params, hidden, adjustment, sampling, ints(rows), flags(cfg.vocab_size)
+            following = adjustment, sampling, ints(rows), flags(cfg.vocab_size)
+            return params, hidden, *(following if samples(key) else ())
         case _:
             return params, cache, ints(rows), flags(rows), adjustment, sampling, flags(cfg.vocab_size)
 
@@ -101,19 +102,21 @@ def prefill(
     return dataclasses.replace(cache, length=length), hidden[0], last
 
 
+def samples(key: StepKey) -> bool:
+    """Whether a head step picks what follows: one row may begin a text, more are asked for their logits."""
+    return key.rows == 1
+
+
 def head_step(
     cfg: ModelConfig,
     numerics: Numerics,
     params: Params,
     hidden: jax.Array,  # float32 (R, D)
-    adjustment: Adjustment,  # of R rows
-    sampling: SlotSampling,  # each (R,)
-    position: jax.Array,  # int32 (R,), position of the token that follows each row
-    is_end: jax.Array,  # bool (V,), tokens that end a generation
-) -> tuple[jax.Array, Picked]:
-    """Logits float32 (R, V), and what follows each row."""
+    *following: Any,  # of one row, what `pick` takes after the logits
+) -> tuple[jax.Array, jax.Array | Picked]:
+    """Logits float32 (R, V), and which rows are finite, bool (R,); for one row what follows it."""
     logits = head(cfg, params, hidden, numerics)
-    return logits, pick(logits, adjustment, sampling, position, is_end)
+    return logits, pick(logits, *following) if following else finite(logits)
 
 
 def decode(

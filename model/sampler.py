@@ -141,7 +141,7 @@ def sample(
 
     `position` is that of the token being chosen; the key is fold_in(key(seed), position) (threefry) and gives one
     uniform u in [0, 1) in steps of 2^-23: the draw is the first token in rank order whose cumulative weight exceeds
-    u * total. XTC's decision is the uniform of fold_in(that key, 1). Temperature 0 (below 1.2e-38, negative, NaN) takes
+    u * total; the key's second uniform is XTC's decision. Temperature 0 (below 1.2e-38, negative, NaN) takes
     the first in rank order of what is kept, which is argmax unless typical-p or XTC took that out. `cap` is static and
     changes time, not ids: cap = V is the reference path.
 
@@ -226,10 +226,10 @@ def _draw(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # rank (B,) i32, mu (B,) f32, settled (B,) bool
     """The drawn rank, Mirostat's next state, and whether N logits were enough to know them. N = vocab settles all.
 
-    Bit-equal for every sufficient N: a prefix sum depends on its prefix alone (`_prefix_sums`), and totals are maxima
-    of prefix sums, not sums of their own. They are maxima rather than last elements because rounding makes such
-    prefix sums dip by an ulp here and there; that is also why a token of weight 0 is masked out rather than trusted
-    to add nothing.
+    Bit-equal for every sufficient N: a prefix sum depends on its prefix alone (`_prefix_sums`), and where a total is
+    compared with prefix sums it is the largest of them, not a sum of its own. Largest rather than last, because
+    rounding makes such prefix sums dip by an ulp here and there; that is also why a token of weight 0 is masked out
+    rather than trusted to add nothing. Other totals are sums whose order does not depend on N (`_total`).
     """
     weights, settled = _weights(values, whole, s, chance, vocab)
     sums = jnp.where(weights > 0, _prefix_sums(weights), 0.0)
@@ -309,9 +309,9 @@ def _chain(
 def _typical(below: jax.Array, rank: jax.Array, keep: jax.Array, p: Array) -> jax.Array:  # (B, N) bool
     """The tokens whose surprise is nearest the expected one, until their probabilities exceed p."""
     weights = jnp.where(keep, jnp.exp(below), 0.0)
-    total = jnp.max(_prefix_sums(weights), axis=1, keepdims=True)
+    total = _total(weights)
     probability, surprise = weights / total, jnp.log(total) - below
-    expected = jnp.max(_prefix_sums(jnp.where(weights > 0, probability * surprise, 0.0)), axis=1, keepdims=True)
+    expected = _total(jnp.where(weights > 0, probability * surprise, 0.0))
     distance = jnp.where(weights > 0, jnp.abs(surprise - expected), jnp.inf)
     _, by_rank, probability = lax.sort((distance, rank, probability), dimension=1, is_stable=True, num_keys=1)
     over = _prefix_sums(probability) > p[:, None]
@@ -324,8 +324,7 @@ def _typical(below: jax.Array, rank: jax.Array, keep: jax.Array, p: Array) -> ja
 def _xtc(below: jax.Array, rank: jax.Array, keep: jax.Array, threshold: Array) -> jax.Array:  # (B, N) bool
     """The tokens that XTC drops: all at least as probable as the threshold but the least probable of them."""
     weights = jnp.where(keep, jnp.exp(below), 0.0)
-    total = jnp.max(_prefix_sums(weights), axis=1, keepdims=True)
-    above = keep & (weights >= threshold[:, None] * total)
+    above = keep & (weights >= threshold[:, None] * _total(weights))
     last = jnp.max(jnp.where(above, rank, -1), axis=1, keepdims=True)
     return above & (rank < last)
 
@@ -333,9 +332,8 @@ def _xtc(below: jax.Array, rank: jax.Array, keep: jax.Array, threshold: Array) -
 def _dynamic(values: jax.Array, keep: jax.Array, s: SlotSampling) -> jax.Array:  # (B,) f32
     """The temperature between temperature -/+ range that the entropy of what is kept asks for; one token needs none."""
     weights = jnp.where(keep, jnp.exp(_below(values, keep)), 0.0)
-    total = jnp.max(_prefix_sums(weights), axis=1, keepdims=True)
-    p = weights / total
-    entropy = jnp.max(_prefix_sums(jnp.where(p > 0, -p * jnp.log(p), 0.0)), axis=1)
+    p = weights / _total(weights)
+    entropy = _total(jnp.where(p > 0, -p * jnp.log(p), 0.0))[:, 0]
     share = entropy / jnp.log(jnp.maximum(jnp.sum(keep, axis=1, dtype=jnp.int32), 2).astype(jnp.float32))
     low, high = jnp.maximum(s.temperature - s.dynatemp_range, 0.0), s.temperature + s.dynatemp_range
     return low + (high - low) * share**s.dynatemp_exponent
@@ -426,6 +424,15 @@ def _prefix_sums(
     return lax.fori_loop(0, (n - 1).bit_length(), double, x)
 
 
+def _total(
+    x: jax.Array,  # (B, N) f32, zero behind what an N of `cap` would hold
+) -> jax.Array:  # (B, 1) f32
+    """Sums in pieces of CAP, so that a longer row adds only pieces of zeros."""
+    batch, n = x.shape
+    pieces = jnp.pad(x, ((0, 0), (0, -n % CAP))).reshape(batch, -1, CAP)
+    return jnp.sum(jnp.sum(pieces, axis=2), axis=1, keepdims=True)
+
+
 def _first(
     mask: jax.Array,  # (B, N) bool
 ) -> jax.Array:  # (B,) i32
@@ -446,7 +453,8 @@ def _uniforms(
 ) -> tuple[jax.Array, jax.Array]:  # (B,) f32, twice
     def one(seed: Array, position: Array) -> tuple[jax.Array, jax.Array]:  # scalars
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position)
-        return jax.random.uniform(key, (), jnp.float32), jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32)
+        draw, chance = jax.random.uniform(key, (2,), jnp.float32)
+        return draw, chance
 
     return jax.vmap(one)(seed, position)
 

@@ -113,6 +113,10 @@ MISTAKES = [
     ("inspect", "--model is missing"),
     ("inspect --model={text}", "text.gguf: not a GGUF file"),
     ("compile --model={tensor}", "tensor 'blk.0.attn_q.weight' is missing"),
+    ("embed --model={good}", "either --prompt.* or --file"),
+    ("embed --model={good} --prompt=x --pooling=median", "--pooling=median is unknown; there are: mean, last"),
+    ("embed --model={good} --file={empty}", "holds no text"),
+    ("embed --model={good} --prompt=" + 130 * "the.", r"the text has \d+ tokens; the context holds 128"),
     ("perplexity --model={good}", "either --file.* or --kl_divergence"),
     ("perplexity --model={good} --file={text} --kl_divergence={text}", "either --file.* or --kl_divergence"),
     ("perplexity --model={good} --file={text} --context=3", "--context=3 is less than 4"),
@@ -123,7 +127,7 @@ MISTAKES = [
     ("perplexity --model={good} --kl_divergence={text}", "text.gguf: not a file of base predictions"),
     ("perplexity --model={good} --kl_divergence={absent}", "absent.gguf: No such file"),
     ("perplexity --model={good} --kl_divergence={text} --context=9", "no --save_logits, no --context"),
-    ("martian", "unknown command 'martian'; there are: generate, chat, inspect, compile, perplexity, bench"),
+    ("martian", "unknown command 'martian'; there are: generate, chat, inspect, compile, embed, perplexity, bench"),
 ]
 
 
