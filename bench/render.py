@@ -1,6 +1,6 @@
-"""The README's speed tables from the records in `bench/results`: the numbers there are never written by hand.
+"""The README's tables from the records in `bench/results` and of the tests: their numbers are never written by hand.
 
-python -m bench.render          # rewrites the part of README.md between the markers
+python -m bench.render          # rewrites the parts of README.md between the markers
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+CHECKS = ROOT / "tests" / "checks.json"  # pytest --record=tests/checks.json tests/test_logits.py
 MODELS = ("tinyllama-1.1b", "tinyllama-1.1b-batch", "tinyllama-1.1b-xla", "llama-3.2-1b", "llama-2-7b")
 Record = dict[str, Any]
 
@@ -173,18 +173,47 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
 
 
-def rendered(readme: str, text: str) -> str:
-    """README text with the part between the markers replaced. Raises ValueError without markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md has no {BEGIN} ... {END}")
+def models(checks: dict[str, Record]) -> str:
+    """The table of model files that the tests compare with llama.cpp."""
+    rows = [
+        [
+            name.partition("/")[2],
+            check["architecture"],
+            ", ".join(sorted(check["formats"])),
+            f"{check['error']:.0e}",
+            str(check["greedy"]),
+            f"{check['rounding']:.2f}" if "rounding" in check else "",
+        ]
+        for name, check in checks.items()
+    ]
+    head = ("file", "architecture", "formats beside F32", "error", "greedy ids equal", "int8 rounding")
+    text = (
+        "Every file is run with float32 activations against llama.cpp on the same weights. `error`: the largest of a"
+        " logit, in standard deviations of the logits; `greedy ids equal`: how many were compared. `int8 rounding`: how"
+        " far the native kernels' logits are from exact ones, over how far llama.cpp's own are.\n\n"
+    )
+    return text + _table(head, rows)
+
+
+def rendered(readme: str, region: str, text: str) -> str:
+    """README text with the part between a region's markers replaced. Raises ValueError without markers."""
+    begin, end = f"<!-- {region}:begin -->", f"<!-- {region}:end -->"
+    before, opened, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise ValueError(f"README.md has no {begin} ... {end}")
     return f"{before}{begin}\n{text}{end}{after}"
+
+
+def readme(text: str) -> str:
+    """The README's text with all its tables as the records say."""
+    text = rendered(text, "bench", tables(records()))
+    return rendered(text, "models", models(json.loads(CHECKS.read_text(encoding="utf-8"))))
 
 
 def main() -> None:
     path = ROOT / "README.md"
-    path.write_text(rendered(path.read_text(encoding="utf-8"), tables(records())), encoding="utf-8")
+    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Architecture:
         attention and logits.
     router: experts' weights are the softmax over "all" experts, made to sum to 1, or over the "chosen" ones.
     sinks: each head has a score that takes weight and gives no value.
+    sharpens: the file may state by how much attention is to sharpen beyond the original context.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Architecture:
     experts: Literal["never", "may", "must"] = "never"
     router: Literal["all", "chosen"] = "all"
     sinks: bool = False
+    sharpens: bool = False
 
 
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
@@ -57,6 +59,7 @@ ARCHITECTURES = {
     entry.name: entry
     for entry in (
         Architecture("llama", "adjacent", optional_biases=(*QKV, "attn_output", *FFN), experts="may"),
+        Architecture("mistral3", "adjacent", optional_biases=(*QKV, "attn_output", *FFN), experts="may", sharpens=True),
         Architecture("qwen2", biases=QKV),
         Architecture("qwen3", qk_norm="head"),
         Architecture("qwen3moe", qk_norm="head", experts="must"),

@@ -29,6 +29,7 @@ class RopeScaling:
     attn_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    log_multiplier: float = 0.0  # of YaRN's sharpening, which it divides; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     attention_scale: float = 0.0  # 0: 1 / sqrt(C)
+    sharpening: float = 0.0  # queries at position p are multiplied with 1 + sharpening * ln(1 + p // original context)
     logit_scale: float = 1.0
     defaulted: tuple[tuple[str, Any], ...] = ()
     unread: tuple[str, ...] = ()
@@ -105,6 +107,7 @@ class ModelConfig:
         ffn = keys.integer("feed_forward_length", layers=layers)
         experts, used, expert_ffn = _experts(keys, ffn)
         window, slides = _windows(keys, layers)
+        sharpening = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6) if arch.sharpens else 0.0
         norm_key = "attention.layer_norm_epsilon" if arch.norm == "layer" else "attention.layer_norm_rms_epsilon"
         return cls(
             architecture=arch,
@@ -130,6 +133,7 @@ class ModelConfig:
             slides=slides,
             softcaps=_softcaps(keys),
             **_scales(keys, embed, heads, layers),
+            sharpening=sharpening,
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
         )
@@ -318,18 +322,25 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
             f"key '{keys.full('rope.scaling.type')}': unknown scaling '{shown(kind)}'; supported: none, linear, yarn"
         )
     attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
+    context = keys.integer("context_length")
+    original = 0
+    if kind == "yarn" or keys.architecture.sharpens:
+        original = keys.integer("rope.scaling.original_context_length", default=context)
     if kind == "none":
-        return RopeScaling(attn_factor=attn_factor)
+        return RopeScaling(attn_factor=attn_factor, original_context=original)
     older = keys.has("rope.scale_linear") and not keys.has("rope.scaling.factor")
     factor_key = "rope.scale_linear" if older else "rope.scaling.factor"
     factor = keys.number(factor_key, default=None if stated else 1.0, low=1e-6, high=1e6)
     if kind == "linear":
-        return RopeScaling("none" if factor == 1.0 else kind, factor, attn_factor=attn_factor)
+        return RopeScaling("none" if factor == 1.0 else kind, factor, original, attn_factor)
     return RopeScaling(
         kind,
         factor,
-        original_context=keys.integer("rope.scaling.original_context_length", default=keys.integer("context_length")),
+        original_context=original,
         attn_factor=attn_factor,
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0, low=1e-6, high=1e6),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", default=1.0, low=1e-6, high=1e6),
+        log_multiplier=keys.number("rope.scaling.yarn_log_multiplier", default=0.0, low=0.0, high=1e6)
+        if keys.architecture.sharpens
+        else 0.0,
     )

@@ -102,7 +102,7 @@ def layer(
     with jax.named_scope("attention"):
         h = norm(cfg, x, blk, "attn_norm", index) if arch.pre_norms else x
         q, k, v = project(cfg, h, blk, index, numerics)
-        q, k = turns.rotate(q, index), turns.rotate(k, index)
+        q, k = turns.sharpen(turns.rotate(q, index)), turns.rotate(k, index)
         cache = write_cache(cache, index, k, v, rows)
         mixed = attention(scaled(cfg, q), cache, index, rows, numerics.span, numerics.path, Scores.of(cfg, blk, index))
         x = add(x, linear(mixed, blk, "attn_output", index, numerics), "post_attention_norm")

@@ -40,10 +40,11 @@ def _yarn_keep(cfg: ModelConfig, pairs: np.ndarray) -> np.ndarray:
 
 
 def magnitude(scaling: RopeScaling) -> float:
-    """What cos and sin are multiplied with; YaRN sharpens attention by 1 + 0.1 ln(factor)."""
+    """What cos and sin are multiplied with; YaRN sharpens attention by 1 + 0.1 ln(factor), or takes it back."""
     if scaling.kind != "yarn":
         return scaling.attn_factor
-    return scaling.attn_factor * (1.0 + 0.1 * math.log(scaling.factor))
+    sharper, back = (1.0 + 0.1 * m * math.log(scaling.factor) for m in (1.0, scaling.log_multiplier))
+    return scaling.attn_factor * sharper / back
 
 
 def rope_divisors(cfg: ModelConfig, params: Params, context: int) -> jax.Array | None:
@@ -63,6 +64,10 @@ class Turns:
     def __init__(self, cfg: ModelConfig, positions: jax.Array, divisors: jax.Array | None):
         self._style = cfg.architecture.rope_style
         self._turn = rotation(cfg, positions, divisors)
+        self._sharper = None
+        if cfg.sharpening:
+            beyond = (positions // cfg.rope_scaling.original_context).astype(jnp.float32)
+            self._sharper = 1.0 + cfg.sharpening * jnp.log1p(beyond)
         self._own = any(cfg.slides) and (cfg.rope_freq_base_swa, "none") != (cfg.rope_freq_base, cfg.rope_scaling.kind)
         self._own &= cfg.architecture.slides == "most"  # the other families rotate all layers alike
         if self._own:
@@ -76,6 +81,10 @@ class Turns:
             slides = jnp.asarray(self._slides)[index]
             turn = (jnp.where(slides, self._sliding[0], turn[0]), jnp.where(slides, self._sliding[1], turn[1]))
         return rotate(x, *turn, self._style)
+
+    def sharpen(self, q: jax.Array) -> jax.Array:
+        """Queries (B, T, heads, C), scaled by how far beyond the original context they are, where the model does it."""
+        return q if self._sharper is None else q * self._sharper[:, :, None, None]
 
 
 def rotation(

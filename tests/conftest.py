@@ -1,6 +1,13 @@
-"""Test setup: 8 fake CPU devices, strict JAX promotion rules, and the shared fixtures' folder."""
+"""Test setup: 8 fake CPU devices, strict JAX promotion rules, the shared fixtures' folder, and what tests record.
 
+`pytest --record=FILE` writes what tests measured of each model file: `tests/checks.json`, for the README's table.
+"""
+
+import collections
+import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import pytest
@@ -19,3 +26,22 @@ def shared_path(*parts: str) -> pathlib.Path:
     if not path.exists():
         pytest.skip(f"fixture {path} is absent")
     return path
+
+
+MEASURED: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # model file -> fact -> value
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", help="JSON file for what tests measure of each model file")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("record")
+    if path is not None and session.testsfailed == 0:
+        pathlib.Path(path).write_text(json.dumps(dict(sorted(MEASURED.items())), indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def record() -> Callable[..., None]:
+    """record(file, fact=value, ...): what a test measured of a model file."""
+    return lambda file, **facts: MEASURED[file].update(facts)

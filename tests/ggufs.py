@@ -5,6 +5,7 @@ The writer is the independent one on purpose: what our reader reads here, our co
 
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ def write_llama(
     extra: Mapping[str, Any] | None = None,
     omit: Iterable[str] = (),
     seed: int = 0,
+    architecture: str = "llama",
 ) -> pathlib.Path:
     """Writes a random llama of this shape to `path` and returns the path; ffn 0 stands for 3 * embed.
 
@@ -56,6 +58,7 @@ def write_llama(
         (embed; heads * head_dim; ffn) must be multiples of the format's block: embed 256 takes every format.
     extra: further or replacing keys -> str, bool, int (u32), float (f32), list, or (type, value) such as ("u64", 5),
         ("[i32]", [1, 2]).
+    architecture: what the file calls itself, its keys too, for families whose tensors are llama's.
     omit: tensors ("blk.0.attn_q.weight") and keys to leave out; a name that matches nothing raises KeyError.
     The model's bytes depend on the arguments alone. Weights spread by 1/sqrt(in), so logits by about 1.
     """
@@ -68,6 +71,9 @@ def write_llama(
 
     tensors = {t.name: t for t in plan(shape, choose)}
     pairs = metadata(shape, "test") | {key: _typed(value) for key, value in (extra or {}).items()}
+    pairs = {re.sub("^llama[.]", f"{architecture}.", key): value for key, value in pairs.items()}
+    if architecture != "llama":
+        pairs["general.architecture"] = ("str", architecture)
     for name in omit:
         del (tensors if name in tensors else pairs)[name]
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import mistral_goldens
 import numpy as np
 import pytest
 from conftest import shared_path
+from ggufs import write_llama
 from test_logits import FAMILIES
 
 from model.architectures import ARCHITECTURES
@@ -17,14 +19,19 @@ from quant.errors import GGUFError, PacklightError, UnsupportedError
 OPTIONAL = {"output.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
-@pytest.fixture(params=FAMILIES)
-def file(request):
+OWN = "ministral3"  # of mistral_goldens
+
+
+@pytest.fixture(params=[*FAMILIES, OWN])
+def file(request, tmp_path):
+    if request.param == OWN:
+        return open_gguf(write_llama(tmp_path / "own.gguf", **mistral_goldens.MODELS[OWN]))
     return open_gguf(shared_path("arch", f"{request.param}.gguf"))
 
 
 def test_every_family_has_a_test_file():
     found = {open_gguf(shared_path("arch", f"{n}.gguf")).metadata["general.architecture"] for n in FAMILIES}
-    assert found | {"llama"} == set(ARCHITECTURES)
+    assert found | {"llama", mistral_goldens.MODELS[OWN]["architecture"]} == set(ARCHITECTURES)
 
 
 def test_no_tensor_can_be_missing(file):
@@ -79,5 +86,7 @@ def test_gemmas_largest_models_scale_attention_by_the_embedding():
 
 def test_an_unknown_architecture_is_refused_with_the_list():
     file = open_gguf(shared_path("arch", "qwen2.gguf"))
-    with pytest.raises(UnsupportedError, match="unknown architecture 'mamba'; supported: llama, qwen2, .*gpt-oss"):
+    with pytest.raises(
+        UnsupportedError, match="unknown architecture 'mamba'; supported: llama, mistral3, qwen2, .*gpt-oss"
+    ):
         ModelConfig.from_metadata(file.metadata | {"general.architecture": "mamba"})

@@ -2,16 +2,25 @@
 
 import json
 
+import mistral_goldens
 import pytest
+from test_logits import GOLDENS
 
 from bench import render, suite
+from model.architectures import ARCHITECTURES
 from quant.layouts import FIELDS
 
 
 def test_the_readme_shows_what_the_records_say():
     """R29: nobody writes a number there by hand."""
-    readme = (render.ROOT / "README.md").read_text(encoding="utf-8")
-    assert render.rendered(readme, render.tables(render.records())) == readme
+    text = (render.ROOT / "README.md").read_text(encoding="utf-8")
+    assert render.readme(text) == text
+
+
+def test_the_table_of_models_has_every_golden():
+    checks = json.loads(render.CHECKS.read_text(encoding="utf-8"))
+    assert set(checks) == {*GOLDENS, *(f"own/{name}" for name in mistral_goldens.MODELS)}
+    assert {check["architecture"] for check in checks.values()} == set(ARCHITECTURES)
 
 
 def test_tables_show_losses_and_change_with_a_record(tmp_path):
@@ -33,7 +42,7 @@ def test_tables_show_losses_and_change_with_a_record(tmp_path):
     assert "| 1.50 |" in render.tables(render.records(tmp_path))
     assert render.tables({}) == ""
     with pytest.raises(ValueError, match="bench:begin"):
-        render.rendered("no markers", text)
+        render.rendered("no markers", "bench", text)
 
 
 def test_the_suite_runs_an_entry(tmp_path):

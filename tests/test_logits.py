@@ -1,7 +1,10 @@
 """Logits: against llama.cpp's goldens on every llama-architecture file, and against float64 on shapes of our own."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
+import mistral_goldens
 import numpy as np
 import pytest
 from conftest import shared_path
@@ -9,6 +12,7 @@ from ggufs import write_llama
 from oracle import Oracle
 from steps import load
 
+import packlight
 from quant import native_ops
 from quant.formats import format_named
 from quant.matmul import matmul
@@ -26,7 +30,7 @@ GOLDENS = [
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_logits_and_greedy_ids_equal_llama_cpp(name):
+def test_logits_and_greedy_ids_equal_llama_cpp(name, record):
     """DESIGN, Numerics: within 1e-3 of the logits' deviation; greedy ids equal, read off one teacher-forced pass."""
     folder, stem = name.split("/")
     golden = np.load(shared_path(folder, f"{stem}.npz"))
@@ -35,8 +39,40 @@ def test_logits_and_greedy_ids_equal_llama_cpp(name):
     model = load(shared_path(folder, f"{stem}.gguf"))
     logits = model.all_logits(ids + greedy[:-1], rows=128)
     expected = golden[f"logits_f32{exact}"]
-    assert np.abs(logits[: len(ids)] - expected).max() <= 1e-3 * expected.std()
+    error = np.abs(logits[: len(ids)] - expected).max() / expected.std()
+    assert error <= 1e-3
     assert logits[len(ids) - 1 :].argmax(-1).tolist() == greedy
+    record(name, **facts(shared_path(folder, f"{stem}.gguf")), error=float(error), greedy=len(greedy))
+
+
+def facts(path):
+    """Architecture and formats of a file, as the README's table shows them."""
+    report = packlight.inspect(path)
+    formats = [name for name in report["formats"] if name != "F32"] or ["F32"]
+    return {"architecture": report["architecture"], "formats": formats}
+
+
+@pytest.mark.parametrize("name", mistral_goldens.MODELS)
+def test_mistrals_variants_equal_llama_cpp(tmp_path, name, record):
+    """Goldens of our own making where none are given: see `mistral_goldens`."""
+    golden = np.load(pathlib.Path(__file__).parent / "mistral_goldens.npz")
+    model = load(write_llama(tmp_path / "model.gguf", **mistral_goldens.MODELS[name]))
+    expected, greedy = golden[f"{name}.logits"], golden[f"{name}.greedy"].tolist()
+    ids = mistral_goldens.ids()
+    logits = model.all_logits(ids + greedy[:-1], rows=128)
+    error = np.abs(logits[: len(ids)] - expected).max() / expected.std()
+    assert error <= 1e-3
+    assert logits[len(ids) - 1 :].argmax(-1).tolist() == greedy
+    record(f"own/{name}", **facts(tmp_path / "model.gguf"), error=float(error), greedy=len(greedy))
+
+
+@pytest.mark.parametrize("key", ["attention.temperature_scale", "rope.scaling.yarn_log_multiplier"])
+def test_the_golden_of_ministral_notices_its_keys(tmp_path, key):
+    options = mistral_goldens.MODELS["ministral3"]
+    other = options | {"extra": options["extra"] | {f"llama.{key}": 0.0}}
+    expected = np.load(pathlib.Path(__file__).parent / "mistral_goldens.npz")["ministral3.logits"]
+    logits = load(write_llama(tmp_path / "model.gguf", **other)).all_logits(mistral_goldens.ids())
+    assert np.abs(logits - expected).max() > 1e-2 * expected.std()
 
 
 VARIANTS = {
@@ -113,7 +149,7 @@ def rounding(product, ties):
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_native_kernels_stay_as_close_as_llama_cpp(name, monkeypatch):
+def test_native_kernels_stay_as_close_as_llama_cpp(name, monkeypatch, record):
     """DESIGN, Numerics: RMS from `logits_f32` <= 1.5 times llama.cpp's own, which rounds activations to int8 too; and,
     for some files, within 1e-3 of the deviation of the reference path with that rounding in jnp, but for near ties.
     """
@@ -130,6 +166,7 @@ def test_native_kernels_stay_as_close_as_llama_cpp(name, monkeypatch):
         assert np.abs(logits - exact).max() <= 1e-3 * exact.std()
     else:
         assert 0 < rms(logits) <= 1.5 * rms(golden["logits"])
+        record(name, rounding=float(rms(logits) / rms(golden["logits"])))
 
     if name not in TWINS:
         return
