@@ -111,6 +111,7 @@ def test_json_has_every_field_of_the_contract(noise):
         "prompt_token_ids",
         "finish_reason",
         "timings",
+        "logprobs",
         "memory",
         "compile",
         "plan",
@@ -118,6 +119,7 @@ def test_json_has_every_field_of_the_contract(noise):
         "seed",
     }
     assert report.keys() == top
+    assert report["logprobs"] is None  # nobody asked for them
     timings = {"load_s", "compile_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "itl_p50_ms", "itl_p95_ms", "total_s"}
     assert report["timings"].keys() == timings
     assert all(value > 0 for value in report["timings"].values())
