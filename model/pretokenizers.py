@@ -65,7 +65,7 @@ _RUNS = (
 _FIRST_CODE_POINT = 0x80
 
 # Unicode's White_Space beyond ASCII. `\s` below is ASCII's (re.ASCII); these become a vertical tab, which it matches.
-_SPACES = {0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
+SPACES = {0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
 _SPACE = "\v"
 
 # What stands for a class in the shadow: any non-ASCII character will do, since all of them are replaced.
@@ -256,7 +256,7 @@ def class_of(code_point: int) -> str:
     return letters[bisect.bisect_right(starts, code_point) - 1]
 
 
-_SPACE_SHADOW = dict.fromkeys(_SPACES, _SPACE)
+_SPACE_SHADOW = dict.fromkeys(SPACES, _SPACE)
 _CLASS_SHADOW = _ClassShadow(_SPACE_SHADOW)
 
 

@@ -2,18 +2,19 @@
 
 Knows which metadata keys there are and what llama.cpp makes of them: special tokens, their types and where they cut a
 text, beginning and end of sequence, the ids that end a generation. Knows neither how plain text is encoded (`bpe`,
-`spm`) nor how text is streamed, and needs no jax.
+`spm`, `wpm`) nor how text is streamed, and needs no jax.
 
 Source: llama.cpp src/llama-vocab.cpp, unless said otherwise.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from model import bpe, spm
+from model import bpe, spm, wpm
 from model.ggufheader import naming, shown
 from model.pretokenizers import PRETOKENIZERS
 from model.reader import GGUFFile, open_gguf
@@ -22,10 +23,14 @@ from quant.errors import ConfigError, GGUFError, UnsupportedError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 _KEY = "tokenizer.ggml."
-_MODELS = ("llama", "gpt2")
+_MODELS = ("llama", "gpt2", "bert")
 
 # llama.cpp's ids for a file that names none.
-_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "gpt2": {"bos": 11, "eos": 11}}
+_DEFAULT_IDS = {
+    "llama": {"bos": 1, "eos": 2},
+    "gpt2": {"bos": 11, "eos": 11},
+    "bert": {"bos": 101, "unknown": 100, "seperator": 102},  # GGUF spells it so
+}
 
 # Special tokens known by their text where the file does not give their id.
 _BY_TEXT = {
@@ -59,6 +64,7 @@ class Tokenizer:
     """A vocabulary with its encoder; immutable after construction.
 
     `bos_id`, `eos_id`: None if there is none. `add_bos`, `add_eos`: whether `encode` puts them around a text.
+    `end_id`: what it puts behind a text: `eos_id` if `add_eos`, BERT's separator, or None.
     `eog_ids`: the ids after which a generation ends. `token_types` (V,) int32: `tokenizer.ggml.token_type` with
     llama.cpp's corrections.
     """
@@ -74,6 +80,12 @@ class Tokenizer:
             self._coder = spm.SPM(self._vocab, _numbers(metadata, "scores", self.vocab_size, ("float32", "int32")))
             self._normal_piece = spm.piece
             default_bos = True
+        elif self.kind == "bert":
+            lowercase = self._flag("normalizer.lowercase", True)
+            strip_accents = self._flag("normalizer.strip_accents", lowercase)
+            self._coder = wpm.WPM(self._vocab, self._needed_id("unknown"), lowercase, strip_accents)
+            self._normal_piece = spm.piece
+            default_bos = True
         else:
             pre = PRETOKENIZERS[_choice(metadata, "pre", PRETOKENIZERS, "pre-tokenizer", missing="default")]
             self._coder = bpe.BPE(self._vocab, _strings(metadata, "merges"), pre)
@@ -83,6 +95,11 @@ class Tokenizer:
         self._find_special_ids()
         self.add_bos = self._flag("add_bos_token", default_bos)
         self.add_eos = self._flag("add_eos_token", False)
+        if self.kind == "bert":  # which frames every text, whatever these flags say
+            self.add_bos, self.add_eos = True, False
+            self.bos_id, self.end_id = self._needed_id("bos"), self._needed_id("seperator")
+        else:
+            self.end_id = self.eos_id if self.add_eos else None
         for flag, token_id, name in ((self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos")):
             if flag and token_id is None:
                 _fail(f"{name}_token_id", f"is missing, but a {name} token is to be added")
@@ -125,8 +142,8 @@ class Tokenizer:
                 prefixed = self._space_prefix and after_special and self.kind == "llama"
                 ids.extend(self._coder.encode(" " + fragment if prefixed else fragment))
                 after_special = False
-        if add_special and self.add_eos and self.eos_id is not None:
-            ids.append(self.eos_id)
+        if add_special and self.end_id is not None:
+            ids.append(self.end_id)
         return ids
 
     def encode_continued(self, text: str) -> list[int]:
@@ -171,8 +188,8 @@ class Tokenizer:
                 continue
             # the set spares a search of the whole text for nearly every one of a vocabulary's thousands
             if characters.issuperset(special) and special in text:
-                strip = token_id in self._strip_after
-                fragments = [part for f in fragments for part in _cut(f, special, token_id, strip)]
+                before, after = token_id in self._strip_before, token_id in self._strip_after
+                fragments = [part for f in fragments for part in _cut(f, special, token_id, before, after)]
         return fragments
 
     def _list_specials(self) -> list[tuple[str, int, int]]:
@@ -180,12 +197,22 @@ class Tokenizer:
         ids = np.flatnonzero(np.isin(self.token_types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
         specials = [(self._tokens[i], i, int(self.token_types[i])) for i in ids]
         specials.sort(key=lambda special: -len(special[0].encode()))
-        # Phi-3's special tokens swallow the white space that follows; no key says so, llama.cpp goes by the name.
-        name = str(self._metadata.get("general.name", "")).lower()
-        plain = ("<unk>", "<s>", "<|endoftext|>")
-        phi3 = "phi-3" in name or "phi3" in name
-        self._strip_after = frozenset(i for text, i, _ in specials if phi3 and text not in plain)
+        self._strip_before, self._strip_after = self._greedy_specials(specials)
         return specials
+
+    def _greedy_specials(self, specials: list[tuple[str, int, int]]) -> tuple[frozenset[int], frozenset[int]]:
+        """The ids that swallow the white space before and after them. No key says so; llama.cpp goes by names."""
+        keys = (_KEY + "pre", "general.architecture", "general.name")
+        pre, architecture, name = (str(self._metadata.get(key, "")) for key in keys)
+        name = name.lower()
+        if re.search("jina-v2-(de|es|code)", pre) or re.search("nomic-bert-moe|jina-bert-v3", architecture):
+            mask = "<mask>"
+        elif "phi-3" in name or "phi3" in name:
+            plain = ("<unk>", "<s>", "<|endoftext|>")
+            return frozenset(), frozenset(i for text, i, _ in specials if text not in plain)
+        else:
+            mask = "[MASK]" if "modern-bert" in name else ""
+        return frozenset({self._vocab[mask]} if mask in self._vocab else ()), frozenset()
 
     def _find_special_ids(self) -> None:
         """Sets `bos_id`, `eos_id` and `eog_ids`, and corrects the types of tokens that are special by their text."""
@@ -230,6 +257,14 @@ class Tokenizer:
         if strict:
             _fail(key, f"is {value}, but the vocabulary ends at {self.vocab_size - 1}")
         return default
+
+    def _needed_id(self, name: str) -> int:
+        """A special id that no text can do without."""
+        default = _DEFAULT_IDS[self.kind][name]
+        found = self._special_id(name, default if default < self.vocab_size else None, strict=True)
+        if found is None:
+            _fail(f"{name}_token_id", f"is missing, and a vocabulary of {self.vocab_size} tokens has no id {default}")
+        return found
 
     def _flag(self, key: str, default: bool) -> bool:
         value = self._metadata.get(_KEY + key, default)
@@ -310,18 +345,19 @@ def _sound(text: str) -> str:
     return text
 
 
-def _cut(fragment: str | int, special: str, token_id: int, strip: bool) -> list[str | int]:
-    """A text fragment cut at every `special`; with `strip`, C's white space after one is dropped."""
+def _cut(fragment: str | int, special: str, token_id: int, before: bool, after: bool) -> list[str | int]:
+    """A text fragment cut at every `special`; C's white space `before` and `after` one is dropped where asked."""
     if isinstance(fragment, int) or special not in fragment:
         return [fragment]
     parts: list[str | int] = []
     at = 0
     while (found := fragment.find(special, at)) >= 0:
-        if found > at:
-            parts.append(fragment[at:found])
+        left = fragment[at:found]
+        if left := left.rstrip(_C_SPACES) if before else left:
+            parts.append(left)
         parts.append(token_id)
         at = found + len(special)
-        while strip and at < len(fragment) and fragment[at] in _C_SPACES:
+        while after and at < len(fragment) and fragment[at] in _C_SPACES:
             at += 1
     if at < len(fragment):
         parts.append(fragment[at:])

@@ -17,6 +17,7 @@ import numpy as np
 import pretokenizer_goldens
 import pytest
 import tokenizers
+from cleanup import cleaned
 from conftest import shared_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,21 +73,6 @@ def test_every_pretokenizer_cuts_as_llama_cpp(vocab):
 def test_extra_strings(name):
     for row in extra(name)["strings"]:
         assert load(name).encode(row["text"], row["add_special"], row["parse_special"]) == row["ids"], repr(row["text"])
-
-
-def cleaned(text: bytes) -> bytes:
-    """llama_detokenize's three clean-up passes, which `decode` leaves out."""
-    text = re.sub(rb"(?<=.) (?=[?!.,])", b"", b"\0" + text, flags=re.S)[1:] if text else text
-    out, i = bytearray(text[:1]), 1
-    while i < len(text):  # a lone apostrophe loses the spaces around it
-        if text[i : i + 1] == b"'" and text[i - 1 : i] == b" " == text[i + 1 : i + 2]:
-            del out[-1:]
-            out += b"'"
-            i += 1
-        else:
-            out += text[i : i + 1]
-        i += 1
-    return re.sub(rb" (?='(?:s|m|re|ve))", b"", bytes(out))
 
 
 def expected_text(row: dict) -> bytes:
@@ -387,6 +373,20 @@ def test_phi3_specials_take_the_space_that_follows():
     assert taken == Tokenizer.from_metadata(named).encode("<|end|>a", parse_special=True) != kept
 
 
+def test_some_masks_take_the_space_before_them():
+    def encode(text, mask, **names):
+        tokens = [*bpe_metadata()["tokenizer.ggml.tokens"], mask]
+        types = np.array([1] * (len(tokens) - 1) + [3], np.int32)
+        made = bpe_metadata(tokens=tokens, token_type=types, pre=names.pop("pre", "gpt-2")) | names
+        return Tokenizer.from_metadata(made).encode(text, parse_special=True)
+
+    spaced, bare = "a \n<mask> a", "a<mask> a"
+    assert encode(spaced, "<mask>", pre="jina-v2-es") == encode(bare, "<mask>") != encode(spaced, "<mask>")
+    spaced, bare = "a \n[MASK] a", "a[MASK] a"
+    assert encode(spaced, "[MASK]", **{"general.name": "Modern-BERT"}) == encode(bare, "[MASK]")
+    assert encode(spaced, "[MASK]", pre="jina-v2-es") != encode(bare, "[MASK]")
+
+
 def test_ends_of_generation():
     assert Tokenizer.from_metadata(spm_metadata()).eog_ids == {2, 269}
     assert Tokenizer.from_metadata(spm_metadata(eot_token_id=1)).eog_ids == {1, 2, 269}
@@ -436,7 +436,7 @@ def test_odd_pieces():
 
 N = len(spm_metadata()["tokenizer.ggml.tokens"])
 BAD_SPM = [
-    ({"model": "bert"}, UnsupportedError, "tokenizer 'bert'.*supported: gpt2, llama"),
+    ({"model": "t5"}, UnsupportedError, "tokenizer 't5'.*supported: bert, gpt2, llama"),
     ({"model": None}, GGUFError, "tokenizer.ggml.model' is missing"),
     ({"model": 3}, GGUFError, "tokenizer.ggml.model' is 3, not a name"),
     ({"tokens": None}, GGUFError, "tokenizer.ggml.tokens' is missing"),
