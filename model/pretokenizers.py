@@ -201,7 +201,8 @@ _CHAMELEON = PreTokenizer(
 _NAMES = {
     "default": _DEFAULT,
     "falcon": _FALCON,
-    "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert exaone4": _GPT_2,
+    "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert exaone4 jina-v1-en "
+    "jina-v2-code roberta-bpe": _GPT_2,
     "mpt olmo jais trillion granite-docling": _GPT_2,
     "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": _STARCODER,
     "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2": _QWEN2,
