@@ -58,7 +58,12 @@ def library() -> tuple[pathlib.Path, str]:
 
 @functools.cache
 def loaded() -> tuple[ctypes.CDLL, str]:
-    """The library in this process, and its digest. Raises NativeBuildError."""
+    """The library in this process, and its digest; one that cannot be loaded is built anew. Raises NativeBuildError."""
+    path, digest = library()
+    try:
+        return ctypes.CDLL(str(path)), digest
+    except OSError:  # damaged: empty after a power cut, or from another system that shares the folder
+        path.unlink(missing_ok=True)
     path, digest = library()
     try:
         return ctypes.CDLL(str(path)), digest

@@ -157,6 +157,21 @@ def test_what_is_not_finite_shows():
             assert np.isfinite(np.delete(y, 4, axis=0)).all()
 
 
+def test_empty_matrices():
+    """No rows of either; and no columns, whose products are zeros rather than what the buffer held."""
+    for rows, out, blocks in ((0, 8, 1), (2, 0, 1), (3, 300, 0)):
+        for isa in HERE:
+            x = activations(rows, 256 * blocks)
+            jax.device_put(np.full((rows, out), np.nan, np.float32)).delete()  # a buffer to be used again
+            y = product(x, np.zeros((out, blocks, 144), np.uint8), "Q4_K", isa=isa)
+            np.testing.assert_array_equal(y, np.zeros((rows, out)))
+    x = activations(3, 256)
+    matrices = [random_matrix("Q4_K", out, 1) for out in (0, 9, 0, 7, 0)]
+    ys = jax.jit(lambda x, bs: native_ops.matmul_many(x, bs, ["Q4_K"] * 5))(x, matrices)
+    for y, matrix in zip(ys, matrices, strict=True):
+        np.testing.assert_array_equal(y, product(x, matrix, "Q4_K") if len(matrix) else np.zeros((3, 0)))
+
+
 def test_zeros_and_tiny_activations_give_zeros():
     matrix = random_matrix("Q6_K", 9, 2)
     x = np.zeros((2, 512), np.float32)
@@ -192,12 +207,30 @@ def test_many_products_share_one_call():
         np.testing.assert_array_equal(y, product(x, matrix, qtype))
 
 
-def test_any_number_of_threads_gives_the_same_bits():
-    matrix, x = random_matrix("Q4_K", 1001, 4), activations(11, 1024)
-    y = np.asarray(product(x, matrix, "Q4_K", threads=1))
-    for threads in (2, 3, 8):
-        for _ in range(20):
-            np.testing.assert_array_equal(product(x, matrix, "Q4_K", threads=threads), y)
+@functools.partial(jax.jit, static_argnames=("qtype", "layout", "out", "isa"))
+def by_threads(x, blocks, qtype, layout, out, isa):
+    return [
+        native_ops.matmul(x, blocks, qtype, layout, out, threads=threads, isa=isa, index=0) for threads in (1, 2, 3, 8)
+    ]
+
+
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_any_number_of_threads_gives_the_same_bits(qtype):
+    """One token and several, ragged rows; large enough that the threads get chunks (2^19 products)."""
+    out, width = 533, 1024
+    matrix = random_matrix(qtype, out, width // FORMATS[qtype].elements)
+    w = weights(matrix, qtype)
+    for rows in (1, 11):
+        x = activations(rows, width)
+        assert rows * out * width >= 1 << 19
+        for isa in HERE:
+            layout = layouts_of(isa)[-1]
+            packed = pack(matrix, qtype, layout)
+            for _ in range(3):
+                one, *others = by_threads(x, packed, qtype, layout, out, isa)
+                assert_near(one, rounded(x, qtype) @ w.T)
+                for other in others:
+                    np.testing.assert_array_equal(other, one)
 
 
 @pytest.mark.parametrize("threads", [2, 8])
@@ -297,6 +330,15 @@ def test_a_build_is_kept_and_follows_its_sources(tiny_sources):
     assert path.stat().st_mtime_ns == built
     (tiny_sources / "one.cc").write_text('extern "C" int one() { return 2; }\n')
     assert native_build.library()[1] != digest
+
+
+@pytest.mark.parametrize("damage", [b"", b"no library\n" * 100])
+def test_a_damaged_build_is_built_again(tiny_sources, damage):
+    path, digest = native_build.library()
+    path.write_bytes(damage)
+    library, found = native_build.loaded.__wrapped__()
+    assert (library.one(), found) == (1, digest)
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_first_uses_at_the_same_time(tiny_sources):

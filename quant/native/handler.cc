@@ -144,7 +144,10 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
   if (!scratch.has_value() || static_cast<int64_t>((*scratch)->size_bytes()) < bytes * (call.use32 + call.use256)) {
     return ffi::Error::InvalidArgument("the scratch is too small");
   }
-  if (!products) return ffi::Error::Success();
+  if (!products) {  // rows, columns or width 0: what results there are have nothing to add up
+    for (const Matrix& m : call.matrices) std::fill_n(m.y, call.rows * m.weights.out, 0.0f);
+    return ffi::Error::Success();
+  }
   auto* base = static_cast<uint8_t*>((*scratch)->untyped_data());
   call.by32.place(base, call.rows, call.width, 32);
   call.by256.place(base + bytes * call.use32, call.rows, call.width, 256);
