@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import packlight
-from bench import traffic
+from bench import gate, traffic
 from bench.cases import Case, make_cases
 from bench.machine import file_facts, machine, peak_rss, threads
 from bench.measure import Runs, ratio, row
@@ -42,6 +42,8 @@ def bench(path: str, config: str | None, options: Options, load: Load, say: Say)
         raise ConfigError(f"bench measures CPUs so far; the platform of config {config!r} is {named.platform!r}")
     python = peer_python(options.peer_python) if options.compare and not options.llama_bench else None
     prepared = packlight.prepare(path, named)
+    if options.gate is not None:
+        gate.baseline(options.gate, file_facts(path)["sha256"])  # a mistake is told before minutes of measuring
     with contextlib.ExitStack() as stack:
         peer = None
         if options.llama_bench:

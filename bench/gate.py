@@ -22,28 +22,39 @@ class Verdict:
     text: str
 
 
+def baseline(path: str, sha256: str) -> dict[str, Any]:
+    """The newest record of the file with that digest in `path`. Raises ConfigError when there is none."""
+    stored = [old for old in read_records(path, "gate") if old.get("sha256") == sha256]
+    if not stored:
+        raise ConfigError(f"--gate={path}: no record of this file (sha256 {sha256[:12]}...)")
+    return stored[-1]
+
+
 def judge(record: dict[str, Any], path: str) -> Verdict:
-    """Compares with the newest record of the same file in `path`. Raises ConfigError when they have no test in common.
+    """Compares with `baseline`. Raises ConfigError when they have no test in common, or no figure to compare.
 
     A test fails when it is slower by more than FLOOR or SIGMAS standard errors of the two medians, whichever is more.
     """
-    stored = [old for old in read_records(path, "gate") if old.get("sha256") == record["sha256"]]
-    if not stored:
-        raise ConfigError(f"--gate={path}: no record of this file (sha256 {record['sha256'][:12]}...)")
-    old = stored[-1]
+    old = baseline(path, record["sha256"])
     by_peer = bool(record["ratios"]) and bool(old["ratios"])
-    now, before = figures(record, by_peer), figures(old, by_peer)
+    now = figures(record, by_peer)
+    try:
+        before, commit = figures(old, by_peer), old["machine"]["commit"]
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, ValueError):
+        raise ConfigError(f"--gate={path}: not a record of packlight bench") from None
     common = [test for test in now if test in before]
     if not common:
         raise ConfigError(f"--gate={path}: its tests are {', '.join(before)}; this run's are {', '.join(now)}")
     basis = f"ratio to {record['peer']['name']}" if by_peer else "rate over the machine's measured limit"
-    lines, passed = [f"gate against {old['machine']['commit'] or path}, by {basis}:"], True
+    lines, passed = [f"gate against {commit or path}, by {basis}:"], True
     for test in common:
         (value, error), (reference, reference_error) = now[test], before[test]
         change, allowed = value / reference - 1, tolerance(error, reference_error)
-        slower = change < -allowed
+        slower = not change >= -allowed  # also what is not a number
         passed &= not slower
         lines.append(f"{test} {change:+.1%}, {allowed:.1%} allowed{', SLOWER' if slower else ''};")
+    if left := [test for test in before if test not in now]:
+        lines.append(f"not run: {', '.join(left)};")
     return Verdict(passed, " ".join([*lines, "passed" if passed else "failed"]))
 
 
@@ -65,5 +76,10 @@ def figures(record: dict[str, Any], by_peer: bool) -> dict[str, tuple[float, flo
 
 
 def _error(sd: float, median: float, count: int) -> float:
-    """The median's standard error over the median: that of the mean, times sqrt(pi / 2)."""
+    """The median's standard error over the median: that of the mean, times sqrt(pi / 2).
+
+    Raises ValueError for a median that no measurement gives.
+    """
+    if not 0 < median < math.inf:
+        raise ValueError(f"a median of {median}")
     return math.sqrt(math.pi / 2) * sd / median / math.sqrt(count)

@@ -189,7 +189,9 @@ def test_a_wrong_xla_option_is_an_error(path, fresh):
 
 
 def test_long_runs_are_flat(llm, monkeypatch):
-    """R21: a thousand decode steps leave no array behind, and memory where it was after the first hundred."""
+    """R21: a thousand decode steps trace and compile nothing, leave no array behind, and memory where it was after the
+    first hundred; each gives its cache to the next.
+    """
 
     def resident():
         gc.collect()
@@ -199,11 +201,14 @@ def test_long_runs_are_flat(llm, monkeypatch):
     monkeypatch.setattr(llm._engine, "_is_end", np.zeros_like(llm._engine._is_end))  # no text ends early
     llm.generate([5, 6], max_tokens=100, temperature=0)
     before = resident()
-    steps = sum(llm._engine.steps_run.values())
+    steps, compiled, cache = sum(llm._engine.steps_run.values()), aot.compile_count(), llm._engine._cache
     for seed in range(10):
         llm.generate([[5, 6], [7]], max_tokens=101, temperature=1.0, seed=seed)
     after = resident()
     assert sum(llm._engine.steps_run.values()) - steps >= 1000
+    assert aot.compile_count() == compiled
+    assert cache.k.is_deleted()  # donated
+    assert cache.v.is_deleted()
     assert after[1] == before[1]
     assert after[0] - before[0] < 8e6
 

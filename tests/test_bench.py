@@ -10,7 +10,7 @@ import pytest
 from ggufs import write_llama
 from running import packlight, succeed, write_config
 
-from bench import traffic
+from bench import gate, traffic
 from bench.cases import Case, make_cases
 from bench.gate import FLOOR, tolerance
 from bench.measure import ratio
@@ -19,6 +19,7 @@ from bench.programs import Packlight, Sample
 from bench.twin import write_f32
 from model.config import ModelConfig
 from model.reader import open_gguf, read_tensor
+from quant.errors import ConfigError
 
 # A peer that speaks the protocol: reports what it was asked and takes 10 ms a repetition.
 FAKE = """
@@ -142,6 +143,57 @@ def test_the_tolerance_follows_the_spread():
     assert tolerance(0.03, 0.04) == pytest.approx(0.15)
 
 
+def gated(by_peer: bool, speed: float, spread: float = 0.0, tests=("pp8", "tg4")):
+    """A record whose every test is `speed` times a llama.cpp of 1, or times a tenth of the machine's limits of 10."""
+    detail = {"median": speed, "sd": spread * speed, "pairs": 5}
+    rows = [{"test": test, "median": speed, "sd": spread * speed, "reps": 5} for test in tests]
+    return {
+        "sha256": "f" * 64,
+        "machine": {"commit": "abc"},
+        "limits": {"read_gb_s": 10.0, "gemm_gflop_s": 10.0},
+        "results": rows,
+        "ratios": dict.fromkeys(tests, speed) if by_peer else {},
+        "ratio_details": dict.fromkeys(tests, detail),
+        "peer": {"name": "llama.cpp"},
+    }
+
+
+@pytest.mark.parametrize("by_peer", [True, False])
+def test_the_gate_compares_ratios(by_peer, tmp_path):
+    """R12: to llama.cpp where both runs have it, else to what the machine can do; never bare rates."""
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps([gated(by_peer, 9.0), gated(by_peer, 1.3)]))  # the newest counts
+    judge = lambda record: gate.judge(record, str(path))  # noqa: E731
+    assert judge(gated(by_peer, 1.3)).passed
+    assert judge(gated(by_peer, 1.3 * 0.91)).passed
+    verdict = judge(gated(by_peer, 1.3 * 0.89))
+    assert not verdict.passed
+    assert verdict.text.count("-11.0%, 10.0% allowed, SLOWER") == 2
+    assert ("ratio to llama.cpp" in verdict.text) == by_peer
+    assert judge(gated(by_peer, 1.3 * 0.89, spread=0.1)).passed  # within 3 standard errors: 17 %
+    assert "not run: tg4; passed" in judge(gated(by_peer, 1.3, tests=("pp8",))).text
+    twice_as_fast = gated(by_peer, 1.3 * 1.1) | {"limits": {"read_gb_s": 20.0, "gemm_gflop_s": 20.0}}
+    assert judge(twice_as_fast).passed == by_peer  # on twice the machine 1.1 times the rate is a slowdown
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda old: old["ratio_details"]["pp8"].update(median=float("nan")),
+        lambda old: old["ratio_details"]["pp8"].update(median=0.0),
+        lambda old: old["ratio_details"]["pp8"].pop("sd"),
+        lambda old: old.update(machine=[]),
+        lambda old: old.update(ratio_details=None),
+    ],
+)
+def test_a_spoilt_baseline_is_no_baseline(spoil, tmp_path):
+    path, old = tmp_path / "baseline.json", gated(True, 1.3)
+    spoil(old)
+    path.write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match=r"--gate=.*baseline\.json: not a record of packlight bench"):
+        gate.judge(gated(True, 1.3), str(path))
+
+
 MISTAKES = [
     ("--model={m} --reps=0", "--reps=0 is not between 1"),
     ("--model={m} --batch=1,x", "--batch=1,x is not a number"),
@@ -158,6 +210,7 @@ MISTAKES = [
     ("--model={m} --gate=/no/such.json", "--gate=/no/such.json: no such file"),
     ("--model={m} --gate={m}", "--gate=.*: not JSON"),
     ("--model={m} --gate={empty}", "--gate=.*: not a record of packlight bench"),
+    ("--model={m} --gate={other}", r"--gate=.*other.json: no record of this file \(sha256 [0-9a-f]{12}"),
     ("--model={m} --config=gpu", "platform of config 'gpu' is 'gpu'"),
     ("--json", "--model is missing"),
 ]
@@ -168,7 +221,9 @@ def test_a_mistake_is_one_line_told_before_jax_is_imported(line, words, model, t
     tmp_path.joinpath("jax.py").write_text("raise ImportError('jax was imported')\n")
     empty = tmp_path / "empty.json"
     empty.write_text('[{"results": []}]')
-    arguments = line.format(m=model.path, empty=empty).split()
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(gated(True, 1.0)))
+    arguments = line.format(m=model.path, empty=empty, other=other).split()
     done = packlight("bench", *arguments, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr

@@ -1,12 +1,19 @@
 """Products with packed weights: every path against float64 on unpacked weights, non-square and ragged, every format."""
 
+import functools
+import statistics
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from bench.blocks import random_blocks
+from quant import native_build
 from quant.formats import FORMATS
+from quant.layouts import LANES, pack
 from quant.matmul import matmul, tile_rows
 from quant.qtensor import QTensor, gather_rows
 
@@ -83,6 +90,50 @@ def test_scratch_is_a_tile_not_the_matrix():
         x = jax.ShapeDtypeStruct((rows, 2048), jnp.float32)
         memory = jax.jit(matmul, static_argnums=2).lower(x, w, "xla").compile().memory_analysis()
         assert memory.temp_size_in_bytes < w.nbytes  # 6.5 MB packed; unpacked it would be 46 MB
+
+
+@pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
+def test_a_prompt_unpacks_each_weight_once(qtype):
+    """R9: 128 rows take at most 1.25 of a float32 product with unpacked weights plus one unpacking; medians in turn."""
+    w = random_weights(qtype, 5632, 2048)
+    x = jnp.asarray(np.random.default_rng(6).normal(size=(128, 2048)), jnp.float32)
+    values = jax.jit(lambda w: w.unpack())(w)
+    fused = jax.jit(matmul, static_argnums=2)
+    runs = {
+        "product": functools.partial(jax.jit(lambda x, v: lax.dot_general(x, v, (((1,), (1,)), ((), ())))), x, values),
+        "unpack": functools.partial(jax.jit(lambda w: w.unpack()), w),
+        "xla": functools.partial(fused, x, w, "xla"),
+    }
+    if native_build.has_compiler():
+        name = next(name for name, lanes in LANES.items() if lanes == native_build.lanes())
+        packed = jnp.asarray(pack(np.asarray(w.blocks), qtype, name))
+        runs["native"] = functools.partial(fused, x, QTensor.of(packed, qtype, name, 5632), "native")
+    seconds = {name: [] for name in runs}
+    for _ in range(8):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run().block_until_ready()
+            seconds[name].append(time.perf_counter() - began)
+    took = {name: statistics.median(every[1:]) for name, every in seconds.items()}  # the first of each compiles
+    for name in runs.keys() & {"xla", "native"}:
+        assert took[name] <= 1.25 * (took["product"] + took["unpack"]), took
+
+
+@pytest.mark.parametrize("qtype", FORMATS)
+def test_no_row_of_a_prompt_unpacks_on_its_own(qtype):
+    """R9, in the program: 127 rows more cost their products, 2 operations a weight of a tile, and nothing else.
+
+    XLA counts a loop's body once, so a tile is what it counts; half an operation a weight is the least that unpacking
+    in every row would add.
+    """
+    w = random_weights(qtype, 96, 512)
+    tile = tile_rows(96, 512) * 512
+
+    def operations(rows):
+        x = jax.ShapeDtypeStruct((rows, 512), jnp.float32)
+        return jax.jit(matmul, static_argnums=2).lower(x, w, "xla").compile().cost_analysis()["flops"]
+
+    assert (operations(128) - operations(1)) / 127 == pytest.approx(2 * tile, abs=tile / 2)
 
 
 def test_weights_enter_the_program_packed():
