@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 MODEL ?= $(wildcard ../shared/models/stories260K-k256-Q4_K_M.gguf)
 PROMPT ?= Once upon a time
 BENCH_MODELS ?= bench-models
-# a Python with llama-cpp-python (the extra "peers"), to measure against
+# a Python that has llama-cpp-python, to measure against; without it the extra "peers" is installed: llama.cpp is built
 PEER_PYTHON ?=
 ARGS ?= --max_tokens=64 --temperature=0
 
@@ -26,10 +26,9 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
-bench: $(VENV)/installed
-	$(PY) -m bench.suite --models="$(BENCH_MODELS)" $(if $(PEER_PYTHON),--peer_python="$(PEER_PYTHON)")
-	$(PY) -m bench.startup
-	$(PY) -m bench.render
+bench: $(VENV)/installed$(if $(PEER_PYTHON),,-peers)
+	$(PY) -m bench.suite --models="$(BENCH_MODELS)" --peer_python="$(or $(PEER_PYTHON),$(PY))"
+	$(PY) -m bench.startup; bounds=$$?; $(PY) -m bench.render && exit $$bounds
 
 clean:
 	rm -rf $(VENV) build *.egg-info
@@ -39,6 +38,10 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-peers: pyproject.toml | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --editable ".[peers]"
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python

@@ -1,7 +1,8 @@
 """Start-up, first token and memory of the runner, each measured apart: one cold start, then warm ones.
 
 Every start is a process of its own, as a user meets it. The table goes to stdout, the record with machine, commit
-and file hash replaces `bench/results/startup.json`. Ratios to other programs are not this script's.
+and file hash replaces `bench/results/startup.json`. Exits with 1, a line each on stderr, when a bound is passed.
+Ratios to other programs are not this script's.
 
     python -m bench.startup --model=FILE [--reps=5] [--prompt_tokens=64] [--gen_tokens=16]
 
@@ -23,6 +24,9 @@ from bench.machine import file_facts, machine
 from bench.render import RESULTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+WARM_START_S = 2.0  # process start to first token from page cache, of the 1.1B file
+COLD_COMPILE_S = 20.0
+MEMORY_SHARE, MEMORY_MB = 0.15, 400.0  # of the file, and beside it: what a process may use beyond weights and cache
 
 
 def start(model: str, cache: str, prompt: str, gen_tokens: int) -> dict[str, float]:
@@ -62,6 +66,22 @@ def measure(model: str, reps: int, prompt_tokens: int, gen_tokens: int) -> dict[
     return {**file_facts(model), "machine": machine(), "cold": cold, "warm": warm}
 
 
+def passed_bounds(record: dict[str, Any]) -> list[str]:
+    """A line for each bound that the record does not keep; memory's holds for every start."""
+    found = []
+    start = statistics.median(run["start_to_first_token_s"] for run in record["warm"])
+    if start > WARM_START_S:
+        found.append(f"warm start to first token {start:.2f} s, more than {WARM_START_S:g}")
+    if record["cold"]["compile_s"] > COLD_COMPILE_S:
+        found.append(f"cold compile {record['cold']['compile_s']:.1f} s, more than {COLD_COMPILE_S:g}")
+    allowed = MEMORY_SHARE * record["file_bytes"] / 1e6 + MEMORY_MB
+    for kind, runs in (("cold", [record["cold"]]), ("warm", record["warm"])):
+        most = max(run["over_file_and_kv_mb"] for run in runs)
+        if most > allowed:
+            found.append(f"{kind} start's memory beyond weights and cache {most:.0f} MB, more than {allowed:.0f}")
+    return found
+
+
 def table(record: dict[str, Any]) -> str:
     """Cold, then median and spread (smallest to largest) of the warm starts."""
     lines = [
@@ -96,6 +116,9 @@ def main() -> None:
     print(table(record))
     options.results.mkdir(exist_ok=True)
     (options.results / "startup.json").write_text(json.dumps(record, indent=1) + "\n")
+    lines = passed_bounds(record)
+    print("".join(f"bound passed: {line}\n" for line in lines), end="", file=sys.stderr)
+    sys.exit(1 if lines else 0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import mistral_goldens
 import pytest
 from test_logits import GOLDENS
 
-from bench import render, suite
+from bench import render, startup, suite
 from model.architectures import ARCHITECTURES
 from quant.layouts import FIELDS
 
@@ -43,6 +43,24 @@ def test_tables_show_losses_and_change_with_a_record(tmp_path):
     assert render.tables({}) == ""
     with pytest.raises(ValueError, match="bench:begin"):
         render.rendered("no markers", "bench", text)
+
+
+def test_start_up_has_bounds():
+    """Warm start, cold compile and memory: the bounds of the 1.1B file, and that each can be passed."""
+
+    def record(cold=(), warm=()):
+        run = {"start_to_first_token_s": 1.9, "compile_s": 19.0, "over_file_and_kv_mb": 490.0}
+        return {"file_bytes": 668e6, "cold": run | dict(cold), "warm": [run | dict(warm)] * 3}
+
+    assert startup.passed_bounds(record()) == []
+    assert startup.passed_bounds(record(cold={"start_to_first_token_s": 30.0}, warm={"compile_s": 30.0})) == []
+    (line,) = startup.passed_bounds(record(warm={"start_to_first_token_s": 2.1}))
+    assert line == "warm start to first token 2.10 s, more than 2"
+    (line,) = startup.passed_bounds(record(cold={"compile_s": 20.5}))
+    assert line == "cold compile 20.5 s, more than 20"
+    for kind in ("cold", "warm"):
+        (line,) = startup.passed_bounds(record(**{kind: {"over_file_and_kv_mb": 501.0}}))
+        assert line == f"{kind} start's memory beyond weights and cache 501 MB, more than 500"
 
 
 def test_the_suite_runs_an_entry(tmp_path):
