@@ -28,6 +28,7 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed$(if $(PEER_PYTHON),,-peers)
 	$(PY) -m bench.suite --models="$(BENCH_MODELS)" --peer_python="$(or $(PEER_PYTHON),$(PY))"
+	$(PY) -m bench.breakdown --model="$(BENCH_MODELS)/tinyllama-1.1b-Q4_K_M.gguf"
 	$(PY) -m bench.startup; bounds=$$?; $(PY) -m bench.render && exit $$bounds
 
 clean:

@@ -26,7 +26,8 @@ def tables(found: dict[str, Record]) -> str:
     runs = {name: record for name, record in found.items() if "results" in record}
     if not runs:
         return ""
-    parts = [_machines(runs.values()), _models(runs), _formats(runs), _paths(runs), _startup(found.get("startup"))]
+    parts = [_machines(runs.values()), _models(runs), _formats(runs), _paths(runs)]
+    parts += [_breakdown(found.get("breakdown")), _startup(found.get("startup"))]
     return "\n".join(part for part in parts if part)
 
 
@@ -141,6 +142,13 @@ def _covered(runs: dict[str, Record]) -> str:
         f"{path} {entry['tensors']} tensors and {entry['bytes'] / total:.1%} of the bytes"
         for path, entry in record["coverage"].items()
     ).replace("native ", "", 1)
+
+
+def _breakdown(record: Record | None) -> str:
+    if record is None:
+        return ""
+    each = [f"{part} {time:.2f} ms ({time / record['step_ms']:.0%})" for part, time in record["parts_ms"].items()]
+    return f"A decode step of {record['file']} at depth {record['depth']}, from a profile: {', '.join(each)}.\n"
 
 
 STARTUP = {
