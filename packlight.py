@@ -30,7 +30,7 @@ from model.architectures import ARCHITECTURES
 from model.chat import ChatTemplateError, prompt_ids, render, special_texts, template_of
 from model.config import ModelConfig
 from model.declaration import check
-from model.ggufheader import shown_path
+from model.ggufheader import shown, shown_path
 from model.grammar import Grammar, vocabulary
 from model.load import read_weights
 from model.reader import GGUFFile, open_gguf
@@ -103,7 +103,11 @@ class Prepared:
 
     @property
     def warnings(self) -> list[str]:
-        return [line for line in self.settled[1:] if line]
+        """What the user should know: keys of the architecture that nothing reads, choices that are not what they may
+        be.
+        """
+        unread = ", ".join(self.model.unread)
+        return [*([f"not read from the file: {shown(unread)}"] if unread else []), *filter(None, self.settled[1:])]
 
     @property
     def layout(self) -> str:

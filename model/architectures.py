@@ -21,8 +21,11 @@ class Architecture:
     ffn: "swiglu" and "geglu" have a gate, "gelu" has none, "swiglu_oai" is clamped, with 1 added to the linear half.
     fused: one tensor holds q, k and v, another gate and up.
     biases: matrices that must have one; optional_biases: those that may.
-    slides: which layers see a window only: "even" ones, or "most", all but each sixth.
-    softcaps: defaults of the soft caps of attention scores and of logits, 0 for none; None where the family has none.
+    window_period: each so-manieth layer sees everything, the others a window only; 0: no windows. window: its default
+        width; 0: a file that states none has none; None: the file must. plain_windows: layers with a window rotate
+        without the stretching that the file asks for. window_rope_base: default of their own base, 0: the model's.
+    softcaps: defaults of the soft caps of attention scores and of logits, 0 for none; None where a file cannot ask.
+    long_rope: a file may hold two sets of divisors of the rotation's frequencies, for short and for long contexts.
     scale_embedding: embeddings are multiplied with sqrt(D); scales: the file states scales of embeddings, residuals,
         attention and logits.
     router: experts' weights are the softmax over "all" experts, made to sum to 1, or over the "chosen" ones.
@@ -42,8 +45,12 @@ class Architecture:
     fused: bool = False
     biases: tuple[str, ...] = ()
     optional_biases: tuple[str, ...] = ()
-    slides: Literal["", "even", "most"] = ""
-    softcaps: tuple[float, float] | None = None
+    window_period: int = 0
+    window: int | None = None
+    plain_windows: bool = False
+    window_rope_base: float = 0.0
+    softcaps: tuple[float | None, float | None] = (None, None)
+    long_rope: bool = False
     scale_embedding: bool = False
     scales: bool = False
     experts: Literal["never", "may", "must"] = "never"
@@ -65,18 +72,35 @@ ARCHITECTURES = {
         Architecture("qwen3moe", qk_norm="head", experts="must"),
         Architecture("olmo2", pre_norms=False, post_norms=True, qk_norm="whole"),
         Architecture("granite", "adjacent", scales=True),
-        Architecture("phi3", partial_rotation=True, fused=True),
+        Architecture("phi3", partial_rotation=True, fused=True, long_rope=True),
         Architecture("starcoder2", norm="layer", ffn="gelu", biases=(*QKV, "attn_output", "ffn_up", "ffn_down")),
         Architecture(
-            "gemma2", post_norms=True, ffn="geglu", slides="even", softcaps=(50.0, 30.0), scale_embedding=True
+            "gemma2",
+            post_norms=True,
+            ffn="geglu",
+            window_period=2,
+            window=4096,
+            softcaps=(50.0, 30.0),
+            scale_embedding=True,
         ),
-        Architecture("gemma3", post_norms=True, qk_norm="head", ffn="geglu", slides="most", scale_embedding=True),
+        Architecture(
+            "gemma3",
+            post_norms=True,
+            qk_norm="head",
+            ffn="geglu",
+            window_period=6,
+            window=0,
+            plain_windows=True,
+            window_rope_base=10000.0,
+            softcaps=(None, 0.0),
+            scale_embedding=True,
+        ),
         Architecture(
             "gpt-oss",
             ffn_norm="post_attention_norm",
             ffn="swiglu_oai",
             biases=(*QKV, "attn_output", *EXPERTS),
-            slides="even",
+            window_period=2,
             experts="must",
             router="chosen",
             sinks=True,

@@ -107,6 +107,9 @@ class ModelConfig:
         ffn = keys.integer("feed_forward_length", layers=layers)
         experts, used, expert_ffn = _experts(keys, ffn)
         window, slides = _windows(keys, layers)
+        _refuse_variants(keys, head_dim, rotated)
+        # at base 1 every pair would turn alike, and YaRN divide by its logarithm
+        base = keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12)
         sharpening = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6) if arch.sharpens else 0.0
         norm_key = "attention.layer_norm_epsilon" if arch.norm == "layer" else "attention.layer_norm_rms_epsilon"
         return cls(
@@ -123,9 +126,8 @@ class ModelConfig:
             vocab_size=_vocab_size(keys),
             norm_epsilon=keys.number(norm_key, default=None, low=1e-30, high=1.0),
             rope_dimension_count=rotated,
-            # at base 1 every pair would turn alike, and YaRN divide by its logarithm
-            rope_freq_base=keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12),
-            rope_freq_base_swa=_sliding_rope_base(keys),
+            rope_freq_base=base,
+            rope_freq_base_swa=_sliding_rope_base(keys, base),
             rope_scaling=_rope_scaling(keys),
             expert_count=experts,
             expert_used_count=used,
@@ -254,33 +256,60 @@ def _experts(keys: _Keys, ffn: int) -> tuple[int, int, int]:
 
 
 def _windows(keys: _Keys, layers: int) -> tuple[int, tuple[bool, ...]]:
-    """The sliding window's width, and which layers have it. Source: llama.cpp's patterns of gemma and gpt-oss."""
-    match keys.architecture.slides:
-        case "":
-            return 0, (False,) * layers
-        case "even":
-            slides = tuple(layer % 2 == 0 for layer in range(layers))
-        case "most":
-            slides = tuple((layer + 1) % 6 != 0 for layer in range(layers))
-    default = 4096 if keys.architecture.name == "gemma2" else None
-    return keys.integer("attention.sliding_window", default=default), slides
+    """The sliding window's width, and which layers have it: each but every so-manieth, or as an array says.
+
+    Source: llama.cpp `load_swa_pattern`.
+    """
+    arch, key = keys.architecture, "attention.sliding_window_pattern"
+    none = 0, (False,) * layers
+    if not arch.window_period:
+        return none
+    width = keys.integer("attention.sliding_window", default=arch.window, low=0 if arch.window == 0 else 1)
+    if not width:
+        return none
+    pattern = keys.get(key, default=arch.window_period)
+    if isinstance(pattern, np.ndarray):
+        if len(pattern) != layers or pattern.dtype.kind not in "biu":
+            keys.fail(key, f"is no array of {layers} truth values, one for each layer")
+        return width, tuple(bool(slides) for slides in pattern)
+    period = keys.integer(key, default=arch.window_period, low=0, high=MAX_LAYERS)
+    return width, tuple(not period or layer % period < period - 1 for layer in range(layers))
 
 
-def _sliding_rope_base(keys: _Keys) -> float:
-    """The base of sliding layers: gemma3 gives them their own, elsewhere it is the model's."""
-    own = keys.architecture.slides == "most"
-    default = 10000.0 if own else keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12)
-    return keys.number("rope.freq_base_swa", default=default, low=1.001, high=1e12) if own else default
+def _sliding_rope_base(keys: _Keys, base: float) -> float:
+    """The base of sliding layers. base: the model's."""
+    arch = keys.architecture
+    default = arch.window_rope_base or base
+    return keys.number("rope.freq_base_swa", default, low=1.001, high=1e12) if arch.window_period else base
 
 
 def _softcaps(keys: _Keys) -> tuple[float, float]:
-    if keys.architecture.softcaps is None:
-        return 0.0, 0.0
-    attention, final = keys.architecture.softcaps
-    return (
-        keys.number("attn_logit_softcapping", default=attention, low=1e-3, high=1e6),
-        keys.number("final_logit_softcapping", default=final, low=1e-3, high=1e6),
+    names = ("attn_logit_softcapping", "final_logit_softcapping")
+    attention, final = (
+        0.0 if default is None else keys.number(name, default, low=0.0, high=1e6)
+        for name, default in zip(names, keys.architecture.softcaps, strict=True)
     )
+    return attention, final
+
+
+def _refuse_variants(keys: _Keys, head_dim: int, rotated: int) -> None:
+    """Raises UnsupportedError for keys by which a file asks for what no other file of its family does.
+
+    Source: the keys that llama.cpp's `load_hparams` reads for every family, and its granite.
+    """
+    neutral: dict[str, tuple[Any, ...]] = {
+        "attention.causal": (True,),
+        "attention.key_length_swa": (head_dim,),
+        "attention.value_length_swa": (head_dim,),
+        "rope.dimension_count_swa": (rotated,),
+        "expert_group_count": (0, 1),
+        "nextn_predict_layers": (0,),
+    }
+    if keys.architecture.scales:
+        neutral["rope.scaling.finetuned"] = (True,)  # granite's way to ask for no rotation
+    for key, values in neutral.items():
+        if keys.has(key) and (type(value := keys.get(key)), value) not in [(type(known), known) for known in values]:
+            raise UnsupportedError(f"key '{keys.full(key)}': {shown(str(value))} is not supported; only {values[0]} is")
 
 
 def _scales(keys: _Keys, embed: int, heads: int, layers: int) -> dict[str, float]:
@@ -324,7 +353,7 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
     attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
     context = keys.integer("context_length")
     original = 0
-    if kind == "yarn" or keys.architecture.sharpens:
+    if kind == "yarn" or keys.architecture.sharpens or keys.architecture.long_rope:
         original = keys.integer("rope.scaling.original_context_length", default=context)
     if kind == "none":
         return RopeScaling(attn_factor=attn_factor, original_context=original)

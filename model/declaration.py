@@ -87,7 +87,7 @@ def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
         vectors += [Weight("attn_q_norm", widths[:1], "C"), Weight("attn_k_norm", widths[1:], "C")]
     if arch.sinks:
         vectors.append(Weight("attn_sinks", (cfg.head_count,), "H"))
-    rope = ("rope_factors_long", "rope_factors_short") if arch.name == "phi3" else ("rope_freqs",)
+    rope = ("rope_factors_long", "rope_factors_short") if arch.long_rope else ("rope_freqs",)
     return (
         Weight("token_embd", (V, D), "VD", per_layer=False),
         *(Weight(name, (cfg.rope_dimension_count // 2,), "C", per_layer=False, optional=True) for name in rope),

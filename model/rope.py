@@ -68,11 +68,13 @@ class Turns:
         if cfg.sharpening:
             beyond = (positions // cfg.rope_scaling.original_context).astype(jnp.float32)
             self._sharper = 1.0 + cfg.sharpening * jnp.log1p(beyond)
-        self._own = any(cfg.slides) and (cfg.rope_freq_base_swa, "none") != (cfg.rope_freq_base, cfg.rope_scaling.kind)
-        self._own &= cfg.architecture.slides == "most"  # the other families rotate all layers alike
+        scaling = RopeScaling() if cfg.architecture.plain_windows else cfg.rope_scaling
+        own = (cfg.rope_freq_base_swa, scaling) != (cfg.rope_freq_base, cfg.rope_scaling)
+        self._own = any(cfg.slides) and own
         if self._own:
-            sliding = dataclasses.replace(cfg, rope_freq_base=cfg.rope_freq_base_swa, rope_scaling=RopeScaling())
-            self._sliding, self._slides = rotation(sliding, positions, None), np.array(cfg.slides)
+            sliding = dataclasses.replace(cfg, rope_freq_base=cfg.rope_freq_base_swa, rope_scaling=scaling)
+            divisors = None if cfg.architecture.plain_windows else divisors
+            self._sliding, self._slides = rotation(sliding, positions, divisors), np.array(cfg.slides)
 
     def rotate(self, x: jax.Array, index: jax.Array) -> jax.Array:
         """x (B, T, heads, C) of layer `index`, rotated."""

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import mistral_goldens
 import numpy as np
 import pytest
+import variant_goldens
 from conftest import shared_path
 from ggufs import write_llama
 from test_logits import FAMILIES
@@ -19,19 +19,19 @@ from quant.errors import GGUFError, PacklightError, UnsupportedError
 OPTIONAL = {"output.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
-OWN = "ministral3"  # of mistral_goldens
+OWN = "ministral3"  # of variant_goldens
 
 
 @pytest.fixture(params=[*FAMILIES, OWN])
 def file(request, tmp_path):
     if request.param == OWN:
-        return open_gguf(write_llama(tmp_path / "own.gguf", **mistral_goldens.MODELS[OWN]))
+        return open_gguf(write_llama(tmp_path / "own.gguf", **variant_goldens.MODELS[OWN]))
     return open_gguf(shared_path("arch", f"{request.param}.gguf"))
 
 
 def test_every_family_has_a_test_file():
     found = {open_gguf(shared_path("arch", f"{n}.gguf")).metadata["general.architecture"] for n in FAMILIES}
-    assert found | {"llama", mistral_goldens.MODELS[OWN]["architecture"]} == set(ARCHITECTURES)
+    assert found | {"llama", variant_goldens.MODELS[OWN]["architecture"]} == set(ARCHITECTURES)
 
 
 def test_no_tensor_can_be_missing(file):

@@ -4,9 +4,9 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import mistral_goldens
 import numpy as np
 import pytest
+import variant_goldens
 from conftest import shared_path
 from ggufs import write_llama
 from oracle import Oracle
@@ -52,13 +52,19 @@ def facts(path):
     return {"architecture": report["architecture"], "formats": formats}
 
 
-@pytest.mark.parametrize("name", mistral_goldens.MODELS)
-def test_mistrals_variants_equal_llama_cpp(tmp_path, name, record):
-    """Goldens of our own making where none are given: see `mistral_goldens`."""
-    golden = np.load(pathlib.Path(__file__).parent / "mistral_goldens.npz")
-    model = load(write_llama(tmp_path / "model.gguf", **mistral_goldens.MODELS[name]))
+@pytest.mark.parametrize("name", [*variant_goldens.MODELS, *variant_goldens.REVISED])
+def test_variants_equal_llama_cpp(tmp_path, name, record):
+    """Goldens of our own making where none are given: see `variant_goldens`."""
+    golden = np.load(pathlib.Path(__file__).parent / "variant_goldens.npz")
+    if name in variant_goldens.MODELS:
+        write_llama(tmp_path / "model.gguf", **variant_goldens.MODELS[name])
+    else:
+        variant_goldens.revise(
+            name, shared_path("arch", f"{variant_goldens.REVISED[name][0]}.gguf"), tmp_path / "model.gguf"
+        )
+    model = load(tmp_path / "model.gguf")
     expected, greedy = golden[f"{name}.logits"], golden[f"{name}.greedy"].tolist()
-    ids = mistral_goldens.ids()
+    ids = variant_goldens.ids()
     logits = model.all_logits(ids + greedy[:-1], rows=128)
     error = np.abs(logits[: len(ids)] - expected).max() / expected.std()
     assert error <= 1e-3
@@ -68,10 +74,10 @@ def test_mistrals_variants_equal_llama_cpp(tmp_path, name, record):
 
 @pytest.mark.parametrize("key", ["attention.temperature_scale", "rope.scaling.yarn_log_multiplier"])
 def test_the_golden_of_ministral_notices_its_keys(tmp_path, key):
-    options = mistral_goldens.MODELS["ministral3"]
+    options = variant_goldens.MODELS["ministral3"]
     other = options | {"extra": options["extra"] | {f"llama.{key}": 0.0}}
-    expected = np.load(pathlib.Path(__file__).parent / "mistral_goldens.npz")["ministral3.logits"]
-    logits = load(write_llama(tmp_path / "model.gguf", **other)).all_logits(mistral_goldens.ids())
+    expected = np.load(pathlib.Path(__file__).parent / "variant_goldens.npz")["ministral3.logits"]
+    logits = load(write_llama(tmp_path / "model.gguf", **other)).all_logits(variant_goldens.ids())
     assert np.abs(logits - expected).max() > 1e-2 * expected.std()
 
 

@@ -1,13 +1,14 @@
-"""llama.cpp's logits of Mistral's variants, of which there is no other golden: how `mistral_goldens.npz` was made.
+"""llama.cpp's logits of variants of which there is no other golden: how `variant_goldens.npz` was made.
 
-    python tests/mistral_goldens.py write FOLDER        # with packlight's environment: the files
-    python tests/mistral_goldens.py run FOLDER          # with llama-cpp-python's: tests/mistral_goldens.npz
+    python tests/variant_goldens.py write FOLDER SHARED # with packlight's environment: the files
+    python tests/variant_goldens.py run FOLDER          # with llama-cpp-python's: tests/variant_goldens.npz
 
-The files are random, in float32, and depend on MODELS alone; tests write them anew. The cache is float32 and flash
-attention off.
+The files are random, in float32, and depend on MODELS, or on a file of SHARED/arch and REVISED, alone; tests write them
+anew. The cache is float32 and flash attention off.
 """
 
 import ctypes
+import dataclasses
 import os
 import pathlib
 import sys
@@ -39,6 +40,11 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
 }
+# Files of the shared folder with other keys.
+REVISED: dict[str, tuple[str, dict[str, Any]]] = {
+    # Phi 3 in its original context: the short divisors
+    "phi3-short": ("phi3-longrope", {"phi3.rope.scaling.original_context_length": 512, "phi3.context_length": 512}),
+}
 TOKENS = 48
 GREEDY = 8
 
@@ -47,11 +53,22 @@ def ids() -> list[int]:
     return np.random.default_rng(9).integers(3, 300, TOKENS).tolist()
 
 
-def write(folder: pathlib.Path) -> None:
+def write(folder: pathlib.Path, shared: pathlib.Path) -> None:
     from ggufs import write_llama
 
     for name, model in MODELS.items():
         write_llama(folder / f"{name}.gguf", **model)
+    for name, (source, _) in REVISED.items():
+        revise(name, shared / "arch" / f"{source}.gguf", folder / f"{name}.gguf")
+
+
+def revise(name: str, source: pathlib.Path, path: pathlib.Path) -> None:
+    """Writes the float32 twin of a file with the keys of REVISED[name]."""
+    from bench.twin import write_f32
+    from model.reader import open_gguf
+
+    file = open_gguf(source)
+    write_f32(dataclasses.replace(file, metadata={**file.metadata, **REVISED[name][1]}), path)
 
 
 def run(folder: pathlib.Path) -> None:
@@ -61,7 +78,7 @@ def run(folder: pathlib.Path) -> None:
     lib.llama_log_set(quiet, ctypes.c_void_p(0))
     lib.llama_backend_init()
     out = {}
-    for name in MODELS:
+    for name in (*MODELS, *REVISED):
         params = lib.llama_model_default_params()
         model = lib.llama_model_load_from_file(os.fsencode(folder / f"{name}.gguf"), params)
         if not model:
@@ -92,4 +109,4 @@ def run(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    {"write": write, "run": run}[sys.argv[1]](pathlib.Path(sys.argv[2]))
+    {"write": write, "run": run}[sys.argv[1]](*map(pathlib.Path, sys.argv[2:]))
