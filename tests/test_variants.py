@@ -42,6 +42,8 @@ def test_which_layers_have_a_window():
     assert config("gemma3").slides == (True,) * 5 + (False, True)
     assert config("gpt-oss").slides == (True, False, True, False)
     assert config("olmo2").slides == (False,) * 3
+    assert config("olmo2", attention__sliding_window=8).slides == (True,) * 3  # each fourth would not
+    assert config("olmo2", attention__sliding_window=8).sliding_window == 8
     assert config("gemma3", without=(WINDOW,)).slides == (False,) * 7  # Rnj-1
     assert config("qwen2").slides == (False,) * 3
     assert pattern("gemma2", 3) == (True, True, False, True)
@@ -75,9 +77,9 @@ def test_windows_may_turn_at_another_base(name):
     assert np.abs(turned(own, window) - turned(own, none)).max() > 0.1
 
 
-@pytest.mark.parametrize(("name", "plain"), [("gemma3", True), ("gemma2", False)])
+@pytest.mark.parametrize(("name", "plain"), [("olmo2", True), ("gemma3", True), ("gemma2", False)])
 def test_which_windows_stretch(name, plain):
-    """Those of gemma3 rotate as if the file named no scaling."""
+    """Those of OLMo 3 and gemma3 rotate as if the file named no scaling."""
     windows = {"attention__sliding_window": 16, "attention__sliding_window_pattern": 2, "rope__freq_base_swa": 5e5}
     scaling = {"rope__scaling__type": "yarn", "rope__scaling__factor": 8.0, "rope__scaling__attn_factor": 1.2}
     without, stretched = config(name, **windows), config(name, **windows, **scaling)

@@ -42,6 +42,18 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 # Files of the shared folder with other keys.
 REVISED: dict[str, tuple[str, dict[str, Any]]] = {
+    # OLMo 3: windows in some layers, which do not stretch; an array says which
+    "olmo3": (
+        "olmo2",
+        {
+            "olmo2.attention.sliding_window": 8,
+            "olmo2.attention.sliding_window_pattern": np.array([True, False, True]),
+            "olmo2.rope.scaling.type": "yarn",
+            "olmo2.rope.scaling.factor": 8.0,
+            "olmo2.rope.scaling.original_context_length": 16,
+            "olmo2.rope.scaling.attn_factor": 1.2,
+        },
+    ),
     # Phi 3 in its original context: the short divisors
     "phi3-short": ("phi3-longrope", {"phi3.rope.scaling.original_context_length": 512, "phi3.context_length": 512}),
 }
