@@ -1,5 +1,6 @@
 """`packlight chat`: a conversation at a terminal. It knows lines, commands and Ctrl-C; models are packlight's."""
 
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -33,9 +34,14 @@ def lines(read: Callable[[str], str]) -> Iterator[str]:
 
 
 def read_line(prompt: str) -> str:
-    """A line from stdin; the prompt is shown only to a person. Raises EOFError at the end."""
-    if sys.stdin.isatty():
+    """A line from stdin; the prompt is shown only to a person, who may edit the line. Raises EOFError at the end."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):  # arrow keys, earlier lines, pasted lines as one; not on Windows
+            import readline  # noqa: F401
         return input(prompt)
+    if sys.stdin.isatty():
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -92,6 +98,8 @@ class Conversation:
         before = signal.signal(signal.SIGINT, stop)
         try:
             prompt = self._llm.chat_prompt(self.messages, template=self._template)
+            if stopped:
+                raise KeyboardInterrupt
             completion = follow(self._llm.stream(prompt, **self._sampling), show)
             write("\n")
             say(speed(completion))

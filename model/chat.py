@@ -74,6 +74,7 @@ def render(
             errors="replace",
             timeout=4 * SECONDS,
             check=False,
+            start_new_session=True,  # a terminal's Ctrl-C is for the caller
         )
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:

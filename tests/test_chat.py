@@ -1,13 +1,18 @@
 """Chat templates: equal to the reference renderings, and harmless whatever they try."""
 
 import json
+import os
+import re
+import signal
 import subprocess
+import sys
+import termios
 import time
 
 import pytest
 from conftest import shared_path
 from ggufs import write_llama
-from running import COMMAND, write_config
+from running import COMMAND, ROOT, write_config
 
 import packlight
 from model.chat import ChatTemplateError, prompt_ids, render
@@ -148,6 +153,87 @@ def test_chat_survives_a_turn_that_fails(talker):
     assert done.returncode == 0
     assert done.stderr.count("error: the prompt has") == 1
     assert done.stdout == chat(talker, "hello\n").stdout
+
+
+def begun(talker, *flags, **options) -> "subprocess.Popen[bytes]":
+    path, config = talker
+    command = [*COMMAND, "chat", f"--model={path}", f"--config={config}", "--temperature=0", *flags]
+    return subprocess.Popen(command, **options)
+
+
+def until(descriptor, words, seen=b""):
+    """What comes until the words do. Raises OSError or AssertionError when the other end closes before."""
+    while words not in seen:
+        fresh = os.read(descriptor, 4096)
+        assert fresh, seen
+        seen += fresh
+    return seen
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_the_talk(tmp_path):
+    """What was said stays in the history: the next prompt is longer than the first by it."""
+    path = write_llama(tmp_path / "m.gguf", layers=1, context=4096, extra={"tokenizer.chat_template": TALK})
+    talker = path, write_config(tmp_path / "c.toml", cache_dir=str(tmp_path / "store"))
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = begun(talker, "--ignore_eos", "--max_tokens=1500", stdin=theirs, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    assert process.stdout
+    until(ours, b"> ")
+    os.write(ours, b"hello\n")
+    answer = process.stdout.read(8)
+    process.send_signal(signal.SIGINT)
+    errors = until(ours, b"> ", until(ours, b"stopped"))
+    assert b"tokens/s" not in errors  # a thousand tokens were left
+    process.send_signal(signal.SIGINT)  # with nothing to stop
+    until(ours, b"> ", until(ours, b"Ctrl-D or /quit ends"))
+    os.write(ours, b"hello\n/quit\n")
+    rest, _ = process.communicate(timeout=120)
+    line = until(ours, b"tokens/s")
+    os.close(ours)
+    assert process.returncode == 0
+    said = re.search(rb"(\d+) \+ 1500 tokens", line)
+    assert said
+    assert int(said[1]) > 50  # alone it would have some 30
+    assert not answer.startswith(b"> ")  # stdout has the answers only
+    assert rest
+
+
+SLOW = "{% for i in range(99999) %}{% for j in range(20) %}{% endfor %}{% endfor %}done"
+INTERRUPTED = """
+import os, signal, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from model.chat import render
+os.setsid()
+count = 0
+def heard(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGINT, heard)
+def press():
+    while True:
+        time.sleep(0.02)
+        os.killpg(0, signal.SIGINT)
+threading.Thread(target=press, daemon=True).start()
+print(render(sys.argv[2], [{"role": "user", "content": "x"}]), count > 0)
+"""
+
+
+def test_ctrl_c_does_not_reach_a_template():
+    """A terminal sends it to all of its processes; a template that it killed would be called endless."""
+    command = [sys.executable, "-c", INTERRUPTED, str(ROOT), SLOW]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
+    assert done.stdout == "done True\n", done.stderr
+
+
+def test_tools_reach_the_template(talker):
+    path, config = talker
+    llm = packlight.load(path, config)
+    template = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}{{ messages[-1].content }}"
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    said = llm.chat(HELLO, tools=tools, template=template, temperature=0, max_tokens=1)
+    assert said.prompt_token_ids == prompt_ids(llm.tokenizer, "add;hello")
+    assert llm.chat(HELLO, template=template, max_tokens=1).prompt_token_ids == prompt_ids(llm.tokenizer, "hello")
 
 
 def test_a_template_can_be_given(talker, tmp_path):

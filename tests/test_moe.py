@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_matmul import random_weights
 
+import model.moe as moe_module
 from model.architectures import ARCHITECTURES
 from model.config import ModelConfig, RopeScaling
 from model.moe import moe, route
@@ -59,6 +60,29 @@ def test_moe_equals_the_plain_loop(blk, rows, used, spread):
     expected = plain(x, router, blk, 1, used)
     # Sums of D and F float32 terms: K * 2^-24 of the largest partial sums, a few times the result.
     assert np.abs(np.asarray(y) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_only_the_chosen_experts_are_computed(blk, rows, monkeypatch):
+    """Decode and prefill: as many products run as the chosen experts' rows fill tiles, and none for another expert."""
+    ran, real = [], moe_module._expert
+
+    def counted(kind, x, blk, index, expert, path):
+        jax.debug.callback(lambda e: ran.append(int(e)), expert)
+        return real(kind, x, blk, index, expert, path)
+
+    monkeypatch.setattr(moe_module, "_expert", counted)
+    rng = np.random.default_rng(rows)
+    router = rng.normal(size=(rows, E)).astype(np.float32)
+    router[:, [1, 4, 6]] -= 100  # nobody's choice
+    x = rng.normal(size=(rows, D)).astype(np.float32)
+    jax.jit(lambda x, r, b: moe(CFG, x, r, b, jnp.int32(0), "xla"))(x, router, blk)
+    jax.effects_barrier()
+    chosen = np.argsort(-router, axis=1)[:, :2].ravel()
+    tile = min(rows, max(8, chosen.size // E))
+    wanted = {e: -(-int((chosen == e).sum()) // tile) for e in set(chosen.tolist())}
+    assert {e: ran.count(e) for e in set(ran)} == wanted
+    assert not {1, 4, 6} & set(ran)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(blk):
