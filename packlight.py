@@ -76,6 +76,7 @@ __all__ = [
 
 
 POOLINGS = ("mean", "last")  # of `LLM.embed`
+POOLING_TYPES = {0: "mean", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # by a file's number; 0 leaves it open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +156,14 @@ class Prepared:
                 raise ConfigError(f"logit_bias of token id {token}: the vocabulary has {self.model.vocab_size}")
         if config.constrained:
             Grammar(self.vocabulary, config)
+
+    def pooling(self, asked: str | None) -> str:
+        """What was asked for, or what the file says. Raises ConfigError for what is not in POOLINGS."""
+        name = asked if asked is not None else POOLING_TYPES.get(self.model.pooling, str(self.model.pooling))
+        if name not in POOLINGS:
+            whose = "" if asked is not None else ", which the file asks for,"
+            raise ConfigError(f"pooling {reprlib.repr(name)}{whose} is unknown; there are: {', '.join(POOLINGS)}")
+        return name
 
     def fitting(self, prompt: str | Sequence[int]) -> list[int]:
         """`ids` of a prompt that fits the context. Raises ContextLengthError for one that does not."""
@@ -271,17 +280,17 @@ class LLM:
         return self._engine.logits(self._prepared.ids(ids))
 
     def embed(
-        self, prompts: "Sequence[str | Sequence[int]]", pooling: str = "mean", normalize: bool = True
+        self, prompts: "Sequence[str | Sequence[int]]", pooling: str | None = None, normalize: bool = True
     ) -> np.ndarray:
         """A vector for each text or list of token ids: float32 (prompts, D).
 
-        pooling: "mean" of the hidden states behind the last norm, over all tokens, or that of the "last" token.
+        pooling: "mean" of the hidden states behind the last norm, over all tokens, or that of the "last" token; None is
+        what the file says, or mean.
         normalize: to length 1. Raises ConfigError for an unknown pooling, no prompts, or an impossible one,
         ContextLengthError for one that is too long, NonFiniteLogitsError for NaN or infinite states.
         Source: llama.cpp's `llama_pooling_type` and `common_embd_normalize`.
         """
-        if pooling not in POOLINGS:
-            raise ConfigError(f"pooling must be one of {', '.join(POOLINGS)}, not {reprlib.repr(pooling)}")
+        pooling = self._prepared.pooling(pooling)
         if isinstance(prompts, str) or not len(prompts):
             raise ConfigError("embed wants a list of texts, and at least one")
         rows = []

@@ -87,7 +87,11 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (flags.DEFINE_string, None, "text file: to predict, or of texts to embed, one a line"),
     "chunks": (flags.DEFINE_integer, None, "chunks of the text to use at most (default: all)"),
-    "pooling": (flags.DEFINE_string, "mean", "how the vectors of a text's tokens become one: mean or last"),
+    "pooling": (
+        flags.DEFINE_string,
+        None,
+        "how the vectors of a text's tokens become one: mean or last (default: as the file says, or mean)",
+    ),
     "save_logits": (flags.DEFINE_string, None, "write the predictions to this file, as a base for --kl_divergence"),
     "kl_divergence": (flags.DEFINE_string, None, "compare with the predictions in this file; its text is used"),
     "chat_template": (flags.DEFINE_string, None, "file with a chat template, instead of the model's own"),
@@ -253,12 +257,8 @@ def perplexity(values: flags.FlagValues) -> None:
 
 def embed(values: flags.FlagValues) -> None:
     """Prints a vector of length 1 for each text: a line of numbers, or one JSON object."""
-    from packlight import POOLINGS
-
     if (values.file is None) == (values.prompt is None):
         raise ConfigError("give either --prompt, a text, or --file, of texts one a line")
-    if values.pooling not in POOLINGS:
-        raise ConfigError(f"--pooling={values.pooling} is unknown; there are: {', '.join(POOLINGS)}")
     if values.file is None:
         texts = [_text("prompt", values.prompt)]
     else:
@@ -266,11 +266,12 @@ def embed(values: flags.FlagValues) -> None:
         if not texts:
             raise ConfigError(f"--file={values.file}: holds no text")
     prepared = _prepare(values)
+    pooling = prepared.pooling(values.pooling)
     for text in texts:
         prepared.fitting(text)
-    vectors = _load(prepared).embed(texts, values.pooling).tolist()
+    vectors = _load(prepared).embed(texts, pooling).tolist()
     if values.json:
-        write_json({"embeddings": vectors, "pooling": values.pooling, "dimensions": len(vectors[0])})
+        write_json({"embeddings": vectors, "pooling": pooling, "dimensions": len(vectors[0])})
     else:
         write("".join(" ".join(f"{x:.8g}" for x in vector) + "\n" for vector in vectors))
 

@@ -69,6 +69,7 @@ class ModelConfig:
     attention_scale: float = 0.0  # 0: 1 / sqrt(C)
     sharpening: float = 0.0  # queries at position p are multiplied with 1 + sharpening * ln(1 + p // original context)
     logit_scale: float = 1.0
+    pooling: int = 0  # how embeddings are pooled, by llama.cpp's `llama_pooling_type`; 0: the file does not say
     defaulted: tuple[tuple[str, Any], ...] = ()
     unread: tuple[str, ...] = ()
 
@@ -136,6 +137,7 @@ class ModelConfig:
             softcaps=_softcaps(keys),
             **_scales(keys, embed, heads, layers),
             sharpening=sharpening,
+            pooling=keys.integer("pooling_type", low=0) if keys.has("pooling_type") else 0,
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
         )

@@ -50,10 +50,23 @@ def test_pooling_and_length(llm):
     assert unit.dtype == np.float32
 
 
+def test_the_file_may_say_how_to_pool(tmp_path):
+    """Qwen3-Embedding's files say last. Source: llama.cpp's `llama_pooling_type`."""
+
+    def prepared(number):
+        return packlight.prepare(write_llama(tmp_path / f"{number}.gguf", extra={"llama.pooling_type": number}))
+
+    assert [prepared(number).pooling(None) for number in (0, 1, 3)] == ["mean", "mean", "last"]
+    assert prepared(3).pooling("mean") == "mean"
+    for number, name in ((2, "cls"), (4, "rank"), (9, "9")):
+        with pytest.raises(packlight.ConfigError, match=f"pooling '{name}', which the file asks for, is unknown"):
+            prepared(number).pooling(None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ((["a"], "median"), packlight.ConfigError, "pooling must be one of mean, last"),
+        ((["a"], "median"), packlight.ConfigError, "pooling 'median' is unknown; there are: mean, last"),
         (([],), packlight.ConfigError, "a list of texts, and at least one"),
         (("a",), packlight.ConfigError, "a list of texts"),
         (([""],), packlight.ConfigError, "the prompt is empty"),

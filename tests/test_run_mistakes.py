@@ -114,7 +114,7 @@ MISTAKES = [
     ("inspect --model={text}", "text.gguf: not a GGUF file"),
     ("compile --model={tensor}", "tensor 'blk.0.attn_q.weight' is missing"),
     ("embed --model={good}", "either --prompt.* or --file"),
-    ("embed --model={good} --prompt=x --pooling=median", "--pooling=median is unknown; there are: mean, last"),
+    ("embed --model={good} --prompt=x --pooling=median", "pooling 'median' is unknown; there are: mean, last"),
     ("embed --model={good} --file={empty}", "holds no text"),
     ("embed --model={good} --prompt=" + 130 * "the.", r"the text has \d+ tokens; the context holds 128"),
     ("perplexity --model={good}", "either --file.* or --kl_divergence"),
