@@ -29,12 +29,13 @@ from generation import Completion, Run, TokenLogprob
 from model.architectures import ARCHITECTURES
 from model.chat import ChatTemplateError, prompt_ids, render, special_texts, template_of
 from model.config import ModelConfig
-from model.declaration import check
+from model.declaration import check, formats, used_weights
 from model.ggufheader import shown, shown_path
 from model.grammar import Grammar, vocabulary
-from model.load import read_weights
+from model.load import HostWeight, read_weights
 from model.reader import GGUFFile, open_gguf
 from model.sampling import SamplingConfig
+from model.sharding import Split, make_split
 from model.tokenizer import Tokenizer
 from quant.errors import (
     ConfigError,
@@ -118,6 +119,12 @@ class Prepared:
     @functools.cached_property
     def plan(self) -> Plan:
         return make_plan(self.config, self.model.context_length)
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """How the devices of the config's mesh share the model."""
+        kinds, mesh = formats(self.file), self.config.mesh
+        return make_split(self.model, used_weights(self.model, kinds), kinds, mesh.data, mesh.tensor)
 
     @functools.cached_property
     def context(self) -> int:
@@ -221,7 +228,8 @@ def load(
 class LLM:
     """A loaded model with its executables, for one thread at a time; open streams take turns.
 
-    file, model, tokenizer, config, plan, device: what was loaded, and how. executables: what was built, hit or miss.
+    file, model, tokenizer, config, plan: what was loaded, and how. placement: the devices, device: their first; split:
+    how they share the model. executables: what was built, hit or miss.
     weights_bytes, kv_bytes: what it occupies. timings: load_s and compile_s.
     """
 
@@ -234,24 +242,40 @@ class LLM:
         self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
         self.weights_bytes = sum(info.nbytes for info in self.file.tensors.values())
         began = time.perf_counter()
-        host = read_weights(
-            self.file, self.model, lambda n: on_read(n, self.weights_bytes) if on_read else None, prepared.layout
-        )
+        self.config, self.plan, self.split = prepared.config, prepared.plan, prepared.split
+
+        def read(devices: Sequence[int]) -> list[HostWeight]:
+            progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
+            return read_weights(self.file, self.model, progress, prepared.layout, self.split, devices)
+
+        host = read([0]) if self.split.tensor == 1 else None  # before jax is imported, where no device is to be asked
 
         from compile import aot
         from compile.engine import Engine
         from model.params import place
 
-        self.config, self.plan = prepared.config, prepared.plan
-        self.device = aot.find_device(self.config)
-        params = place(host, self.device)
+        self.placement = aot.find_devices(self.config, self.split)
+        self.device = self.placement.flat[0]
+        params = place(read(self.placement.tensor_numbers) if host is None else host, self.placement)
         loaded = time.perf_counter()
         count = len(self.plan.steps)
         self.executables = aot.build(
-            self.model, self.config, self.plan, params, self.device, lambda b: on_built(b, count) if on_built else None
+            self.model,
+            self.config,
+            self.plan,
+            params,
+            self.placement,
+            lambda b: on_built(b, count) if on_built else None,
         )
-        end_tokens = self.tokenizer.eog_ids
-        self._engine = Engine(self.model, self.config, self.plan, self.executables, params, end_tokens, self.device)
+        self._engine = Engine(
+            self.model,
+            self.config,
+            self.plan,
+            self.executables,
+            params,
+            self.tokenizer.eog_ids,
+            self.placement,
+        )
         self._prepared = prepared
         self._running: dict[int, Run] = {}
         self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}

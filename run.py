@@ -25,6 +25,7 @@ from terminal import (
     follow,
     inspect_text,
     perplexity_text,
+    reserve_stdout,
     say,
     short,
     speed,
@@ -83,6 +84,9 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "seed": (flags.DEFINE_integer, None, "seed of the draws (default: a random one, which is shown)"),
     "stop": (flags.DEFINE_multi_string, [], "end before this text; may be given several times"),
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
+    "coordinator": (flags.DEFINE_string, None, "host:port of process 0, when several processes run one model together"),
+    "num_processes": (flags.DEFINE_integer, None, "how many processes there are; the config's mesh spans them all"),
+    "process_id": (flags.DEFINE_integer, None, "number of this process; 0 writes the text"),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (flags.DEFINE_string, None, "text file: to predict, or of texts to embed, one a line"),
@@ -105,6 +109,7 @@ SAMPLING = (
     *("dry_sequence_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "logit_bias", "ignore_eos"),
     *("json_schema", "regex", "grammar"),
 )
+PROCESSES = ("coordinator", "num_processes", "process_id")
 FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 
@@ -149,6 +154,7 @@ def generate(values: flags.FlagValues) -> None:
     prepared = _prepare(values)
     prepared.check_sampling(config)
     prompt = prepared.prompt(_text("prompt", values.prompt))
+    _join(values, prepared)
     llm = _load(prepared)
     completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
     if values.json:
@@ -198,12 +204,17 @@ def compile_(values: flags.FlagValues) -> None:
     from model.declaration import formats
     from model.params import abstract
 
-    device = aot.find_device(prepared.config)
-    params = abstract(prepared.model, formats(prepared.file), prepared.layout)
+    placement = aot.find_devices(prepared.config, prepared.split)
+    params = abstract(prepared.model, formats(prepared.file), prepared.layout, placement)
     with Bar() as bar:
         bar.start("compile", len(prepared.plan.steps), unit="step")
         executables = aot.build(
-            prepared.model, prepared.config, prepared.plan, params, device, lambda _: bar.advance(1)
+            prepared.model,
+            prepared.config,
+            prepared.plan,
+            params,
+            placement,
+            lambda _: bar.advance(1),
         )
     warn([*prepared.warnings, *executables.warnings])
     rows = [
@@ -302,7 +313,7 @@ COMMANDS = {
             "generate",
             "write the continuation of a prompt (what is done when no command is named)",
             "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
-            ("model", "prompt", *SAMPLING, "logprobs", "config", "context", "json"),
+            ("model", "prompt", *SAMPLING, "logprobs", "config", "context", *PROCESSES, "json"),
             generate,
         ),
         Command(
@@ -462,6 +473,21 @@ def _prepare(values: flags.FlagValues, context: int | None = None) -> "packlight
     return packlight.prepare(path, config, values.context if context is None else context)
 
 
+def _join(values: flags.FlagValues, prepared: "packlight.Prepared") -> None:
+    """Joins the processes that the flags name, if any; the product of all but the first goes nowhere."""
+    given = [name for name in PROCESSES if values[name].value is not None]
+    if not given:
+        return
+    if missing := [name for name in PROCESSES if name not in given]:
+        raise ConfigError(f"--{given[0]} goes with --{missing[0]}, which is missing")
+    if values.temperature and values.seed is None:
+        raise ConfigError("--seed is missing: several processes must draw alike")
+    from compile.processes import join
+
+    reserve_stdout(keep=values.process_id == 0)
+    join(values.coordinator, values.num_processes, values.process_id, prepared.config)
+
+
 def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
     """The prepared model, with progress bars and the plan in brief on stderr."""
     import packlight
@@ -490,6 +516,8 @@ def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
         f"context {llm.plan.context}, slots {llm.plan.slots}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled"
     )
+    if not llm.placement.single:
+        say(f"{llm.split}")
     warn([*prepared.warnings, *llm.executables.warnings])
     return llm
 
@@ -504,6 +532,7 @@ def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -
         "timings": llm.timings | completion.timings,
         "memory": memory,
         "compile": counts,
+        "mesh": dataclasses.asdict(llm.split),
         "plan": llm.kernel_paths(),
         "layouts": llm.layouts(),
     }

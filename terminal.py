@@ -4,6 +4,7 @@ It knows how things look, and the reports it is given; it loads nothing and deci
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,17 @@ def write(text: str) -> None:
 
 def write_json(report: dict[str, Any]) -> None:
     write(json.dumps(report, ensure_ascii=False) + "\n")
+
+
+def reserve_stdout(keep: bool) -> None:
+    """From here on only the product goes to stdout, and what libraries print there (Gloo does) goes to stderr.
+
+    keep: false where another process writes the product.
+    """
+    sys.stdout.flush()
+    product = os.dup(1) if keep else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(2, 1)
+    sys.stdout = open(product, "w", encoding="utf-8", errors=sys.stdout.errors)  # noqa: SIM115  for the process's life
 
 
 def say(text: str) -> None:

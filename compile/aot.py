@@ -24,10 +24,12 @@ from jax.experimental import serialize_executable
 
 from compile.config import CompileConfig
 from compile.plan import Plan, StepKey
-from compile.steps import CACHE_ARGUMENT, abstract_arguments, make_step
+from compile.steps import CACHE_ARGUMENT, make_step, on_mesh, placed_arguments
 from compile.store import EntryError, Store
 from model.config import ModelConfig
-from model.params import Device, Params, shaped
+from model.params import Params
+from model.placement import Device, Placement
+from model.sharding import WHOLE, Split
 from quant import native_ops
 from quant.errors import ConfigError
 
@@ -84,13 +86,23 @@ class Executables:
         return len(self.built) - self.hits
 
 
-def find_device(config: CompileConfig) -> Device:
-    """The first device of the platform that the config asks for. Raises ConfigError when there is none."""
+def find_devices(config: CompileConfig, split: Split = WHOLE) -> Placement:
+    """The first devices of the platform that the config asks for, as many as the split wants. A CPU is made to show
+    that many, if jax has not looked at it yet. Raises ConfigError when they are not there.
+    """
+    wanted = split.data * split.tensor
+    if config.platform == "cpu" and wanted > 1 and not jax.distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):  # jax has looked
+            shown: int = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+            jax.config.update("jax_num_cpu_devices", max(wanted, shown))
     found = sorted({d.platform for d in _devices()})
     try:
-        return jax.devices(config.platform)[0]
+        devices = jax.devices(config.platform)
     except RuntimeError:
         raise ConfigError(f"config key 'platform' is {config.platform!r}; jax finds only: {', '.join(found)}") from None
+    if len(devices) < wanted:
+        raise ConfigError(f"config key 'mesh' needs {wanted} devices; jax finds {len(devices)} of {config.platform}")
+    return Placement.on(devices, split)
 
 
 def default_platform() -> str:
@@ -114,12 +126,12 @@ def build(
     config: CompileConfig,
     plan: Plan,
     params: Params,
-    device: Device,
+    placement: Placement,
     progress: Callable[[Built], None] = lambda built: None,
 ) -> Executables:
     """Compiles or loads every step of `plan`, several at a time; `progress` is called as each is done.
 
-    params: the tree of arrays or of shapes, as `model.params.abstract` gives it.
+    params: the tree of arrays, or of shapes that say how they lie on the devices, as `model.params` gives it.
     """
     warnings: list[str] = []
     store = Store(config.store_dir) if config.store else None
@@ -128,13 +140,14 @@ def build(
         store = None
     if config.kernel_path == "native":
         native_ops.register()  # before an executable that calls the kernels is loaded
-    placed = jax.sharding.SingleDeviceSharding(device)
-    shapes = jax.tree.map(lambda x: shaped(x.shape, x.dtype), params)
 
     def one(key: StepKey) -> Built:
-        arguments = abstract_arguments(key, cfg, plan, config, shapes)
-        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), arguments)
-        return _build_one(key, cfg, config, plan.context, arguments, device, store, warnings)
+        arguments = placed_arguments(key, cfg, plan, config, params, placement)
+        digest = entry_digest(key, cfg, config, plan.context, arguments, placement)
+        step = make_step(key, cfg, config, plan.context, placement.split)
+        if not placement.single:
+            step = on_mesh(step, key, placement, arguments)
+        return _build_one(key, step, config, arguments, digest, placement, store, warnings)
 
     built = {}
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count())
@@ -158,27 +171,26 @@ def _return_freed_memory() -> None:
 
 def _build_one(
     key: StepKey,
-    cfg: ModelConfig,
+    step: Callable[..., Any],
     config: CompileConfig,
-    context: int,
     arguments: tuple[Any, ...],
-    device: Device,
+    digest: str,
+    placement: Placement,
     store: Store | None,
     warnings: list[str],
 ) -> Built:
     began = time.perf_counter()
-    digest = entry_digest(key, cfg, config, context, arguments, device)
     if store is not None:
         try:
             entry = store.read(digest)
             if entry is not None:
-                call = serialize_executable.deserialize_and_load(*entry, execution_devices=[device])
+                call = serialize_executable.deserialize_and_load(*entry, execution_devices=placement.flat)
                 return _report(key, call, True, began)
         except (EntryError, ValueError, RuntimeError) as error:
             warnings.append(f"stored executable {key} is compiled again: {str(error).splitlines()[0]}")
     donated = () if key.phase == "head" else (CACHE_ARGUMENT,)
     with jax.enable_x64(False):  # a user's 64-bit default must not change the steps
-        lowered = jax.jit(make_step(key, cfg, config, context), donate_argnums=donated).lower(*arguments)
+        lowered = jax.jit(step, donate_argnums=donated).lower(*arguments)
     try:
         call = lowered.compile(compiler_options=dict(config.xla_options))
     except jax.errors.JaxRuntimeError as error:
@@ -208,16 +220,23 @@ def _report(key: StepKey, call: Any, hit: bool, began: float) -> Built:
 
 
 def entry_digest(
-    key: StepKey, cfg: ModelConfig, config: CompileConfig, context: int, arguments: tuple[Any, ...], device: Device
+    key: StepKey,
+    cfg: ModelConfig,
+    config: CompileConfig,
+    context: int,
+    arguments: tuple[Any, ...],
+    placement: Placement,
 ) -> str:
     """Names an executable by everything that could change it: 64 hex digits."""
     leaves, tree = jax.tree.flatten(arguments)
+    device = placement.flat[0]
     facts = {
         "step": str(key),
         "arguments": [str(tree), *(f"{x.dtype}{x.shape}" for x in leaves)],
         "model": repr(dataclasses.replace(cfg, name="", defaulted=(), unread=())),
         "config": [context, config.kernel_path, config.activation_dtype, repr(config.xla_options)],
-        "device": [device.platform, device.device_kind, device.id, device.client.platform_version],
+        "device": [device.platform, device.device_kind, device.client.platform_version],
+        "mesh": [repr(placement.split), [[each.id for each in row] for row in placement.devices], jax.process_index()],
         "versions": [jax.__version__, importlib.metadata.version("jaxlib"), platform.python_version()],
         "host": host_features(),
         "native": native_ops.register() if config.kernel_path == "native" else "",

@@ -14,10 +14,29 @@ from typing import Any
 from quant.errors import ConfigError
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-SHIPPED = (*PLATFORMS, "debug")
+SHIPPED = (*PLATFORMS, "debug", "mesh8")
 CPU_KERNELS = ("auto", "native", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_CONTEXT = 4096
+
+
+def _integer(key: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+        raise ConfigError(f"config key '{key}' is {value!r}; it is an integer >= {low}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices that share the work. data: groups that share the slots; tensor: devices of a group that share the weights
+    (`model.sharding`).
+    """
+
+    data: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for axis in ("data", "tensor"):
+            _integer(f"mesh.{axis}", getattr(self, axis), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +44,7 @@ class CompileConfig:
     """What the compile step builds.
 
     platform: the backend that must be there: cpu, gpu or tpu.
+    mesh: how many devices, as a table of the axes `data` and `tensor`; decode_batch is then of all groups together.
     context: tokens a slot holds, prompt and answer together; 0 takes the smaller of the file's and 4096.
     prefill_buckets: tokens per prefill executable, ascending; a longer prompt runs in chunks.
     decode_batch: slots that a decode step serves, ascending; the last is the number of slots.
@@ -39,6 +59,7 @@ class CompileConfig:
     """
 
     platform: str = "cpu"
+    mesh: MeshShape = MeshShape()
     context: int = 0
     prefill_buckets: tuple[int, ...] = (16, 128, 512)
     decode_batch: tuple[int, ...] = (1, 4)
@@ -70,6 +91,11 @@ class CompileConfig:
             if not getattr(self, key):
                 raise ConfigError(f"config key '{key}' is empty")
         _ascending("length_buckets", self.length_buckets)
+        for batch in self.decode_batch:
+            if batch % self.mesh.data:
+                raise ConfigError(
+                    f"config key 'decode_batch' holds {batch}, no multiple of the mesh's {self.mesh.data} data groups"
+                )
         if self.cpu_kernels == "native" and self.activation_dtype != "float32":
             raise ConfigError(
                 f"config key 'activation_dtype' is {self.activation_dtype!r}; native kernels take float32"
@@ -102,11 +128,6 @@ class CompileConfig:
         return pathlib.Path(base) / "packlight"
 
 
-def _integer(key: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
-        raise ConfigError(f"config key '{key}' is {value!r}; it is an integer >= {low}")
-
-
 def _ascending(key: str, values: Any) -> None:
     if not isinstance(values, tuple):
         raise ConfigError(f"config key '{key}' is {values!r}; it is a list of integers")
@@ -117,7 +138,7 @@ def _ascending(key: str, values: Any) -> None:
 
 
 def read_config(path: str | os.PathLike) -> CompileConfig:
-    """The config in the TOML file at `path`, or the shipped one of that name: cpu, gpu, tpu or debug.
+    """The config in the TOML file at `path`, or the shipped one of that name: cpu, gpu, tpu, debug or mesh8.
 
     Raises ConfigError naming the file and, where there is one, the key.
     """
@@ -154,7 +175,12 @@ def parse_config(text: str, source: str) -> CompileConfig:
     if not isinstance(options, dict) or any(not isinstance(v, str | int | float | bool) for v in options.values()):
         raise ConfigError(f"config {source}: key 'xla_options' is a table of XLA options and their plain values")
     values["xla_options"] = tuple(sorted(options.items()))
+    axes = [field.name for field in dataclasses.fields(MeshShape)]
+    mesh = values.get("mesh", {})
+    if not isinstance(mesh, dict) or set(mesh) - set(axes):
+        raise ConfigError(f"config {source}: key 'mesh' is a table of {' and '.join(axes)}")
     try:
+        values["mesh"] = MeshShape(**mesh)
         return CompileConfig(**values)
     except ConfigError as error:
         raise ConfigError(f"config {source}: {error}") from None

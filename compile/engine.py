@@ -18,11 +18,13 @@ import numpy as np
 from compile.aot import Executables
 from compile.config import CompileConfig
 from compile.plan import Plan, StepKey
-from compile.steps import abstract_cache, samples
+from compile.steps import abstract_cache, cache_specs, samples
 from model.config import ModelConfig
-from model.params import Device, Params
+from model.params import Params
+from model.placement import P, Placement
 from model.sampler import Picked, SlotSampling, slot_sampling
 from model.sampling import SamplingConfig
+from model.sharding import DATA
 from model.steering import Adjustment, Steering, nothing, table_size
 from quant.errors import ContextLengthError, NonFiniteLogitsError, PacklightError
 
@@ -70,20 +72,24 @@ class Engine:
         executables: Executables,
         params: Params,
         end_tokens: frozenset[int],
-        device: Device,
+        placement: Placement,
     ):
         self.plan = plan
         self.steps_run: collections.Counter[StepKey] = collections.Counter()
         self._executables, self._params = executables, params
         self._is_end = np.zeros(cfg.vocab_size, np.bool_)
         self._is_end[sorted(end_tokens)] = True
-        self._empty_cache = lambda: jax.tree.map(lambda x: _zeros(x, device), abstract_cache(cfg, plan, config))
+        self._placement = placement
+        self._empty_cache = lambda: jax.tree.map(
+            lambda x, spec: placement.put(np.zeros(x.shape, x.dtype), spec, alias=False),
+            abstract_cache(cfg, plan, config, placement.split),
+            cache_specs(placement.split),
+        )
         self._cache = self._empty_cache()
         self._slots: list[_Request | None] = [None] * plan.slots
         self._queue: collections.deque[_Request] = collections.deque()
         self._ids = itertools.count()
         self._vocab, self._table = cfg.vocab_size, table_size(cfg.vocab_size, plan.context)
-        self._put = lambda x: jax.tree.map(lambda leaf: jax.device_put(leaf, device), x)
         self._unsteered: dict[int, Adjustment] = {}
         self._asked: dict[int, tuple[tuple[int | None, ...], SlotSampling]] = {}
 
@@ -129,14 +135,12 @@ class Engine:
 
         Raises ValueError for a request that is not running or has no so many, and for 0.
         """
-        slot, found = next(((i, r) for i, r in enumerate(self._slots) if r and r.id == request), (-1, None))
+        found = next((r for r in self._slots if r and r.id == request), None)
         if found is None or not 1 <= tokens <= len(found.tokens):
             raise ValueError(f"request {request} is not running or has not generated {tokens} tokens")
         del found.tokens[tokens:]
-        length = np.array(self._cache.length)
-        length[slot] = len(found.prompt) + tokens - 1
-        placed = jax.device_put(length, self._cache.length.sharding, may_alias=False)
-        self._cache = dataclasses.replace(self._cache, length=placed)
+        length = np.array([len(r.prompt) + len(r.tokens) - 1 if r else 0 for r in self._slots], np.int32)
+        self._cache = dataclasses.replace(self._cache, length=self._placement.put(length, P(DATA), alias=False))
 
     def step(self) -> list[Event]:
         """One queued request's prompt and first token where a slot is free, else a token for every running request."""
@@ -164,7 +168,7 @@ class Engine:
         if len(ids) > self.plan.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
         with self._whole_cache():
-            chunks = [np.asarray(h)[:count] for h, _, count in self._prefill(self._slots.index(None), ids)]
+            chunks = [np.asarray(h)[:count] for h, _, count in self._prefill(self._free_slot(), ids)]
         return np.concatenate(chunks)
 
     def _run(self, key: StepKey, *arguments: Any) -> Any:
@@ -183,8 +187,12 @@ class Engine:
                 self._queue.clear()
             raise
 
+    def _free_slot(self) -> int:
+        """The free slot of lowest rank."""
+        return min((i for i, r in enumerate(self._slots) if r is None), key=lambda i: (self.plan.rank(i), i))
+
     def _admit(self) -> Event:
-        slot = self._slots.index(None)
+        slot = self._free_slot()
         request = self._queue.popleft()
         *_, (_, last, _) = self._prefill(slot, request.prompt)
         position = np.array([len(request.prompt)], np.int32)
@@ -196,15 +204,16 @@ class Engine:
         """How a step is to adjust and sample, a row per request; made anew only where something changed."""
         rows = len(requests)
         who = tuple(r and r.id for r in requests)
+        spec = P(DATA) if rows > 1 else P()
         known, sampling = self._asked.get(rows, ((), None))
         if sampling is None or known != who:
-            sampling = self._put(slot_sampling([r and r.sampling for r in requests]))
+            sampling = self._placement.put(slot_sampling([r and r.sampling for r in requests]), spec)
             self._asked[rows] = who, sampling
         if any(r and r.sampling.mirostat for r in requests):
             sampling = sampling._replace(mirostat_mu=np.array([r.mu if r else 0 for r in requests], np.float32))
         if all(r is None or r.steering.idle for r in requests):
             if rows not in self._unsteered:
-                self._unsteered[rows] = self._put(nothing(rows, self._vocab, self._table))
+                self._unsteered[rows] = self._placement.put(nothing(rows, self._vocab, self._table), spec)
             return self._unsteered[rows], sampling
         adjustment = nothing(rows, self._vocab, self._table)
         for row, request in enumerate(requests):
@@ -238,13 +247,16 @@ class Engine:
 
     def _decode(self) -> list[Event]:
         running = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
-        key = self.plan.decode_key(running[-1][0] + 1, max(len(r.prompt) + len(r.tokens) for _, r in running))
+        positions = max(len(r.prompt) + len(r.tokens) for _, r in running)
+        key = self.plan.decode_key([slot for slot, _ in running], positions)
         tokens, active = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.bool_)
+        requests: list[_Request | None] = [None] * key.rows
         for slot, request in running:
-            tokens[slot], active[slot] = request.tokens[-1], True
-        asked = self._arguments(self._slots[: key.rows])
+            row = self.plan.row(slot, key)
+            tokens[row], active[row], requests[row] = request.tokens[-1], True, request
+        asked = self._arguments(requests)
         self._cache, picked = self._run(key, self._cache, tokens, active, *asked, self._is_end)
-        return [self._advance(slot, request, picked, slot) for slot, request in running]
+        return [self._advance(slot, request, picked, self.plan.row(slot, key)) for slot, request in running]
 
     def _advance(self, slot: int, request: _Request, picked: Picked, row: int) -> Event:
         """Books a new token, from a step's row: the request keeps its slot, or ends."""
@@ -269,8 +281,3 @@ class Engine:
             logprob=float(np.asarray(picked.logprob)[row]),
             top_logprobs=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
         )
-
-
-def _zeros(shape: jax.ShapeDtypeStruct, device: Device) -> jax.Array:
-    """Zeros that XLA owns, so that they can be donated; made without compiling anything."""
-    return jax.device_put(np.zeros(shape.shape, shape.dtype), device, may_alias=False)

@@ -5,6 +5,7 @@ Three phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden s
 """
 
 import dataclasses
+from collections.abc import Collection
 
 from compile.config import DEFAULT_CONTEXT, CompileConfig
 from model.config import CACHE_TILE
@@ -41,7 +42,8 @@ class Chunk:
 class Plan:
     """The bounded set of steps of one model under one config.
 
-    context: tokens a slot may hold. capacity: cached positions allocated, enough for any padded chunk.
+    context: tokens a slot may hold. capacity: cached positions allocated, enough for any padded chunk. groups: of
+    devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
     """
 
     context: int
@@ -51,6 +53,7 @@ class Plan:
     decode_batch: tuple[int, ...]
     lengths: tuple[int, ...]
     head_rows: tuple[int, ...]
+    groups: int = 1
 
     @property
     def steps(self) -> tuple[StepKey, ...]:
@@ -93,9 +96,18 @@ class Plan:
         """The smallest length bucket that shows `positions` cached positions."""
         return next(s for s in self.lengths if s >= positions)
 
-    def decode_key(self, slots: int, positions: int) -> StepKey:
-        """The step that serves slots 0..slots-1 when the longest of them has `positions` after it."""
-        return StepKey("decode", next(b for b in self.decode_batch if b >= slots), self.length(positions))
+    def decode_key(self, slots: Collection[int], positions: int) -> StepKey:
+        """The smallest step that serves these slots when the longest of them has `positions` after it."""
+        rows = self.groups * (1 + max(self.rank(slot) for slot in slots))
+        return StepKey("decode", next(b for b in self.decode_batch if b >= rows), self.length(positions))
+
+    def rank(self, slot: int) -> int:
+        """A slot's number in its group: those of low rank are filled first, so that a small step serves them."""
+        return slot % (self.slots // self.groups)
+
+    def row(self, slot: int, key: StepKey) -> int:
+        """Where a decode step has the row of a slot."""
+        return slot // (self.slots // self.groups) * (key.rows // self.groups) + self.rank(slot)
 
     def head_key(self, rows: int) -> StepKey:
         """The head step for up to `rows` rows, or the largest there is."""
@@ -121,4 +133,5 @@ def make_plan(config: CompileConfig, file_context: int) -> Plan:
         decode_batch=config.decode_batch,
         lengths=(*sorted(s for s in shorter if s < capacity), capacity),
         head_rows=tuple(sorted({1, config.head_rows})),
+        groups=config.mesh.data,
     )

@@ -13,28 +13,40 @@ import jax.numpy as jnp
 
 from compile.config import CompileConfig
 from compile.plan import Plan, StepKey
+from model.collectives import data_number, from_owner, rows_of_all
 from model.config import ModelConfig
 from model.forward import Cache, Numerics, Rows, embed, head, layers
 from model.params import Params, shaped
+from model.placement import P, Placement
 from model.sampler import Picked, SlotSampling, finite, pick, slot_sampling
+from model.sharding import DATA, TENSOR, WHOLE, Split
 from model.steering import Adjustment, nothing, table_size
 
 CACHE_ARGUMENT = 1  # position of the donated cache in prefill and decode
 
 
-def abstract_cache(cfg: ModelConfig, plan: Plan, config: CompileConfig) -> Cache:
+def abstract_cache(cfg: ModelConfig, plan: Plan, config: CompileConfig, split: Split = WHOLE) -> Cache:
     """The cache's shapes: one for all executables of a plan."""
-    shape = (cfg.block_count, plan.slots, cfg.head_count_kv, plan.capacity, cfg.key_length)
+    shape = (cfg.block_count, plan.slots, split.cache_heads(cfg), plan.capacity, cfg.key_length)
     buffer = shaped(shape, jnp.dtype(config.kv_dtype))
     return Cache(buffer, buffer, shaped((plan.slots,), jnp.int32))
 
 
-def make_step(key: StepKey, cfg: ModelConfig, config: CompileConfig, context: int) -> Callable[..., Any]:
-    """The traceable function of `key`; see `prefill`, `head_step` and `decode` for arguments and results.
+def cache_specs(split: Split) -> Cache:
+    """How the cache lies on a mesh: slots along "data", kv heads along "tensor" unless every device computes all."""
+    buffer: Any = P(None, DATA, TENSOR if split.heads else None)
+    return Cache(buffer, buffer, P(DATA))  # pyright: ignore[reportArgumentType]  # specs in the place of arrays
+
+
+def make_step(
+    key: StepKey, cfg: ModelConfig, config: CompileConfig, context: int, split: Split = WHOLE
+) -> Callable[..., Any]:
+    """The traceable function of `key`, as one device of `split` runs it; see `prefill`, `head_step` and `decode` for
+    arguments and results.
 
     context: tokens that a slot may hold, which chooses between phi3's two sets of frequencies.
     """
-    numerics = Numerics(config.kernel_path, jnp.dtype(config.activation_dtype), key.length, context)
+    numerics = Numerics(config.kernel_path, jnp.dtype(config.activation_dtype), key.length, context, split)
     match key.phase:
         case "prefill":
             step = prefill
@@ -46,17 +58,55 @@ def make_step(key: StepKey, cfg: ModelConfig, config: CompileConfig, context: in
             raise ValueError(f"unknown phase in {key}")
 
     def traced(*args):
-        return step(cfg, numerics, *args)
+        return step(split.local(cfg), numerics, *args)
 
     traced.__name__ = key.phase
     return traced
 
 
-def abstract_arguments(
-    key: StepKey, cfg: ModelConfig, plan: Plan, config: CompileConfig, params: Params
+def on_mesh(step: Callable[..., Any], key: StepKey, placement: Placement, arguments: tuple[Any, ...]) -> Callable:
+    """`step` run by every device of a mesh on its parts of `arguments` (`abstract_arguments`, placed)."""
+    specs = tuple(jax.tree.map(lambda x: x.sharding.spec, argument) for argument in arguments)
+    cache = cache_specs(placement.split)
+    results = {"prefill": (cache, P(), P()), "head": P(), "decode": (cache, P())}[key.phase]
+    # Every device computes what is replicated from the same numbers; the check knows no foreign calls.
+    mapped = jax.shard_map(step, mesh=placement.mesh, in_specs=specs, out_specs=results, check_vma=False)
+    mapped.__name__ = key.phase
+    return mapped
+
+
+def placed_arguments(
+    key: StepKey,
+    cfg: ModelConfig,
+    plan: Plan,
+    config: CompileConfig,
+    params: Params,
+    placement: Placement,
 ) -> tuple[Any, ...]:
-    """The arguments of `make_step(key)` as shapes, in order."""
-    cache = abstract_cache(cfg, plan, config)
+    """`abstract_arguments` that say how they lie on the devices; the parameters, arrays or shapes, do so already."""
+
+    def put(tree: Any, specs: Any) -> Any:
+        def one(spec, part):
+            sharding = placement.sharding(spec)
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part)
+
+        return jax.tree.map(one, specs, tree, is_leaf=lambda x: isinstance(x, P))
+
+    _, *rest = abstract_arguments(key, cfg, plan, config, params, placement.split)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    specs: list[Any] = [P()] * len(rest)
+    if key.phase != "head":
+        specs[0] = cache_specs(placement.split)
+    if key.phase == "decode":
+        specs[1:-1] = [P(DATA)] * (len(rest) - 2)
+    return params, *(put(*each) for each in zip(rest, specs, strict=True))
+
+
+def abstract_arguments(
+    key: StepKey, cfg: ModelConfig, plan: Plan, config: CompileConfig, params: Params, split: Split = WHOLE
+) -> tuple[Any, ...]:
+    """The arguments of `make_step(key)` as shapes, in order, of all devices together."""
+    cache = abstract_cache(cfg, plan, config, split)
     rows = key.rows
 
     def ints(*shape):
@@ -95,11 +145,16 @@ def prefill(
 
     Padding writes keys and values behind the real ones, where no query looks before they are overwritten.
     """
-    rows = Rows(slot, start[None], (start + count)[None], jnp.ones(1, jnp.bool_))
-    hidden, cache = layers(cfg, params, embed(cfg, params, tokens[None]), cache, rows, numerics)
-    last = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)
-    length = cache.length.at[slot].set(start + count)
-    return dataclasses.replace(cache, length=length), hidden[0], last
+    split, mine = numerics.split, jnp.ones((), jnp.bool_)
+    if split.data > 1:  # the other groups run along and leave their slots as they are
+        group, slot = jnp.divmod(slot, jnp.int32(cache.length.shape[0]))
+        mine = group == data_number(split)
+    rows = Rows(slot, start[None], (start + count)[None], mine[None])
+    hidden, cache = layers(cfg, params, embed(cfg, params, tokens[None], split), cache, rows, numerics)
+    hidden = from_owner(hidden[0], mine, split)
+    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1)
+    length = cache.length.at[slot].set(jnp.where(mine, start + count, cache.length[slot]))
+    return dataclasses.replace(cache, length=length), hidden, last
 
 
 def samples(key: StepKey) -> bool:
@@ -130,7 +185,7 @@ def decode(
     sampling: SlotSampling,  # each (B,)
     is_end: jax.Array,  # bool (V,), tokens that end a generation
 ) -> tuple[Cache, Picked]:
-    """One token for slots 0..B-1: the cache, and the next tokens.
+    """One token for slots 0..B-1, of each data group where there are several: the cache, and the next tokens of all.
 
     A slot that is not active keeps its cache, its length and its token; it counts as empty, so that what it held
     does not lengthen the attention loop.
@@ -138,7 +193,9 @@ def decode(
     batch = tokens.shape[0]
     start = jnp.where(active, cache.length[:batch], 0)
     rows = Rows(jnp.int32(0), start, start + 1, active)
-    hidden, cache = layers(cfg, params, embed(cfg, params, tokens[:, None]), cache, rows, numerics)
+    x = embed(cfg, params, tokens[:, None], numerics.split)
+    hidden, cache = layers(cfg, params, x, cache, rows, numerics)
     picked = pick(head(cfg, params, hidden[:, 0], numerics), adjustment, sampling, start + 1, is_end)
     length = cache.length.at[:batch].add(active.astype(jnp.int32))
-    return dataclasses.replace(cache, length=length), picked._replace(ids=jnp.where(active, picked.ids, tokens))
+    picked = picked._replace(ids=jnp.where(active, picked.ids, tokens))
+    return dataclasses.replace(cache, length=length), jax.tree.map(lambda x: rows_of_all(x, numerics.split), picked)

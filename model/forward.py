@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.attention import Cache, Rows, Scores, attention, softcap, write_cache
+from model.collectives import gathered, summed, tensor_number
 from model.config import ModelConfig
 from model.moe import activate, moe
 from model.params import Params
 from model.rope import Turns, rope_divisors
+from model.sharding import WHOLE, Split
 from model.stack import stacked_matmul_many
 from quant.formats import path_of
 from quant.matmul import matmul
@@ -26,25 +28,36 @@ class Numerics:
     """What the plan decided for the traced code. Static.
 
     path: kernel path of every matrix product; dtype: what activations are rounded to before one; span: how many
-    cached positions a query may look back at (the static length S of the step); context: tokens that a slot may hold.
+    cached positions a query may look back at (the static length S of the step); context: tokens that a slot may hold;
+    split: how the devices share the model. The ModelConfig beside it is then `split.local`'s, one device's.
     """
 
     path: str
     dtype: jnp.dtype
     span: int
     context: int
+    split: Split = WHOLE
 
 
-def embed(cfg: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    """int32 (B, T) -> float32 (B, T, D): packed rows are gathered, then unpacked."""
-    x = gather_rows(params["token_embd"], tokens)
+def embed(cfg: ModelConfig, params: Params, tokens: jax.Array, split: Split = WHOLE) -> jax.Array:
+    """int32 (B, T) -> float32 (B, T, D): packed rows are gathered, then unpacked, each on the device that has it."""
+    weights = params["token_embd"]
+    if split.tensor == 1:
+        x = gather_rows(weights, tokens)
+    else:
+        row = tokens - tensor_number(split) * weights.shape[0]
+        mine = (row >= 0) & (row < weights.shape[0])
+        x = summed(jnp.where(mine[..., None], gather_rows(weights, row), jnp.float32(0)), split)
     return x if cfg.embedding_scale == 1 else x * jnp.float32(cfg.embedding_scale)
 
 
-def norm(cfg: ModelConfig, x: jax.Array, weights: Params, name: str, index: jax.Array | None = None) -> jax.Array:
+def norm(
+    cfg: ModelConfig, x: jax.Array, weights: Params, name: str, index: jax.Array | None = None, split: Split = WHOLE
+) -> jax.Array:
     """Normalizes the last axis with the weights `name` (of layer `index`).
 
-    "rms": x / rms(x) * w. "layer": (x - mean) / deviation * w + b. Sources: 1910.07467, 1607.06450.
+    "rms": x / rms(x) * w. "layer": (x - mean) / deviation * w + b. split: of devices that hold equal parts of the axis.
+    Sources: 1910.07467, 1607.06450.
     """
 
     def along(vector: jax.Array) -> jax.Array:
@@ -53,7 +66,8 @@ def norm(cfg: ModelConfig, x: jax.Array, weights: Params, name: str, index: jax.
 
     epsilon = jnp.float32(cfg.norm_epsilon)
     if cfg.architecture.norm == "rms":
-        return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon) * along(weights[name])
+        square = summed(jnp.mean(x * x, axis=-1, keepdims=True), split) / jnp.float32(split.tensor)
+        return x * lax.rsqrt(square + epsilon) * along(weights[name])
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
     return x * along(weights[name]) + along(weights[f"{name}.bias"])
@@ -105,7 +119,7 @@ def layer(
         q, k = turns.sharpen(turns.rotate(q, index)), turns.rotate(k, index)
         cache = write_cache(cache, index, k, v, rows)
         mixed = attention(scaled(cfg, q), cache, index, rows, numerics.span, numerics.path, Scores.of(cfg, blk, index))
-        x = add(x, linear(mixed, blk, "attn_output", index, numerics), "post_attention_norm")
+        x = add(x, closing(cfg, mixed, blk, "attn_output", index, numerics), "post_attention_norm")
     with jax.named_scope("ffn"):
         h = norm(cfg, x, blk, arch.ffn_norm, index) if arch.pre_norms else x
         return add(x, ffn(cfg, h, blk, index, numerics), "post_ffw_norm"), cache
@@ -116,13 +130,17 @@ def project(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q (B, T, H, C), k and v (B, T, K, C) of normed inputs (B, T, D), before rotation."""
     heads, kv_heads, width = cfg.head_count, cfg.head_count_kv, cfg.key_length
+    names = ("attn_qkv",) if cfg.architecture.fused else ("attn_q", "attn_k", "attn_v")
+    parts = linears(h, blk, names, index, numerics)
+    if not numerics.split.heads:
+        widths = (heads + 2 * kv_heads,) if cfg.architecture.fused else (heads, kv_heads, kv_heads)
+        parts = [gathered(x, n * width, numerics.split) for x, n in zip(parts, widths, strict=True)]
     if cfg.architecture.fused:
-        whole = linear(h, blk, "attn_qkv", index, numerics)
-        q, k, v = jnp.split(whole, [heads * width, (heads + kv_heads) * width], axis=-1)
-    else:
-        q, k, v = linears(h, blk, ("attn_q", "attn_k", "attn_v"), index, numerics)
+        parts = jnp.split(parts[0], [heads * width, (heads + kv_heads) * width], axis=-1)
+    q, k, v = parts
     if cfg.architecture.qk_norm == "whole":
-        q, k = norm(cfg, q, blk, "attn_q_norm", index), norm(cfg, k, blk, "attn_k_norm", index)
+        split = numerics.split if numerics.split.heads else WHOLE
+        q, k = norm(cfg, q, blk, "attn_q_norm", index, split), norm(cfg, k, blk, "attn_k_norm", index, split)
     q, k, v = _heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads)
     if cfg.architecture.qk_norm == "head":
         q, k = norm(cfg, q, blk, "attn_q_norm", index), norm(cfg, k, blk, "attn_k_norm", index)
@@ -140,14 +158,15 @@ def ffn(cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics:
     if cfg.expert_count:
         router = linear(h, blk, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
         flat = h.reshape(-1, h.shape[-1]).astype(numerics.dtype)
-        return moe(cfg, flat, router.reshape(flat.shape[0], -1), blk, index, numerics.path).reshape(h.shape)
+        y = moe(cfg, flat, router.reshape(flat.shape[0], -1), blk, index, numerics.path, numerics.split)
+        return y.reshape(h.shape)
     if arch.fused:
         gate, up = jnp.split(linear(h, blk, "ffn_up", index, numerics), 2, axis=-1)
     elif arch.ffn == "gelu":
         gate = up = linear(h, blk, "ffn_up", index, numerics)
     else:
         gate, up = linears(h, blk, ("ffn_gate", "ffn_up"), index, numerics)
-    return linear(activate(arch.ffn, gate, up), blk, "ffn_down", index, numerics)
+    return closing(cfg, activate(arch.ffn, gate, up), blk, "ffn_down", index, numerics)
 
 
 def head(
@@ -160,9 +179,26 @@ def head(
     with jax.named_scope("head"):
         weights = params.get("output", params["token_embd"])
         logits = matmul(hidden.astype(numerics.dtype), weights, path_of(weights.qtype, numerics.path))
+        logits = gathered(logits, cfg.vocab_size, numerics.split)
         if cfg.logit_scale != 1:
             logits = logits / jnp.float32(cfg.logit_scale)
         return softcap(logits, cfg.softcaps[1])
+
+
+def closing(cfg: ModelConfig, x: jax.Array, blk: Params, name: str, index: jax.Array, numerics: Numerics) -> jax.Array:
+    """`linear` with the matrix that ends a branch, `attn_output` or `ffn_down`: whole results from a device's part."""
+    split = numerics.split
+    if split.tensor == 1:
+        return linear(x, blk, name, index, numerics)
+    if (split.attn_output if name == "attn_output" else split.ffn_down) == "inputs":
+        weights, bias = blk[name], blk.get(f"{name}.bias")
+        y = summed(linear(x, {name: weights}, name, index, numerics), split)
+        return y if bias is None else y + bias[index][None, None, :]
+    if name == "ffn_down":
+        x = gathered(x, cfg.feed_forward_length, split)
+    elif split.heads:
+        x = gathered(x, x.shape[-1] * split.tensor, split)
+    return gathered(linear(x, blk, name, index, numerics), cfg.embedding_length, split)
 
 
 def linear(x: jax.Array, blk: Params, name: str, index: jax.Array, numerics: Numerics) -> jax.Array:

@@ -1,19 +1,21 @@
 """Reading a checked file's tensors into their final host buffers, packed, one copy. Imports no jax.
 
-Every tensor is read by position into its place in its stack's buffer, straight or by way of the layout its kernel
-reads. The buffer is 64-byte aligned, so that the CPU backend can use it where it is. Knows files, not devices.
+Every tensor is read by position into its place in its stack's buffer, straight, or by way of the layout its kernel
+reads and of the cuts that several devices share it by: then one buffer a device. The buffers are 64-byte aligned, so
+that the CPU backend can use them where they are. Knows files and device numbers, not devices.
 """
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 
 from model.config import ModelConfig
 from model.declaration import Weight, check, group_by_format, is_tied, layout_of
 from model.ggufheader import shown_path
-from model.reader import GGUFFile, TensorInfo, read_into, read_tensor
+from model.reader import GGUFFile, TensorInfo, read_into, read_part, read_tensor
+from model.sharding import WHOLE, Axis, Cut, Split, cut
 from quant import native_build
 from quant.errors import GGUFError
 from quant.layouts import LANES
@@ -27,14 +29,26 @@ ALIGNMENT = 64  # bytes; what XLA:CPU asks of a buffer it uses in place (GGUF al
 class HostWeight:
     """One declared weight of all layers: a float32 vector (per layer `(L, n)`), or packed blocks, one buffer a format.
 
-    layouts: of each buffer. places: per layer, (buffer, index in it); empty for a weight that is not per layer.
+    weight: with the shape that one device holds. axis: along which devices share it, or "". parts: number of a tensor
+    device -> its buffers; one entry serves all devices where they hold the same. layouts: of each buffer. places: per
+    layer, (buffer, index in it); empty for a weight that is not per layer.
     """
 
     weight: Weight
-    buffers: list[np.ndarray]
+    axis: Axis
+    parts: Mapping[int, list[np.ndarray]]
     qtypes: list[str]
     layouts: list[str]
     places: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One tensor to read, and where its parts go: (cut, blocks in the final layout) of each device."""
+
+    info: TensorInfo
+    layout: str
+    parts: list[tuple[Cut, np.ndarray]]
 
 
 def read_weights(
@@ -42,10 +56,13 @@ def read_weights(
     cfg: ModelConfig,
     progress: Callable[[int], None] = lambda nbytes: None,
     layout: str = "ggml",
+    split: Split = WHOLE,
+    devices: Collection[int] = (0,),
 ) -> list[HostWeight]:
-    """Every weight of the model; `progress` is called with the bytes read, once per tensor or run of vectors.
+    """Every weight of the model; `progress` is called with each tensor's bytes when it, or a run of vectors, is done.
 
     layout: what the kernels read, where a format has it; tensors are read and brought into it side by side.
+    devices: numbers along the tensor axis of `split`, whose parts are read. Of a weight that is cut only they are.
     Raises GGUFError naming the tensor (and block) that does not fit, cannot be read or holds a non-finite scale.
     """
     weights, jobs = [], []
@@ -53,54 +70,148 @@ def read_weights(
     tied = is_tied(used)
     for weight in used:
         infos = [file.tensors[name] for name in weight.tensors(cfg.block_count)]
+        cuts = {device: cut(cfg, split, weight, device) for device in devices}
+        if not next(iter(cuts.values())).axis:
+            cuts = {0: Cut()}
+        part = split.part(cfg, weight)
         if weight.is_vector:
-            weights.append(_read_vectors(weight, infos))
+            weights.append(_read_vectors(weight, part, infos, cuts))
             progress(sum(info.nbytes for info in infos))
         else:
-            host, reads = _plan_matrices(weight, infos, layout, tied)
+            host, reads = _plan_matrices(part, infos, layout, tied, cuts)
             weights.append(host)
             jobs += reads
     pool = concurrent.futures.ThreadPoolExecutor(READERS)
     try:
-        for info, _ in zip(jobs, pool.map(lambda job: _read_blocks(*job), jobs), strict=True):
-            progress(info[0].nbytes)
+        for job, _ in zip(jobs, pool.map(_read_blocks, jobs), strict=True):
+            progress(job.info.nbytes)
     finally:
         pool.shutdown(cancel_futures=True)
     return weights
 
 
-def _read_vectors(weight: Weight, infos: list[TensorInfo]) -> HostWeight:
+def _read_vectors(weight: Weight, part: Weight, infos: list[TensorInfo], cuts: Mapping[int, Cut]) -> HostWeight:
     rows = np.stack([_vector(info).reshape(weight.shape) for info in infos])
-    return HostWeight(weight, [rows if weight.per_layer else rows[0]], ["F32"], ["ggml"], ())
+    rows = rows if weight.per_layer else rows[0]
+    parts = {}
+    for device, share in cuts.items():
+        axis = rows.ndim - len(weight.shape) if share.axis == "experts" else rows.ndim - 1
+        parts[device] = [_taken(rows, axis, share) if share.axis else rows]
+    return HostWeight(part, cuts[min(cuts)].axis, parts, ["F32"], ["ggml"], ())
+
+
+def _taken(whole: np.ndarray, axis: int, share: Cut) -> np.ndarray:
+    """A part along `axis`, zeros where it is padded."""
+    out = np.zeros((*whole.shape[:axis], share.size, *whole.shape[axis + 1 :]), whole.dtype)
+    for to, start, count in share.pieces:
+        np.moveaxis(out, axis, 0)[to : to + count] = np.moveaxis(whole, axis, 0)[start : start + count]
+    return out
 
 
 def _plan_matrices(
-    weight: Weight, infos: list[TensorInfo], layout: str, tied: bool
-) -> tuple[HostWeight, list[tuple[TensorInfo, np.ndarray, str]]]:
-    """Buffers for a weight, and which tensor goes where in them."""
+    part: Weight, infos: list[TensorInfo], layout: str, tied: bool, cuts: Mapping[int, Cut]
+) -> tuple[HostWeight, list[_Job]]:
+    """Buffers for a weight's parts, and which tensor goes where in them."""
     qtypes = [info.format.name for info in infos]
     order, places = group_by_format(qtypes)
-    kept = [layout_of(weight, qtype, layout, tied) for qtype in order]
-    buffers = [_aligned((qtypes.count(q), *weight.blocks_shape(q, at))) for q, at in zip(order, kept, strict=True)]
-    reads = [(info, buffers[g][index], kept[g]) for info, (g, index) in zip(infos, places, strict=True)]
-    if weight.per_layer:
-        return HostWeight(weight, buffers, order, kept, places), reads
-    return HostWeight(weight, [buffers[0][0]], order, kept, ()), reads
+    kept = [layout_of(part, qtype, layout, tied) for qtype in order]
+    shapes = [(qtypes.count(q), *part.blocks_shape(q, at)) for q, at in zip(order, kept, strict=True)]
+    parts = {device: [_aligned(shape) for shape in shapes] for device in cuts}
+    jobs = [
+        _Job(info, kept[group], [(cuts[device], parts[device][group][index]) for device in cuts])
+        for info, (group, index) in zip(infos, places, strict=True)
+    ]
+    axis = cuts[min(cuts)].axis
+    if part.per_layer:
+        return HostWeight(part, axis, parts, order, kept, places), jobs
+    return HostWeight(part, axis, {d: [buffers[0][0]] for d, buffers in parts.items()}, order, kept, ()), jobs
 
 
-def _read_blocks(info: TensorInfo, out: np.ndarray, layout: str) -> None:
-    """Reads a tensor's blocks into `out` and refuses scales that are NaN or infinite."""
-    blocks = out if layout == "ggml" else np.empty((*info.shape[:-1], out.shape[-2], info.format.bytes), np.uint8)
-    read_into(info, blocks)
+def _read_blocks(job: _Job) -> None:
+    """Reads a tensor's parts into their places and refuses scales that are NaN or infinite."""
+    info = job.info
+    share, out = job.parts[0]
+    if not share.axis:
+        blocks = out if job.layout == "ggml" else np.empty(info.blocks_shape, np.uint8)
+        read_into(info, blocks)
+        _check_scales(info, blocks, 0, 0)
+        _lay_out(info, blocks, job.layout, out)
+        return
+    elements = info.format.elements
+    rows, width = int(np.prod(info.shape[:-1])), info.shape[-1] // elements
+    per_piece = int(np.prod(info.shape[1:-1])) if share.axis == "experts" else 1
+    in_blocks = share.axis == "inputs"
+    needed = sorted({(p.start, p.length) for one, _ in job.parts for p in one.pieces})
+    holds: list[tuple[int, int, np.ndarray]] = []  # first row or block, one past the last, bytes
+    for start, end in _joined(needed):
+        if in_blocks:
+            first, count, at, length = 0, rows, start // elements, (end - start) // elements
+        else:
+            first, count, at, length = start * per_piece, (end - start) * per_piece, 0, width
+        blocks = np.empty((count, length, info.format.bytes), np.uint8)
+        read_part(info, first, at, blocks)
+        _check_scales(info, blocks, first, at)
+        holds.append((start, end, blocks))
+    for one, out in job.parts:
+        local = np.zeros(_ggml_shape(info, one), np.uint8)
+        flat = local.reshape(-1, *local.shape[-2:])
+        for to, start, count in one.pieces:
+            begin, _, blocks = next(h for h in holds if h[0] <= start and start + count <= h[1])
+            if in_blocks:
+                to, start, count = to // elements, (start - begin) // elements, count // elements
+                flat[:, to : to + count] = blocks[:, start : start + count]
+            else:
+                to, start, count = to * per_piece, (start - begin) * per_piece, count * per_piece
+                flat[to : to + count] = blocks[start : start + count]
+        _lay_out(info, local, job.layout, out)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Sorted (start, count) -> (start, end) of what they cover, in as few runs as possible."""
+    begin = end = None
+    for start, count in ranges:
+        if end is None or start > end:
+            if begin is not None and end is not None:
+                yield begin, end
+            begin, end = start, start + count
+        else:
+            end = max(end, start + count)
+    if begin is not None and end is not None:
+        yield begin, end
+
+
+def _ggml_shape(info: TensorInfo, share: Cut) -> tuple[int, ...]:
+    """(..., out, N, block_bytes) of a part in ggml's layout."""
+    *lead, out, blocks, size = info.blocks_shape
+    match share.axis:
+        case "experts":
+            return (share.size, *lead[1:], out, blocks, size)
+        case "rows":
+            return (*lead, share.size, blocks, size)
+        case _:
+            return (*lead, out, share.size // info.format.elements, size)
+
+
+def _check_scales(info: TensorInfo, blocks: np.ndarray, first_row: int, first_block: int) -> None:
+    """Raises GGUFError naming the block, counted over the tensor, of a scale that is not finite."""
     bad = nonfinite_block(blocks.reshape(-1, info.format.bytes), info.format.name)
     if bad is not None:
+        row, block = divmod(bad, blocks.shape[-2])
+        at = (first_row + row) * info.blocks_shape[-2] + first_block + block
         raise GGUFError(
-            f"{shown_path(info.path)}: tensor '{info.name}': block {bad} has a scale that is NaN or infinite"
+            f"{shown_path(info.path)}: tensor '{info.name}': block {at} has a scale that is NaN or infinite"
         )
-    if layout != "ggml":
-        matrices = blocks.reshape(-1, *blocks.shape[-3:]), out.reshape(-1, *out.shape[-3:])
-        for one, packed in zip(*matrices, strict=True):
-            native_build.pack_into(one, info.format.type_id, LANES[layout], packed)
+
+
+def _lay_out(info: TensorInfo, blocks: np.ndarray, layout: str, out: np.ndarray) -> None:
+    """Blocks (..., rows, N, block_bytes) into `out`, in its layout."""
+    if layout == "ggml":
+        if out is not blocks:
+            out[...] = blocks
+        return
+    matrices = blocks.reshape(-1, *blocks.shape[-3:]), out.reshape(-1, *out.shape[-3:])
+    for one, packed in zip(*matrices, strict=True):
+        native_build.pack_into(one, info.format.type_id, LANES[layout], packed)
 
 
 def _vector(info: TensorInfo) -> np.ndarray:

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from model.collectives import summed, tensor_number
 from model.config import ModelConfig
 from model.params import Params
+from model.sharding import WHOLE, Split
 from model.stack import stacked_matmul, stacked_matmul_many
 
 OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
@@ -56,8 +58,9 @@ def moe(
     blk: Params,
     index: jax.Array,  # int32 (), the layer
     path: str,
+    split: Split = WHOLE,
 ) -> jax.Array:  # float32 (M, D)
-    """Sum over each row's chosen experts of weight * expert(row).
+    """Sum over each row's chosen experts of weight * expert(row); with a split, each device computes its own experts.
 
     The (row, expert) pairs are sorted by expert and cut into tiles of one expert each; a tile gathers its rows,
     runs them through that expert and adds the results back. Every expert is unpacked at most once more than
@@ -66,9 +69,11 @@ def moe(
     M, D = x.shape
     experts, weights = route(router, cfg.expert_used_count, cfg.architecture.router)
     pairs = M * cfg.expert_used_count
-    flat = experts.reshape(-1)
+    held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
+    flat = experts.reshape(-1) - tensor_number(split) * held
+    flat = jnp.where((flat >= 0) & (flat < held), flat, held)  # behind all others, and in no tile
     order = jnp.argsort(flat, stable=True)
-    counts = jnp.zeros(cfg.expert_count, jnp.int32).at[flat].add(jnp.int32(1))
+    counts = jnp.zeros(held, jnp.int32).at[flat].add(jnp.int32(1), mode="drop")
     ends = jnp.cumsum(counts)
     rows = min(M, max(8, pairs // cfg.expert_count))
     tiles = (counts + rows - 1) // rows  # per expert
@@ -85,7 +90,7 @@ def moe(
         y = _expert(cfg.architecture.ffn, x[row], blk, index, expert, path)
         return out.at[row].add(jnp.where(filled[:, None], y * scaled[pair][:, None], 0))
 
-    return lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32))
+    return summed(lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32)), split)
 
 
 def _expert(kind: str, x: jax.Array, blk: Params, index: jax.Array, expert: jax.Array, path: str) -> jax.Array:

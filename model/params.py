@@ -1,6 +1,6 @@
 """The parameter tree, as shapes and as arrays: QTensors, stacks of them, and float32 vectors, under GGUF names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.declaration import Weight, group_by_format, is_tied, layout_of, used_weights
 from model.load import HostWeight
+from model.placement import Placement, along
+from model.sharding import WHOLE, Axis, cut
 from model.stack import Stack
 from quant.qtensor import QTensor
 
 Params = dict[str, Any]
-Device = Any  # jax.Device, which type checkers see as a variable
 
 
 def shaped(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -21,32 +22,58 @@ def shaped(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def abstract(cfg: ModelConfig, formats: Mapping[str, str], layout: str = "ggml") -> Params:
+def abstract(
+    cfg: ModelConfig,
+    formats: Mapping[str, str],
+    layout: str = "ggml",
+    placement: Placement | None = None,
+) -> Params:
     """The parameter tree with `jax.ShapeDtypeStruct` leaves, for a file whose tensors have `formats`.
 
     Matrices are QTensors (per-layer ones a Stack of them, under "blk"), vectors float32 (per-layer ones `(L, n)`).
-    layout: what the kernels read, where a format has it.
+    layout: what the kernels read, where a format has it. placement: the leaves say how they lie on it; shapes are of
+    all devices' parts together, padding included, but a QTensor's `rows` are those of one, which traced code sees.
     Raises GGUFError as `used_weights` does.
     """
     tree: Params = {"blk": {}}
+    split = WHOLE if placement is None else placement.split
     used = used_weights(cfg, formats)
     tied = is_tied(used)
     for weight in used:
         qtypes = [formats[name] for name in weight.tensors(cfg.block_count)]
         kept = [layout_of(weight, qtype, layout, tied) for qtype in qtypes]
-        (tree["blk"] if weight.per_layer else tree)[weight.name] = _abstract(weight, qtypes, kept)
+        at = _position(weight, cut(cfg, split, weight, 0).axis)
+        sharding = None if placement is None else placement.sharding(along(at))
+
+        def whole(shape: tuple[int, ...], dtype: Any, at=at, sharding=sharding) -> Any:
+            full = (n * split.tensor if axis == at else n for axis, n in enumerate(shape))
+            return jax.ShapeDtypeStruct(tuple(full), dtype, sharding=sharding)
+
+        (tree["blk"] if weight.per_layer else tree)[weight.name] = _abstract(
+            split.part(cfg, weight), qtypes, kept, whole
+        )
     return tree
 
 
-def _abstract(weight: Weight, qtypes: list[str], kept: list[str]) -> Any:
+def _position(weight: Weight, axis: Axis) -> int | None:
+    """The axis of a weight's arrays, layers and blocks counted, along which devices share it."""
+    if not axis:
+        return None
+    ndim = len(weight.shape) + weight.per_layer + (not weight.is_vector)
+    if axis == "experts":
+        return int(weight.per_layer)
+    return ndim - (1 if weight.is_vector else 3 if axis == "rows" else 2)
+
+
+def _abstract(weight: Weight, qtypes: list[str], kept: list[str], whole: Callable[..., Any]) -> Any:
+    """whole: (shape of a device's part, dtype) -> all of it."""
     if weight.is_vector:
-        shape = (len(qtypes), *weight.shape) if weight.per_layer else weight.shape
-        return shaped(shape, jnp.float32)
+        return whole((len(qtypes), *weight.shape) if weight.per_layer else weight.shape, jnp.float32)
     order, places = group_by_format(qtypes)
 
     def matrix(qtype: str, lead: tuple[int, ...]) -> QTensor:
         layout = kept[qtypes.index(qtype)]
-        blocks = shaped((*lead, *weight.blocks_shape(qtype, layout)), jnp.uint8)
+        blocks = whole((*lead, *weight.blocks_shape(qtype, layout)), jnp.uint8)
         return QTensor(blocks, qtype, layout, None if layout == "ggml" else weight.shape[-2])
 
     if not weight.per_layer:
@@ -54,8 +81,8 @@ def _abstract(weight: Weight, qtypes: list[str], kept: list[str]) -> Any:
     return Stack(tuple(matrix(q, (qtypes.count(q),)) for q in order), places)
 
 
-def place(weights: list[HostWeight], device: Device) -> Params:
-    """The parameter tree on `device`. On a CPU the aligned host buffers become the arrays, uncopied.
+def place(weights: list[HostWeight], placement: Placement) -> Params:
+    """The parameter tree on the devices. On a CPU the aligned host buffers become the arrays, uncopied.
 
     Empties `weights`, so that no host copy outlives its transfer.
     """
@@ -63,7 +90,9 @@ def place(weights: list[HostWeight], device: Device) -> Params:
     weights.reverse()
     while weights:
         host = weights.pop()
-        arrays = [jax.device_put(buffer, device) for buffer in host.buffers]
+        at = _position(host.weight, host.axis)
+        groups = range(len(host.qtypes))
+        arrays = [placement.join({n: buffers[g] for n, buffers in host.parts.items()}, at) for g in groups]
         target = tree["blk"] if host.weight.per_layer else tree
         if host.weight.is_vector:
             target[host.weight.name] = arrays[0]
@@ -77,4 +106,4 @@ def place(weights: list[HostWeight], device: Device) -> Params:
 
 
 def _matrix(host: HostWeight, blocks: jax.Array, qtype: str, layout: str) -> QTensor:
-    return QTensor.of(blocks, qtype, layout, host.weight.shape[-2])
+    return QTensor(blocks, qtype, layout, None if layout == "ggml" else host.weight.shape[-2])

@@ -8,11 +8,13 @@ neither jax nor gguf. No data is read at open. Every refusal is a GGUFError or U
     tensor info: string name | u32 n_dims | u64 dims[n_dims], fastest first | u32 type | u64 offset in the data section
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 import stat
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -108,17 +110,42 @@ def read_into(info: TensorInfo, out: np.ndarray) -> None:
     """
     if out.dtype != np.uint8 or out.nbytes != info.nbytes or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"{info.name}: out must be a writable contiguous uint8 array of {info.nbytes} bytes")
-    view, done = out.reshape(-1).data, 0
-    fd, _ = _open_file(info.path)
-    try:
-        while done < info.nbytes:
-            got = os.preadv(fd, [view[done:]], info.offset + done)  # Linux reads at most 2 GiB a call
+    with _reading(info) as read:
+        read(0, out.reshape(-1))
+
+
+def read_part(info: TensorInfo, row: int, block: int, out: np.ndarray) -> None:
+    """Reads a rectangle of blocks into `out`, uint8 (rows, blocks, block_bytes): from `row`, counted over all leading
+    axes, and `block` of a row on. No other byte of the file is read. Raises as `read_into` does.
+    """
+    width = info.blocks_shape[-2]
+    rows, blocks, size = out.shape
+    with _reading(info) as read:
+        if blocks == width:
+            read(row * width * size, out.reshape(-1))
+            return
+        for i in range(rows):
+            read(((row + i) * width + block) * size, out[i].reshape(-1))
+
+
+@contextlib.contextmanager
+def _reading(info: TensorInfo) -> Iterator[Callable[[int, np.ndarray], None]]:
+    """A function that fills a flat uint8 array from a byte of the tensor on. Raises GGUFError."""
+
+    def read(at: int, out: np.ndarray) -> None:
+        view, done = out.data, 0
+        while done < out.nbytes:
+            got = os.preadv(fd, [view[done:]], info.offset + at + done)  # Linux reads at most 2 GiB a call
             if got == 0:
                 raise GGUFError(
                     f"{shown_path(info.path)}: tensor '{shown(info.name)}': the file was cut short after it was opened;"
-                    f" {info.nbytes - done} bytes are missing"
+                    f" {info.nbytes - at - done} bytes are missing"
                 )
             done += got
+
+    fd, _ = _open_file(info.path)
+    try:
+        yield read
     except OSError as e:
         raise GGUFError(f"{shown_path(info.path)}: tensor '{shown(info.name)}': cannot read: {e.strerror}") from None
     finally:

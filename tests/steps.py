@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.forward import Cache, Numerics, head
 from model.load import read_weights
 from model.params import Params, place
+from model.placement import Placement
 from model.reader import open_gguf
 
 
@@ -60,5 +61,5 @@ def load(path, **config) -> Loaded:
     cfg = ModelConfig.from_gguf(file)
     base = {"decode_batch": (4,), "prefill_buckets": (64,), "cpu_kernels": "xla"}
     compile_config = CompileConfig(**{**base, **config})
-    params = place(read_weights(file, cfg, layout=layout(compile_config)), jax.devices()[0])
+    params = place(read_weights(file, cfg, layout=layout(compile_config)), Placement.on(jax.devices()))
     return Loaded(cfg, compile_config, make_plan(compile_config, cfg.context_length), params)

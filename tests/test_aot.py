@@ -78,8 +78,9 @@ def build(path, config):
     from model.declaration import formats
     from model.params import abstract
 
-    params = abstract(prepared.model, formats(prepared.file))
-    return aot.build(prepared.model, prepared.config, plan, params, aot.find_device(config))
+    placement = aot.find_devices(config)
+    params = abstract(prepared.model, formats(prepared.file), placement=placement)
+    return aot.build(prepared.model, prepared.config, plan, params, placement)
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_concurrent_writers_leave_a_whole_entry(tmp_path):
 
 def test_a_device_that_is_not_there_is_an_error():
     with pytest.raises(ConfigError, match="'platform' is 'tpu'; jax finds only: cpu"):
-        aot.find_device(CompileConfig(platform="tpu"))
+        aot.find_devices(CompileConfig(platform="tpu"))
 
 
 def test_a_wrong_xla_option_is_an_error(path, fresh):

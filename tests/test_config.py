@@ -11,6 +11,7 @@ from model.declaration import declare
 from model.forward import Cache, Numerics, Rows, layers
 from model.load import read_weights
 from model.params import place
+from model.placement import Placement
 from model.reader import open_gguf
 from model.rope import inverse_frequencies, magnitude
 from quant.errors import GGUFError, PacklightError, UnsupportedError
@@ -173,7 +174,7 @@ def hidden(path, **changes):
     """Hidden states of three tokens, from the file's tensors read under changed keys."""
     file = open_gguf(path)
     cfg = config(dict(file.metadata), **changes)
-    params = place(read_weights(file, cfg), jax.devices("cpu")[0])
+    params = place(read_weights(file, cfg), Placement.on(jax.devices("cpu")))
     rows = Rows(jnp.int32(0), jnp.zeros(1, jnp.int32), jnp.full(1, 3, jnp.int32), jnp.ones(1, bool))
     empty = jnp.zeros((cfg.block_count, 1, cfg.head_count_kv, 128, cfg.key_length), jnp.float32)
     cache = Cache(empty, empty, jnp.zeros(1, jnp.int32))

@@ -75,14 +75,14 @@ def test_weights_are_loaded_in_the_layout_the_kernels_read(tmp_path, tied):
         shapes = abstract(cfg, {t: info.format.name for t, info in file.tensors.items()}, name)
         for host in read_weights(file, cfg, layout=name):
             for i, (qtype, at) in enumerate(zip(host.qtypes, host.layouts, strict=True)):
-                twin = plain[host.weight.name].buffers[i]
+                twin = plain[host.weight.name].parts[0][i]
                 if at == "ggml":
                     assert host.weight.is_vector or qtype == "IQ3_S" or (host.weight.name == "token_embd" and not tied)
-                    assert (host.buffers[i] == twin).all()
+                    assert (host.parts[0][i] == twin).all()
                     continue
                 assert at == name
                 rows = host.weight.shape[-2]
-                packed, ggml = (b.reshape(-1, *b.shape[-3:]) for b in (host.buffers[i], twin))
+                packed, ggml = (b.reshape(-1, *b.shape[-3:]) for b in (host.parts[0][i], twin))
                 for one, want in zip(packed, ggml, strict=True):
                     assert one.shape[0] == -(-rows // LANES[name])
                     assert (unpack(one, qtype, at, rows) == want).all()
@@ -90,5 +90,5 @@ def test_weights_are_loaded_in_the_layout_the_kernels_read(tmp_path, tied):
             if not host.weight.is_vector:
                 leaf = tree[host.weight.name]
                 groups = leaf.groups if host.weight.per_layer else (leaf,)
-                assert [g.blocks.shape for g in groups] == [b.shape for b in host.buffers]
+                assert [g.blocks.shape for g in groups] == [b.shape for b in host.parts[0]]
                 assert [g.layout for g in groups] == host.layouts

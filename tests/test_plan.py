@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compile.config import CompileConfig, default_config, parse_config, read_config
+from compile.config import PLATFORMS, SHIPPED, CompileConfig, MeshShape, default_config, parse_config, read_config
 from compile.plan import StepKey, make_plan
 from quant.errors import ConfigError
 
@@ -53,8 +53,18 @@ def test_chunks_weigh_padding_against_passes_over_the_weights():
 
 def test_decode_steps_cover_slots_and_lengths():
     plan = make_plan(CompileConfig(decode_batch=(1, 4), length_buckets=(256,)), 1024)
-    assert plan.decode_key(1, 200) == StepKey("decode", 1, 256)
-    assert plan.decode_key(2, 257) == StepKey("decode", 4, plan.capacity)
+    assert plan.decode_key([0], 200) == StepKey("decode", 1, 256)
+    assert plan.decode_key([1], 257) == StepKey("decode", 4, plan.capacity)
+
+
+def test_groups_of_devices_share_the_slots():
+    plan = make_plan(CompileConfig(mesh=MeshShape(data=2), decode_batch=(2, 6)), 256)
+    assert [plan.rank(slot) for slot in range(6)] == [0, 1, 2, 0, 1, 2]
+    small, large = StepKey("decode", 2, plan.capacity), StepKey("decode", 6, plan.capacity)
+    assert plan.decode_key([0, 3], 9) == small
+    assert plan.decode_key([4], 9) == large
+    assert [plan.row(slot, small) for slot in (0, 3)] == [0, 1]
+    assert [plan.row(slot, large) for slot in range(6)] == list(range(6))
     assert plan.head_key(1) == StepKey("head", 1)
     assert plan.head_key(20) == StepKey("head", 32)
 
@@ -92,6 +102,10 @@ def test_context_is_the_files_up_to_4096_unless_set():
         ("platform = 'gpu'\ncpu_kernels = 'xla'", "'cpu_kernels' is 'xla' but the platform is 'gpu'"),
         ("store = 1", "'store' is 1; it is true or false"),
         ("cache_dir = 3", "'cache_dir' is 3; it is a path"),
+        ("mesh = 8", "'mesh' is a table of data and tensor"),
+        ("mesh = {model = 2}", "'mesh' is a table of data and tensor"),
+        ("mesh = {tensor = 0}", "'mesh.tensor' is 0; it is an integer >= 1"),
+        ("mesh = {data = 3}", "'decode_batch' holds 1, no multiple of the mesh's 3 data groups"),
         ("xla_options = 3", "'xla_options' is a table"),
         ("xla_options = {a = [1]}", "'xla_options' is a table"),
         ("platform = ", "Invalid value"),
@@ -114,14 +128,14 @@ def test_missing_and_binary_config_files(tmp_path):
         read_config(tmp_path / "binary.toml")
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "tpu", "debug"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_are_sound_and_say_when_to_use_them(name):
     import importlib.resources
 
     text = (importlib.resources.files("configs") / f"{name}.toml").read_text()
     assert text.startswith("# For ")
     config = parse_config(text, name)
-    assert config.platform == ("cpu" if name == "debug" else name)
+    assert config.platform == (name if name in PLATFORMS else "cpu")
     assert make_plan(config, 2048).steps
 
 
@@ -139,5 +153,6 @@ def test_every_plan_key_has_an_effect():
         {"decode_batch": (2,)},
         {"length_buckets": (128,)},
         {"head_rows": 4},
+        {"mesh": MeshShape(data=2), "decode_batch": (2, 4)},
     ):
         assert make_plan(dataclasses.replace(base, **change), 1024) != make_plan(base, 1024), change

@@ -114,6 +114,7 @@ def test_json_has_every_field_of_the_contract(noise):
         "logprobs",
         "memory",
         "compile",
+        "mesh",
         "plan",
         "layouts",
         "seed",

@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 ORDER = ("quant", "model", "compile")  # each may import itself and those before it
 NO_JAX = (
     "quant.errors", "quant.formats", "quant.scales", "model.reader", "model.config", "model.declaration", "model.load",
-    "model.tokenizer", "model.streaming", "model.sampling", "compile.config", "compile.inspection", "compile.plan",
-    "compile.store", "packlight", "run",
+    "model.sharding", "model.tokenizer", "model.streaming", "model.sampling", "compile.config",
+    "compile.inspection", "compile.plan", "compile.store", "packlight", "run",
 )  # fmt: skip
 
 

@@ -1,0 +1,28 @@
+"""Several processes that run one model together, through `jax.distributed`: each owns a part of the mesh's devices, and
+all run the same steps with the same arguments.
+"""
+
+import jax
+
+from compile.config import CompileConfig
+from quant.errors import ConfigError
+
+
+def join(coordinator: str, count: int, number: int, config: CompileConfig) -> None:
+    """Makes this process number `number` of `count`; waits for the others. Must come before jax looks at its devices.
+
+    coordinator: host:port where process 0 listens. On a CPU each process shows its share of the mesh's devices.
+    Raises ConfigError for numbers that do not fit the mesh, and when the others cannot be reached.
+    """
+    devices = config.mesh.data * config.mesh.tensor
+    if not 0 <= number < count:
+        raise ConfigError(f"--process_id={number} is outside 0..{count - 1}")
+    if devices % count:
+        raise ConfigError(f"--num_processes={count} does not divide the {devices} devices of config key 'mesh'")
+    if config.platform == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.config.update("jax_num_cpu_devices", devices // count)
+    try:
+        jax.distributed.initialize(coordinator, count, number)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"--coordinator={coordinator}: {str(error).splitlines()[0]}") from None
