@@ -53,7 +53,7 @@ class CompileConfig:
     kv_dtype, activation_dtype: of the cache, and of activations where they meet weights.
     cpu_kernels: kernel path of matrix products and attention on a CPU: native (C++; activations rounded to int8 as
         llama.cpp does), xla, reference, or auto: native where there is a C++ compiler and activations are float32,
-        else xla. Other platforms run xla.
+        else xla. A GPU runs mosaic_gpu, a TPU mosaic_tpu.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     xla_options: passed to XLA for every executable.
     """
@@ -115,7 +115,7 @@ class CompileConfig:
     def kernel_path(self) -> str:
         """The kernel path that matrix products take, once `compile.kernels.settle` has decided what `auto` is."""
         if self.platform != "cpu":
-            return "xla"
+            return f"mosaic_{self.platform}"
         assert self.cpu_kernels != "auto"
         return self.cpu_kernels
 

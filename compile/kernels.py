@@ -35,7 +35,13 @@ def expected(config: CompileConfig) -> CompileConfig:
 
 def layout(config: CompileConfig) -> str:
     """The layout of packed matrices that a settled config's kernels read, where a format has one of its own."""
-    if config.kernel_path != "native":
-        return "ggml"
-    lanes = native_build.lanes()
-    return "ggml" if lanes == 1 else f"rows{lanes}"
+    match config.kernel_path:
+        case "native":
+            lanes = native_build.lanes()
+            return "ggml" if lanes == 1 else f"rows{lanes}"
+        case "mosaic_gpu":
+            return "words"
+        case "mosaic_tpu":
+            return "columns"
+        case _:
+            return "ggml"

@@ -47,9 +47,9 @@ class Weight:
         return [f"{prefix}{self.name}{suffix}" for prefix in prefixes]
 
     def blocks_shape(self, qtype: str, layout: str = "ggml") -> tuple[int, ...]:
-        """(..., out, N, block_bytes) of one such matrix in format `qtype`, in another layout groups of rows for out."""
+        """(..., out, N, block_bytes) of one such matrix in format `qtype`, or the last three axes of another layout."""
         fmt, (*lead, out, width) = FORMATS[qtype], self.shape
-        return (*lead, *layouts.blocks_shape(out, width // fmt.elements, fmt.bytes, layout))
+        return (*lead, *layouts.blocks_shape(out, width // fmt.elements, fmt.bytes, layout, qtype))
 
 
 def declare(cfg: ModelConfig) -> tuple[Weight, ...]:

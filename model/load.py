@@ -18,7 +18,7 @@ from model.reader import GGUFFile, TensorInfo, read_into, read_part, read_tensor
 from model.sharding import WHOLE, Axis, Cut, Split, cut
 from quant import native_build
 from quant.errors import GGUFError
-from quant.layouts import LANES
+from quant.layouts import LANES, pack
 from quant.scales import nonfinite_block
 
 READERS = 2  # tensors on their way at a time; each may need a second copy of its bytes, to lay rows side by side
@@ -211,7 +211,10 @@ def _lay_out(info: TensorInfo, blocks: np.ndarray, layout: str, out: np.ndarray)
         return
     matrices = blocks.reshape(-1, *blocks.shape[-3:]), out.reshape(-1, *out.shape[-3:])
     for one, packed in zip(*matrices, strict=True):
-        native_build.pack_into(one, info.format.type_id, LANES[layout], packed)
+        if layout in LANES:
+            native_build.pack_into(one, info.format.type_id, LANES[layout], packed)
+        else:
+            packed[...] = pack(one, info.format.name, layout)
 
 
 def _vector(info: TensorInfo) -> np.ndarray:

@@ -12,6 +12,7 @@ from model.load import HostWeight
 from model.placement import Placement, along
 from model.sharding import WHOLE, Axis, cut
 from model.stack import Stack
+from quant import layouts
 from quant.qtensor import QTensor
 
 Params = dict[str, Any]
@@ -32,7 +33,7 @@ def abstract(
 
     Matrices are QTensors (per-layer ones a Stack of them, under "blk"), vectors float32 (per-layer ones `(L, n)`).
     layout: what the kernels read, where a format has it. placement: the leaves say how they lie on it; shapes are of
-    all devices' parts together, padding included, but a QTensor's `rows` are those of one, which traced code sees.
+    all devices' parts together, padding included, but a QTensor's `rows` and `width` are of one, as traced code sees it.
     Raises GGUFError as `used_weights` does.
     """
     tree: Params = {"blk": {}}
@@ -42,11 +43,12 @@ def abstract(
     for weight in used:
         qtypes = [formats[name] for name in weight.tensors(cfg.block_count)]
         kept = [layout_of(weight, qtype, layout, tied) for qtype in qtypes]
-        at = _position(weight, cut(cfg, split, weight, 0).axis)
-        sharding = None if placement is None else placement.sharding(along(at))
+        axis = cut(cfg, split, weight, 0).axis
 
-        def whole(shape: tuple[int, ...], dtype: Any, at=at, sharding=sharding) -> Any:
-            full = (n * split.tensor if axis == at else n for axis, n in enumerate(shape))
+        def whole(shape: tuple[int, ...], dtype: Any, layout: str, weight=weight, axis=axis) -> Any:
+            at = _position(weight, axis, layout)
+            full = (n * split.tensor if i == at else n for i, n in enumerate(shape))
+            sharding = None if placement is None else placement.sharding(along(at))
             return jax.ShapeDtypeStruct(tuple(full), dtype, sharding=sharding)
 
         (tree["blk"] if weight.per_layer else tree)[weight.name] = _abstract(
@@ -55,26 +57,26 @@ def abstract(
     return tree
 
 
-def _position(weight: Weight, axis: Axis) -> int | None:
+def _position(weight: Weight, axis: Axis, layout: str) -> int | None:
     """The axis of a weight's arrays, layers and blocks counted, along which devices share it."""
     if not axis:
         return None
-    ndim = len(weight.shape) + weight.per_layer + (not weight.is_vector)
     if axis == "experts":
         return int(weight.per_layer)
-    return ndim - (1 if weight.is_vector else 3 if axis == "rows" else 2)
+    ndim = len(weight.shape) + weight.per_layer + (not weight.is_vector)
+    return ndim + (-1 if weight.is_vector else layouts.axis_of(axis, layout))
 
 
 def _abstract(weight: Weight, qtypes: list[str], kept: list[str], whole: Callable[..., Any]) -> Any:
-    """whole: (shape of a device's part, dtype) -> all of it."""
+    """whole: (shape of a device's part, dtype, layout) -> all of it."""
     if weight.is_vector:
-        return whole((len(qtypes), *weight.shape) if weight.per_layer else weight.shape, jnp.float32)
+        return whole((len(qtypes), *weight.shape) if weight.per_layer else weight.shape, jnp.float32, "ggml")
     order, places = group_by_format(qtypes)
 
     def matrix(qtype: str, lead: tuple[int, ...]) -> QTensor:
         layout = kept[qtypes.index(qtype)]
-        blocks = whole((*lead, *weight.blocks_shape(qtype, layout)), jnp.uint8)
-        return QTensor(blocks, qtype, layout, None if layout == "ggml" else weight.shape[-2])
+        blocks = whole((*lead, *weight.blocks_shape(qtype, layout)), jnp.uint8, layout)
+        return _matrix(weight, blocks, qtype, layout)
 
     if not weight.per_layer:
         return matrix(qtypes[0], ())
@@ -90,20 +92,22 @@ def place(weights: list[HostWeight], placement: Placement) -> Params:
     weights.reverse()
     while weights:
         host = weights.pop()
-        at = _position(host.weight, host.axis)
-        groups = range(len(host.qtypes))
-        arrays = [placement.join({n: buffers[g] for n, buffers in host.parts.items()}, at) for g in groups]
+        arrays = [
+            placement.join({n: buffers[g] for n, buffers in host.parts.items()}, _position(host.weight, host.axis, at))
+            for g, at in enumerate(host.layouts)
+        ]
         target = tree["blk"] if host.weight.per_layer else tree
         if host.weight.is_vector:
             target[host.weight.name] = arrays[0]
         elif host.weight.per_layer:
             target[host.weight.name] = Stack(
-                tuple(_matrix(host, *each) for each in zip(arrays, host.qtypes, host.layouts, strict=True)), host.places
+                tuple(_matrix(host.weight, *each) for each in zip(arrays, host.qtypes, host.layouts, strict=True)), host.places
             )
         else:
-            target[host.weight.name] = _matrix(host, arrays[0], host.qtypes[0], host.layouts[0])
+            target[host.weight.name] = _matrix(host.weight, arrays[0], host.qtypes[0], host.layouts[0])
     return tree
 
 
-def _matrix(host: HostWeight, blocks: jax.Array, qtype: str, layout: str) -> QTensor:
-    return QTensor(blocks, qtype, layout, None if layout == "ggml" else host.weight.shape[-2])
+def _matrix(weight: Weight, blocks: jax.Array, qtype: str, layout: str) -> QTensor:
+    """weight: one device's part. Unchecked, since blocks may be those of all devices."""
+    return QTensor(blocks, qtype, layout, *((None, None) if layout == "ggml" else weight.shape[-2:]))

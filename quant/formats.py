@@ -74,9 +74,9 @@ BY_TYPE_ID: dict[int, Format] = {f.type_id: f for f in FORMATS.values()}
 def path_of(qtype: str, path: str) -> str:
     """The kernel path of a matrix in format `qtype` when `path` is asked for.
 
-    `quant/native` has kernels for the formats it has a layout for; the others take `xla`, and the plan says so.
+    Native and Mosaic kernels are for the formats that have other layouts; the rest take `xla`, and the plan says so.
     """
-    return "xla" if path == "native" and qtype not in FIELDS else path
+    return "xla" if path in ("native", "mosaic_gpu", "mosaic_tpu") and qtype not in FIELDS else path
 
 
 def format_named(name: str) -> Format:

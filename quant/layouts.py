@@ -1,13 +1,30 @@
-"""Layouts of packed weights: ggml's own, and rows side by side for the native CPU kernels. Imports no jax.
+"""Layouts of packed weights: ggml's own, and those that kernels read. Imports no jax.
 
-In "rowsN" the blocks of N consecutive rows are one block of N times the bytes, cut into fields and interleaved, so that
-one vector load brings the same 4 bytes (or the same scale) of N rows. The bytes are the same; rows beyond the last are
-zero blocks. `quant.qtensor.gather_rows` reads rows of every layout.
+In "rowsN" (native CPU kernels) the blocks of N consecutive rows are one block of N times the bytes, cut into fields and
+interleaved, so that one vector load brings the same 4 bytes (or the same scale) of N rows. The bytes are the same; rows
+beyond the last are zero blocks.
+
+The Mosaic kernels read super-blocks of 256 weights, S of them to a row: blocks of 32 are grouped by eight, all their
+scales first, then all minima, and so on (`superblock_order`). What does not fill a group of rows, a super-block or
+its last bytes is zeros.
+
+    "words"    (ceil(out / 128), S, W * 128 * 4)   GPU: the same word of 128 rows is one coalesced load of 128 threads
+    "columns"  (S, bytes, ceil(out / 128) * 128)   TPU: rows of the matrix along its 128 lanes; bytes a multiple of 8,
+                                                   or XLA keeps another order of axes and copies all to this one
+
+The axis of blocks or super-blocks is one of its own, so sharding any axis but the last of "rowsN" and "words", and any
+but the middle one of "columns", never cuts a block. `quant.qtensor.gather_rows` reads rows of every layout.
 """
+
+import functools
 
 import numpy as np
 
 LANES = {"ggml": 1, "rows4": 4, "rows8": 8, "rows16": 16}  # layout -> rows side by side
+SUPERBLOCK = 256  # weights
+GROUP = 128  # rows side by side in "words" and "columns"
+MOSAIC = {"words": 4, "columns": 8}  # layout -> what the bytes of a super-block are a multiple of
+LAYOUTS = (*LANES, *MOSAIC)
 # (offset, length, unit) of each field of a block: kFormats in native/weights.h, where the cuts are explained.
 FIELDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "Q4_0": ((0, 2, 2), (2, 16, 4)),
@@ -24,19 +41,63 @@ FIELDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "IQ4_XS": ((0, 2, 2), (2, 2, 2), (4, 132, 4)),
     "MXFP4": ((0, 1, 1), (1, 16, 4)),
 }
+SHORT: dict[str, tuple[int, ...]] = {  # lengths of the fields of a block of 32, in order
+    "Q4_0": (2, 16),
+    "Q4_1": (2, 2, 16),
+    "Q5_0": (2, 4, 16),
+    "Q5_1": (2, 2, 4, 16),
+    "Q8_0": (2, 32),
+    "IQ4_NL": (2, 16),
+    "MXFP4": (1, 16),
+}
 
 
-def blocks_shape(rows: int, n_blocks: int, block_bytes: int, layout: str) -> tuple[int, int, int]:
-    """Shape of the packed array that holds a matrix of `rows` rows."""
-    lanes = LANES[layout]
-    return -(-rows // lanes), n_blocks, lanes * block_bytes
+def blocks_per_superblock(qtype: str) -> int:
+    """8 for blocks of 32, 1 for blocks of 256."""
+    return 8 if qtype in SHORT else 1
+
+
+def superblock_bytes(block_bytes: int, qtype: str, layout: str) -> int:
+    """Bytes of a super-block, padding included."""
+    unit = MOSAIC[layout]
+    return -(-blocks_per_superblock(qtype) * block_bytes // unit) * unit
+
+
+@functools.cache
+def superblock_order(qtype: str) -> np.ndarray:
+    """Where each byte of a super-block is among its blocks' bytes in file order: int (blocks * block_bytes,)."""
+    if qtype not in SHORT:
+        fields = FIELDS[qtype]
+        return np.arange(sum(length for _, length, _ in fields))
+    lengths = SHORT[qtype]
+    size, starts = sum(lengths), np.cumsum((0, *lengths))
+    return np.concatenate(
+        [np.arange(at, at + n) + size * block for at, n in zip(starts, lengths, strict=False) for block in range(8)]
+    )
+
+
+def axis_of(what: str, layout: str) -> int:
+    """Which of a layout's last three axes is that of "rows" or of blocks, "inputs": along it devices share a matrix."""
+    return {"rows": -1, "inputs": -3}[what] if layout == "columns" else {"rows": -3, "inputs": -2}[what]
+
+
+def blocks_shape(rows: int, n_blocks: int, block_bytes: int, layout: str, qtype: str = "") -> tuple[int, int, int]:
+    """Shape of the packed array that holds a matrix of `rows` rows. qtype: needed by the Mosaic layouts."""
+    if layout in LANES:
+        lanes = LANES[layout]
+        return -(-rows // lanes), n_blocks, lanes * block_bytes
+    count, size = -(-n_blocks // blocks_per_superblock(qtype)), superblock_bytes(block_bytes, qtype, layout)
+    groups = -(-rows // GROUP)
+    return (count, size, groups * GROUP) if layout == "columns" else (groups, count, GROUP * size)
 
 
 def pack(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
-    """From ggml's layout: uint8 (out, N, bytes) -> uint8 (ceil(out / lanes), N, lanes * bytes), zero rows at the end.
+    """From ggml's layout: uint8 (out, N, bytes) -> uint8 of `blocks_shape`, zero rows and blocks at the end.
 
-    The slow twin of `native_build.pack_into`.
+    For "rowsN" the slow twin of `native_build.pack_into`.
     """
+    if layout not in LANES:
+        return _pack_superblocks(blocks, qtype, layout)
     (out, n, size), lanes = blocks.shape, LANES[layout]
     groups = -(-out // lanes)
     padded = np.zeros((groups * lanes, n, size), np.uint8)
@@ -49,11 +110,44 @@ def pack(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
     return packed
 
 
-def unpack(packed: np.ndarray, qtype: str, layout: str, out: int) -> np.ndarray:
-    """The inverse of `pack`: uint8 (ceil(out / lanes), N, lanes * bytes) -> uint8 (out, N, bytes)."""
+def unpack(packed: np.ndarray, qtype: str, layout: str, out: int, n_blocks: int | None = None) -> np.ndarray:
+    """The inverse of `pack`: -> uint8 (out, N, bytes). n_blocks: N, which the Mosaic layouts do not say."""
+    if layout not in LANES:
+        assert n_blocks is not None
+        return _unpack_superblocks(packed, qtype, layout, out, n_blocks)
     (groups, n, size), lanes = packed.shape, LANES[layout]
     blocks = np.empty((groups, lanes, n, size // lanes), np.uint8)
     for offset, length, unit in FIELDS[qtype]:
         field = packed[..., lanes * offset : lanes * (offset + length)].reshape(groups, n, -1, lanes, unit)
         blocks[..., offset : offset + length] = field.transpose(0, 3, 1, 2, 4).reshape(groups, lanes, n, length)
     return blocks.reshape(groups * lanes, n, -1)[:out]
+
+
+def _pack_superblocks(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
+    out, n, size = blocks.shape
+    per, order = blocks_per_superblock(qtype), superblock_order(qtype)
+    shape = blocks_shape(out, n, size, layout, qtype)
+    count, whole = shape[:2] if layout == "columns" else (shape[1], shape[2] // GROUP)
+    padded = np.zeros((out, count * per, size), np.uint8)
+    padded[:, :n] = blocks
+    ordered = padded.reshape(out, count, per * size)[..., order]  # (out, S, bytes)
+    if layout == "columns":
+        packed = np.zeros(shape, np.uint8)
+        packed[:, : order.size, :out] = ordered.transpose(1, 2, 0)
+        return packed
+    rows = np.zeros((shape[0] * GROUP, count, whole), np.uint8)
+    rows[:out, :, : order.size] = ordered
+    return rows.reshape(shape[0], GROUP, count, whole // 4, 4).transpose(0, 2, 3, 1, 4).reshape(shape)
+
+
+def _unpack_superblocks(packed: np.ndarray, qtype: str, layout: str, out: int, n_blocks: int) -> np.ndarray:
+    order = superblock_order(qtype)
+    if layout == "columns":
+        rows = packed[..., :out].transpose(2, 0, 1)  # (out, S, bytes)
+    else:
+        groups, count, _ = packed.shape
+        words = packed.reshape(groups, count, -1, GROUP, 4).transpose(0, 3, 1, 2, 4)
+        rows = words.reshape(groups * GROUP, count, -1)[:out]
+    blocks = np.empty((out, rows.shape[1], order.size), np.uint8)
+    blocks[..., order] = rows[..., : order.size]
+    return blocks.reshape(out, rows.shape[1] * blocks_per_superblock(qtype), -1)[:, :n_blocks]

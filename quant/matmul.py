@@ -3,7 +3,7 @@
 Paths: `reference` unpacks the whole matrix, then multiplies; it works everywhere and is the twin of every other path.
 `xla` unpacks a tile of rows at a time: the scratch is one tile (2 MB) whatever the matrix, and the tile is still in
 cache when it is multiplied; one unpack serves all rows of `x`. `native` (CPU) is C++ from `quant.native_ops`, with x
-rounded to int8 per block as llama.cpp does it.
+rounded to int8 per block as llama.cpp does it. `mosaic_gpu` and `mosaic_tpu` are Pallas kernels on their own layouts.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jax import lax
 from quant import native_ops
 from quant.qtensor import QTensor, unpack
 
-PATHS = ("reference", "xla", "native")
+PATHS = ("reference", "xla", "native", "mosaic_gpu", "mosaic_tpu")
 TILE_ELEMENTS = 1 << 19  # weights unpacked at a time by `xla`: 2 MB of float32
 
 
@@ -27,7 +27,8 @@ def matmul(
 ) -> jax.Array:  # float32 (M, out)
     """`x @ w.T` with float32 accumulation; `index` picks the matrix when `w` stacks several on leading axes.
 
-    Products are made in x's dtype: float32 exactly, bfloat16 with the weights rounded to it.
+    Products are made in x's dtype: float32 exactly, bfloat16 with the weights rounded to it (`mosaic_gpu` does not
+    round them for a few rows).
     Raises ValueError for a path that is not in PATHS or shapes that do not fit.
     """
     *lead, out, width = w.shape
@@ -40,6 +41,8 @@ def matmul(
             return _tiled(x, w, index)
         case "native":
             return matmul_many(x, [w], path, [index])[0]
+        case "mosaic_gpu" | "mosaic_tpu":
+            return _mosaic(x, w, path, index)
         case _:
             raise ValueError(f"unknown kernel path {path!r}; there are: {', '.join(PATHS)}")
 
@@ -61,6 +64,17 @@ def matmul_many(
         [w.shape[-2] for w in ws],
         [_flat(index, w.shape[:-2]) for w, index in zip(ws, indices, strict=True)],
     )
+
+
+def _mosaic(x: jax.Array, w: QTensor, path: str, index: Sequence[jax.Array | int]) -> jax.Array:
+    """The Pallas kernels, imported when they are used: it takes a third of a second."""
+    from quant import mosaic_gpu, mosaic_tpu
+
+    kernel, layout = (mosaic_gpu, "words") if path == "mosaic_gpu" else (mosaic_tpu, "columns")
+    if w.layout != layout:
+        raise ValueError(f"matmul: path {path!r} reads layout {layout!r}, not {w.layout!r}")
+    packed = w.blocks.reshape(-1, *w.blocks.shape[-3:])
+    return kernel.product(x, packed, w.qtype, _flat(index, w.shape[:-2]), w.shape[-2])
 
 
 def _flat(index: Sequence[jax.Array | int], lead: Sequence[int]) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from quant.errors import UnsupportedError
 from quant.formats import format_named
-from quant.layouts import FIELDS, LANES
+from quant.layouts import FIELDS, GROUP, LANES, LAYOUTS, blocks_shape, superblock_order
 
 
 @jax.tree_util.register_dataclass
@@ -20,9 +20,10 @@ class QTensor:
 
     - `qtype` is a key of `quant.formats.FORMATS`, F32, F16 and BF16 included (a block is then one element);
     - in layout "ggml", `blocks` is uint8 of shape (..., out, n_blocks, block_bytes), the bytes exactly as ggml stores
-      them, so block b of row r holds weights r, b * elements ... (b + 1) * elements - 1, and `rows` is None;
-    - in layout "rowsN" (`quant.layouts`) the shape is (..., ceil(rows / N), n_blocks, N * block_bytes);
-    - the block axis is an axis of its own, so slicing or sharding any axis but the last never cuts a block.
+      them, so block b of row r holds weights r, b * elements ... (b + 1) * elements - 1;
+    - in another layout its last three axes are those of `quant.layouts.blocks_shape`, and `rows` (out) and `width` (K)
+      say what part of it is no padding; in layout "ggml" they are None;
+    - the block axis is an axis of its own, so that cutting along it or along rows never cuts a block.
 
     The constructor itself checks nothing: jax rebuilds the dataclass through it with leaves that are no arrays (shape
     structs, shardings, `vmap` axes, None). Equality is identity, as for arrays; the format and the layout are static.
@@ -32,28 +33,46 @@ class QTensor:
     qtype: str = dataclasses.field(metadata={"static": True})
     layout: str = dataclasses.field(default="ggml", metadata={"static": True})
     rows: int | None = dataclasses.field(default=None, metadata={"static": True})
+    width: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
-    def of(cls, blocks: jax.Array | np.ndarray, qtype: str, layout: str = "ggml", rows: int | None = None) -> "QTensor":
-        """Checked construction from packed bytes: uint8 (..., ceil(out / lanes), n_blocks, lanes * block_bytes).
+    def of(
+        cls,
+        blocks: jax.Array | np.ndarray,
+        qtype: str,
+        layout: str = "ggml",
+        rows: int | None = None,
+        width: int | None = None,
+    ) -> "QTensor":
+        """Checked construction from packed bytes: uint8 (..., and the three axes of the layout).
 
-        rows: `out`, which must be given when rows are side by side. Raises UnsupportedError for an unknown format or
-        layout, ValueError for another dtype or shape.
+        rows, width: `out` and K, which layouts other than ggml's do not say. Raises UnsupportedError for an unknown
+        format or layout, ValueError for another dtype or shape.
         """
-        if layout not in LANES:
-            raise UnsupportedError(f"unknown layout {layout!r}; there are: {', '.join(LANES)}")
-        _check_blocks(blocks, qtype, min_ndim=3, lanes=LANES[layout])
+        if layout not in LAYOUTS:
+            raise UnsupportedError(f"unknown layout {layout!r}; there are: {', '.join(LAYOUTS)}")
         if layout == "ggml":
-            rows = None
-        elif rows is None or -(-rows // LANES[layout]) != blocks.shape[-3]:
-            raise ValueError(f"{qtype} in layout {layout}: blocks {blocks.shape} do not hold {rows} rows")
-        return cls(blocks, qtype, layout, rows)  # pyright: ignore[reportArgumentType]  # a numpy leaf like any other
+            _check_blocks(blocks, qtype, min_ndim=3)
+            rows = width = None
+        else:
+            fmt = format_named(qtype)
+            if rows is None or width is None or blocks.ndim < 3 or blocks.dtype != np.uint8:
+                raise ValueError(
+                    f"{qtype} in layout {layout}: {blocks.dtype} {blocks.shape} for {rows} x {width} weights"
+                )
+            if blocks.shape[-3:] != blocks_shape(rows, width // fmt.elements, fmt.bytes, layout, qtype):
+                raise ValueError(
+                    f"{qtype} in layout {layout}: blocks {blocks.shape} do not hold {rows} x {width} weights"
+                )
+        return cls(blocks, qtype, layout, rows, width)  # pyright: ignore[reportArgumentType]  # a numpy leaf
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(..., out, K)."""
         *lead, out, n_blocks, _ = self.blocks.shape
-        return (*lead, out if self.rows is None else self.rows, n_blocks * format_named(self.qtype).elements)
+        if self.rows is not None and self.width is not None:
+            return (*lead, self.rows, self.width)
+        return (*lead, out, n_blocks * format_named(self.qtype).elements)
 
     @property
     def nbytes(self) -> int:
@@ -93,7 +112,9 @@ def gather_rows(w: QTensor, ids: jax.Array) -> jax.Array:
     ids = jnp.clip(ids, 0, w.shape[0] - 1)
     if w.layout == "ggml":
         return unpack(jnp.take(w.blocks, ids, axis=0, mode="clip"), w.qtype)
-    return unpack(_take_lanes(w.blocks, w.qtype, LANES[w.layout], ids), w.qtype)
+    if w.layout in LANES:
+        return unpack(_take_lanes(w.blocks, w.qtype, LANES[w.layout], ids), w.qtype)
+    return unpack(_take_superblocks(w, ids), w.qtype)
 
 
 def _take_lanes(packed: jax.Array, qtype: str, lanes: int, ids: jax.Array) -> jax.Array:
@@ -109,8 +130,22 @@ def _take_lanes(packed: jax.Array, qtype: str, lanes: int, ids: jax.Array) -> ja
     return jnp.concatenate(fields, axis=-1)
 
 
-def _check_blocks(blocks: jax.Array | np.ndarray, qtype: str, min_ndim: int, lanes: int = 1) -> None:
-    size = lanes * format_named(qtype).bytes
+def _take_superblocks(w: QTensor, ids: jax.Array) -> jax.Array:
+    """Rows of a matrix in a Mosaic layout in ggml's: int32 (...) -> uint8 (..., N, bytes)."""
+    if w.layout == "columns":
+        taken = jnp.moveaxis(jnp.take(w.blocks, ids, axis=2, mode="clip"), (0, 1), (-2, -1))  # (..., S, bytes)
+    else:
+        groups, count, _ = w.blocks.shape
+        words = w.blocks.reshape(groups, count, -1, GROUP, 4)
+        taken = words[ids // GROUP, :, :, ids % GROUP].reshape(*ids.shape, count, -1)
+    file_order = np.argsort(superblock_order(w.qtype))
+    fmt = format_named(w.qtype)
+    blocks = jnp.take(taken, file_order, axis=-1).reshape(*ids.shape, -1, fmt.bytes)
+    return blocks[..., : w.shape[-1] // fmt.elements, :]
+
+
+def _check_blocks(blocks: jax.Array | np.ndarray, qtype: str, min_ndim: int) -> None:
+    size = format_named(qtype).bytes
     if blocks.dtype != np.uint8 or blocks.ndim < min_ndim or blocks.shape[-1] != size:
         want = "..., out, n_blocks" if min_ndim == 3 else "..., n_blocks"
         raise ValueError(f"{qtype}: want blocks uint8 ({want}, {size}), got {blocks.dtype} {blocks.shape}")

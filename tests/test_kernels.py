@@ -32,7 +32,9 @@ def test_auto_is_native_for_float32_activations():
     assert layout(config) == "ggml"
     for named in ("xla", "reference", "native"):
         assert settle(CompileConfig(cpu_kernels=named))[0].kernel_path == named
-    assert settle(CompileConfig(platform="gpu"))[0].kernel_path == "xla"
+    for platform, read in (("gpu", "words"), ("tpu", "columns")):
+        config, warning = settle(CompileConfig(platform=platform))
+        assert (config.kernel_path, layout(config), warning) == (f"mosaic_{platform}", read, None)
 
 
 def test_without_a_compiler_auto_is_xla_and_says_so(no_compiler):

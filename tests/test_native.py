@@ -278,7 +278,8 @@ def test_rows_side_by_side_are_a_permutation_of_bytes(qtype, layout):
         np.testing.assert_array_equal(in_cpp, packed)
         ids = jnp.array([[0, out - 1], [out // 2, 0]], jnp.int32)
         np.testing.assert_array_equal(
-            gather_rows(QTensor.of(packed, qtype, layout, out), ids), gather_rows(QTensor.of(matrix, qtype), ids)
+            gather_rows(QTensor.of(packed, qtype, layout, out, 3 * FORMATS[qtype].elements), ids),
+            gather_rows(QTensor.of(matrix, qtype), ids),
         )
         if out % lanes == 0:
             np.testing.assert_array_equal(np.sort(packed, axis=None), np.sort(matrix, axis=None))

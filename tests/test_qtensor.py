@@ -67,14 +67,16 @@ def test_wrong_blocks_are_refused():
 
 
 def test_another_layout_is_refused_by_name(w):
-    with pytest.raises(UnsupportedError, match="unknown layout 'words'; there are: ggml, rows4, rows8, rows16"):
-        QTensor.of(w.blocks, w.qtype, "words")
-    packed = QTensor.of(pack(np.asarray(w.blocks), w.qtype, "rows8"), w.qtype, "rows8", w.shape[0])
+    with pytest.raises(
+        UnsupportedError, match="unknown layout 'tiles'; there are: ggml, rows4, rows8, rows16, words, col"
+    ):
+        QTensor.of(w.blocks, w.qtype, "tiles")
+    packed = QTensor.of(pack(np.asarray(w.blocks), w.qtype, "rows8"), w.qtype, "rows8", *w.shape)
     assert packed.shape == w.shape
     with pytest.raises(UnsupportedError, match="in layout 'rows8', where 'ggml' is needed"):
         packed.unpack()
-    with pytest.raises(ValueError, match="do not hold 1000 rows"):
-        QTensor.of(packed.blocks, w.qtype, "rows8", 1000)
+    with pytest.raises(ValueError, match="do not hold 1000 x 768 weights"):
+        QTensor.of(packed.blocks, w.qtype, "rows8", 1000, w.shape[1])
 
 
 def test_pytree_has_one_leaf_and_static_names(w):
