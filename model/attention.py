@@ -100,12 +100,45 @@ def attention(
     """Causal grouped-query attention of layer `index`; `span`: positions that the step may look back at.
 
     What lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor padding nor what the
-    slot held before can change a result. path: "native" is C++ on a CPU where the scores are plain, everything else
-    XLA's formulation.
+    slot held before can change a result. path: "native" is C++ on a CPU where the scores are plain; "mosaic_gpu"
+    looks at the whole span at once for one token of each row; everything else takes tile after tile.
     """
     if path == "native" and scores is PLAIN:
         return native_attention(q, cache, index, rows, span)
+    if path == "mosaic_gpu" and q.shape[1] == 1:
+        return whole_attention(q, cache, index, rows, span, scores)
     return tiled_attention(q, cache, index, rows, span, scores)
+
+
+def whole_attention(
+    q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN
+) -> jax.Array:
+    """One token of each row over the whole span, whatever is in use of it.
+
+    No loop whose length a GPU would have to tell its host; length buckets keep the span near what is in use. The
+    products multiply and add up instead of being matrix products, before which XLA would copy keys and values.
+    """
+    B, T, H, C = q.shape
+    K = cache.k.shape[2]
+    assert T == 1, q.shape
+    q = (q * jnp.float32(C**-0.5)).reshape(B, K, H // K, C).astype(cache.k.dtype).astype(jnp.float32)
+    at = (index, rows.slot, jnp.int32(0), jnp.int32(0), jnp.int32(0))
+    keys, values = (lax.dynamic_slice(c, at, (1, B, K, span, C))[0] for c in (cache.k, cache.v))
+    scores = softcap((q[:, :, :, None] * keys[:, :, None].astype(jnp.float32)).sum(-1), special.softcap)  # (B, K, G, S)
+    position = jnp.arange(span, dtype=jnp.int32)[None, :]
+    seen = position <= rows.start[:, None]
+    if special.window is not None:
+        seen &= position > rows.start[:, None] - special.window
+    scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+    top = scores.max(-1, keepdims=True)
+    sinks = None if special.sinks is None else special.sinks.reshape(1, K, H // K, 1)
+    if sinks is not None:  # a sink is a score seen beside all others, with value 0
+        top = jnp.maximum(top, sinks)
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True) + (0 if sinks is None else jnp.exp(sinks - top))
+    values = jnp.where((position < rows.end[:, None])[:, None, :, None], values, 0)
+    mixed = jnp.einsum("bkgs,bksc->bkgc", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (mixed / total).reshape(B, 1, H * C)
 
 
 def tiled_attention(

@@ -165,7 +165,7 @@ def layout_of(weight: Weight, qtype: str, layout: str, tied: bool) -> str:
     tied: whether the embedding is also the output head.
     """
     multiplied = weight.name != "token_embd" or tied
-    return layout if multiplied and qtype in layouts.FIELDS else "ggml"
+    return layout if multiplied and layouts.has_layout(qtype, layout) else "ggml"
 
 
 def group_by_format(qtypes: list[str]) -> tuple[list[str], tuple[tuple[int, int], ...]]:

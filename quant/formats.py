@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from quant.errors import UnsupportedError
-from quant.layouts import FIELDS
+from quant.layouts import has_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,8 @@ def path_of(qtype: str, path: str) -> str:
 
     Native and Mosaic kernels are for the formats that have other layouts; the rest take `xla`, and the plan says so.
     """
-    return "xla" if path in ("native", "mosaic_gpu", "mosaic_tpu") and qtype not in FIELDS else path
+    reads = {"native": "rows8", "mosaic_gpu": "words", "mosaic_tpu": "columns"}  # rows8: or any other number of rows
+    return path if has_layout(qtype, reads.get(path, "ggml")) else "xla"
 
 
 def format_named(name: str) -> Format:

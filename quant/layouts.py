@@ -4,9 +4,9 @@ In "rowsN" (native CPU kernels) the blocks of N consecutive rows are one block o
 interleaved, so that one vector load brings the same 4 bytes (or the same scale) of N rows. The bytes are the same; rows
 beyond the last are zero blocks.
 
-The Mosaic kernels read super-blocks of 256 weights, S of them to a row: blocks of 32 are grouped by eight, all their
-scales first, then all minima, and so on (`superblock_order`). What does not fill a group of rows, a super-block or
-its last bytes is zeros.
+The Mosaic kernels read super-blocks of 256 weights, S of them to a row: shorter blocks are grouped, all their scales
+first, then all minima, and so on (`superblock_order`); plain numbers are blocks of one, all their lowest bytes first.
+What does not fill a group of rows, a super-block or its last bytes is zeros.
 
     "words"    (ceil(out / 128), S, W * 128 * 4)   GPU: the same word of 128 rows is one coalesced load of 128 threads
     "columns"  (S, bytes, ceil(out / 128) * 128)   TPU: rows of the matrix along its 128 lanes; bytes a multiple of 8,
@@ -41,39 +41,46 @@ FIELDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "IQ4_XS": ((0, 2, 2), (2, 2, 2), (4, 132, 4)),
     "MXFP4": ((0, 1, 1), (1, 16, 4)),
 }
-SHORT: dict[str, tuple[int, ...]] = {  # lengths of the fields of a block of 32, in order
-    "Q4_0": (2, 16),
-    "Q4_1": (2, 2, 16),
-    "Q5_0": (2, 4, 16),
-    "Q5_1": (2, 2, 4, 16),
-    "Q8_0": (2, 32),
-    "IQ4_NL": (2, 16),
-    "MXFP4": (1, 16),
+# Blocks in a super-block, and the lengths of a block's fields in order, of the formats that the Mosaic kernels read.
+SUPERBLOCKS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "F32": (256, (1, 1, 1, 1)),
+    "F16": (256, (1, 1)),
+    "BF16": (256, (1, 1)),
+    "Q4_0": (8, (2, 16)),
+    "Q4_1": (8, (2, 2, 16)),
+    "Q5_0": (8, (2, 4, 16)),
+    "Q5_1": (8, (2, 2, 4, 16)),
+    "Q8_0": (8, (2, 32)),
+    "Q2_K": (1, (84,)),
+    "Q3_K": (1, (110,)),
+    "Q4_K": (1, (144,)),
+    "Q5_K": (1, (176,)),
+    "Q6_K": (1, (210,)),
+    "IQ4_NL": (8, (2, 16)),
+    "IQ4_XS": (1, (136,)),
+    "MXFP4": (8, (1, 16)),
+    "NVFP4": (4, (4, 32)),
 }
 
 
-def blocks_per_superblock(qtype: str) -> int:
-    """8 for blocks of 32, 1 for blocks of 256."""
-    return 8 if qtype in SHORT else 1
+def has_layout(qtype: str, layout: str) -> bool:
+    """Whether matrices in format `qtype` can be kept in `layout`."""
+    return layout == "ggml" or qtype in (SUPERBLOCKS if layout in MOSAIC else FIELDS)
 
 
 def superblock_bytes(block_bytes: int, qtype: str, layout: str) -> int:
     """Bytes of a super-block, padding included."""
     unit = MOSAIC[layout]
-    return -(-blocks_per_superblock(qtype) * block_bytes // unit) * unit
+    return -(-SUPERBLOCKS[qtype][0] * block_bytes // unit) * unit
 
 
 @functools.cache
 def superblock_order(qtype: str) -> np.ndarray:
     """Where each byte of a super-block is among its blocks' bytes in file order: int (blocks * block_bytes,)."""
-    if qtype not in SHORT:
-        fields = FIELDS[qtype]
-        return np.arange(sum(length for _, length, _ in fields))
-    lengths = SHORT[qtype]
-    size, starts = sum(lengths), np.cumsum((0, *lengths))
-    return np.concatenate(
-        [np.arange(at, at + n) + size * block for at, n in zip(starts, lengths, strict=False) for block in range(8)]
-    )
+    per, lengths = SUPERBLOCKS[qtype]
+    starts = np.cumsum((0, *lengths))
+    blocks = starts[-1] * np.arange(per)[:, None]
+    return np.concatenate([(blocks + np.arange(at, at + n)).ravel() for at, n in zip(starts, lengths, strict=False)])
 
 
 def axis_of(what: str, layout: str) -> int:
@@ -86,7 +93,7 @@ def blocks_shape(rows: int, n_blocks: int, block_bytes: int, layout: str, qtype:
     if layout in LANES:
         lanes = LANES[layout]
         return -(-rows // lanes), n_blocks, lanes * block_bytes
-    count, size = -(-n_blocks // blocks_per_superblock(qtype)), superblock_bytes(block_bytes, qtype, layout)
+    count, size = -(-n_blocks // SUPERBLOCKS[qtype][0]), superblock_bytes(block_bytes, qtype, layout)
     groups = -(-rows // GROUP)
     return (count, size, groups * GROUP) if layout == "columns" else (groups, count, GROUP * size)
 
@@ -125,7 +132,7 @@ def unpack(packed: np.ndarray, qtype: str, layout: str, out: int, n_blocks: int 
 
 def _pack_superblocks(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
     out, n, size = blocks.shape
-    per, order = blocks_per_superblock(qtype), superblock_order(qtype)
+    per, order = SUPERBLOCKS[qtype][0], superblock_order(qtype)
     shape = blocks_shape(out, n, size, layout, qtype)
     count, whole = shape[:2] if layout == "columns" else (shape[1], shape[2] // GROUP)
     padded = np.zeros((out, count * per, size), np.uint8)
@@ -150,4 +157,4 @@ def _unpack_superblocks(packed: np.ndarray, qtype: str, layout: str, out: int, n
         rows = words.reshape(groups * GROUP, count, -1)[:out]
     blocks = np.empty((out, rows.shape[1], order.size), np.uint8)
     blocks[..., order] = rows[..., : order.size]
-    return blocks.reshape(out, rows.shape[1] * blocks_per_superblock(qtype), -1)[:, :n_blocks]
+    return blocks.reshape(out, rows.shape[1] * SUPERBLOCKS[qtype][0], -1)[:, :n_blocks]

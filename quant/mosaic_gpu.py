@@ -120,10 +120,10 @@ def _unpack_and_multiply(x: jax.Array, words: jax.Array, how: Recipe, index: jax
     """Many rows: as `_multiply`, a tile of the matrix at a time."""
     _, groups, count, _, _ = words.shape
     tile = tile_groups(groups, count)
-    tiles = groups // tile
 
     def body(at, y):
-        unpacked = _unpack(words, how, jnp.stack([index, at * tile]), tile, x.dtype, interpret)
+        begin = jnp.minimum(at * tile, groups - tile)  # a ragged last tile makes some rows again, to the same values
+        unpacked = _unpack(words, how, jnp.stack([index, begin]), tile, x.dtype, interpret)
         made = lax.dot_general(
             x,
             unpacked,
@@ -131,17 +131,17 @@ def _unpack_and_multiply(x: jax.Array, words: jax.Array, how: Recipe, index: jax
             precision=lax.Precision.HIGHEST,  # no TF32 for float32
             preferred_element_type=jnp.float32,
         )
-        return lax.dynamic_update_slice(y, made, (jnp.int32(0), at * (tile * GROUP)))
+        return lax.dynamic_update_slice(y, made, (jnp.int32(0), begin * GROUP))
 
-    if tiles == 1:
-        return body(jnp.int32(0), jnp.zeros((x.shape[0], groups * GROUP), jnp.float32))
-    return lax.fori_loop(0, tiles, body, jnp.zeros((x.shape[0], groups * GROUP), jnp.float32))
+    y = jnp.zeros((x.shape[0], groups * GROUP), jnp.float32)
+    return lax.fori_loop(0, -(-groups // tile), body, y)
 
 
 def tile_groups(groups: int, count: int) -> int:
-    """Groups of rows that are unpacked at a time: the most that divide them all, at most half where they can be."""
+    """Groups of rows that are unpacked at a time: equal shares of them all, each at most TILE_ELEMENTS and a half."""
     most = max(1, min(TILE_ELEMENTS // (count * SUPERBLOCK * GROUP), groups // 2))
-    return next(t for t in range(most, 0, -1) if groups % t == 0)
+    tiles = -(-groups // most)
+    return -(-groups // tiles)
 
 
 def _unpack(

@@ -56,9 +56,10 @@ def product(
         def _():
             out_ref[...] = sums[...]
 
+    row_tiles, column_tiles = -(-rows // high), -(-padded // COLUMNS)
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
-        grid=(pl.cdiv(rows, high), pl.cdiv(padded, COLUMNS), count // chunk),
+        grid=(row_tiles, column_tiles, count // chunk),
         in_specs=[
             pl.BlockSpec((chunk, high, SUPERBLOCK), lambda m, o, s, i: (s, m, 0)),
             pl.BlockSpec((None, chunk, size, COLUMNS), lambda m, o, s, i: (i[0], s, 0, o)),
@@ -70,6 +71,11 @@ def product(
         kernel,
         out_shape=jax.ShapeDtypeStruct((rows, padded), jnp.float32),
         grid_spec=grid,
+        cost_estimate=pl.CostEstimate(
+            flops=2 * rows * count * SUPERBLOCK * padded,
+            transcendentals=0,
+            bytes_accessed=row_tiles * count * size * padded + column_tiles * x.nbytes + 4 * rows * padded,
+        ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
     )(index.reshape(1), x, packed)[:, :out]

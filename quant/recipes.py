@@ -22,7 +22,7 @@ from quant.fp4 import MAGNITUDES
 from quant.iquants import kvalue_words
 
 Byte = Callable[[int], jax.Array]  # byte k of the super-block, as int32, of every row at hand
-Scale = tuple[jax.Array, jax.Array | None]  # value = scale * number - minimum
+Scale = tuple[jax.Array | None, jax.Array | None]  # value = scale * number - minimum; None: 1, 0
 
 
 class Part(NamedTuple):
@@ -58,7 +58,11 @@ class Recipe:
 
 def half(byte: Byte, at: int) -> jax.Array:
     """The IEEE half at bytes `at` and `at + 1` as float32, from its bits: no kernel language has float16 everywhere."""
-    bits = byte(at) | (byte(at + 1) << 8)
+    return half_of(byte(at) | (byte(at + 1) << 8))
+
+
+def half_of(bits: jax.Array) -> jax.Array:
+    """The value of an IEEE half: int32 bits -> float32."""
     exponent, mantissa = (bits >> 10) & 31, bits & 1023
     normal = lax.bitcast_convert_type(((exponent + 112) << 23) | (mantissa << 13), jnp.float32)
     magnitude = jnp.where(exponent == 0, f32(mantissa) * np.float32(2**-24), normal)
@@ -103,6 +107,27 @@ def _powers(byte: Byte) -> list[Scale]:
     """2^(e - 128); 0 for e < 2."""
     codes = [byte(j) for j in range(8)]
     return [(lax.bitcast_convert_type(jnp.where(e < 2, 0, (e - 1) << 23), jnp.float32), None) for e in codes]
+
+
+def _ue4m3(byte: Byte) -> list[Scale]:
+    """Half of the small floats EEEE_MMM, 0 where all bits are ones; their top bit does not count."""
+
+    def scale(x: jax.Array) -> Scale:
+        exponent, mantissa = (x >> 3) & 15, x & 7
+        normal = lax.bitcast_convert_type(((exponent + (127 - 8)) << 23) | (mantissa << 20), jnp.float32)
+        d = jnp.where(exponent == 0, f32(mantissa) * np.float32(2**-10), normal)
+        return jnp.where(x == 0x7F, np.float32(0), d), None
+
+    return [scale(byte(s)) for s in range(16)]
+
+
+def _no_scales(byte: Byte) -> list[Scale]:
+    return [(None, None)]
+
+
+def _bytes(count: int) -> tuple[Plane, ...]:
+    """Numbers of `count` bytes, the lowest bytes of all first."""
+    return tuple(Plane(e, 0, tuple(Part(256 * i + e, 0, 255, 8 * i) for i in range(count))) for e in range(0, 256, 32))
 
 
 def _scales_q2_k(byte: Byte) -> list[Scale]:
@@ -197,8 +222,13 @@ def _q6() -> tuple[Plane, ...]:
 
 @functools.cache
 def recipe(qtype: str) -> Recipe:
-    """The recipe of a format in `quant.layouts.FIELDS`. Raises KeyError for any other."""
+    """The recipe of a format in `quant.layouts.SUPERBLOCKS`. Raises KeyError for any other."""
     return {
+        "F32": lambda: Recipe(32, _bytes(4), lambda code: lax.bitcast_convert_type(code, jnp.float32), _no_scales),
+        "F16": lambda: Recipe(32, _bytes(2), half_of, _no_scales),
+        "BF16": lambda: Recipe(
+            32, _bytes(2), lambda code: lax.bitcast_convert_type(code << 16, jnp.float32), _no_scales
+        ),
         "Q4_0": lambda: Recipe(16, _nibbles(16), _minus(8), _halves(0)),
         "Q4_1": lambda: Recipe(16, _nibbles(32), _minus(0), _halves(0, 16)),
         "Q5_0": lambda: Recipe(16, _nibbles(48, 16), _minus(16), _halves(0)),
@@ -218,6 +248,12 @@ def recipe(qtype: str) -> Recipe:
             _kvalue,
             _scales_iq4_xs,
         ),
+        "NVFP4": lambda: Recipe(
+            8,
+            tuple(Plane(16 * s + 8 * n, s, (Part(16 + 8 * s, 4 * n, 15),)) for s in range(16) for n in range(2)),
+            _e2m1,
+            _ue4m3,
+        ),
         "MXFP4": lambda: Recipe(16, _nibbles(8), _e2m1, _powers),
     }[qtype]()
 
@@ -225,4 +261,5 @@ def recipe(qtype: str) -> Recipe:
 def weigh(number: jax.Array, scale: Scale) -> jax.Array:
     """scale * number - minimum; the product is exact, so FMA or not makes no difference."""
     factor, minimum = scale
-    return factor * number if minimum is None else factor * number - minimum
+    value = number if factor is None else factor * number
+    return value if minimum is None else value - minimum
