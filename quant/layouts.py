@@ -23,6 +23,7 @@ import numpy as np
 LANES = {"ggml": 1, "rows4": 4, "rows8": 8, "rows16": 16}  # layout -> rows side by side
 SUPERBLOCK = 256  # weights
 GROUP = 128  # rows side by side in "words" and "columns"
+GROUPS_AT_A_TIME = 8  # when they are packed
 MOSAIC = {"words": 4, "columns": 8}  # layout -> what the bytes of a super-block are a multiple of
 LAYOUTS = (*LANES, *MOSAIC)
 # (offset, length, unit) of each field of a block: kFormats in native/weights.h, where the cuts are explained.
@@ -131,6 +132,20 @@ def unpack(packed: np.ndarray, qtype: str, layout: str, out: int, n_blocks: int 
 
 
 def _pack_superblocks(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
+    """Some groups of rows at a time, so that what is made on the way stays small."""
+    out, n, size = blocks.shape
+    packed = np.empty(blocks_shape(out, n, size, layout, qtype), np.uint8)
+    for at in range(0, -(-out // GROUP), GROUPS_AT_A_TIME):
+        part = slice(at * GROUP, (at + GROUPS_AT_A_TIME) * GROUP)
+        made = _pack_groups(blocks[part], qtype, layout)
+        if layout == "columns":
+            packed[..., part] = made
+        else:
+            packed[at : at + GROUPS_AT_A_TIME] = made
+    return packed
+
+
+def _pack_groups(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
     out, n, size = blocks.shape
     per, order = SUPERBLOCKS[qtype][0], superblock_order(qtype)
     shape = blocks_shape(out, n, size, layout, qtype)
