@@ -33,7 +33,7 @@ def abstract(
 
     Matrices are QTensors (per-layer ones a Stack of them, under "blk"), vectors float32 (per-layer ones `(L, n)`).
     layout: what the kernels read, where a format has it. placement: the leaves say how they lie on it; shapes are of
-    all devices' parts together, padding included, but a QTensor's `rows` and `width` are of one, as traced code sees it.
+    all devices' parts together, padding included; a QTensor's `rows` and `width` are of one, as traced code sees it.
     Raises GGUFError as `used_weights` does.
     """
     tree: Params = {"blk": {}}
@@ -45,7 +45,7 @@ def abstract(
         kept = [layout_of(weight, qtype, layout, tied) for qtype in qtypes]
         axis = cut(cfg, split, weight, 0).axis
 
-        def whole(shape: tuple[int, ...], dtype: Any, layout: str, weight=weight, axis=axis) -> Any:
+        def whole(shape: tuple[int, ...], dtype: Any, layout: str, weight: Weight = weight, axis: Axis = axis) -> Any:
             at = _position(weight, axis, layout)
             full = (n * split.tensor if i == at else n for i, n in enumerate(shape))
             sharding = None if placement is None else placement.sharding(along(at))
@@ -101,7 +101,8 @@ def place(weights: list[HostWeight], placement: Placement) -> Params:
             target[host.weight.name] = arrays[0]
         elif host.weight.per_layer:
             target[host.weight.name] = Stack(
-                tuple(_matrix(host.weight, *each) for each in zip(arrays, host.qtypes, host.layouts, strict=True)), host.places
+                tuple(_matrix(host.weight, *each) for each in zip(arrays, host.qtypes, host.layouts, strict=True)),
+                host.places,
             )
         else:
             target[host.weight.name] = _matrix(host.weight, arrays[0], host.qtypes[0], host.layouts[0])

@@ -107,7 +107,7 @@ def test_a_prompt_unpacks_each_weight_once(qtype):
     if native_build.has_compiler():
         name = next(name for name, lanes in LANES.items() if lanes == native_build.lanes())
         packed = jnp.asarray(pack(np.asarray(w.blocks), qtype, name))
-        runs["native"] = functools.partial(fused, x, QTensor.of(packed, qtype, name, 5632), "native")
+        runs["native"] = functools.partial(fused, x, QTensor.of(packed, qtype, name, 5632, 2048), "native")
     seconds = {name: [] for name in runs}
     for _ in range(8):
         for name, run in runs.items():

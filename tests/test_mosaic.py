@@ -89,8 +89,7 @@ def check(x: np.ndarray, values: np.ndarray, y: jax.Array, extra: float = 0.0) -
     np.testing.assert_array_less(error, (x.shape[1] * UNIT + extra) * magnitude + 1e-30)
 
 
-@pytest.mark.parametrize("rows", [1, 9])
-@pytest.mark.parametrize("qtype", SUPERBLOCKS)
+@pytest.mark.parametrize(("qtype", "rows"), [(qtype, 1 + 8 * (i % 2)) for i, qtype in enumerate(SUPERBLOCKS)])
 def test_tpu_kernel(qtype, rows):
     blocks = random_matrix(qtype, 130)
     values = np.asarray(values_of(blocks, qtype))
@@ -98,6 +97,8 @@ def test_tpu_kernel(qtype, rows):
     packed = jnp.asarray(np.stack([np.zeros_like(pack(blocks, qtype, "columns")), pack(blocks, qtype, "columns")]))
     y = mosaic_tpu.product(jnp.asarray(x), packed, qtype, jnp.int32(1), 130, interpret=True)
     check(x, values, y)
+    if qtype not in ("F32", "Q8_0", "Q4_K"):  # each interpretation takes a second
+        return
     rounded = jnp.asarray(x, jnp.bfloat16)
     y = mosaic_tpu.product(rounded, packed, qtype, jnp.int32(1), 130, interpret=True)
     # both factors of a product are rounded to 8 significant bits; x's rounding is in `rounded` already
