@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# an environment of its own for the compilers of other hardware: where they are installed, jax looks for that hardware
+TARGETS_VENV := .venv-targets
 MODEL ?= $(wildcard ../shared/models/stories260K-k256-Q4_K_M.gguf)
 PROMPT ?= Once upon a time
 BENCH_MODELS ?= bench-models
@@ -9,17 +11,20 @@ BENCH_MODELS ?= bench-models
 PEER_PYTHON ?=
 ARGS ?= --max_tokens=64 --temperature=0
 
-.PHONY: run test test-slow lint bench clean
+.PHONY: run test test-slow test-targets lint bench clean
 
 run: $(VENV)/installed
 	@test -n "$(MODEL)" || { echo "error: no model: name a GGUF file, make run MODEL=path/to/model.gguf" >&2; exit 2; }
 	@$(PY) run.py generate --model="$(MODEL)" --prompt="$(PROMPT)" $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow and not targets"
 
 test-slow: $(VENV)/installed-dev
 	$(PY) -m pytest -m slow
+
+test-targets: $(TARGETS_VENV)/installed
+	$(TARGETS_VENV)/bin/python -m pytest -m targets tests/test_targets.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -32,7 +37,7 @@ bench: $(VENV)/installed$(if $(PEER_PYTHON),,-peers)
 	$(PY) -m bench.startup; bounds=$$?; $(PY) -m bench.render && exit $$bounds
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(TARGETS_VENV) build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +48,11 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-peers: pyproject.toml | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --editable ".[peers]"
+	@touch $@
+
+$(TARGETS_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(TARGETS_VENV)
+	$(TARGETS_VENV)/bin/python -m pip install --quiet --editable ".[tpu,cuda]" pytest
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python

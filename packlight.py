@@ -24,6 +24,7 @@ import numpy as np
 from compile.config import CompileConfig, default_config, read_config
 from compile.inspection import format_totals, inspect, tensor_layouts, tensor_paths
 from compile.kernels import layout, settle
+from compile.memory import Limit, MemoryPlan, config_limit, device_limit, host_limit, plan_memory
 from compile.plan import Plan, make_plan
 from generation import Completion, Run, TokenLogprob
 from model.architectures import ARCHITECTURES
@@ -41,6 +42,7 @@ from quant.errors import (
     ConfigError,
     ContextLengthError,
     GGUFError,
+    MemoryLimitError,
     NonFiniteLogitsError,
     PacklightError,
     UnsupportedError,
@@ -62,6 +64,7 @@ __all__ = [
     "ContextLengthError",
     "GGUFError",
     "LLM",
+    "MemoryLimitError",
     "NonFiniteLogitsError",
     "PacklightError",
     "SamplingConfig",
@@ -130,6 +133,33 @@ class Prepared:
     def context(self) -> int:
         """Tokens a slot will hold; the same under every config that ships, as they all leave it to the file."""
         return make_plan(self._with_context(self.named or default_config("cpu")), self.model.context_length).context
+
+    @functools.cached_property
+    def memory(self) -> MemoryPlan:
+        """Bytes of weights and cache on each device; scratch is not known before executables are."""
+        return plan_memory(self.file, self.model, self.config, self.plan, self.layout, self.split)
+
+    @functools.cached_property
+    def memory_limit(self) -> Limit | None:
+        """What each device has free before loading, or what the config says, or None where nobody knows.
+
+        Raises ConfigError when there are no such devices.
+        """
+        if (limit := config_limit(self.config)) is not None:
+            return limit
+        on_cpu = self.config.platform == "cpu"
+        if on_cpu and self.split.data * self.split.tensor == 1:
+            return host_limit()
+        from compile import aot
+
+        local = aot.find_devices(self.config, self.split).local
+        return host_limit(len(local)) if on_cpu else device_limit(local)
+
+    def check_memory(self, scratch: int | None = None) -> None:
+        """Raises MemoryLimitError when weights, cache and scratch do not fit the device."""
+        if self.memory_limit is not None:
+            plan = dataclasses.replace(self.memory, scratch=scratch)
+            self.memory_limit.check(plan, shown_path(self.file.path))
 
     def _with_context(self, config: CompileConfig) -> CompileConfig:
         return config if self.named_context is None else dataclasses.replace(config, context=self.named_context)
@@ -220,7 +250,8 @@ def load(
 
     config: path of a TOML file, a CompileConfig, or None for the one that ships for jax's default platform.
     on_read(bytes, total bytes) and on_built(executable, total executables) are called while each is done.
-    Raises GGUFError, UnsupportedError, ConfigError.
+    Raises GGUFError, UnsupportedError, ConfigError, and MemoryLimitError: before anything is loaded when weights and
+    cache do not fit the device, after compiling when the scratch of a step does not fit beside them.
     """
     return LLM(prepare(path, config), on_read, on_built)
 
@@ -230,7 +261,8 @@ class LLM:
 
     file, model, tokenizer, config, plan: what was loaded, and how. placement: the devices, device: their first; split:
     how they share the model. executables: what was built, hit or miss.
-    weights_bytes, kv_bytes: what it occupies. timings: load_s and compile_s.
+    weights_bytes, kv_bytes: what it occupies. memory: the same on each device, with the scratch of the largest step.
+    timings: load_s and compile_s.
     """
 
     def __init__(
@@ -241,6 +273,7 @@ class LLM:
     ):
         self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
         self.weights_bytes = sum(info.nbytes for info in self.file.tensors.values())
+        prepared.check_memory()
         began = time.perf_counter()
         self.config, self.plan, self.split = prepared.config, prepared.plan, prepared.split
 
@@ -276,6 +309,8 @@ class LLM:
             self.tokenizer.eog_ids,
             self.placement,
         )
+        self.memory = dataclasses.replace(prepared.memory, scratch=self.executables.scratch_bytes)
+        prepared.check_memory(self.memory.scratch)
         self._prepared = prepared
         self._running: dict[int, Run] = {}
         self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}

@@ -29,6 +29,7 @@ from terminal import (
     say,
     short,
     speed,
+    target_text,
     warn,
     write,
     write_json,
@@ -36,6 +37,8 @@ from terminal import (
 
 if TYPE_CHECKING:
     import packlight  # at run time inside functions: --help and a bad flag need no numpy
+    from compile import targets
+    from compile.memory import Limit, MemoryPlan
 
 PERPLEXITY_CONTEXT = 512  # llama.cpp's
 EXIT_SLOWER, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
@@ -87,6 +90,11 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "coordinator": (flags.DEFINE_string, None, "host:port of process 0, when several processes run one model together"),
     "num_processes": (flags.DEFINE_integer, None, "how many processes there are; the config's mesh spans them all"),
     "process_id": (flags.DEFINE_integer, None, "number of this process; 0 writes the text"),
+    "target": (
+        flags.DEFINE_string,
+        None,
+        "hardware to compile for, here or not: cpu, cuda:h100, cuda:h200, tpu:v5e, tpu:v5e:2x2, tpu:v5p, tpu:v6e",
+    ),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (flags.DEFINE_string, None, "text file: to predict, or of texts to embed, one a line"),
@@ -198,34 +206,49 @@ def inspect(values: flags.FlagValues) -> None:
 
 
 def compile_(values: flags.FlagValues) -> None:
-    """Builds and stores every executable of a config; prints a table of them."""
-    prepared = _prepare(values)
-    from compile import aot
+    """Builds and stores every executable of a config, for this machine or another; prints a table of them."""
+    from compile import targets
+
+    target = None if values.target is None else targets.parse(values.target)
+    prepared = _prepare(values, target=target)
+    limit = _limit(prepared, target)
+    _say_memory(prepared, limit)
+    from compile import aot, report
     from model.declaration import formats
     from model.params import abstract
 
-    placement = aot.find_devices(prepared.config, prepared.split)
+    there = target if target is not None and target.chip is not None else None
+    config, split = prepared.config, prepared.split
+    if there is None:
+        placement = aot.find_devices(config, split)
+    else:
+        placement = aot.place_on(targets.devices(there), split, f"--target={there.name}")
     params = abstract(prepared.model, formats(prepared.file), prepared.layout, placement)
     with Bar() as bar:
         bar.start("compile", len(prepared.plan.steps), unit="step")
         executables = aot.build(
-            prepared.model,
-            prepared.config,
-            prepared.plan,
-            params,
-            placement,
+            *(prepared.model, config, prepared.plan, params, placement),
             lambda _: bar.advance(1),
+            load=there is None,
         )
     warn([*prepared.warnings, *executables.warnings])
+    memory = dataclasses.replace(prepared.memory, scratch=executables.scratch_bytes)
+    say(f"memory with scratch: {memory}")
+    file, model, kv_dtype = prepared.file, prepared.model, prepared.config.kv_dtype
     rows = [
-        {"step": str(b.key)} | {k: v for k, v in vars(b).items() if k not in ("key", "call")}
-        for b in executables.built.values()
+        report.step_row(built)
+        if target is None
+        else report.target_row(built, target, file, model, kv_dtype, split, memory, limit)
+        for built in executables.built.values()
     ]
     if values.json:
         counts = {"hits": executables.hits, "misses": executables.misses, "compiled": aot.compile_count()}
-        write_json({"executables": rows, "compile": counts})
-        return
-    write(compile_text(rows))
+        result = {"executables": rows, "compile": counts, "memory": _memory_report(memory, limit)}
+        write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))
+    else:
+        write(compile_text(rows) if target is None else target_text(rows))
+    if limit is not None:
+        limit.check(memory, os.path.basename(prepared.file.path))
 
 
 def perplexity(values: flags.FlagValues) -> None:
@@ -332,9 +355,9 @@ COMMANDS = {
         ),
         Command(
             "compile",
-            "build and store the executables of a config",
-            "packlight compile --model=model.gguf --config=config.toml",
-            ("model", "config", "context", "json"),
+            "build and store the executables of a config, also for hardware that is not here",
+            "packlight compile --model=model.gguf --target=cuda:h200",
+            ("model", "config", "target", "context", "json"),
             compile_,
         ),
         Command(
@@ -464,12 +487,17 @@ def _model_path(values: flags.FlagValues) -> str:
     return values.model
 
 
-def _prepare(values: flags.FlagValues, context: int | None = None) -> "packlight.Prepared":
+def _prepare(
+    values: flags.FlagValues, context: int | None = None, target: "targets.Target | None" = None
+) -> "packlight.Prepared":
     """File, config and context that the flags name, checked; context: instead of the flag's."""
     import packlight
 
     path = _model_path(values)
     config = packlight.read_config(values.config) if values.config is not None else None
+    if target is not None:
+        config = target.config(config)
+        target.check_compiler()
     return packlight.prepare(path, config, values.context if context is None else context)
 
 
@@ -488,10 +516,37 @@ def _join(values: flags.FlagValues, prepared: "packlight.Prepared") -> None:
     join(values.coordinator, values.num_processes, values.process_id, prepared.config)
 
 
+def _limit(prepared: "packlight.Prepared", target: "targets.Target | None") -> "Limit | None":
+    """The memory that the model may take: of the target's chip, else of the device that is here."""
+    if target is None or target.chip is None or prepared.config.memory_limit:
+        return prepared.memory_limit
+    from compile.memory import Limit
+
+    return Limit(int(target.chip.memory), f"{target.chip.device_kind} by its datasheet")
+
+
+def _say_memory(prepared: "packlight.Prepared", limit: "Limit | None") -> None:
+    """The memory plan on stderr, before anything is loaded. Raises MemoryLimitError when it does not fit."""
+    if limit is not None:
+        limit.check(prepared.memory, os.path.basename(prepared.file.path))
+    say(f"memory: {prepared.memory}" + ("" if limit is None else f" of {limit}"))
+
+
+def _memory_report(memory: "MemoryPlan", limit: "Limit | None") -> dict[str, Any]:
+    return {
+        "weights_bytes": memory.weights,
+        "kv_bytes": memory.cache,
+        "scratch_bytes": memory.scratch,
+        "limit_bytes": limit and limit.bytes,
+        "limit": limit and limit.source,
+    }
+
+
 def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
     """The prepared model, with progress bars and the plan in brief on stderr."""
     import packlight
 
+    _say_memory(prepared, prepared.memory_limit)
     left = sum(info.nbytes for info in prepared.file.tensors.values())
     with Bar() as bar:
         bar.start("load", left, unit="B", unit_scale=True)
@@ -525,12 +580,12 @@ def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
 def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -> dict[str, Any]:
     from compile.aot import compile_count
 
-    memory = {"weights_bytes": llm.weights_bytes, "kv_bytes": llm.kv_bytes, "peak_rss_bytes": _peak_rss()}
+    memory = {"weights_bytes": llm.weights_bytes, "kv_bytes": llm.kv_bytes, "scratch_bytes": llm.memory.scratch}
     counts = {"hits": llm.executables.hits, "misses": llm.executables.misses, "compiled": compile_count()}
     return {
         **dataclasses.asdict(completion),
         "timings": llm.timings | completion.timings,
-        "memory": memory,
+        "memory": memory | {"peak_rss_bytes": _peak_rss()},
         "compile": counts,
         "mesh": dataclasses.asdict(llm.split),
         "plan": llm.kernel_paths(),

@@ -118,10 +118,34 @@ def compile_text(rows: Sequence[dict[str, Any]]) -> str:
         [f"{row['seconds']:.2f}" for row in rows],
         [f"{row['argument_bytes'] / 1e6:,.1f}" for row in rows],
         [f"{row['scratch_bytes'] / 1e6:,.2f}" for row in rows],
-        [f"{row['flops'] / 1e9:,.3f}" for row in rows],
-        [f"{row['bytes_accessed'] / 1e9:,.3f}" for row in rows],
+        [_billions(row["flops"]) for row in rows],
+        [_billions(row["bytes_accessed"]) for row in rows],
     ]
     return table(head, list(zip(*columns, strict=True)))
+
+
+def target_text(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of executables for a target: what XLA says of each, then what any program for the step comes to."""
+    head = ["step", ">seconds", ">arguments MB", ">outputs MB", ">scratch MB", ">XLA GFLOP", ">XLA GB"]
+    head += [">GFLOP", ">GB", ">roofline ms", "limit", ">needs GB", "fits", "unpacked whole", "largest in scratch"]
+    lines = []
+    for row in rows:
+        sizes = [f"{row[key] / 1e6:,.1f}" for key in ("argument_bytes", "output_bytes", "scratch_bytes")]
+        counts = ("flops", "bytes_accessed", "must_do_flops", "must_read_bytes")
+        least = ["-", "-"] if row["roofline_s"] is None else [f"{1e3 * row['roofline_s']:.3f}", row["roofline_limit"]]
+        whole = row["unpacked"]
+        unpacked = "-" if whole is None else ", ".join(f"{name} ({n / 1e6:,.1f} MB)" for name, n in whole.items())
+        most = row["largest_scratch"]
+        largest = f"{most['array']} by {most['by']} ({most['bytes'] / 1e6:,.1f} MB)" if most else "-"
+        lines.append(
+            [row["step"], f"{row['seconds']:.1f}", *sizes, *(_billions(row[key]) for key in counts), *least]
+            + [f"{row['needs_bytes'] / 1e9:.2f}", "yes" if row["fits"] else "no", unpacked or "none", largest]
+        )
+    return table(head, lines)
+
+
+def _billions(count: float | None) -> str:
+    return "-" if count is None else f"{count / 1e9:,.3f}"
 
 
 def bench_text(record: dict[str, Any]) -> str:

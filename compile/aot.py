@@ -26,12 +26,13 @@ from compile.config import CompileConfig
 from compile.plan import Plan, StepKey
 from compile.steps import CACHE_ARGUMENT, make_step, on_mesh, placed_arguments
 from compile.store import EntryError, Store
+from compile.targets import compiler_version
 from model.config import ModelConfig
 from model.params import Params
 from model.placement import Device, Placement
 from model.sharding import WHOLE, Split
 from quant import native_ops
-from quant.errors import ConfigError
+from quant.errors import ConfigError, MemoryLimitError
 
 BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _compiles: list[float] = []
@@ -52,17 +53,19 @@ def compile_count() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """One executable and how it came to be. Bytes are per device; flops and bytes_accessed are XLA's
-    estimate, which counts a loop's body once."""
+    """One executable and how it came to be. Bytes are per device, new_bytes those of outputs that reuse no argument;
+    flops and bytes_accessed are XLA's estimate, which counts a loop's body once, or None where it gives none."""
 
     key: StepKey
     call: Callable[..., Any]
     hit: bool
     seconds: float
     argument_bytes: int
+    output_bytes: int
+    new_bytes: int
     scratch_bytes: int
-    flops: float
-    bytes_accessed: float
+    flops: float | None
+    bytes_accessed: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Executables:
     def misses(self) -> int:
         return len(self.built) - self.hits
 
+    @property
+    def scratch_bytes(self) -> int:
+        """What steps need beside weights and cache, one step at a time."""
+        return max(b.scratch_bytes + b.new_bytes for b in self.built.values())
+
 
 def find_devices(config: CompileConfig, split: Split = WHOLE) -> Placement:
     """The first devices of the platform that the config asks for, as many as the split wants. A CPU is made to show
@@ -100,8 +108,14 @@ def find_devices(config: CompileConfig, split: Split = WHOLE) -> Placement:
         devices = jax.devices(config.platform)
     except RuntimeError:
         raise ConfigError(f"config key 'platform' is {config.platform!r}; jax finds only: {', '.join(found)}") from None
+    return place_on(devices, split, config.platform)
+
+
+def place_on(devices: list[Device], split: Split, whose: str) -> Placement:
+    """The first of some devices, as many as the split wants. Raises ConfigError when they are fewer."""
+    wanted = split.data * split.tensor
     if len(devices) < wanted:
-        raise ConfigError(f"config key 'mesh' needs {wanted} devices; jax finds {len(devices)} of {config.platform}")
+        raise ConfigError(f"config key 'mesh' needs {wanted} devices; {whose} has {len(devices)}")
     return Placement.on(devices, split)
 
 
@@ -128,10 +142,14 @@ def build(
     params: Params,
     placement: Placement,
     progress: Callable[[Built], None] = lambda built: None,
+    load: bool = True,
 ) -> Executables:
     """Compiles or loads every step of `plan`, several at a time; `progress` is called as each is done.
 
     params: the tree of arrays, or of shapes that say how they lie on the devices, as `model.params` gives it.
+    load: take what the store has; without it, as for a device that is not there (`compile.targets`), every step is
+    compiled and stored. Raises MemoryLimitError when XLA finds that a step does not fit the device, ConfigError for an
+    impossible option.
     """
     warnings: list[str] = []
     store = Store(config.store_dir) if config.store else None
@@ -147,7 +165,7 @@ def build(
         step = make_step(key, cfg, config, plan.context, placement.split)
         if not placement.single:
             step = on_mesh(step, key, placement, arguments)
-        return _build_one(key, step, config, arguments, digest, placement, store, warnings)
+        return _build_one(key, step, config, arguments, digest, placement, store, warnings, load)
 
     built = {}
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count())
@@ -178,9 +196,10 @@ def _build_one(
     placement: Placement,
     store: Store | None,
     warnings: list[str],
+    load: bool,
 ) -> Built:
     began = time.perf_counter()
-    if store is not None:
+    if store is not None and load:
         try:
             entry = store.read(digest)
             if entry is not None:
@@ -194,8 +213,11 @@ def _build_one(
     try:
         call = lowered.compile(compiler_options=dict(config.xla_options))
     except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if reason.startswith("RESOURCE_EXHAUSTED"):
+            raise MemoryLimitError(f"{key} does not fit {placement.flat[0].device_kind}: {reason}") from None
         if config.xla_options:
-            raise ConfigError(f"config key 'xla_options': {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"config key 'xla_options': {reason}") from None
         raise
     if store is not None:
         try:
@@ -213,9 +235,11 @@ def _report(key: StepKey, call: Any, hit: bool, began: float) -> Built:
         hit,
         time.perf_counter() - began,
         memory.argument_size_in_bytes if memory else 0,
+        memory.output_size_in_bytes if memory else 0,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes if memory else 0,
         memory.temp_size_in_bytes if memory else 0,
-        cost.get("flops", 0.0),
-        cost.get("bytes accessed", 0.0),
+        cost.get("flops"),
+        cost.get("bytes accessed"),
     )
 
 
@@ -235,10 +259,10 @@ def entry_digest(
         "arguments": [str(tree), *(f"{x.dtype}{x.shape}" for x in leaves)],
         "model": repr(dataclasses.replace(cfg, name="", defaulted=(), unread=())),
         "config": [context, config.kernel_path, config.activation_dtype, repr(config.xla_options)],
-        "device": [device.platform, device.device_kind, device.client.platform_version],
+        "device": [device.platform, device.device_kind, *compiler_version(device)],
         "mesh": [repr(placement.split), [[each.id for each in row] for row in placement.devices], jax.process_index()],
         "versions": [jax.__version__, importlib.metadata.version("jaxlib"), platform.python_version()],
-        "host": host_features(),
+        "host": host_features() if device.platform == "cpu" else "",
         "native": native_ops.register() if config.kernel_path == "native" else "",
         "flags": os.environ.get("XLA_FLAGS", ""),
         "code": code_hash(),

@@ -54,6 +54,7 @@ class CompileConfig:
     cpu_kernels: kernel path of matrix products and attention on a CPU: native (C++; activations rounded to int8 as
         llama.cpp does), xla, reference, or auto: native where there is a C++ compiler and activations are float32,
         else xla. A GPU runs mosaic_gpu, a TPU mosaic_tpu.
+    memory_limit: bytes that weights, cache and scratch may take on a device; 0 is what it has free.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     xla_options: passed to XLA for every executable.
     """
@@ -68,6 +69,7 @@ class CompileConfig:
     kv_dtype: str = "float32"
     activation_dtype: str = "float32"
     cpu_kernels: str = "auto"
+    memory_limit: int = 0
     store: bool = True
     cache_dir: str = ""
     xla_options: tuple[tuple[str, Any], ...] = ()
@@ -102,6 +104,9 @@ class CompileConfig:
             )
         if self.platform != "cpu" and self.cpu_kernels != "auto":
             raise ConfigError(f"config key 'cpu_kernels' is {self.cpu_kernels!r} but the platform is {self.platform!r}")
+        limit = self.memory_limit
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise ConfigError(f"config key 'memory_limit' is {limit!r}; it is a number of bytes, or 0")
         if not isinstance(self.store, bool):
             raise ConfigError(f"config key 'store' is {self.store!r}; it is true or false")
         if not isinstance(self.cache_dir, str):

@@ -33,6 +33,11 @@ class Placement:
         return [device for row in self.devices for device in row]
 
     @property
+    def local(self) -> list[Device]:
+        """Those of this process."""
+        return [device for device in self.flat if device.process_index == jax.process_index()]
+
+    @property
     def single(self) -> bool:
         return len(self.flat) == 1
 

@@ -24,5 +24,9 @@ class ConfigError(PacklightError):
     """A config key or value, a flag or an argument that cannot be honoured."""
 
 
+class MemoryLimitError(PacklightError):
+    """Weights, cache and scratch do not fit the device's memory; the message has the numbers."""
+
+
 class NonFiniteLogitsError(PacklightError):
     """A step gave logits that are NaN or infinite; nothing is sampled from them."""

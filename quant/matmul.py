@@ -17,6 +17,7 @@ from quant.qtensor import QTensor, unpack
 
 PATHS = ("reference", "xla", "native", "mosaic_gpu", "mosaic_tpu")
 TILE_ELEMENTS = 1 << 19  # weights unpacked at a time by `xla`: 2 MB of float32
+UNPACK_SCOPE = "unpack_{qtype}_{out}x{width}"  # names the matrix in the compiled program, where `compile.hlo` finds it
 
 
 def matmul(
@@ -36,7 +37,7 @@ def matmul(
         raise ValueError(f"matmul: x {x.shape} does not fit weights {w.shape} indexed by {len(index)} axes")
     match path:
         case "reference":
-            return _dot(x, unpack(_rows(w, index, 0, out), w.qtype))
+            return _dot(x, _weights(_rows(w, index, 0, out), w, x.dtype))
         case "xla":
             return _tiled(x, w, index)
         case "native":
@@ -106,7 +107,7 @@ def _tiled(x: jax.Array, w: QTensor, index: Sequence[jax.Array | int]) -> jax.Ar
 
     def body(tile, carry):
         blocks, y = carry
-        y = lax.dynamic_update_slice(y, _dot(x, unpack(blocks, w.qtype)), (jnp.int32(0), start(tile)))
+        y = lax.dynamic_update_slice(y, _dot(x, _weights(blocks, w, x.dtype)), (jnp.int32(0), start(tile)))
         return _rows(w, index, start(tile + 1), rows), y
 
     y = jnp.zeros((x.shape[0], out), jnp.float32)
@@ -122,11 +123,17 @@ def _rows(w: QTensor, index: Sequence[jax.Array | int], start: jax.Array | int, 
     return lax.dynamic_slice(blocks, [jnp.asarray(s, jnp.int32) for s in starts], sizes).reshape(sizes[lead:])
 
 
+def _weights(blocks: jax.Array, w: QTensor, dtype: jnp.dtype) -> jax.Array:
+    """Packed rows of `w`, uint8 (rows, N, block_bytes), as weights (rows, in)."""
+    with jax.named_scope(UNPACK_SCOPE.format(qtype=w.qtype, out=w.shape[-2], width=w.shape[-1])):
+        return unpack(blocks, w.qtype).astype(dtype)
+
+
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
     """x (M, in) · w (out, in) -> float32 (M, out)."""
     return lax.dot_general(
         x,
-        w.astype(x.dtype),
+        w,
         (((1,), (1,)), ((), ())),
         precision=lax.Precision.HIGHEST,  # no TF32 for float32 on a GPU
         preferred_element_type=jnp.float32,

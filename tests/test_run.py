@@ -93,7 +93,8 @@ def test_stdout_has_the_text_and_a_line_end(small):
     path, golden, _ = stories(STORIES)
     done = succeed(f"--model={path}", f"--config={small}", *GREEDY)
     assert done.stdout == golden["greedy_text_f32"] + "\n"
-    file, plan, speed = done.stderr.splitlines()
+    memory, file, plan, speed = done.stderr.splitlines()
+    assert re.fullmatch(r"memory: weights 1\.2 MB \+ cache 0\.8 MB = 2\.0 MB of [\d,.]+ MB \([a-z ]+\)", memory)
     assert re.fullmatch(rf"{path.name}: llama, 1\.2 MB: Q4_K x32, Q6_K x5, F32 x11", file)
     assert re.fullmatch(
         r"cpu: kernels xla x36, f32 x11, gather x1, attention xla; context 512, slots 1; "
@@ -125,7 +126,7 @@ def test_json_has_every_field_of_the_contract(noise):
     assert report["timings"].keys() == timings
     assert all(value > 0 for value in report["timings"].values())
     assert report["timings"]["ttft_s"] < report["timings"]["total_s"]
-    assert report["memory"].keys() == {"weights_bytes", "kv_bytes", "peak_rss_bytes"}
+    assert report["memory"].keys() == {"weights_bytes", "kv_bytes", "scratch_bytes", "peak_rss_bytes"}
     assert report["memory"]["weights_bytes"] < os.path.getsize(noise.model)
     assert report["memory"]["kv_bytes"] >= 2 * 4096 * 2 * 8 * 4  # k and v, positions, kv heads, head size, f32
     assert 20e6 < report["memory"]["peak_rss_bytes"] < 2e9

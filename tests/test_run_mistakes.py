@@ -136,7 +136,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, words, files, no_jax):
     arguments = [re.sub(r"\{([^}]+)\}", lambda name: str(files[name[1]]), word) for word in line.split(" ")]
     done = packlight(*arguments, **no_jax)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
+    assert re.fullmatch(r"(memory: [^\n]+\n)?error: [^\n]+\n", done.stderr), done.stderr
     assert re.search(words, done.stderr), done.stderr
 
 

@@ -5,16 +5,14 @@ Needs libtpu or the CUDA plugin; `memory_analysis` is not enough on a TPU, becau
 
 import functools
 import math
-import os
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import shared_path
-from jax.experimental import topologies
 
+from compile import targets
 from quant.formats import FORMATS
 from quant.layouts import SUPERBLOCKS, blocks_shape
 from quant.matmul import matmul
@@ -28,23 +26,12 @@ MOVES = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "whil
 
 @functools.cache
 def device(target: str):
-    """A device of the target's topology; skips where its plugin is missing."""
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    try:
-        if target == "h200":
-            text = shared_path("h200_target_config.txtpb").read_text()
-            described = topologies.get_topology_desc("", platform="cuda", topology="1x1x1", target_config=text)
-        else:
-            described = topologies.get_topology_desc(f"{target}:2x2", platform="tpu")
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        pytest.skip(f"no topology {target}: {str(error).splitlines()[0]}")
-    return described.devices[0]
+    return targets.devices(targets.parse(target))[0]
 
 
 def compiled(target: str, qtype: str, rows: int, dtype=jnp.bfloat16, out: int = OUT, width: int = WIDTH):
     """One layer's product out of a stack's, and the packed bytes of the stack."""
-    path, layout = ("mosaic_gpu", "words") if target == "h200" else ("mosaic_tpu", "columns")
+    path, layout = ("mosaic_gpu", "words") if target == "cuda:h200" else ("mosaic_tpu", "columns")
     placed = jax.sharding.SingleDeviceSharding(device(target))
     fmt = FORMATS[qtype]
     shape = (LAYERS, *blocks_shape(out, width // fmt.elements, fmt.bytes, layout, qtype))
@@ -74,7 +61,7 @@ def made(text: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("rows", [1, 8, 512])
 @pytest.mark.parametrize("qtype", SUPERBLOCKS)
-@pytest.mark.parametrize("target", ["v5e", "v6e"])
+@pytest.mark.parametrize("target", ["tpu:v5e", "tpu:v6e"])
 def test_tpu_reads_packed_bytes_and_makes_nothing_of_the_matrix(target, qtype, rows):
     done, packed = compiled(target, qtype, rows)
     memory = done.memory_analysis()
@@ -91,7 +78,7 @@ def test_tpu_reads_packed_bytes_and_makes_nothing_of_the_matrix(target, qtype, r
 @pytest.mark.parametrize("rows", [1, 8, 512])
 @pytest.mark.parametrize("qtype", SUPERBLOCKS)
 def test_gpu_reads_packed_bytes_and_makes_at_most_a_tile(qtype, rows):
-    done, packed = compiled("h200", qtype, rows)
+    done, packed = compiled("cuda:h200", qtype, rows)
     memory = done.memory_analysis()
     assert memory.argument_size_in_bytes <= 1.02 * packed + rows * WIDTH * 2 + 4096
     parts = WIDTH // 256  # a block of threads adds up at least a super-block
@@ -102,7 +89,7 @@ def test_gpu_reads_packed_bytes_and_makes_at_most_a_tile(qtype, rows):
     assert max(made(done.as_text()).values()) <= (few if rows <= 8 else max(OUT // 2 * WIDTH * 2, 4 * rows * OUT))
 
 
-@pytest.mark.parametrize("target", ["v5e", "h200"])
+@pytest.mark.parametrize("target", ["tpu:v5e", "cuda:h200"])
 def test_float32_activations_and_ragged_matrices_compile(target):
     for qtype, out, width in (("F32", 8, 2048), ("Q5_0", 1000, 896), ("Q4_K", 251 * 128, 1280)):
         for rows in (2, 40):
@@ -111,7 +98,7 @@ def test_float32_activations_and_ragged_matrices_compile(target):
 
 
 def test_the_scratch_of_a_large_matrix_on_a_gpu_is_a_tile():
-    done, packed = compiled("h200", "Q4_K", 1024, out=14336, width=4096)
+    done, packed = compiled("cuda:h200", "Q4_K", 1024, out=14336, width=4096)
     whole = 14336 * 4096 * 2
     assert np.isclose(packed, LAYERS * 14336 * 4096 * 4.5 / 8)
     assert max(made(done.as_text()).values()) <= 1024 * 14336 * 4  # the product; the matrix in bfloat16 is twice that

@@ -1,0 +1,158 @@
+"""The memory plan: what a model needs on its device, said and checked before anything is loaded. Imports no jax.
+
+Weights and cache follow from the file and the config; scratch is known once executables are. What a CPU has free is
+what the system and its control groups say, for other devices their own statistics.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from compile.config import CompileConfig
+from compile.plan import Plan
+from model.config import ModelConfig
+from model.declaration import check, is_tied, layout_of
+from model.reader import GGUFFile
+from model.sharding import Split
+from quant.errors import MemoryLimitError
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
+PROC = pathlib.Path("/proc")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on each device. scratch: the most that any step needs beside weights and cache; None: not known yet."""
+
+    weights: int
+    cache: int
+    scratch: int | None = None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + (self.scratch or 0)
+
+    def __str__(self) -> str:
+        scratch = "" if self.scratch is None else f" + scratch {megabytes(self.scratch)}"
+        return f"weights {megabytes(self.weights)} + cache {megabytes(self.cache)}{scratch} = {megabytes(self.total)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Bytes that a device leaves us, and who says so."""
+
+    bytes: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{megabytes(self.bytes)} ({self.source})"
+
+    def check(self, plan: MemoryPlan, name: str) -> None:
+        """Raises MemoryLimitError with the numbers when the plan of the model `name` does not fit."""
+        if plan.total > self.bytes:
+            raise MemoryLimitError(
+                f"{name} does not fit: {plan}, but there are {self}; take a smaller file, less context or fewer slots "
+                "(config keys 'context' and 'decode_batch')"
+            )
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def plan_memory(
+    file: GGUFFile, cfg: ModelConfig, config: CompileConfig, plan: Plan, layout: str, split: Split
+) -> MemoryPlan:
+    """Weights as they lie in each device's memory when kernels read `layout`, and the cache of its slots."""
+    used = check(file, cfg)
+    tied = is_tied(used)
+    weights = 0
+    for weight in used:
+        part = split.part(cfg, weight)
+        for name in weight.tensors(cfg.block_count):
+            qtype = file.tensors[name].format.name
+            if weight.is_vector:
+                weights += 4 * math.prod(part.shape)
+            else:
+                weights += math.prod(part.blocks_shape(qtype, layout_of(weight, qtype, layout, tied)))
+    slots = plan.slots // split.data
+    elements = cfg.block_count * slots * split.local(cfg).head_count_kv * plan.capacity * cfg.key_length
+    return MemoryPlan(weights, 2 * elements * ITEM_BYTES[config.kv_dtype] + 4 * slots)
+
+
+def config_limit(config: CompileConfig) -> Limit | None:
+    """The limit that a config sets, or None."""
+    return Limit(config.memory_limit, "config key 'memory_limit'") if config.memory_limit else None
+
+
+def device_limit(devices: Sequence[Any]) -> Limit | None:
+    """What the fullest of some GPUs or TPUs has free by its own statistics, or None where they keep none."""
+    found = []
+    for device in devices:
+        stats = device.memory_stats() or {}
+        if "bytes_limit" in stats:
+            found.append(Limit(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"free on {device.device_kind}"))
+    return min(found, key=lambda limit: limit.bytes, default=None)
+
+
+def host_limit(devices: int = 1) -> Limit | None:
+    """What this machine has free for each of some virtual devices: the least of the system's memory and of its control
+    groups, or None if unknown.
+    """
+    share = "" if devices == 1 else f" / {devices} devices"
+    known = ((_system(), "free memory"), (_cgroup(), "memory cgroup"))
+    found = [Limit(free // devices, source + share) for free, source in known if free]
+    return min(found, key=lambda limit: limit.bytes, default=None)
+
+
+def _system() -> int | None:
+    """MemAvailable on Linux, elsewhere all memory."""
+    try:
+        for line in (PROC / "meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _cgroup() -> int | None:
+    """What the tightest control group of this process leaves: limit - (usage - file cache that can be dropped).
+
+    Source: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+    """
+    try:
+        lines = (PROC / "self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    left = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = CGROUPS / "memory" if controllers else CGROUPS
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                left.append(_left(folder, *names))
+    return min((each for each in left if each is not None), default=None)
+
+
+def _left(folder: pathlib.Path, limit_name: str, usage_name: str) -> int | None:
+    """What one control group leaves, or None where it sets no limit."""
+    try:
+        limit = int((folder / limit_name).read_text(encoding="ascii"))
+        usage = int((folder / usage_name).read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+    cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    return max(1, limit - max(0, usage - cached))
