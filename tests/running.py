@@ -20,16 +20,18 @@ def write_config(path: pathlib.Path, **keys: Any) -> pathlib.Path:
 
 
 def packlight(*arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Runs a command line to its end; the variables come on top of this process's."""
-    return subprocess.run(
+    """Runs a command line to its end; the variables come on top of this process's. A model may write any line end, so
+    none is translated.
+    """
+    done = subprocess.run(
         [*COMMAND, *map(str, arguments)],
         env=os.environ | environment,
         cwd=pathlib.Path(__file__).parent,  # anywhere but the repository's root
         capture_output=True,
-        encoding="utf-8",
         timeout=300,
         check=False,
     )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def succeed(*arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
