@@ -257,7 +257,9 @@ def _weights(
     keep = jnp.where(s.mirostat[:, None] > 0, mirostat[0], keep)
     settled = jnp.where(s.mirostat > 0, mirostat[1], settled)
     temperature = jnp.where(s.mirostat > 0, s.temperature, temperature)
-    weights = jnp.where(keep, jnp.exp(_below(values, keep) / jnp.clip(temperature, TINY, HUGE)[:, None]), 0.0)
+    weights = jnp.where(
+        keep, jnp.exp(_below(values, _best(values, keep)) / jnp.clip(temperature, TINY, HUGE)[:, None]), 0.0
+    )
     weights = jnp.where(temperature[:, None] >= TINY, weights, (rank == _first(keep)[:, None]).astype(jnp.float32))
     return weights, settled | (values.shape[1] == vocab)
 
@@ -273,7 +275,7 @@ def _chain(
     """What the steps before the draw leave."""
     n = values.shape[1]
     none, every = jnp.zeros(values.shape, jnp.bool_), rank >= 0
-    below = _below(values, every)
+    below = _below(values, values[:, :1])
 
     sigma = s.top_n_sigma > 0
     within = values >= values[:, :1] - (s.top_n_sigma * whole.deviation)[:, None]
@@ -292,7 +294,7 @@ def _chain(
     top_p = jnp.where(jnp.any(reached, axis=1), _first(reached) + 1, vocab)
     top_p = jnp.where(s.top_p >= 1, vocab, jnp.where(jnp.isnan(s.top_p), _first(keep) + 1, top_p))
 
-    best = _at(values, _first(keep))[:, None]
+    best = _best(values, keep)
     fails = keep & ~(values >= best + jnp.log(s.min_p)[:, None])
     min_p = jnp.where((s.min_p <= 0) | ~jnp.any(fails, axis=1), vocab, _first(fails))
     kept = jnp.maximum(jnp.minimum(jnp.minimum(cut, top_p), min_p), _first(keep) + 1)  # all fail (NaN): one stays
@@ -332,7 +334,7 @@ def _xtc(below: jax.Array, rank: jax.Array, keep: jax.Array, threshold: Array) -
 
 def _dynamic(values: jax.Array, keep: jax.Array, s: SlotSampling) -> jax.Array:  # (B,) f32
     """The temperature between temperature -/+ range that the entropy of what is kept asks for; one token needs none."""
-    weights = jnp.where(keep, jnp.exp(_below(values, keep)), 0.0)
+    weights = jnp.where(keep, jnp.exp(_below(values, _best(values, keep))), 0.0)
     p = weights / _total(weights)
     entropy = _total(jnp.where(p > 0, -p * jnp.log(p), 0.0))[:, 0]
     share = entropy / jnp.log(jnp.maximum(jnp.sum(keep, axis=1, dtype=jnp.int32), 2).astype(jnp.float32))
@@ -347,7 +349,7 @@ def _mirostat(
     tokens whose surprise is at most mu. Source: 2007.14966.
     """
     n = values.shape[1]
-    heated = _below(values, rank >= 0) / jnp.clip(s.temperature, TINY, HUGE)[:, None]
+    heated = _below(values, values[:, :1]) / jnp.clip(s.temperature, TINY, HUGE)[:, None]
     surprise = (jnp.log(whole.heated)[:, None] - heated) / jnp.log(jnp.float32(2))
     within = jnp.maximum(_prefix(surprise <= s.mirostat_mu[:, None], vocab), 1)
 
@@ -364,9 +366,16 @@ def _mirostat(
     return rank < jnp.where(greedy, 1, kept)[:, None], ((kept <= n) & known) | greedy
 
 
-def _below(values: jax.Array, keep: jax.Array) -> jax.Array:  # (B, N) f32
-    """How far each logit is below the best that is kept: 0 for the best, even if infinite, -inf for -inf."""
-    best = _at(values, _first(keep))[:, None]
+def _best(values: jax.Array, keep: jax.Array) -> jax.Array:  # (B, 1) f32
+    """The highest logit that is kept."""
+    return _at(values, _first(keep))[:, None]
+
+
+def _below(
+    values: jax.Array,  # (B, N) f32
+    best: jax.Array,  # (B, 1) f32
+) -> jax.Array:  # (B, N) f32
+    """How far each logit is below the best: 0 for the best, even if infinite, -inf for -inf."""
     below = jnp.where(values == best, 0.0, values - best)  # +inf - +inf is NaN
     return jnp.where(values == -jnp.inf, -jnp.inf, below)  # which must weigh nothing even where it is the best
 
