@@ -2,12 +2,11 @@
 
 Every operation that XLA ran counts with its own time (its span less what ran inside it) for one of PARTS, told apart by
 the program's text. Of native kernels only: in XLA's a product has no operation of its own. The table goes to stdout,
-the record replaces `bench/results/breakdown.json`.
+the record is added to `bench/results/breakdown.json`.
 """
 
 import argparse
 import collections
-import json
 import pathlib
 import re
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.cases import Case
+from bench.command import append
 from bench.machine import file_facts, machine
 from bench.render import RESULTS
 from quant.errors import ConfigError, PacklightError
@@ -132,7 +132,7 @@ def main() -> None:
         sys.exit(2)
     for part, time in record["parts_ms"].items():
         print(f"{part:<28}{time:>9.3f} ms{time / record['step_ms']:>8.1%}")
-    (options.results / "breakdown.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    append(str(options.results / "breakdown.json"), record, ("parts_ms",))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from bench import gate, traffic
 from bench.cases import Case, make_cases
 from bench.machine import file_facts, machine, peak_rss, threads
 from bench.measure import Runs, ratio, row
-from bench.options import Options, read_records
+from bench.options import RECORD_KEYS, Options, read_records
 from bench.peers import KV_BYTES, UBATCH, LlamaBench, LlamaCpp, peer_python
 from bench.programs import Packlight
 from bench.twin import write_f32
@@ -188,9 +188,9 @@ def coverage(llm: "packlight.LLM") -> dict[str, dict[str, int]]:
     return {path: {"tensors": tensors[path], "bytes": nbytes[path]} for path, _ in nbytes.most_common()}
 
 
-def append(path: str, record: dict[str, Any]) -> None:
-    """Adds a record to the JSON list at `path`; the file is replaced whole."""
-    records = [*read_records(path, "results", missing_ok=True), record]
+def append(path: str, record: dict[str, Any], keys: Sequence[str] = RECORD_KEYS) -> None:
+    """Adds a record to the JSON list at `path`, of records with `keys`; the file is replaced whole."""
+    records = [*read_records(path, "results", True, keys), record]
     partial = f"{path}.{os.getpid()}.tmp"
     pathlib.Path(partial).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -91,8 +91,13 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
         raise ConfigError(f"--{flag}={text} is not a number or several with commas between") from None
 
 
-def read_records(path: str, flag: str, missing_ok: bool = False) -> list[dict[str, Any]]:
-    """The records in a JSON file, a list of them or one as `--json` prints it. Raises ConfigError naming the flag."""
+def read_records(
+    path: str, flag: str, missing_ok: bool = False, keys: Sequence[str] = RECORD_KEYS
+) -> list[dict[str, Any]]:
+    """The records in a JSON file, a list of them or one as `--json` prints it: objects with at least `keys`.
+
+    Raises ConfigError naming the flag.
+    """
     try:
         found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -104,6 +109,6 @@ def read_records(path: str, flag: str, missing_ok: bool = False) -> list[dict[st
     except (ValueError, RecursionError):
         raise ConfigError(f"--{flag}={path}: not JSON") from None
     records = found if isinstance(found, list) else [found]
-    if not all(isinstance(record, dict) and record.keys() >= set(RECORD_KEYS) for record in records):
+    if not all(isinstance(record, dict) and record.keys() >= set(keys) for record in records):
         raise ConfigError(f"--{flag}={path}: not a record of packlight bench")
     return records

@@ -17,8 +17,8 @@ Record = dict[str, Any]
 
 
 def records(folder: pathlib.Path = RESULTS) -> dict[str, Record]:
-    """Name -> record of every run in the folder."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    """Name -> last record of every run in the folder."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8"))[-1] for path in sorted(folder.glob("*.json"))}
 
 
 def tables(found: dict[str, Record]) -> str:

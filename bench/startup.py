@@ -1,7 +1,7 @@
 """Start-up, first token and memory of the runner, each measured apart: one cold start, then warm ones.
 
 Every start is a process of its own, as a user meets it. The table goes to stdout, the record with machine, commit
-and file hash replaces `bench/results/startup.json`. Exits with 1, a line each on stderr, when a bound is passed.
+and file hash is added to `bench/results/startup.json`. Exits with 1, a line each on stderr, when a bound is passed.
 Ratios to other programs are not this script's.
 
     python -m bench.startup --model=FILE [--reps=5] [--prompt_tokens=64] [--gen_tokens=16]
@@ -20,6 +20,7 @@ import tempfile
 import time
 from typing import Any
 
+from bench.command import append
 from bench.machine import file_facts, machine
 from bench.render import RESULTS
 
@@ -115,7 +116,7 @@ def main() -> None:
         record = measure(model, options.reps, options.prompt_tokens, options.gen_tokens)
     print(table(record))
     options.results.mkdir(exist_ok=True)
-    (options.results / "startup.json").write_text(json.dumps(record, indent=1) + "\n")
+    append(str(options.results / "startup.json"), record, ("cold", "warm"))
     lines = passed_bounds(record)
     print("".join(f"bound passed: {line}\n" for line in lines), end="", file=sys.stderr)
     sys.exit(1 if lines else 0)

@@ -2,15 +2,13 @@
 
     python -m bench.suite [--only=NAME,NAME] [--models=FOLDER] [--peer_python=PATH] [--reps=5] [--results=FOLDER]
 
-Each entry of SUITE is one run of `packlight bench` in a process of its own, whose record replaces
-`bench/results/NAME.json`; `bench.render` makes the tables from these files. Entries are independent: a run that was cut
-off goes on with --only. Models are written to --models and used again when they are there.
+Each entry of SUITE is one run of `packlight bench` in a process of its own, whose record is added to the list in
+`bench/results/NAME.json`; `bench.render` makes the tables from the last of each. Entries are independent: a run that
+was cut off goes on with --only. Models are written to --models and used again when they are there.
 """
 
 import argparse
 import dataclasses
-import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -79,15 +77,12 @@ def run(name: str, models: pathlib.Path, peer: str | None, results: pathlib.Path
         str(ROOT / "run.py"),
         "bench",
         f"--model={path}",
-        "--json",
+        f"--results={results / f'{name}.json'}",
         *entry.flags,
         *compare,
         *more,
     ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    partial = results / f".{name}.{os.getpid()}.tmp"
-    partial.write_text(json.dumps(json.loads(done.stdout), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, results / f"{name}.json")
+    subprocess.run(command, check=True)
 
 
 def main() -> None:

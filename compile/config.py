@@ -20,8 +20,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_CONTEXT = 4096
 
 
-def _integer(key: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+def _integer(key: str, value: Any, low: int, high: int = 2**31) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
         raise ConfigError(f"config key '{key}' is {value!r}; it is an integer >= {low}")
 
 
@@ -88,6 +88,7 @@ class CompileConfig:
                 raise ConfigError(f"config key '{key}' is {getattr(self, key)!r}; it is one of {', '.join(choices)}")
         for key, low in (("context", 0), ("head_rows", 1)):
             _integer(key, getattr(self, key), low)
+        _integer("memory_limit", self.memory_limit, 0, 2**63)
         for key in ("prefill_buckets", "decode_batch"):
             _ascending(key, getattr(self, key))
             if not getattr(self, key):
@@ -104,9 +105,6 @@ class CompileConfig:
             )
         if self.platform != "cpu" and self.cpu_kernels != "auto":
             raise ConfigError(f"config key 'cpu_kernels' is {self.cpu_kernels!r} but the platform is {self.platform!r}")
-        limit = self.memory_limit
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise ConfigError(f"config key 'memory_limit' is {limit!r}; it is a number of bytes, or 0")
         if not isinstance(self.store, bool):
             raise ConfigError(f"config key 'store' is {self.store!r}; it is true or false")
         if not isinstance(self.cache_dir, str):

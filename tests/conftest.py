@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("record")
+    path = session.config.getoption("record")  # not with -n, whose processes each measure a part
     if path is not None and session.testsfailed == 0:
         pathlib.Path(path).write_text(json.dumps(dict(sorted(MEASURED.items())), indent=1) + "\n", encoding="utf-8")
 

@@ -35,11 +35,11 @@ def test_tables_show_losses_and_change_with_a_record(tmp_path):
         "peer": {"name": "llama.cpp", "version": "1", "results": [{"test": "tg8", "median": 10.0}]},
         "ratio_details": {"tg8": {"median": 0.5, "spread": [0.4, 0.6]}},
     }
-    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps(record))
+    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps([{}, record]))
     text = render.tables(render.records(tmp_path))
     assert "| tinyllama-1.1b Q4_K_M | tg8 | 5.0 | 3.0 | 50% |  | 10.0 | **0.50** | 0.40–0.60 |" in text
     record["ratio_details"]["tg8"]["median"] = 1.5
-    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps(record))
+    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps([record]))
     assert "| 1.50 |" in render.tables(render.records(tmp_path))
     assert render.tables({}) == ""
     with pytest.raises(ValueError, match="bench:begin"):

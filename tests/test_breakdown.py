@@ -1,6 +1,5 @@
 """The breakdown of a decode step: which operation belongs to which part, and how nested spans are counted."""
 
-import json
 import sys
 
 import pytest
@@ -59,7 +58,7 @@ def test_a_real_step_is_accounted_for(tmp_path, monkeypatch, capsys):
     model = write_llama(tmp_path / "m.gguf", layers=2, embed=256, ffn=512, context=64, formats=mix)
     monkeypatch.setattr(sys, "argv", ["breakdown", f"--model={model}", "--tokens=8", f"--results={tmp_path}"])
     breakdown.main()
-    record = json.loads((tmp_path / "breakdown.json").read_text())
+    record = render.records(tmp_path)["breakdown"]
     assert list(record["parts_ms"]) == [*breakdown.PARTS, "outside the program"]
     assert all(record["parts_ms"][part] > 0 for part in breakdown.PARTS)
     assert sum(record["parts_ms"].values()) == pytest.approx(record["step_ms"])

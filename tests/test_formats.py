@@ -21,6 +21,7 @@ from quant.errors import UnsupportedError
 from quant.formats import BY_TYPE_ID, FORMATS, Format, format_named
 from quant.scales import SCALES, nonfinite_block
 
+pytestmark = pytest.mark.shipped
 BATCH = 128
 # Types gguf knows that are never a stored weight: ggml's intermediate formats, integers and f64.
 NOT_WEIGHTS = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}

@@ -18,6 +18,7 @@ from quant.matmul import matmul, tile_rows
 from quant.qtensor import QTensor, gather_rows
 
 # To first order |fl(x·w) - x·w| <= K 2^-24 sum |x_i w_i|, whatever the order of a float32 sum of K terms (Higham, 3.1).
+pytestmark = pytest.mark.shipped
 UNIT = 2.0**-24
 PATHS = ("reference", "xla")  # in float32; test_native has the other
 
