@@ -6,7 +6,7 @@
 import collections
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -39,6 +39,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("record")  # not with -n, whose processes each measure a part
     if path is not None and session.testsfailed == 0:
         pathlib.Path(path).write_text(json.dumps(dict(sorted(MEASURED.items())), indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_executables() -> Iterator[None]:
+    """A file's jitted functions go with it: those of all files together take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_every_path_in_one_run(model):
     assert re.search(r"^f32 +tg4 .* xla x15 ", text, re.M)
 
 
+@pytest.mark.shipped
 def test_the_gate_fails_on_a_slowdown_and_only_then(tmp_path):
     """R12: a baseline by `xla`, then the same model by `reference`, which unpacks every matrix on every call."""
     formats = {"default": "Q4_K"}
