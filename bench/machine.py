@@ -13,16 +13,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 WHOLE = 1 << 30  # a longer file is known by its first and last MiB and its size
 
 
+VECTORS = {"avx512_vnni": "AVX-512 VNNI", "avx2": "AVX2", "asimddp": "NEON"}  # Linux's name -> ours, best first
+
+
 def machine() -> dict[str, Any]:
-    """CPU, cores that this process may use, memory, versions, commit and day."""
-    cpu = platform.processor() or platform.machine()
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
+    """CPU and its vector instructions, cores that this process may use, memory, versions, commit and day."""
+    facts = dict(line.split(":", 1) for line in _lines("/proc/cpuinfo") if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = facts.get("flags", facts.get("Features", "")).split()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": cpu,
+        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "vectors": next((name for flag, name in VECTORS.items() if flag in flags), ""),
         "cores": threads(),
         "memory_gb": round(memory / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",

@@ -16,23 +16,38 @@ MODELS = ("tinyllama-1.1b", "tinyllama-1.1b-batch", "tinyllama-1.1b-xla", "llama
 Record = dict[str, Any]
 
 
-def records(folder: pathlib.Path = RESULTS) -> dict[str, Record]:
-    """Name -> last record of every run in the folder."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8"))[-1] for path in sorted(folder.glob("*.json"))}
+def records(folder: pathlib.Path = RESULTS) -> dict[str, list[Record]]:
+    """Name -> records of every run in the folder, oldest first."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def tables(found: dict[str, Record]) -> str:
-    """All tables that the records give, as Markdown; empty when there are none."""
+def tables(found: dict[str, list[Record]]) -> str:
+    """All tables that the records give, as Markdown, machine by machine; empty when there are none."""
+    kinds = dict.fromkeys(_kind(record) for runs in found.values() for record in runs)
+    return "\n".join(filter(None, (_tables(_latest(found, kind)) for kind in kinds)))
+
+
+def _kind(record: Record) -> tuple[str, str]:
+    machine = record["machine"]
+    return machine["cpu"], machine.get("vectors", "")
+
+
+def _latest(found: dict[str, list[Record]], kind: tuple[str, str]) -> dict[str, Record]:
+    """Name -> last record of a kind of machine."""
+    return {name: record for name, runs in found.items() for record in runs if _kind(record) == kind}
+
+
+def _tables(found: dict[str, Record]) -> str:
     runs = {name: record for name, record in found.items() if "results" in record}
     if not runs:
         return ""
-    parts = [_machines(runs.values()), _models(runs), _formats(runs), _paths(runs)]
+    parts = [_machine(runs.values()), _models(runs), _formats(runs), _paths(runs)]
     parts += [_breakdown(found.get("breakdown")), _startup(found.get("startup"))]
     return "\n".join(part for part in parts if part)
 
 
-def _machines(runs: Iterable[Record]) -> str:
-    kinds = sorted({(r["machine"]["cpu"], r["threads"], r["machine"]["jax"]) for r in runs})
+def _machine(runs: Iterable[Record]) -> str:
+    kinds = sorted({(" with ".join(filter(None, _kind(r))), r["threads"], r["machine"]["jax"]) for r in runs})
     peers = sorted({f"{r['peer']['name']} ({r['peer']['version']})" for r in runs if "peer" in r})
     days = sorted({r["machine"]["date"][:10] for r in runs})
     where = "; ".join(f"{cpu}, {threads} threads, jax {jax}" for cpu, threads, jax in kinds)

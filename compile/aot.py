@@ -144,7 +144,7 @@ def build(
     progress: Callable[[Built], None] = lambda built: None,
     load: bool = True,
 ) -> Executables:
-    """Compiles or loads every step of `plan`, several at a time; `progress` is called as each is done.
+    """Compiles or loads every step of `plan`; `progress` is called as each is done.
 
     params: the tree of arrays, or of shapes that say how they lie on the devices, as `model.params` gives it.
     load: take what the store has; without it, as for a device that is not there (`compile.targets`), every step is
@@ -168,7 +168,8 @@ def build(
         return _build_one(key, step, config, arguments, digest, placement, store, warnings, load)
 
     built = {}
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count())
+    # For a CPU one at a time: XLA shares each out among the cores, and a second one at work takes 225 MB more.
+    pool = concurrent.futures.ThreadPoolExecutor(1 if config.platform == "cpu" else os.cpu_count())
     try:
         for future in concurrent.futures.as_completed([pool.submit(one, key) for key in plan.steps]):
             done = future.result()

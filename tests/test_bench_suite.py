@@ -1,6 +1,7 @@
 """The suite behind the README's speed tables, and the tables."""
 
 import json
+import re
 
 import pytest
 import variant_goldens
@@ -35,12 +36,16 @@ def test_tables_show_losses_and_change_with_a_record(tmp_path):
         "peer": {"name": "llama.cpp", "version": "1", "results": [{"test": "tg8", "median": 10.0}]},
         "ratio_details": {"tg8": {"median": 0.5, "spread": [0.4, 0.6]}},
     }
-    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps([{}, record]))
+    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps([record | {"results": []}, record]))
     text = render.tables(render.records(tmp_path))
     assert "| tinyllama-1.1b Q4_K_M | tg8 | 5.0 | 3.0 | 50% |  | 10.0 | **0.50** | 0.40–0.60 |" in text
     record["ratio_details"]["tg8"]["median"] = 1.5
     (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps([record]))
     assert "| 1.50 |" in render.tables(render.records(tmp_path))
+    other = record | {"machine": record["machine"] | {"vectors": "AVX2"}, "results": [row | {"median": 7.0}]}
+    (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps([record, other]))
+    both = render.tables(render.records(tmp_path))
+    assert re.search(r"C, 2 threads.*\| tg8 \| 5\.0 .*C with AVX2, 2 threads.*\| tg8 \| 7\.0 ", both, re.DOTALL)
     assert render.tables({}) == ""
     with pytest.raises(ValueError, match="bench:begin"):
         render.rendered("no markers", "bench", text)
@@ -71,9 +76,9 @@ def test_the_suite_runs_an_entry(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(suite.SUITE, "format-Q8_0", entry)
         suite.run("format-Q8_0", tmp_path, None, tmp_path, ["--reps=1"])
-    record = render.records(tmp_path)["format-Q8_0"]
+    record = render.records(tmp_path)["format-Q8_0"][-1]
     assert [row["test"] for row in record["results"]] == ["pp8", "tg2"]
-    assert "| Q8_0 |" in render.tables({"format-Q8_0": record})
+    assert "| Q8_0 |" in render.tables({"format-Q8_0": [record]})
     assert (tmp_path / entry.file).exists()
 
 

@@ -58,10 +58,11 @@ def test_a_real_step_is_accounted_for(tmp_path, monkeypatch, capsys):
     model = write_llama(tmp_path / "m.gguf", layers=2, embed=256, ffn=512, context=64, formats=mix)
     monkeypatch.setattr(sys, "argv", ["breakdown", f"--model={model}", "--tokens=8", f"--results={tmp_path}"])
     breakdown.main()
-    record = render.records(tmp_path)["breakdown"]
+    record = render.records(tmp_path)["breakdown"][-1]
     assert list(record["parts_ms"]) == [*breakdown.PARTS, "outside the program"]
     assert all(record["parts_ms"][part] > 0 for part in breakdown.PARTS)
     assert sum(record["parts_ms"].values()) == pytest.approx(record["step_ms"])
     assert len(capsys.readouterr().out.splitlines()) == 5
-    text = render.tables({"breakdown": record} | render.records())
+    run = render.records()["tinyllama-1.1b"][-1] | {"machine": record["machine"]}
+    text = render.tables({"breakdown": [record], "tinyllama-1.1b": [run]})
     assert "A decode step of m.gguf at depth 0, from a profile: matrix products " in text
