@@ -27,7 +27,7 @@ test-slow: $(VENV)/installed-dev
 	$(PY) -m pytest -m slow
 
 test-targets: $(TARGETS_VENV)/installed
-	$(TARGETS_VENV)/bin/python -m pytest -m targets tests/test_targets.py
+	$(TARGETS_VENV)/bin/python -m pytest -m targets tests/test_targets.py tests/test_target_kernels.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
