@@ -25,6 +25,7 @@ from terminal import (
     follow,
     inspect_text,
     perplexity_text,
+    quantize_text,
     reserve_stdout,
     say,
     short,
@@ -95,6 +96,8 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
         None,
         "hardware to compile for, here or not: cpu, cuda:h100, cuda:h200, tpu:v5e, tpu:v5e:2x2, tpu:v5p, tpu:v6e",
     ),
+    "type": (flags.DEFINE_string, None, "what to quantize to: Q4_0, Q8_0, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K or F16"),
+    "out": (flags.DEFINE_string, None, "file to write (default: the model's name with the type in it)"),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (flags.DEFINE_string, None, "text file: to predict, or of texts to embed, one a line"),
@@ -251,6 +254,27 @@ def compile_(values: flags.FlagValues) -> None:
         limit.check(memory, os.path.basename(prepared.file.path))
 
 
+def quantize(values: flags.FlagValues) -> None:
+    """Writes a smaller file from one of floats."""
+    from quantization import quantize_file
+
+    path = _model_path(values)
+    if values.type is None:
+        raise ConfigError("--type is missing: what to quantize to, such as Q4_K_M")
+    out = values.out or f"{os.path.splitext(path)[0]}-{values.type}.gguf"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the unfinished file must go
+    try:
+        with Bar() as bar:
+            bar.start("quantize", os.path.getsize(path) if os.path.isfile(path) else 0, unit="B", unit_scale=True)
+            report = quantize_file(path, values.type, out, bar.advance)
+    except KeyboardInterrupt:
+        _interrupted()
+    if values.json:
+        write_json(report)
+    else:
+        write(quantize_text(report))
+
+
 def perplexity(values: flags.FlagValues) -> None:
     """Measures how well the model predicts a text, in chunks of --context tokens as llama.cpp cuts it."""
     from perplexity import Base, cut, divergence, measure
@@ -359,6 +383,13 @@ COMMANDS = {
             "packlight compile --model=model.gguf --target=cuda:h200",
             ("model", "config", "target", "context", "json"),
             compile_,
+        ),
+        Command(
+            "quantize",
+            "write a smaller file from one of F32, F16 or BF16 weights",
+            "packlight quantize --model=model-f16.gguf --type=Q4_K_M",
+            ("model", "type", "out", "json"),
+            quantize,
         ),
         Command(
             "embed",

@@ -211,6 +211,16 @@ def perplexity_text(result: dict[str, Any]) -> str:
     )
 
 
+def quantize_text(report: dict[str, Any]) -> str:
+    """What was written, and the error of each format."""
+    rows = [
+        (name, f"{each['weights']:,}", f"{each['bytes']:,}", f"{each['rms_error']:.3g}")
+        for name, each in report["formats"].items()
+    ]
+    head = f"{line(report['path'], 400)}: {report['bytes_before']:,} -> {report['bytes']:,} bytes\n"
+    return head + table(("format", ">weights", ">bytes", ">rms error"), rows)
+
+
 def _coverage(paths: dict[str, dict[str, int]]) -> str:
     return ", ".join(f"{path} x{c['tensors']} ({c['bytes'] / 1e6:,.1f} MB)" for path, c in paths.items())
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench.blocks import random_blocks
+from model.mixes import K_MIXES, mixed_format
 from quant.errors import PacklightError
 from quant.formats import FORMATS, Format, format_named
 
@@ -55,10 +56,6 @@ SHAPES = {
 }
 
 
-# The mixes that give some tensors more bits, and what the rest is in.
-K_MIXES = {"Q2_K": "Q2_K", "Q3_K_M": "Q3_K", "Q4_K_S": "Q4_K", "Q4_K_M": "Q4_K", "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K"}
-
-
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """A tensor to be written; `shape` is (out, in), or (n,) for a norm or bias, which is F32."""
@@ -72,41 +69,11 @@ class Planned:
         return math.prod(self.shape) // self.format.elements * self.format.bytes
 
 
-def more_bits(layer: int, layers: int) -> bool:
-    """The layers whose attn_v and ffn_down a _M mix gives more bits: the first and last eighth, a third of the rest.
-
-    Source: `use_more_bits` in llama.cpp's `llama-quant.cpp`.
-    """
-    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
-
-
-def mixed_format(mix: str, base: str, layer: int, shape: Shape) -> str:
-    """The format that llama-quantize gives tensor `base` of `layer` in a file of type `mix`; `pure-X` is X everywhere.
-
-    Beside K_MIXES any format's name is a mix: that format with a Q6_K head (llama-quantize spares more for IQ types).
-    Raises UnsupportedError for any other name.
-    Source: `llama_tensor_get_type` in llama.cpp's `llama-quant.cpp`, for a llama of one expert without imatrix.
-    """
-    if mix.startswith("pure-"):
-        return format_named(mix[5:]).name
-    main = format_named(K_MIXES.get(mix, mix)).name
-    if base == "output" or (base == "token_embd" and shape.tied):
-        return main if FORMATS[main].elements == 1 or main == "Q8_0" else "Q6_K"
-    value, down = base == "attn_v", base == "ffn_down"
-    match mix:
-        case "Q4_K_M" | "Q5_K_M" if (value or down) and more_bits(layer, shape.layers):
-            return "Q6_K"
-        case "Q4_K_S" if (value and layer < 4) or (down and layer < shape.layers // 8):
-            return "Q5_K"
-        case "Q3_K_M" if (value and layer < 2) or (down and layer < shape.layers // 16):
-            return "Q5_K"
-        case "Q3_K_M" if value or down or base == "attn_output":
-            return "Q4_K"
-        case "Q2_K" if value and shape.heads >= 4 * shape.kv_heads:
-            return "Q4_K"
-        case "Q2_K" if value or down or base == "attn_output":
-            return "Q3_K"
-    return main
+def shape_format(mix: str, base: str, layer: int, shape: Shape) -> str:
+    """`mixed_format` of a shape."""
+    return mixed_format(
+        *(mix, base, layer), layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied
+    )
 
 
 def matrix_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
@@ -260,7 +227,7 @@ def header_bytes(pairs: dict[str, tuple[str, Any]], tensors: list[Planned], alig
 
 def write(path: str | os.PathLike, shape: Shape, mix: str, seed: int = 0) -> int:
     """Writes the model to `path`, whole or not at all, and returns its bytes. Memory stays near 10 × CHUNK_BYTES."""
-    tensors = plan(shape, lambda base, layer: mixed_format(mix, base, layer, shape))
+    tensors = plan(shape, lambda base, layer: shape_format(mix, base, layer, shape))
     target = os.fspath(path)
     partial = f"{target}.{os.getpid()}.tmp"
     try:

@@ -12,7 +12,8 @@ from gguf.quants import dequantize
 from ggufs import write_llama
 
 from bench.blocks import SCALES, UE4M3, random_blocks
-from bench.synthetic import SHAPES, Shape, main, mixed_format, more_bits, plan, spm_tokens, write
+from bench.synthetic import SHAPES, Shape, main, plan, shape_format, spm_tokens, write
+from model.mixes import more_bits
 from model.reader import open_gguf, read_tensor
 from quant.formats import FORMATS
 
@@ -111,7 +112,7 @@ def test_use_more_bits_on_22_layers():
 
 def test_q4_k_m_mix():
     shape = SHAPES["tinyllama-1.1b"]
-    tensors = plan(shape, lambda base, layer: mixed_format("Q4_K_M", base, layer, shape))
+    tensors = plan(shape, lambda base, layer: shape_format("Q4_K_M", base, layer, shape))
     assert collections.Counter(t.format.name for t in tensors) == {"Q4_K": 135, "Q6_K": 21, "F32": 45}
     by_name = {t.name: t.format.name for t in tensors}
     assert by_name["output.weight"] == "Q6_K"
@@ -144,11 +145,11 @@ def test_q4_k_m_mix():
     ],
 )
 def test_mixes(mix, base, layer, expected):
-    assert mixed_format(mix, base, layer, SMALL) == expected
+    assert shape_format(mix, base, layer, SMALL) == expected
 
 
 def test_tied_embedding_takes_the_heads_format():
-    assert mixed_format("Q4_K_M", "token_embd", -1, SHAPES["llama-3.2-1b"]) == "Q6_K"
+    assert shape_format("Q4_K_M", "token_embd", -1, SHAPES["llama-3.2-1b"]) == "Q6_K"
 
 
 @pytest.mark.parametrize("count", [260, 320, 32000])
