@@ -1,4 +1,4 @@
-"""Quantizing: llama.cpp's formats and errors on the same weights, its bytes where nothing is searched; files whole or not."""
+"""Quantizing: llama.cpp's formats and errors on the same weights, its bytes where nothing is searched."""
 
 import json
 import os
