@@ -23,7 +23,8 @@ def records(folder: pathlib.Path = RESULTS) -> dict[str, list[Record]]:
 
 def tables(found: dict[str, list[Record]]) -> str:
     """All tables that the records give, as Markdown, machine by machine; empty when there are none."""
-    kinds = dict.fromkeys(_kind(record) for runs in found.values() for record in runs)
+    everything = sorted((record for runs in found.values() for record in runs), key=lambda r: r["machine"]["date"])
+    kinds = dict.fromkeys(map(_kind, everything))
     return "\n".join(filter(None, (_tables(_latest(found, kind)) for kind in kinds)))
 
 

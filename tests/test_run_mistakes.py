@@ -127,7 +127,10 @@ MISTAKES = [
     ("perplexity --model={good} --kl_divergence={text}", "text.gguf: not a file of base predictions"),
     ("perplexity --model={good} --kl_divergence={absent}", "absent.gguf: No such file"),
     ("perplexity --model={good} --kl_divergence={text} --context=9", "no --save_logits, no --context"),
-    ("martian", "unknown command 'martian'; there are: generate, chat, inspect, compile, embed, perplexity, bench"),
+    (
+        "martian",
+        "unknown command 'martian'; there are: generate, chat, inspect, compile, quantize, embed, perplexity, bench",
+    ),
 ]
 
 
