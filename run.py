@@ -560,7 +560,9 @@ def _say_memory(prepared: "packlight.Prepared", limit: "Limit | None") -> None:
     """The memory plan on stderr, before anything is loaded. Raises MemoryLimitError when it does not fit."""
     if limit is not None:
         limit.check(prepared.memory, os.path.basename(prepared.file.path))
-    say(f"memory: {prepared.memory}" + ("" if limit is None else f" of {limit}"))
+    devices = prepared.split.data * prepared.split.tensor
+    where = f" on each of {devices} devices" if devices > 1 else ""
+    say(f"memory{where}: {prepared.memory}" + ("" if limit is None else f" of {limit}"))
 
 
 def _memory_report(memory: "MemoryPlan", limit: "Limit | None") -> dict[str, Any]:
