@@ -48,6 +48,7 @@ EXIT_SLOWER, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "model": (flags.DEFINE_string, None, "GGUF file; of a split one, its first part"),
     "prompt": (flags.DEFINE_string, None, "the text: to continue, or to embed"),
+    "prompt_file": (flags.DEFINE_string, None, "file with the text to continue (default: what comes on stdin)"),
     "max_tokens": (flags.DEFINE_integer, None, "tokens to generate at most (default: until the end)"),
     "temperature": (flags.DEFINE_float, 0.8, "how freely tokens are drawn; 0 is greedy"),
     "top_k": (flags.DEFINE_integer, 40, "draw from the k most probable tokens; 0 is off"),
@@ -153,8 +154,7 @@ class Command:
 
 def generate(values: flags.FlagValues) -> None:
     """Writes the continuation of a prompt as it is generated, or one JSON object with everything about it."""
-    if values.prompt is None:
-        raise ConfigError("--prompt is missing: the text to continue")
+    text = _prompt_text(values)
     from model.sampling import SamplingConfig
 
     sampling = _sampling(values) | {"logprobs": values.logprobs}
@@ -164,7 +164,7 @@ def generate(values: flags.FlagValues) -> None:
     sampling["seed"] = config.seed
     prepared = _prepare(values)
     prepared.check_sampling(config)
-    prompt = prepared.prompt(_text("prompt", values.prompt))
+    prompt = prepared.prompt(text)
     _join(values, prepared)
     llm = _load(prepared)
     completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
@@ -360,7 +360,7 @@ COMMANDS = {
             "generate",
             "write the continuation of a prompt (what is done when no command is named)",
             "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
-            ("model", "prompt", *SAMPLING, "logprobs", "config", "context", *PROCESSES, "json"),
+            ("model", "prompt", "prompt_file", *SAMPLING, "logprobs", "config", "context", *PROCESSES, "json"),
             generate,
         ),
         Command(
@@ -491,6 +491,23 @@ def _sampling(values: flags.FlagValues) -> dict[str, Any]:
             raise ConfigError(f"--logit_bias={given} is not TOKEN_ID+BIAS or TOKEN_ID-BIAS")
         biases[int(parts[1])] = float(parts[2])
     return sampling | {"logit_bias": biases}
+
+
+def _prompt_text(values: flags.FlagValues) -> str:
+    """The text to continue: a flag's, a file's, or what is piped in; a file's last line end is not part of it."""
+    if values.prompt is not None and values.prompt_file is not None:
+        raise ConfigError("give either --prompt or --prompt_file")
+    if values.prompt is not None:
+        return _text("prompt", values.prompt)
+    if values.prompt_file is not None:
+        return _file_text("prompt_file", values.prompt_file).removesuffix("\n")
+    try:
+        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeError:
+        raise ConfigError("stdin is not UTF-8 text") from None
+    if not text:
+        raise ConfigError("--prompt is missing: the text to continue")
+    return text
 
 
 def _text(flag: str, value: str) -> str:

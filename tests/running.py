@@ -19,7 +19,7 @@ def write_config(path: pathlib.Path, **keys: Any) -> pathlib.Path:
     return path
 
 
-def packlight(*arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
+def packlight(*arguments: Any, stdin: bytes = b"", **environment: str) -> "subprocess.CompletedProcess[str]":
     """Runs a command line to its end; the variables come on top of this process's. A model may write any line end, so
     none is translated.
     """
@@ -27,6 +27,7 @@ def packlight(*arguments: Any, **environment: str) -> "subprocess.CompletedProce
         [*COMMAND, *map(str, arguments)],
         env=os.environ | environment,
         cwd=pathlib.Path(__file__).parent,  # anywhere but the repository's root
+        input=stdin,
         capture_output=True,
         timeout=300,
         check=False,
@@ -34,8 +35,8 @@ def packlight(*arguments: Any, **environment: str) -> "subprocess.CompletedProce
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def succeed(*arguments: Any, **environment: str) -> "subprocess.CompletedProcess[str]":
+def succeed(*arguments: Any, stdin: bytes = b"", **environment: str) -> "subprocess.CompletedProcess[str]":
     """`packlight`, asserting that it exits with 0."""
-    done = packlight(*arguments, **environment)
+    done = packlight(*arguments, stdin=stdin, **environment)
     assert done.returncode == 0, done.stderr
     return done

@@ -256,6 +256,21 @@ def test_a_reader_that_leaves_ends_it_quietly(noise):
     assert b"rror" not in errors
 
 
+def test_a_prompt_comes_from_a_flag_a_file_or_a_pipe(noise, tmp_path):
+    arguments = (*noise.flags, "--max_tokens=5", "--temperature=0", "--json")
+    text = "One é\n\ntwo"
+    reports = [one_object(succeed(*arguments, f"--prompt={text}"))]
+    file = tmp_path / "prompt ü.txt"
+    file.write_text(text + "\n", encoding="utf-8")
+    reports.append(one_object(succeed(*arguments, f"--prompt_file={file}")))
+    reports.append(one_object(succeed(*arguments, stdin=f"{text}\n".encode())))
+    for report in reports[1:]:
+        assert report["prompt_token_ids"] == reports[0]["prompt_token_ids"]
+        assert report["text"] == reports[0]["text"]
+    refused = packlight(*arguments, stdin=b"\xff")
+    assert (refused.returncode, refused.stderr) == (2, "error: stdin is not UTF-8 text\n")
+
+
 def test_a_plain_locale_reads_and_writes_utf_8(noise, tmp_path):
     """An ASCII locale mangles neither paths nor prompts nor texts, and stop strings of any script are found."""
     path = tmp_path / "das Modell \N{SNOWMAN}.gguf"

@@ -64,6 +64,8 @@ MISTAKES = [
     ("--prompt=x", "--model is missing"),
     ("--model= --prompt=x", "--model is missing"),
     ("--model={good}", "--prompt is missing"),
+    ("--model={good} --prompt=x --prompt_file={text}", "either --prompt or --prompt_file"),
+    ("--model={good} --prompt_file={absent}", "--prompt_file=.*absent.gguf: No such file"),
     ("--model={absent} --prompt=x", "absent.gguf: .*No such file"),
     ("--model={folder} --prompt=x", "a directory"),
     ("--model={text} --prompt=x", "text.gguf: not a GGUF file"),
