@@ -23,6 +23,7 @@ import numpy as np
 from model.ggufheader import shown_path
 from model.tokenizer import Tokenizer
 from quant.errors import ConfigError
+from quant.files import whole_file
 
 if TYPE_CHECKING:
     from packlight import LLM
@@ -202,13 +203,8 @@ def _written(path: str | None) -> Iterator[IO[bytes] | None]:
     if path is None:
         yield None
         return
-    partial = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(partial, "wb") as file:
+        with whole_file(path) as partial, open(partial, "wb") as file:
             yield file
-        os.replace(partial, path)
     except OSError as error:
         raise ConfigError(f"{shown_path(path)}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)

@@ -20,6 +20,7 @@ from model.ggufheader import shown, shown_path
 from model.mixes import fitting_format, is_quantized, mixed_format
 from model.reader import GGUFFile, TensorInfo, open_gguf, read_part
 from quant.errors import ConfigError, GGUFError
+from quant.files import whole_file
 from quant.formats import FORMATS
 
 FLOATS = ("F32", "F16", "BF16")
@@ -176,12 +177,8 @@ def _add_metadata(writer: gguf.GGUFWriter, file: GGUFFile, kind: str) -> None:
 @contextlib.contextmanager
 def _writing(out: str) -> Iterator[str]:
     """The path of a file that takes the name `out` at the end, or goes away. Raises ConfigError."""
-    partial = f"{out}.{os.getpid()}.tmp"
     try:
-        yield partial
-        os.replace(partial, out)
+        with whole_file(out) as partial:
+            yield partial
     except OSError as error:
         raise ConfigError(f"{shown_path(out)}: cannot write: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)

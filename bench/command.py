@@ -24,6 +24,7 @@ from bench.programs import Packlight
 from bench.twin import write_f32
 from bench.worker import Worker
 from quant.errors import ConfigError, ContextLengthError
+from quant.files import whole_file
 
 LIMITS = pathlib.Path(__file__).parent / "limits.py"
 Load = Callable[["packlight.Prepared"], "packlight.LLM"]
@@ -191,6 +192,5 @@ def coverage(llm: "packlight.LLM") -> dict[str, dict[str, int]]:
 def append(path: str, record: dict[str, Any], keys: Sequence[str] = RECORD_KEYS) -> None:
     """Adds a record to the JSON list at `path`, of records with `keys`; the file is replaced whole."""
     records = [*read_records(path, "results", True, keys), record]
-    partial = f"{path}.{os.getpid()}.tmp"
-    pathlib.Path(partial).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        pathlib.Path(partial).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")

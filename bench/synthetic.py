@@ -22,6 +22,7 @@ import numpy as np
 from bench.blocks import random_blocks
 from model.mixes import K_MIXES, mixed_format
 from quant.errors import PacklightError
+from quant.files import whole_file
 from quant.formats import FORMATS, Format, format_named
 
 CHUNK_BYTES = 8 << 20
@@ -229,18 +230,12 @@ def write(path: str | os.PathLike, shape: Shape, mix: str, seed: int = 0) -> int
     """Writes the model to `path`, whole or not at all, and returns its bytes. Memory stays near 10 × CHUNK_BYTES."""
     tensors = plan(shape, lambda base, layer: shape_format(mix, base, layer, shape))
     target = os.fspath(path)
-    partial = f"{target}.{os.getpid()}.tmp"
-    try:
-        with open(partial, "wb") as f:
-            f.write(header_bytes(metadata(shape, f"synthetic {mix}"), tensors))
-            for tensor in tensors:
-                for chunk in tensor_chunks(tensor, seed):
-                    f.write(chunk.data)
-                f.write(bytes(-tensor.nbytes % 32))
-        os.replace(partial, target)
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)
+    with whole_file(target) as partial, open(partial, "wb") as f:
+        f.write(header_bytes(metadata(shape, f"synthetic {mix}"), tensors))
+        for tensor in tensors:
+            for chunk in tensor_chunks(tensor, seed):
+                f.write(chunk.data)
+            f.write(bytes(-tensor.nbytes % 32))
     return os.path.getsize(target)
 
 
