@@ -32,7 +32,8 @@ class Completion:
 
     text: the generated pieces' bytes joined, invalid UTF-8 as U+FFFD, the end token left out, cut at a stop string.
     finish_reason: "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full).
-    timings: ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms, total_s (itl: time between two tokens).
+    timings: ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms, total_s (itl: time between two tokens;
+        those of one launch come together).
     logprobs: one for each of `token_ids`; None where they were not asked for.
     """
 

@@ -491,7 +491,8 @@ class LLM:
             raise PacklightError("the generation was lost: the step it was in was interrupted")
         for event in self._engine.step():
             run = self._running[event.request]
-            run.take(event)
+            if not run.complete:  # a launch may have gone on after a stop string
+                run.take(event)
             if run.complete:
                 self._engine.cancel(event.request)
 

@@ -616,9 +616,10 @@ def _load(prepared: "packlight.Prepared") -> "packlight.LLM":
         f"{path} x{n}" + (f" ({layout})" if layout != "ggml" else "") for (path, layout), n in kinds.most_common()
     )
     say(f"{os.path.basename(llm.file.path)}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}")
+    launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
     say(
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
-        f"context {llm.plan.context}, slots {llm.plan.slots}; "
+        f"context {llm.plan.context}, slots {llm.plan.slots}{launch}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled"
     )
     if not llm.placement.single:

@@ -41,7 +41,8 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One repetition: seconds from start to end, and between two tokens of a sequence (empty where not known)."""
+    """One repetition: seconds from start to end, and between two tokens of a sequence, on average where a launch
+    gives several (empty where not known)."""
 
     seconds: float
     gaps: list[float] = dataclasses.field(default_factory=list)

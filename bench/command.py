@@ -70,6 +70,9 @@ def _fitted(prepared: "packlight.Prepared", cases: Sequence[Case]) -> "packlight
             f"these lengths need a context of {longest}; the model has {prepared.model.context_length}: "
             "lower --depth, --prompt_tokens or --gen_tokens"
         )
+    each = prepared.config.tokens_per_launch
+    if any(case.phase == "tg" and case.tokens % each for case in cases):
+        raise ConfigError(f"--gen_tokens is no multiple of config key 'tokens_per_launch', {each}")
     batches = tuple(sorted({1, *(case.batch for case in cases)}))
     fitted = dataclasses.replace(prepared.config, context=longest, decode_batch=batches)
     return dataclasses.replace(prepared, named=fitted, named_context=None)

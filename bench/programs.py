@@ -49,9 +49,10 @@ class Packlight:
             return Sample(self._step() - began)
         for request in self._requests:
             self._engine.rewind(request, 1)
+        each = self.llm.plan.tokens_per_launch
         times = [time.perf_counter()]
-        times += [self._step() for _ in range(self._case.tokens)]
-        return Sample(times[-1] - times[0], [b - a for a, b in zip(times, times[1:], strict=False)])
+        times += [self._step() for _ in range(self._case.tokens // each)]
+        return Sample(times[-1] - times[0], [(b - a) / each for a, b in zip(times, times[1:], strict=False)])
 
     def stop(self) -> None:
         for request in self._requests:

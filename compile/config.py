@@ -49,6 +49,8 @@ class CompileConfig:
     prefill_buckets: tokens per prefill executable, ascending; a longer prompt runs in chunks.
     decode_batch: slots that a decode step serves, ascending; the last is the number of slots.
     length_buckets: cached positions a step may look back at, ascending; the whole context is always one.
+    tokens_per_launch: tokens that a decode step may give each slot before the host sees them, with the stop test on the
+        device; more than one where no logit depends on the tokens between (penalties and grammars do).
     head_rows: rows of logits per pass when all of a prompt's are asked for.
     kv_dtype, activation_dtype: of the cache, and of activations where they meet weights.
     cpu_kernels: kernel path of matrix products and attention on a CPU: native (C++; activations rounded to int8 as
@@ -65,6 +67,7 @@ class CompileConfig:
     prefill_buckets: tuple[int, ...] = (16, 128, 512)
     decode_batch: tuple[int, ...] = (1, 4)
     length_buckets: tuple[int, ...] = ()
+    tokens_per_launch: int = 1
     head_rows: int = 32
     kv_dtype: str = "float32"
     activation_dtype: str = "float32"
@@ -86,7 +89,7 @@ class CompileConfig:
         ):
             if getattr(self, key) not in choices:
                 raise ConfigError(f"config key '{key}' is {getattr(self, key)!r}; it is one of {', '.join(choices)}")
-        for key, low in (("context", 0), ("head_rows", 1)):
+        for key, low in (("context", 0), ("tokens_per_launch", 1), ("head_rows", 1)):
             _integer(key, getattr(self, key), low)
         _integer("memory_limit", self.memory_limit, 0, 2**63)
         for key in ("prefill_buckets", "decode_batch"):

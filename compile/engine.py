@@ -1,7 +1,8 @@
 """The engine: requests in slots, prefill and decode through the plan's executables. Knows ids, not text or terminals.
 
-`submit` queues a request, `step` moves every running one by a token, `cancel` retires one early: requests enter and
-leave while others decode. A request takes the lowest free slot, so that few requests need only a small decode step.
+`submit` queues a request, `step` moves every running one by a token or a launch of several, `cancel` retires one early:
+requests enter and leave while others decode. A request takes the lowest free slot, so that few requests need only a
+small decode step.
 """
 
 import collections
@@ -143,7 +144,9 @@ class Engine:
         self._cache = dataclasses.replace(self._cache, length=self._placement.put(length, P(DATA), alias=False))
 
     def step(self) -> list[Event]:
-        """One queued request's prompt and first token where a slot is free, else a token for every running request."""
+        """One queued request's prompt and first token where a slot is free, else the next token of every running
+        request, or the next few (`CompileConfig.tokens_per_launch`), in the order of their positions.
+        """
         with self._whole_cache():
             if self._queue and None in self._slots:
                 return [self._admit()]
@@ -198,7 +201,7 @@ class Engine:
         position = np.array([len(request.prompt)], np.int32)
         asked = self._arguments([request])
         _, picked = self._run(self.plan.head_key(1), last, *asked, position, self._is_end)
-        return self._advance(slot, request, picked, 0)
+        return self._advance(slot, request, picked, (0,))
 
     def _arguments(self, requests: list[_Request | None]) -> tuple[Adjustment, SlotSampling]:
         """How a step is to adjust and sample, a row per request; made anew only where something changed."""
@@ -247,26 +250,35 @@ class Engine:
 
     def _decode(self) -> list[Event]:
         running = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
-        positions = max(len(r.prompt) + len(r.tokens) for _, r in running)
+        at_most = self.plan.tokens_per_launch if all(r.steering.constant for _, r in running) else 1
+        wanted_of = {slot: min(at_most, r.limit - len(r.tokens)) for slot, r in running}
+        positions = max(len(r.prompt) + len(r.tokens) - 1 + wanted_of[slot] for slot, r in running)
         key = self.plan.decode_key([slot for slot, _ in running], positions)
-        tokens, active = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.bool_)
+        tokens, wanted = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.int32)
+        past_end = np.zeros(key.rows, np.bool_)
         requests: list[_Request | None] = [None] * key.rows
         for slot, request in running:
             row = self.plan.row(slot, key)
-            tokens[row], active[row], requests[row] = request.tokens[-1], True, request
+            tokens[row], wanted[row], past_end[row] = request.tokens[-1], wanted_of[slot], request.past_end
+            requests[row] = request
         asked = self._arguments(requests)
-        self._cache, picked = self._run(key, self._cache, tokens, active, *asked, self._is_end)
-        return [self._advance(slot, request, picked, self.plan.row(slot, key)) for slot, request in running]
+        self._cache, picked = self._run(key, self._cache, tokens, wanted, past_end, *asked, self._is_end)
+        return [
+            self._advance(slot, request, picked, (self.plan.row(slot, key), at))
+            for at in range(at_most)
+            for slot, request in running
+            if at < wanted_of[slot] and self._slots[slot] is request
+        ]
 
-    def _advance(self, slot: int, request: _Request, picked: Picked, row: int) -> Event:
-        """Books a new token, from a step's row: the request keeps its slot, or ends."""
+    def _advance(self, slot: int, request: _Request, picked: Picked, index: tuple[int, ...]) -> Event:
+        """Books a new token, at an index of what a step picked: the request keeps its slot, or ends."""
         position = len(request.prompt) + len(request.tokens)
-        request.tokens.append(int(np.asarray(picked.ids)[row]))
+        request.tokens.append(int(np.asarray(picked.ids)[index]))
         if request.sampling.mirostat:
-            request.mu = float(np.asarray(picked.mirostat_mu)[row])
-        if not np.asarray(picked.finite)[row]:
+            request.mu = float(np.asarray(picked.mirostat_mu)[index])
+        if not np.asarray(picked.finite)[index]:
             ended = "error"
-        elif np.asarray(picked.is_end)[row] and not request.past_end:
+        elif np.asarray(picked.is_end)[index] and not request.past_end:
             ended = "stop"
         else:
             ended = "length" if len(request.tokens) >= request.limit else None
@@ -275,9 +287,9 @@ class Engine:
         count = request.sampling.logprobs
         if count is None:
             return event
-        ids, values = np.asarray(picked.top_ids)[row, :count], np.asarray(picked.top_logprobs)[row, :count]
+        ids, values = np.asarray(picked.top_ids)[index][:count], np.asarray(picked.top_logprobs)[index][:count]
         return dataclasses.replace(
             event,
-            logprob=float(np.asarray(picked.logprob)[row]),
+            logprob=float(np.asarray(picked.logprob)[index]),
             top_logprobs=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
         )

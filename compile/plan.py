@@ -1,7 +1,7 @@
 """The plan: which executables a config means, and which one serves which request. Pure arithmetic, imports no jax.
 
 Three phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
-`decode` runs one token of every slot it covers. Nothing outside the plan is ever executed.
+`decode` runs one token, or several, of every slot it covers. Nothing outside the plan is ever executed.
 """
 
 import dataclasses
@@ -18,15 +18,18 @@ PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them w
 class StepKey:
     """One executable. phase: prefill, head or decode.
 
-    rows: prefill tokens, head rows or decode slots. length: cached positions the step sees (0 for head).
+    rows: prefill tokens, head rows or decode slots. length: cached positions the step sees (0 for head). tokens: that a
+    decode step gives each slot at most.
     """
 
     phase: str
     rows: int
     length: int = 0
+    tokens: int = 1
 
     def __str__(self) -> str:
-        return f"{self.phase}[{self.rows}{f', {self.length}' if self.length else ''}]"
+        several = f" x{self.tokens}" if self.tokens > 1 else ""
+        return f"{self.phase}[{self.rows}{f', {self.length}' if self.length else ''}]{several}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +57,17 @@ class Plan:
     lengths: tuple[int, ...]
     head_rows: tuple[int, ...]
     groups: int = 1
+    tokens_per_launch: int = 1
 
     @property
     def steps(self) -> tuple[StepKey, ...]:
         """Every executable, in the order they are listed and built."""
         prefill = [StepKey("prefill", t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
         head = [StepKey("head", r) for r in self.head_rows]
-        return (*prefill, *head, *(StepKey("decode", b, s) for b in self.decode_batch for s in self.lengths))
+        return (*prefill, *head, *(self._decode(b, s) for b in self.decode_batch for s in self.lengths))
+
+    def _decode(self, batch: int, length: int) -> StepKey:
+        return StepKey("decode", batch, length, self.tokens_per_launch)
 
     def chunks(self, start: int, count: int) -> tuple[Chunk, ...]:
         """How `count` tokens from position `start` are run: full largest buckets, then the cheapest way for the rest.
@@ -99,7 +106,7 @@ class Plan:
     def decode_key(self, slots: Collection[int], positions: int) -> StepKey:
         """The smallest step that serves these slots when the longest of them has `positions` after it."""
         rows = self.groups * (1 + max(self.rank(slot) for slot in slots))
-        return StepKey("decode", next(b for b in self.decode_batch if b >= rows), self.length(positions))
+        return self._decode(next(b for b in self.decode_batch if b >= rows), self.length(positions))
 
     def rank(self, slot: int) -> int:
         """A slot's number in its group: those of low rank are filled first, so that a small step serves them."""
@@ -134,4 +141,5 @@ def make_plan(config: CompileConfig, file_context: int) -> Plan:
         lengths=(*sorted(s for s in shorter if s < capacity), capacity),
         head_rows=tuple(sorted({1, config.head_rows})),
         groups=config.mesh.data,
+        tokens_per_launch=config.tokens_per_launch,
     )

@@ -5,6 +5,7 @@ changes while serving leads to another executable.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,12 @@ import jax.numpy as jnp
 
 from compile.config import CompileConfig
 from compile.plan import Plan, StepKey
-from model.collectives import data_number, from_owner, rows_of_all
+from model.collectives import anywhere, data_number, from_owner, rows_of_all
 from model.config import ModelConfig
 from model.forward import Cache, Numerics, Rows, embed, head, layers
 from model.params import Params, shaped
 from model.placement import P, Placement
-from model.sampler import Picked, SlotSampling, finite, pick, slot_sampling
+from model.sampler import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
 from model.sharding import DATA, TENSOR, WHOLE, Split
 from model.steering import Adjustment, nothing, table_size
 
@@ -53,7 +54,7 @@ def make_step(
         case "head":
             step = head_step
         case "decode":
-            step = decode
+            step = functools.partial(decode, key.tokens)
         case _:
             raise ValueError(f"unknown phase in {key}")
 
@@ -128,7 +129,7 @@ def abstract_arguments(
             following = adjustment, sampling, ints(rows), flags(cfg.vocab_size)
             return params, hidden, *(following if samples(key) else ())
         case _:
-            return params, cache, ints(rows), flags(rows), adjustment, sampling, flags(cfg.vocab_size)
+            return params, cache, ints(rows), ints(rows), flags(rows), adjustment, sampling, flags(cfg.vocab_size)
 
 
 def prefill(
@@ -175,27 +176,49 @@ def head_step(
 
 
 def decode(
+    at_most: int,
     cfg: ModelConfig,
     numerics: Numerics,
     params: Params,
     cache: Cache,
     tokens: jax.Array,  # int32 (B,), the last token of each slot
-    active: jax.Array,  # bool (B,)
-    adjustment: Adjustment,  # of B slots
+    wanted: jax.Array,  # int32 (B,), tokens to give each slot, 0 to at_most
+    past_end: jax.Array,  # bool (B,), whether the slot goes on after an end token
+    adjustment: Adjustment,  # of B slots, for all the tokens
     sampling: SlotSampling,  # each (B,)
     is_end: jax.Array,  # bool (V,), tokens that end a generation
 ) -> tuple[Cache, Picked]:
-    """One token for slots 0..B-1, of each data group where there are several: the cache, and the next tokens of all.
+    """Tokens for slots 0..B-1, of each data group where there are several: the cache, and what all got, (B, at_most).
 
-    A slot that is not active keeps its cache, its length and its token; it counts as empty, so that what it held
-    does not lengthen the attention loop.
+    A slot runs until it has what is wanted, or an end token, or logits that are not finite; what is picked for it
+    after that means nothing. One that does not run keeps its cache and its length; it counts as empty, so that what it
+    held does not lengthen the attention loop.
     """
-    batch = tokens.shape[0]
-    start = jnp.where(active, cache.length[:batch], 0)
-    rows = Rows(jnp.int32(0), start, start + 1, active)
-    x = embed(cfg, params, tokens[:, None], numerics.split)
-    hidden, cache = layers(cfg, params, x, cache, rows, numerics)
-    picked = pick(head(cfg, params, hidden[:, 0], numerics), adjustment, sampling, start + 1, is_end)
-    length = cache.length.at[:batch].add(active.astype(jnp.int32))
-    picked = picked._replace(ids=jnp.where(active, picked.ids, tokens))
-    return dataclasses.replace(cache, length=length), jax.tree.map(lambda x: rows_of_all(x, numerics.split), picked)
+    batch, split = tokens.shape[0], numerics.split
+
+    def one(cache: Cache, tokens: jax.Array, running: jax.Array, sampling: SlotSampling) -> tuple[Cache, Picked]:
+        start = jnp.where(running, cache.length[:batch], 0)
+        rows = Rows(jnp.int32(0), start, start + 1, running)
+        x = embed(cfg, params, tokens[:, None], split)
+        hidden, cache = layers(cfg, params, x, cache, rows, numerics)
+        picked = pick(head(cfg, params, hidden[:, 0], numerics), adjustment, sampling, start + 1, is_end)
+        length = cache.length.at[:batch].add(running.astype(jnp.int32))
+        return dataclasses.replace(cache, length=length), picked
+
+    def following(state):
+        done, _, cache, tokens, running, mu, all_picked = state
+        cache, picked = one(cache, tokens, running, sampling._replace(mirostat_mu=mu))
+        all_picked = jax.tree.map(lambda every, new: every.at[:, done].set(new), all_picked, picked)
+        done += 1
+        running &= (done < wanted) & picked.finite & (past_end | ~picked.is_end)
+        return done, anywhere(jnp.any(running), split), cache, picked.ids, running, picked.mirostat_mu, all_picked
+
+    running = wanted > 0
+    if at_most == 1:
+        cache, picked = one(cache, tokens, running, sampling)
+        picked = jax.tree.map(lambda x: x[:, None], picked)
+    else:
+        room = nothing_picked(batch, at_most, cfg.vocab_size)
+        state = jnp.int32(0), anywhere(jnp.any(running), split), cache, tokens, running, sampling.mirostat_mu, room
+        *_, cache, _, _, _, picked = jax.lax.while_loop(lambda state: state[1], following, state)
+    return cache, jax.tree.map(lambda x: rows_of_all(x, split), picked)

@@ -53,14 +53,14 @@ def attention_flops(cfg: ModelConfig, positions: float) -> float:
 
 
 def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, itemsize: int) -> float:
-    """Bytes that a step must read when its slots are full. itemsize: of the cache."""
+    """Bytes that a step must read when its slots are full and it gives all its tokens. itemsize: of the cache."""
     match key.phase:
         case "prefill":
             return weight_bytes(file, cfg, key.rows, head=False) + kv_bytes(cfg, key.length, itemsize)
         case "head":
             return head_bytes(file)
         case _:
-            return weight_bytes(file, cfg, key.rows) + kv_bytes(cfg, key.rows * key.length, itemsize)
+            return key.tokens * (weight_bytes(file, cfg, key.rows) + kv_bytes(cfg, key.rows * key.length, itemsize))
 
 
 def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
@@ -73,7 +73,7 @@ def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
             return key.rows * head_flops(file)
         case _:
             each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, key.length)
-            return key.rows * each
+            return key.tokens * key.rows * each
 
 
 def _chosen(cfg: ModelConfig, name: str, rows: int) -> float:

@@ -34,6 +34,11 @@ def from_owner(x: jax.Array, mine: jax.Array, split: Split) -> jax.Array:
     return x if split.data == 1 else lax.psum(jnp.where(mine, x, jnp.zeros_like(x)), DATA)
 
 
+def anywhere(x: jax.Array, split: Split) -> jax.Array:
+    """Whether x, bool (), is true in any data group."""
+    return x if split.data == 1 else lax.psum(x.astype(jnp.int32), DATA) > 0
+
+
 def rows_of_all(x: jax.Array, split: Split) -> jax.Array:
     """The data groups' rows one after the other."""
     return x if split.data == 1 else lax.all_gather(x, DATA, axis=0, tiled=True)

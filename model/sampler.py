@@ -100,6 +100,13 @@ class Picked(NamedTuple):
     top_ids: jax.Array  # (B, 20) i32
 
 
+def nothing_picked(slots: int, tokens: int, vocab: int) -> Picked:
+    """Room for the picks of several tokens: zeros (B, N) and (B, N, 20)."""
+    shape, top = (slots, tokens), (slots, tokens, min(MOST_LOGPROBS, vocab))
+    numbers, integers, flags = (jnp.zeros(shape, t) for t in (jnp.float32, jnp.int32, jnp.bool_))
+    return Picked(integers, flags, flags, numbers, numbers, jnp.zeros(top, jnp.float32), jnp.zeros(top, jnp.int32))
+
+
 def pick(
     logits: jax.Array,  # (B, V) f32
     adjustment: Adjustment,  # of B slots

@@ -89,7 +89,12 @@ class Steering:
     @property
     def idle(self) -> bool:
         """Whether no logit ever changes."""
-        return not self._bias and not self._config.penalizes and self._constraint is None
+        return not self._bias and self.constant
+
+    @property
+    def constant(self) -> bool:
+        """Whether logits change in the same way whatever is generated."""
+        return not self._config.penalizes and self._constraint is None
 
     def fill(self, row: Adjustment, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """Writes what holds after these tokens into a slot's row of a `nothing` adjustment, arrays (N,) and (W,)."""

@@ -60,9 +60,10 @@ def decode(model, cache, tokens, active, configs):
     size = table_size(model.cfg.vocab_size, model.plan.context)
     asked = nothing(4, model.cfg.vocab_size, size), slot_sampling(configs)
     step = model.step("decode", 4)
-    cache, picked = step(model.params, cache, np.array(tokens, np.int32), np.array(active), *asked, is_end)
+    wanted, past_end = np.array(active, np.int32), np.zeros(4, np.bool_)
+    cache, picked = step(model.params, cache, np.array(tokens, np.int32), wanted, past_end, *asked, is_end)
     assert np.asarray(picked.finite)[np.array(active)].all()
-    return cache, np.asarray(picked.ids)
+    return cache, np.asarray(picked.ids)[:, 0]
 
 
 def test_decode_continues_a_prefill(model, whole):
@@ -102,34 +103,33 @@ def test_neighbours_change_no_bit(model):
 def test_an_inactive_slot_keeps_its_cache(model):
     cache, _ = model.prefill(model.empty_cache(), IDS, slot=1)
     before = np.asarray(cache.k), np.asarray(cache.v)
-    after, ids = decode(model, cache, [3, 4, 5, 6], [False] * 4, [None] * 4)
+    after, _ = decode(model, cache, [3, 4, 5, 6], [False] * 4, [None] * 4)
     np.testing.assert_array_equal(np.asarray(after.k), before[0])
     np.testing.assert_array_equal(np.asarray(after.v), before[1])
-    np.testing.assert_array_equal(ids, [3, 4, 5, 6])
     np.testing.assert_array_equal(np.asarray(after.length), [0, 40, 0, 0])
 
 
-def compiled(path, phase, rows, **config):
+def compiled(path, phase, rows, tokens=1, **config):
     """(compiled step, config, plan, abstract parameters) of a file, nothing loaded."""
     file = open_gguf(path)
     cfg = ModelConfig.from_gguf(file)
     compile_config = CompileConfig(**{"cpu_kernels": "native", **config})
     plan = make_plan(compile_config, cfg.context_length)
-    key = StepKey(phase, rows, plan.capacity)
+    key = StepKey(phase, rows, plan.capacity, tokens)
     params = abstract(cfg, formats(file), layout(compile_config))
     arguments = abstract_arguments(key, cfg, plan, compile_config, params)
     step = jax.jit(make_step(key, cfg, compile_config, plan.context), donate_argnums=1).lower(*arguments).compile()
     return step, params, abstract_cache(cfg, plan, compile_config)
 
 
-@pytest.mark.parametrize(("phase", "rows"), [("decode", 4), ("prefill", 16)])
-def test_cache_is_updated_in_place_and_weights_stay_packed(tmp_path, phase, rows):
+@pytest.mark.parametrize(("phase", "rows", "tokens"), [("decode", 4, 1), ("decode", 4, 8), ("prefill", 16, 1)])
+def test_cache_is_updated_in_place_and_weights_stay_packed(tmp_path, phase, rows, tokens):
     """R7: scratch under 1 % of the cache and under one layer's packed bytes; weights are arguments, as packed bytes."""
     path = write_llama(
         tmp_path / "m.gguf", layers=4, embed=2048, heads=32, kv_heads=8, ffn=5632, context=32768,
         formats={"default": "Q4_K"},
     )  # fmt: skip
-    step, params, cache = compiled(path, phase, rows, context=32768, decode_batch=(4,))
+    step, params, cache = compiled(path, phase, rows, tokens, context=32768, decode_batch=(4,))
     memory = step.memory_analysis()
     cache_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
     packed = [x for x in jax.tree.leaves(params) if x.dtype == jnp.uint8]
