@@ -13,7 +13,7 @@ PEER_PYTHON ?=
 QUICK := --xla_cpu_use_fusion_emitters=false
 ARGS ?= --max_tokens=64 --temperature=0
 
-.PHONY: run test test-slow test-targets lint bench clean
+.PHONY: run test test-slow test-targets lint bench bench-gpu clean
 
 run: $(VENV)/installed
 	@test -n "$(MODEL)" || { echo "error: no model: name a GGUF file, make run MODEL=path/to/model.gguf" >&2; exit 2; }
@@ -38,6 +38,11 @@ bench: $(VENV)/installed$(if $(PEER_PYTHON),,-peers)
 	$(PY) -m bench.suite --models="$(BENCH_MODELS)" --peer_python="$(or $(PEER_PYTHON),$(PY))"
 	$(PY) -m bench.breakdown --model="$(BENCH_MODELS)/tinyllama-1.1b-Q4_K_M.gguf"
 	$(PY) -m bench.startup; bounds=$$?; $(PY) -m bench.render && exit $$bounds
+
+# in an environment whose jax finds a GPU, which PYTHON names
+bench-gpu:
+	$(PYTHON) -m bench.suite --models="$(BENCH_MODELS)" --only=gpu-tinyllama-1.1b,gpu-llama-3-8b,gpu-tinyllama-1.1b-pp2048,gpu-llama-3-8b-pp2048
+	$(PYTHON) -m bench.render
 
 clean:
 	rm -rf $(VENV) $(TARGETS_VENV) build *.egg-info

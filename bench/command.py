@@ -17,11 +17,11 @@ import packlight
 from bench import gate, traffic
 from bench.cases import Case, make_cases
 from bench.machine import file_facts, machine, peak_rss, threads
-from bench.measure import Runs, ratio, row
-from bench.options import RECORD_KEYS, Options, read_records
+from bench.measure import Limits, Runs, ratio, row
+from bench.options import RECORD_KEYS, TWINS, Options, read_records
 from bench.peers import KV_BYTES, UBATCH, LlamaBench, LlamaCpp, peer_python
 from bench.programs import Packlight
-from bench.twin import write_f32
+from bench.twin import write_twin
 from bench.worker import Worker
 from quant.errors import ConfigError, ContextLengthError
 from quant.files import whole_file
@@ -38,11 +38,10 @@ def bench(path: str, config: str | None, options: Options, load: Load, say: Say)
     Raises PacklightError for whatever a user can mend: file, config, lengths, peer.
     """
     cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
-    named = packlight.read_config(config or "cpu")
-    if named.platform != "cpu":
-        raise ConfigError(f"bench measures CPUs so far; the platform of config {config!r} is {named.platform!r}")
     python = peer_python(options.peer_python) if options.compare and not options.llama_bench else None
-    prepared = packlight.prepare(path, named)
+    prepared = packlight.prepare(path, config)
+    if prepared.config.platform != "cpu" and options.compare:
+        raise ConfigError(f"--compare runs llama.cpp on the CPU; the config's platform is {prepared.config.platform!r}")
     if options.gate is not None:
         gate.baseline(options.gate, file_facts(path)["sha256"])  # a mistake is told before minutes of measuring
     with contextlib.ExitStack() as stack:
@@ -54,12 +53,21 @@ def bench(path: str, config: str | None, options: Options, load: Load, say: Say)
         for line in prepared.warnings:
             say(line)
         ours = _programs(_fitted(prepared, cases), options.paths, load, stack)
-        limits = stack.enter_context(Worker("limits", [sys.executable, "-P", str(LIMITS), str(threads())]))
+        limits = _limits(ours[0].llm, stack)
         runs = Runs()
         for case in cases:
             runs.take(case, [*ours, *([peer] if peer else [])], options.reps, limits)
             say(_progress(case, runs))
         return _record(path, cases, ours, peer, runs)
+
+
+def _limits(llm: "packlight.LLM", stack: contextlib.ExitStack) -> Limits:
+    """What measures the best that the machine can do: the accelerator's copy and product, or the CPU's."""
+    if llm.config.platform == "cpu":
+        return stack.enter_context(Worker("limits", [sys.executable, "-P", str(LIMITS), str(threads())]))
+    from bench.accelerator import Accelerator
+
+    return Accelerator(llm.device)
 
 
 def _fitted(prepared: "packlight.Prepared", cases: Sequence[Case]) -> "packlight.Prepared":
@@ -87,11 +95,12 @@ def _programs(
     for path in paths:
         if path == own:
             continue
-        kernels = "xla" if path == "f32" else path
-        variant = dataclasses.replace(prepared.config, cpu_kernels=kernels)
-        if path == "f32":
+        variant = prepared.config
+        if path not in TWINS or variant.platform == "cpu":
+            variant = dataclasses.replace(variant, cpu_kernels="xla" if path in TWINS else path)
+        if path in TWINS:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            twin = write_f32(prepared.file, os.path.join(folder, "f32.gguf"))
+            twin = write_twin(prepared.file, os.path.join(folder, f"{path}.gguf"), TWINS[path])
             programs.append(Packlight(path, load(packlight.prepare(twin, variant))))
         else:
             programs.append(Packlight(path, load(dataclasses.replace(prepared, named=variant))))

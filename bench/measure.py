@@ -9,14 +9,19 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.cases import Case, Sample
 from bench.machine import cpu_seconds
-from bench.worker import Worker
 
 if TYPE_CHECKING:
     from bench.programs import Program
+
+
+class Limits(Protocol):
+    """What knows the best that the machine can do now; see `bench/limits.py` and `bench/accelerator.py`."""
+
+    def ask(self, **request: Any) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass
@@ -44,10 +49,10 @@ class Runs:
     idle: dict[str, Idle] = dataclasses.field(default_factory=lambda: collections.defaultdict(Idle))
     limits: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def take(self, case: Case, programs: "Sequence[Program]", reps: int, machine: Worker) -> None:
+    def take(self, case: Case, programs: "Sequence[Program]", reps: int, machine: Limits) -> None:
         """Measures a case: one warm-up of each program that can run it, then `reps` rounds of all of them.
 
-        machine: `bench/limits.py`, whose best answers become `limits`.
+        machine: whose best answers become `limits`.
         """
         able = [program for program in programs if program.can(case)]
         for program in able:

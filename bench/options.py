@@ -11,7 +11,8 @@ from absl import flags
 
 from quant.errors import ConfigError
 
-PATHS = ("reference", "f32", "xla", "native")
+TWINS = {"f32": "F32", "bf16": "BF16"}  # path -> format of the matrices of an unpacked file
+PATHS = ("reference", *TWINS, "xla", "native")
 PEERS = ("llama.cpp",)
 RECORD_KEYS = ("sha256", "machine", "limits", "results", "ratios")  # by which a record is known
 
@@ -34,7 +35,7 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
 class Options:
     """What to measure, checked; fields as in FLAGS.
 
-    paths: what `--paths` names ("f32": all matrices unpacked to float32 before loading). Raises ConfigError.
+    paths: what `--paths` names ("f32", "bf16": all matrices unpacked to that before loading). Raises ConfigError.
     """
 
     prompt_tokens: int = 512

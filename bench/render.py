@@ -13,6 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 CHECKS = ROOT / "tests" / "checks.json"  # pytest --record=tests/checks.json tests/test_logits.py
 MODELS = ("tinyllama-1.1b", "tinyllama-1.1b-batch", "tinyllama-1.1b-xla", "llama-3.2-1b", "llama-2-7b")
+ACCELERATED = ("gpu-tinyllama-1.1b", "gpu-tinyllama-1.1b-pp2048", "gpu-llama-3-8b", "gpu-llama-3-8b-pp2048")
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 Record = dict[str, Any]
 
 
@@ -29,7 +31,10 @@ def tables(found: dict[str, list[Record]]) -> str:
 
 
 def _kind(record: Record) -> tuple[str, str]:
+    """What multiplied: the CPU and its vectors, or the accelerator."""
     machine = record["machine"]
+    if record.get("backend", "cpu") != "cpu":
+        return record["device"], ""
     return machine["cpu"], machine.get("vectors", "")
 
 
@@ -42,16 +47,18 @@ def _tables(found: dict[str, Record]) -> str:
     runs = {name: record for name, record in found.items() if "results" in record}
     if not runs:
         return ""
-    parts = [_machine(runs.values()), _models(runs), _formats(runs), _paths(runs)]
+    parts = [_machine(runs.values()), _models(runs), _unpacked(runs), _formats(runs), _paths(runs)]
     parts += [_breakdown(found.get("breakdown")), _startup(found.get("startup"))]
     return "\n".join(part for part in parts if part)
 
 
 def _machine(runs: Iterable[Record]) -> str:
+    runs = list(runs)
     kinds = sorted({(" with ".join(filter(None, _kind(r))), r["threads"], r["machine"]["jax"]) for r in runs})
     peers = sorted({f"{r['peer']['name']} ({r['peer']['version']})" for r in runs if "peer" in r})
     days = sorted({r["machine"]["date"][:10] for r in runs})
-    where = "; ".join(f"{cpu}, {threads} threads, jax {jax}" for cpu, threads, jax in kinds)
+    where = "; ".join(f"{name}, {threads} threads, jax {jax}" for name, threads, jax in kinds)
+    dtype = DTYPES[runs[0]["limits"]["gemm"].split()[0]]
     against = f" Ratios are against {', '.join(peers)}, run in turn with packlight." if peers else ""
     (low, high), (slow, fast) = (
         (min(values), max(values))
@@ -61,24 +68,39 @@ def _machine(runs: Iterable[Record]) -> str:
     return (
         f"{where}; {days[0]}{f' to {days[-1]}' if len(days) > 1 else ''}.{against} A ratio is the median of pairs, its"
         f" range the smallest and largest pair. The machine is shared: from run to run its memory read {low:.0f} to"
-        f" {high:.0f} GB/s and XLA's float32 matrix product ran at {slow:.0f} to {fast:.0f} GFLOP/s, so rates of"
+        f" {high:.0f} GB/s and XLA's {dtype} matrix product ran at {slow:.0f} to {fast:.0f} GFLOP/s, so rates of"
         " different rows do not compare; shares are of the limit measured in the same run.\n"
     )
 
 
 def _models(runs: dict[str, Record]) -> str:
     rows = []
-    for name in MODELS:
+    for name in (*MODELS, *ACCELERATED):
         if name in runs:
             record = runs[name]
             kernels = record.get("kernels", "native")
-            label = f"{name.removesuffix('-batch').removesuffix('-xla')} {_mix(record)}"
+            model = name.removeprefix("gpu-").removesuffix("-batch").removesuffix("-xla").removesuffix("-pp2048")
+            label = f"{model} {_mix(record)}"
             rows += [
                 [label if kernels == "native" else f"{label}, `{kernels}`", *cells]
                 for cells in (_cells(record, row) for row in record["results"])
             ]
     head = ("model", "test", "tokens/s", "GB/s", "of bandwidth", "of GEMM", "llama.cpp", "ratio", "range")
     return _table(head, rows) if rows else ""
+
+
+def _unpacked(runs: dict[str, Record]) -> str:
+    """On an accelerator: our rate over that of the same model with its matrices in bfloat16."""
+    rows = [
+        [_mix(record), test, f"{ratio['median']:.2f}", f"{ratio['spread'][0]:.2f}–{ratio['spread'][1]:.2f}"]
+        for name in ACCELERATED
+        if name in runs
+        for record in [runs[name]]
+        for path in record.get("paths", ())
+        if path["path"] == "bf16"
+        for test, ratio in path["main_over_this"].items()
+    ]
+    return _table(["packed over bfloat16", "test", "ratio", "range"], rows) if rows else ""
 
 
 def _mix(record: Record) -> str:

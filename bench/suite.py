@@ -2,6 +2,7 @@
 
     python -m bench.suite [--only=NAME,NAME] [--models=FOLDER] [--peer_python=PATH] [--reps=5] [--results=FOLDER]
 
+Without --only it is everything for a CPU; the entries gpu-... are for a GPU (`make bench-gpu`).
 Each entry of SUITE is one run of `packlight bench` in a process of its own, whose record is added to the list in
 `bench/results/NAME.json`; `bench.render` makes the tables from the last of each. Entries are independent: a run that
 was cut off goes on with --only. Models are written to --models and used again when they are there.
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from typing import Any
 
-from bench.render import RESULTS
+from bench.render import ACCELERATED, RESULTS
 from bench.synthetic import SHAPES, write
 from quant.layouts import FIELDS
 
@@ -40,6 +41,8 @@ class Entry:
 
 
 LONG = (("context", 8192),)
+GPU = ("--config=gpu", "--paths=bf16")
+BATCHES, PROMPT = (*GPU, "--batch=1,8,32"), (*GPU, "--prompt_tokens=2048", "--gen_tokens=0")
 SUITE = {
     "tinyllama-1.1b": Entry("tinyllama-1.1b", "Q4_K_M", ("--depth=0,1024,4096",), LONG),
     "tinyllama-1.1b-batch": Entry("tinyllama-1.1b", "Q4_K_M", ("--prompt_tokens=0", "--batch=4,8"), LONG),
@@ -51,6 +54,10 @@ SUITE = {
     "paths": Entry(
         "tinyllama-1.1b", "Q4_K_M", ("--paths=reference,f32,xla,native", "--reps=2", "--gen_tokens=4"), peer=False
     ),
+    "gpu-tinyllama-1.1b": Entry("tinyllama-1.1b", "Q4_K_M", BATCHES, LONG, peer=False),
+    "gpu-tinyllama-1.1b-pp2048": Entry("tinyllama-1.1b", "Q4_K_M", PROMPT, LONG, peer=False),
+    "gpu-llama-3-8b": Entry("llama-3-8b", "Q4_K_M", BATCHES, peer=False),
+    "gpu-llama-3-8b-pp2048": Entry("llama-3-8b", "Q4_K_M", PROMPT, peer=False),
     **{f"format-{name}": Entry("tinyllama-1.1b", f"pure-{name}", ("--gen_tokens=64",)) for name in FIELDS},
     **{
         f"paths-{name}": Entry(
@@ -93,7 +100,7 @@ def main() -> None:
     parser.add_argument("--reps", help="repetitions, instead of each entry's own")
     parser.add_argument("--results", default=str(RESULTS), help="folder of the records")
     args = parser.parse_args()
-    names = args.only.split(",") if args.only else list(SUITE)
+    names = args.only.split(",") if args.only else [name for name in SUITE if name not in ACCELERATED]
     if unknown := [name for name in names if name not in SUITE]:
         parser.error(f"--only: no entry {unknown[0]!r}; there are: {', '.join(SUITE)}")
     models, results = pathlib.Path(args.models), pathlib.Path(args.results)

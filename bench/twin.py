@@ -1,4 +1,4 @@
-"""The float32 twin of a GGUF file: the same model with every matrix unpacked, to measure what packing costs or saves.
+"""The unpacked twin of a GGUF file: the same model with every matrix in floats, to measure what packing costs or saves.
 
 Written by gguf-py, unpacked by `packlight.unpack`, a tensor at a time.
 """
@@ -31,22 +31,28 @@ KINDS = {
 }
 
 
-def write_f32(file: GGUFFile, path: str | os.PathLike) -> str:
-    """Writes `file` with every tensor as F32 to `path` and returns the path."""
+def write_twin(file: GGUFFile, path: str | os.PathLike, qtype: str = "F32") -> str:
+    """Writes `file` with every matrix as `qtype`, F32 or BF16, and every vector as F32 to `path`; returns the path."""
+    kinds = {name: _kind(info, qtype) for name, info in file.tensors.items()}
     writer = gguf.GGUFWriter(path, file.metadata["general.architecture"])
     for key, value in file.metadata.items():
         if not key.startswith(OF_THE_FILE):
             _add(writer, key, value)
     for name, info in file.tensors.items():
-        size = 4 * int(np.prod(info.shape))
-        writer.add_tensor_info(name, info.shape, np.dtype(np.float32), size)
+        values, size = gguf.GGML_QUANT_SIZES[kinds[name]]
+        nbytes = int(np.prod(info.shape)) // values * size
+        writer.add_tensor_info(name, info.shape, np.dtype(np.float32), nbytes, kinds[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for info in file.tensors.values():
-        writer.write_tensor_data(_values(info))
+    for name, info in file.tensors.items():
+        writer.write_tensor_data(gguf.quants.quantize(_values(info), kinds[name]))
     writer.close()
     return os.fspath(path)
+
+
+def _kind(info: TensorInfo, qtype: str) -> gguf.GGMLQuantizationType:
+    return gguf.GGMLQuantizationType[qtype if len(info.shape) > 1 else "F32"]
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

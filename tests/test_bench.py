@@ -4,19 +4,23 @@ import json
 import os
 import re
 import sys
+import time
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from ggufs import write_llama
 from running import packlight, succeed, write_config
 
 from bench import gate, traffic
+from bench.accelerator import PASSES, ROUNDS, Accelerator
 from bench.cases import Case, make_cases
 from bench.gate import FLOOR, tolerance
 from bench.measure import ratio
 from bench.measure import row as result_row
 from bench.programs import Packlight, Sample
-from bench.twin import write_f32
+from bench.twin import write_twin
 from model.config import ModelConfig
 from model.reader import open_gguf, read_tensor
 from quant.errors import ConfigError
@@ -205,7 +209,7 @@ MISTAKES = [
     ("--model={m} --compare=ollama", "--compare=ollama is unknown; there is: llama.cpp"),
     ("--model={m} --compare=llama.cpp --peer_python=/no/such", "--peer_python=/no/such does not run"),
     ("--model={m} --peer_python=x", "--peer_python is for --compare"),
-    ("--model={m} --paths=xla,fast", "--paths: 'fast' is unknown; there are: reference, f32, xla, native"),
+    ("--model={m} --paths=xla,fast", "--paths: 'fast' is unknown; there are: reference, f32, bf16, xla, native"),
     ("--model={m} --results={m}/x.json", "--results=.*m.gguf/x.json"),
     ("--model={m} --results=/no/such/folder/x.json", "no such file or folder"),
     ("--model={m} --gate=/no/such.json", "--gate=/no/such.json: no such file"),
@@ -332,19 +336,34 @@ def test_traffic_by_hand(tmp_path, tied):
     assert traffic.flops(prompt, file, cfg) == 24 * 2 * 2 * per_layer + 2 * 320 * 64 + attention
 
 
-def test_the_f32_twin_is_the_same_model(tmp_path):
+def test_an_accelerator_is_measured_in_its_own_process():
+    """On whatever device: bytes read and written by a copy, operations of a product, per second."""
+    began = time.perf_counter()
+    limits = Accelerator(jax.devices()[0], nbytes=1 << 20, side=64)
+    answer = limits.ask(do="measure")
+    seconds = time.perf_counter() - began
+    assert answer["gemm"] == "bf16 64x64x64"
+    assert answer["read_gb_s"] > 2 * ROUNDS * 2**20 / seconds / 1e9
+    assert answer["gemm_gflop_s"] > 2 * ROUNDS * 64**3 / seconds / 1e9
+    np.testing.assert_array_equal(np.asarray(limits._copied), ROUNDS * (1 + PASSES))
+
+
+@pytest.mark.parametrize("qtype", ["F32", "BF16"])
+def test_the_unpacked_twin_is_the_same_model(tmp_path, qtype):
     source = write_llama(tmp_path / "m.gguf", embed=256, formats={"default": "Q4_K", "attn_v": "Q6_K"})
     file = open_gguf(source)
-    twin = open_gguf(write_f32(file, tmp_path / "f32.gguf"))
+    twin = open_gguf(write_twin(file, tmp_path / "twin.gguf", qtype))
     assert list(twin.tensors) == list(file.tensors)
-    assert {info.format.name for info in twin.tensors.values()} == {"F32"}
+    assert {info.format.name for info in twin.tensors.values() if len(info.shape) > 1} == {qtype}
+    assert {info.format.name for info in twin.tensors.values() if len(info.shape) == 1} == {"F32"}
     assert ModelConfig.from_gguf(twin) == ModelConfig.from_gguf(file)
     from packlight import unpack
 
     info = file.tensors["blk.1.attn_v.weight"]
     rows = read_tensor(info).reshape(info.shape[0], -1)
-    got = read_tensor(twin.tensors["blk.1.attn_v.weight"]).reshape(-1).view(np.float32).reshape(info.shape)
-    np.testing.assert_array_equal(got, unpack(rows, "Q6_K"))
+    got = read_tensor(twin.tensors["blk.1.attn_v.weight"]).reshape(info.shape[0], -1)
+    want = unpack(rows, "Q6_K")
+    np.testing.assert_array_equal(unpack(got, qtype), want if qtype == "F32" else want.astype(ml_dtypes.bfloat16))
 
 
 def test_a_repetition_starts_where_the_last_one_did(model):

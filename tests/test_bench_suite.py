@@ -31,7 +31,7 @@ def test_tables_show_losses_and_change_with_a_record(tmp_path):
         "file": "m-Q4_K_M.gguf",
         "machine": {"cpu": "C", "jax": "0", "date": "2026-01-02"},
         "threads": 2,
-        "limits": {"read_gb_s": 6.0, "gemm_gflop_s": 10.0},
+        "limits": {"read_gb_s": 6.0, "gemm_gflop_s": 10.0, "gemm": "f32 512x2048x5632"},
         "results": [row],
         "peer": {"name": "llama.cpp", "version": "1", "results": [{"test": "tg8", "median": 10.0}]},
         "ratio_details": {"tg8": {"median": 0.5, "spread": [0.4, 0.6]}},
@@ -46,6 +46,16 @@ def test_tables_show_losses_and_change_with_a_record(tmp_path):
     (tmp_path / "tinyllama-1.1b.json").write_text(json.dumps([record, other]))
     both = render.tables(render.records(tmp_path))
     assert re.search(r"C, 2 threads.*\| tg8 \| 5\.0 .*C with AVX2, 2 threads.*\| tg8 \| 7\.0 ", both, re.DOTALL)
+    assert "XLA's float32 matrix product" in both
+    limits = record["limits"] | {"gemm": "bf16 8192x8192x8192"}
+    paths = [{"path": "bf16", "main_over_this": {"tg8": {"median": 2.5, "spread": [2.4, 2.6]}}}]
+    gpu = {"backend": "gpu", "device": "G100", "kernels": "mosaic_gpu", "limits": limits, "paths": paths}
+    (tmp_path / "gpu-llama-3-8b.json").write_text(json.dumps([record | gpu]))
+    text = render.tables(render.records(tmp_path))
+    assert "G100, 2 threads, jax 0" in text
+    assert "XLA's bfloat16 matrix product" in text
+    assert "| llama-3-8b Q4_K_M, `mosaic_gpu` | tg8 | 5.0 |" in text
+    assert "| Q4_K_M | tg8 | 2.50 | 2.40–2.60 |" in text
     assert render.tables({}) == ""
     with pytest.raises(ValueError, match="bench:begin"):
         render.rendered("no markers", "bench", text)
@@ -84,4 +94,4 @@ def test_the_suite_runs_an_entry(tmp_path):
 
 def test_every_native_format_has_an_entry():
     assert {f"format-{q}" for q in FIELDS} | {f"paths-{q}" for q in FIELDS} <= set(suite.SUITE)
-    assert set(render.MODELS) <= set(suite.SUITE)
+    assert {*render.MODELS, *render.ACCELERATED} <= set(suite.SUITE)
