@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from model.placement import Device
+
 GIB = 1 << 30
 SIDE = 8192  # of the square matrices
 ROUNDS = 8  # of a pass
@@ -19,12 +21,12 @@ PASSES = 3
 
 
 class Accelerator:
-    """The limits of one device of jax. nbytes: of the array that is copied; side: of the matrices that are multiplied.
+    """The limits of one device. nbytes: of the array that is copied; side: of the matrices that are multiplied.
 
     Answers as the worker of `bench/limits.py` does.
     """
 
-    def __init__(self, device: Any, nbytes: int = GIB, side: int = SIDE):
+    def __init__(self, device: Device, nbytes: int = GIB, side: int = SIDE):
         self._nbytes, self._side = nbytes, side
 
         @functools.partial(jax.jit, donate_argnums=0)
