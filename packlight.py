@@ -23,7 +23,7 @@ import numpy as np
 
 from compile.config import CompileConfig, default_config, read_config
 from compile.inspection import format_totals, inspect, tensor_layouts, tensor_paths
-from compile.kernels import layout, settle
+from compile.kernels import attention_names, layout, settle
 from compile.memory import Limit, MemoryPlan, config_limit, device_limit, host_limit, plan_memory
 from compile.plan import Plan, make_plan
 from generation import Completion, Run, TokenLogprob
@@ -430,8 +430,8 @@ class LLM:
 
     @property
     def attention_path(self) -> str:
-        """What computes attention: "native" or "xla"."""
-        return "native" if self.config.kernel_path == "native" and self.model.plain_attention else "xla"
+        """What computes attention: native or xla, on a GPU mosaic for prompts where it can."""
+        return attention_names(self.config, self.model, self.device)
 
     def layouts(self) -> dict[str, str]:
         """Tensor -> the layout of its packed bytes, ggml's or "rowsN" (`quant.layouts`)."""

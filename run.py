@@ -217,6 +217,7 @@ def compile_(values: flags.FlagValues) -> None:
     limit = _limit(prepared, target)
     _say_memory(prepared, limit)
     from compile import aot, report
+    from compile.kernels import attention_names
     from model.declaration import formats
     from model.params import abstract
 
@@ -227,6 +228,8 @@ def compile_(values: flags.FlagValues) -> None:
     else:
         placement = aot.place_on(targets.devices(there), split, f"--target={there.name}")
     params = abstract(prepared.model, formats(prepared.file), prepared.layout, placement)
+    attention = attention_names(config, prepared.model, placement.flat[0])
+    say(f"{placement.flat[0].device_kind}: attention {attention}")
     with Bar() as bar:
         bar.start("compile", len(prepared.plan.steps), unit="step")
         executables = aot.build(
@@ -247,6 +250,7 @@ def compile_(values: flags.FlagValues) -> None:
     if values.json:
         counts = {"hits": executables.hits, "misses": executables.misses, "compiled": aot.compile_count()}
         result = {"executables": rows, "compile": counts, "memory": _memory_report(memory, limit)}
+        result["attention"] = attention
         write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))
     else:
         write(compile_text(rows) if target is None else target_text(rows))

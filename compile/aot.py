@@ -23,6 +23,7 @@ import jax.monitoring
 from jax.experimental import serialize_executable
 
 from compile.config import CompileConfig
+from compile.kernels import has_wgmma
 from compile.plan import Plan, StepKey
 from compile.steps import CACHE_ARGUMENT, make_step, on_mesh, placed_arguments
 from compile.store import EntryError, Store
@@ -162,7 +163,7 @@ def build(
     def one(key: StepKey) -> Built:
         arguments = placed_arguments(key, cfg, plan, config, params, placement)
         digest = entry_digest(key, cfg, config, plan.context, arguments, placement)
-        step = make_step(key, cfg, config, plan.context, placement.split)
+        step = make_step(key, cfg, config, plan.context, placement.split, has_wgmma(placement.flat[0]))
         if not placement.single:
             step = on_mesh(step, key, placement, arguments)
         return _build_one(key, step, config, arguments, digest, placement, store, warnings, load)

@@ -1,8 +1,10 @@
-"""Which kernels a config gets on this machine: `auto` made definite, and the layout they read. Imports no jax."""
+"""Which kernels a config gets on a machine: `auto` made definite, the layout they read, attention. Imports no jax."""
 
 import dataclasses
+from typing import Any
 
 from compile.config import CompileConfig
+from model.config import MOSAIC_CACHES, MOSAIC_WIDTHS, ModelConfig
 from quant import native_build
 
 
@@ -45,3 +47,32 @@ def layout(config: CompileConfig) -> str:
             return "columns"
         case _:
             return "ggml"
+
+
+def attention(config: CompileConfig, cfg: ModelConfig, tokens: int, wgmma: bool) -> str:
+    """The kernel of `model.attention.attention` for steps with `tokens` queries a row, under a settled config.
+
+    wgmma: whether the device has the tensor-core instructions that "mosaic" is made of (`has_wgmma`).
+    """
+    match config.kernel_path:
+        case "native" if cfg.plain_attention:
+            return "native"
+        case "mosaic_gpu" if tokens == 1:
+            return "whole"
+        case "mosaic_gpu" if wgmma and cfg.key_length in MOSAIC_WIDTHS and config.kv_dtype in MOSAIC_CACHES:
+            return "mosaic"
+        case _:
+            return "tiled"
+
+
+def attention_names(config: CompileConfig, cfg: ModelConfig, device: Any) -> str:
+    """What the plan says of `attention`."""
+    made_by_xla = {"whole": "xla", "tiled": "xla"}
+    chosen = (attention(config, cfg, tokens, has_wgmma(device)) for tokens in (2, 1))
+    prompts, single = (made_by_xla.get(kernel, kernel) for kernel in chosen)
+    return prompts if prompts == single else f"{prompts} for prompts, {single} for single tokens"
+
+
+def has_wgmma(device: Any) -> bool:
+    """Whether a jax device is a Hopper GPU: those before have no such instructions, those after have others."""
+    return device.platform == "gpu" and device.compute_capability == "9.0"

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from compile.config import CompileConfig
+from compile.kernels import attention
 from compile.plan import Plan, StepKey
 from model.collectives import anywhere, data_number, from_owner, rows_of_all
 from model.config import ModelConfig
@@ -40,14 +41,16 @@ def cache_specs(split: Split) -> Cache:
 
 
 def make_step(
-    key: StepKey, cfg: ModelConfig, config: CompileConfig, context: int, split: Split = WHOLE
+    key: StepKey, cfg: ModelConfig, config: CompileConfig, context: int, split: Split = WHOLE, wgmma: bool = False
 ) -> Callable[..., Any]:
     """The traceable function of `key`, as one device of `split` runs it; see `prefill`, `head_step` and `decode` for
     arguments and results.
 
-    context: tokens that a slot may hold, which chooses between phi3's two sets of frequencies.
+    context: tokens that a slot may hold, which chooses between phi3's two sets of frequencies. wgmma: see
+    `compile.kernels.attention`.
     """
-    numerics = Numerics(config.kernel_path, jnp.dtype(config.activation_dtype), key.length, context, split)
+    kernel = attention(config, cfg, key.rows if key.phase == "prefill" else 1, wgmma)
+    numerics = Numerics(config.kernel_path, jnp.dtype(config.activation_dtype), key.length, context, split, kernel)
     match key.phase:
         case "prefill":
             step = prefill

@@ -1,8 +1,9 @@
-"""The KV cache and attention over it: one formulation in XLA, one in C++. Knows activations, not weights.
+"""The KV cache and attention over it, in XLA and in C++ (a GPU's kernel: `model.mosaic_attention`). Knows activations,
+not weights.
 
 q is (B, T, H, C); row b's tokens are at positions `start[b] ..` of cache slot `slot + b`, and each sees the cache up to
-itself. Neither formulation copies the cache or repeats it for grouped heads, and their cost grows with the positions
-in use, not with the cache's length.
+itself. No formulation copies the cache or repeats it for grouped heads, and but for `whole_attention` their cost grows
+with the positions in use, not with the cache's length.
 """
 
 import dataclasses
@@ -94,20 +95,29 @@ def attention(
     index: jax.Array,
     rows: Rows,
     span: int,
-    path: str,
+    kernel: str,
     scores: Scores,
 ) -> jax.Array:  # float32 (B, T, H * C)
     """Causal grouped-query attention of layer `index`; `span`: positions that the step may look back at.
 
     What lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor padding nor what the
-    slot held before can change a result. path: "native" is C++ on a CPU where the scores are plain; "mosaic_gpu"
-    looks at the whole span at once for one token of each row; everything else takes tile after tile.
+    slot held before can change a result. kernel, which `compile.kernels.attention` chooses: "native" is C++ on a CPU,
+    for plain scores; "mosaic" is a GPU's; "whole" looks at the whole span at once for one token of each row; "tiled"
+    takes tile after tile. Raises ValueError where a kernel does not do what is asked.
     """
-    if path == "native" and scores is PLAIN:
-        return native_attention(q, cache, index, rows, span)
-    if path == "mosaic_gpu" and q.shape[1] == 1:
-        return whole_attention(q, cache, index, rows, span, scores)
-    return tiled_attention(q, cache, index, rows, span, scores)
+    match kernel:
+        case "tiled":
+            return tiled_attention(q, cache, index, rows, span, scores)
+        case "whole":
+            return whole_attention(q, cache, index, rows, span, scores)
+        case "native" if scores is PLAIN:
+            return native_attention(q, cache, index, rows, span)
+        case "mosaic":
+            from model.mosaic_attention import mosaic_attention  # here: only GPUs need Mosaic
+
+            return mosaic_attention(q, cache, index, rows, span, scores)
+        case _:
+            raise ValueError(f"attention {kernel!r} is unknown, or does not know windows, soft caps and sinks")
 
 
 def whole_attention(

@@ -16,6 +16,10 @@ from model.reader import GGUFFile
 from quant.errors import GGUFError, UnsupportedError
 
 CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
+# What the Mosaic attention kernel is made for: tensor cores take whole pieces of 128 bytes, and of float32 they would
+# read 11 bits. The registers of a block hold no wider heads.
+MOSAIC_WIDTHS = (64, 128, 192, 256)
+MOSAIC_CACHES = ("bfloat16", "float16")
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
 
 

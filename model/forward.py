@@ -29,7 +29,8 @@ class Numerics:
 
     path: kernel path of every matrix product; dtype: what activations are rounded to before one; span: how many
     cached positions a query may look back at (the static length S of the step); context: tokens that a slot may hold;
-    split: how the devices share the model. The ModelConfig beside it is then `split.local`'s, one device's.
+    split: how the devices share the model. The ModelConfig beside it is then `split.local`'s, one device's. kernel:
+    what computes attention (`model.attention.attention`).
     """
 
     path: str
@@ -37,6 +38,7 @@ class Numerics:
     span: int
     context: int
     split: Split = WHOLE
+    kernel: str = "tiled"
 
 
 def embed(cfg: ModelConfig, params: Params, tokens: jax.Array, split: Split = WHOLE) -> jax.Array:
@@ -118,7 +120,8 @@ def layer(
         q, k, v = project(cfg, h, blk, index, numerics)
         q, k = turns.sharpen(turns.rotate(q, index)), turns.rotate(k, index)
         cache = write_cache(cache, index, k, v, rows)
-        mixed = attention(scaled(cfg, q), cache, index, rows, numerics.span, numerics.path, Scores.of(cfg, blk, index))
+        scores = Scores.of(cfg, blk, index)
+        mixed = attention(scaled(cfg, q), cache, index, rows, numerics.span, numerics.kernel, scores)
         x = add(x, closing(cfg, mixed, blk, "attn_output", index, numerics), "post_attention_norm")
     with jax.named_scope("ffn"):
         h = norm(cfg, x, blk, arch.ffn_norm, index) if arch.pre_norms else x

@@ -1,11 +1,14 @@
 """Which kernels `auto` becomes, what is said when they are not the fast ones, and the layout weights are loaded in."""
 
+import dataclasses
+import types
+
 import pytest
 from ggufs import write_llama
 from running import packlight, succeed, write_config
 
 from compile.config import CompileConfig
-from compile.kernels import expected, layout, settle
+from compile.kernels import attention, attention_names, expected, layout, settle
 from model.config import ModelConfig
 from model.load import read_weights
 from model.params import abstract
@@ -94,3 +97,30 @@ def test_weights_are_loaded_in_the_layout_the_kernels_read(tmp_path, tied):
                 groups = leaf.groups if host.weight.per_layer else (leaf,)
                 assert [g.blocks.shape for g in groups] == [b.shape for b in host.parts[0]]
                 assert [g.layout for g in groups] == host.layouts
+
+
+def test_which_attention_a_step_gets(tmp_path):
+    """A GPU's kernel where it can be, XLA's elsewhere, and the plan names it."""
+
+    def model(path, **sizes):
+        return ModelConfig.from_gguf(open_gguf(write_llama(tmp_path / path, layers=1, **sizes)))
+
+    wide, narrow = model("wide.gguf", embed=256, heads=4), model("narrow.gguf", embed=320, heads=4)
+    assert (wide.key_length, narrow.key_length) == (64, 80)
+    gpu = CompileConfig(platform="gpu", kv_dtype="bfloat16")
+    assert [attention(gpu, wide, tokens, True) for tokens in (1, 2, 512)] == ["whole", "mosaic", "mosaic"]
+    assert attention(gpu, narrow, 512, True) == "tiled"
+    assert attention(gpu, wide, 512, False) == "tiled"
+    assert attention(dataclasses.replace(gpu, kv_dtype="float32"), wide, 512, True) == "tiled"
+    assert attention(CompileConfig(platform="tpu"), wide, 512, False) == "tiled"
+    sliding = dataclasses.replace(wide, slides=(True,), sliding_window=16)
+    assert attention(gpu, sliding, 512, True) == "mosaic"
+    for path, kernels in (("native", ["native", "tiled"]), ("xla", ["tiled", "tiled"])):
+        assert [attention(CompileConfig(cpu_kernels=path), cfg, 1, False) for cfg in (wide, sliding)] == kernels
+
+    def device(capability, platform="gpu"):
+        return types.SimpleNamespace(platform=platform, compute_capability=capability)
+
+    assert attention_names(gpu, wide, device("9.0")) == "mosaic for prompts, xla for single tokens"
+    assert attention_names(gpu, wide, device("10.0")) == attention_names(gpu, narrow, device("9.0")) == "xla"
+    assert attention_names(CompileConfig(cpu_kernels="native"), wide, device(None, "cpu")) == "native"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.attention import PART, Cache, Rows, native_attention, tiled_attention, write_cache
+from model.attention import PART, PLAIN, Cache, Rows, native_attention, tiled_attention, write_cache
 from quant import native_build
 from quant.native_ops import ISAS, has
 
@@ -84,12 +84,14 @@ def case(shape, start=(0,), pad=0, dtype=np.float32, capacity=CAPACITY):
     )
 
 
-def oracle(q, k, v, index, slot, start, end):
+def oracle(q, k, v, index, slot, start, end, special=PLAIN, rounding=0.0):
     """float64 results and a bound on a float32 kernel's error, both (B, T, H * C); rows of padding are NaN.
 
     A score is a sum of C products of factors that are each rounded once more: off by (C + 4) U sum |q k|, and by 2 U
     relative when the largest is subtracted. That is the relative error of its weight, next to 2 units of the power. A
-    weighted mean of n values moves by twice the weights' error, and by (n + 8) U for the sums above and below.
+    weighted mean of n values moves by twice the weights' error, and by (n + 8) U for the sums above and below. A soft
+    cap passes errors on, never larger, with 4 U of its own. rounding: of each weight, which is at most 1, before it is
+    multiplied, relative, and below 2^-14 as in float16.
     """
     B, T, H, C = q.shape
     exact, bound = np.full((2, B, T, H, C), np.nan)
@@ -98,17 +100,23 @@ def oracle(q, k, v, index, slot, start, end):
         if start[b] + t >= end[b]:
             continue
         n = start[b] + t + 1
+        first = 0 if special.window is None else max(0, n - int(special.window))
         for h in range(H):
-            keys, values = (x[index, slot + b, h // group, :n].astype(np.float64) for x in (k, v))
+            keys, values = (x[index, slot + b, h // group, first:n].astype(np.float64) for x in (k, v))
             scores = keys @ q[b, t, h].astype(np.float64) / np.sqrt(C)
+            if special.softcap:
+                scores = special.softcap * np.tanh(scores / special.softcap)
             weights = np.exp(scores - scores.max())
-            weights /= weights.sum()
+            total = weights.sum() + (0 if special.sinks is None else np.exp(float(special.sinks[h]) - scores.max()))
+            weights /= total
             size = np.abs(keys) @ np.abs(q[b, t, h]) / np.sqrt(C)
-            error = ((C + 4) * size + 2 * np.abs(scores - scores.max()) + 4) * U
+            error = ((C + 4) * size + 2 * np.abs(scores - scores.max()) + 4 + 4 * special.softcap) * U
             exact[b, t, h] = weights @ values
-            bound[b, t, h] = (2 * error * weights) @ np.abs(values) + (2 * error @ weights + (n + 8) * U) * (
+            bound[b, t, h] = (2 * error * weights) @ np.abs(values) + (2 * error @ weights + (n + 8) * U + rounding) * (
                 weights @ np.abs(values)
             )
+            if rounding:
+                bound[b, t, h] += 2.0**-25 * np.abs(values).sum(0) / total
     return exact.reshape(B, T, H * C), bound.reshape(B, T, H * C)
 
 

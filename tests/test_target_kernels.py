@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from compile import targets
+from model.attention import PLAIN, Cache, Rows, Scores, attention, write_cache
 from quant.formats import FORMATS
 from quant.layouts import SUPERBLOCKS, blocks_shape
 from quant.matmul import matmul
@@ -103,3 +104,62 @@ def test_the_scratch_of_a_large_matrix_on_a_gpu_is_a_tile():
     assert np.isclose(packed, LAYERS * 14336 * 4096 * 4.5 / 8)
     assert max(made(done.as_text()).values()) <= 1024 * 14336 * 4  # the product; the matrix in bfloat16 is twice that
     assert done.memory_analysis().temp_size_in_bytes < whole / 4
+
+
+PROMPT, SPAN, KV_HEADS = 512, 2048, 4
+
+
+@functools.cache
+def attended(target: str, width: int = 128, group: int = 4, dtype=jnp.bfloat16, kind: str = "plain"):
+    """A loop over layers that each put PROMPT keys and values into the cache and attend, as a model's step does."""
+    placed = jax.sharding.SingleDeviceSharding(device(target))
+
+    def spec(shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+
+    special = {
+        "plain": PLAIN,
+        "window": Scores(window=jnp.int32(100)),
+        "all": Scores(jnp.int32(100), 5.0, jnp.zeros(KV_HEADS * group)),
+    }[kind]
+
+    def step(k, v, q, new, start, end):
+        rows = Rows(jnp.int32(1), start, end, start >= 0)
+
+        def layer(i, carry):
+            q, cache = carry
+            cache = write_cache(cache, i, new + q[:, :, :KV_HEADS], new, rows)
+            return attention(q, cache, i, rows, SPAN, "mosaic", special).reshape(q.shape), cache
+
+        return jax.lax.fori_loop(0, LAYERS, layer, (q, Cache(k, v, start)))
+
+    cache = spec((LAYERS, 8, KV_HEADS, SPAN, width), dtype)
+    q, new = (spec((1, PROMPT, n, width), jnp.float32) for n in (KV_HEADS * group, KV_HEADS))
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(cache, cache, q, new, spec((1,)), spec((1,)))
+    return lowered.compile(), q.size, new.size, cache.size * cache.dtype.itemsize
+
+
+def scratch(queries: int, new: int) -> int:
+    """Queries, what they mix, and one layer's keys and values, each in float32 and in the cache's type or order."""
+    return (4 + 4 + 2) * queries + 2 * (4 + 2) * new + 4096
+
+
+@pytest.mark.parametrize("target", ["cuda:h100", "cuda:h200"])
+def test_gpu_attention_writes_no_scores_and_copies_no_cache(target):
+    done, queries, new, cache = attended(target)
+    memory = done.memory_analysis()
+    assert memory.argument_size_in_bytes <= 2 * cache + 4 * (queries + new) + 4096
+    assert memory.alias_size_in_bytes >= 2 * cache
+    assert memory.temp_size_in_bytes <= scratch(queries, new)
+    assert scratch(queries, new) < 4 * PROMPT * SPAN * KV_HEADS < cache  # scores of one head of each group
+    assert "mosaic_gpu" in done.as_text()
+
+
+@pytest.mark.parametrize(
+    ("width", "group", "dtype", "kind"),
+    [(64, 8, jnp.bfloat16, "plain"), (64, 8, jnp.bfloat16, "all"), (192, 1, jnp.float16, "window")]
+    + [(256, 2, jnp.bfloat16, "all"), (128, 7, jnp.float16, "all")],
+)
+def test_gpu_attention_compiles_for_every_kind_of_model(width, group, dtype, kind):
+    done, queries, new, _ = attended("cuda:h200", width, group, dtype, kind)
+    assert done.memory_analysis().temp_size_in_bytes <= scratch(queries, new)

@@ -173,7 +173,10 @@ def test_the_command_compiles_every_step(name, path, tmp_path):
     assert all(row["unpacked"] == {} and row["fits"] for row in result["executables"])
     assert len(list((tmp_path / "store").glob("*.aot"))) == STEPS
     assert done.stderr.splitlines()[0].startswith("memory: weights ")
-    assert not [line for line in done.stderr.splitlines() if not line.startswith("memory")], done.stderr
+    attention = {"gpu": "mosaic for prompts, xla for single tokens", "tpu": "xla"}[target.platform]
+    assert result["attention"] == attention
+    rest = [line for line in done.stderr.splitlines() if not line.startswith("memory")]
+    assert rest == [f"{target.chip.device_kind}: attention {attention}"], done.stderr
 
 
 def test_what_cannot_fit_the_chip_is_refused_before_compiling(path, tmp_path):
