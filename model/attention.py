@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from model.config import CACHE_TILE, ModelConfig
 from model.params import Params
@@ -54,11 +55,20 @@ def write_cache(
             at = (index, rows.slot + b, jnp.int32(0), rows.start[b], jnp.int32(0))
             block = new[b][None, None]
             block = jnp.where(rows.active[b], block, lax.dynamic_slice(buffer, at, block.shape))
-            return lax.dynamic_update_slice(buffer, block, at)
+            return _in_order(lax.dynamic_update_slice(buffer, block, at))
 
         return lax.fori_loop(0, new.shape[0], row, buffer)
 
     return dataclasses.replace(cache, k=put(cache.k, k), v=put(cache.v, v))
+
+
+def _in_order(buffer: jax.Array) -> jax.Array:
+    """The same, on a TPU in the order of axes that its arguments have: the last is padded to 128, so that the last two
+    are exchanged where C would need it. Left alone, XLA updates single tokens in an order of its own, (S, K, C), and
+    copies the whole cache into it and back in each step.
+    """
+    order = (0, 1, 2, 3, 4) if buffer.shape[-1] % 128 == 0 else (0, 1, 2, 4, 3)
+    return lax.platform_dependent(buffer, tpu=lambda x: with_layout_constraint(x, Layout(order)), default=lambda x: x)
 
 
 class Scores(NamedTuple):

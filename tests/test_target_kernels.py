@@ -106,12 +106,12 @@ def test_the_scratch_of_a_large_matrix_on_a_gpu_is_a_tile():
     assert done.memory_analysis().temp_size_in_bytes < whole / 4
 
 
-PROMPT, SPAN, KV_HEADS = 512, 2048, 4
+PROMPT, SPAN, KV_HEADS, DEEP = 512, 2048, 4, 16
 
 
 @functools.cache
-def attended(target: str, width: int = 128, group: int = 4, dtype=jnp.bfloat16, kind: str = "plain"):
-    """A loop over layers that each put PROMPT keys and values into the cache and attend, as a model's step does."""
+def attended(target: str, width=128, group=4, dtype=jnp.bfloat16, kind="plain", batch=1, tokens=PROMPT):
+    """A loop over layers that each put keys and values into the cache and attend, as a model's step does."""
     placed = jax.sharding.SingleDeviceSharding(device(target))
 
     def spec(shape, dtype=jnp.int32):
@@ -122,6 +122,7 @@ def attended(target: str, width: int = 128, group: int = 4, dtype=jnp.bfloat16, 
         "window": Scores(window=jnp.int32(100)),
         "all": Scores(jnp.int32(100), 5.0, jnp.zeros(KV_HEADS * group)),
     }[kind]
+    kernel = "mosaic" if target.startswith("cuda") else "tiled"
 
     def step(k, v, q, new, start, end):
         rows = Rows(jnp.int32(1), start, end, start >= 0)
@@ -129,13 +130,13 @@ def attended(target: str, width: int = 128, group: int = 4, dtype=jnp.bfloat16, 
         def layer(i, carry):
             q, cache = carry
             cache = write_cache(cache, i, new + q[:, :, :KV_HEADS], new, rows)
-            return attention(q, cache, i, rows, SPAN, "mosaic", special).reshape(q.shape), cache
+            return attention(q, cache, i, rows, SPAN, kernel, special).reshape(q.shape), cache
 
-        return jax.lax.fori_loop(0, LAYERS, layer, (q, Cache(k, v, start)))
+        return jax.lax.fori_loop(0, DEEP, layer, (q, Cache(k, v, start)))
 
-    cache = spec((LAYERS, 8, KV_HEADS, SPAN, width), dtype)
-    q, new = (spec((1, PROMPT, n, width), jnp.float32) for n in (KV_HEADS * group, KV_HEADS))
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(cache, cache, q, new, spec((1,)), spec((1,)))
+    cache = spec((DEEP, 8, KV_HEADS, SPAN, width), dtype)
+    q, new = (spec((batch, tokens, n, width), jnp.float32) for n in (KV_HEADS * group, KV_HEADS))
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(cache, cache, q, new, spec((batch,)), spec((batch,)))
     return lowered.compile(), q.size, new.size, cache.size * cache.dtype.itemsize
 
 
@@ -163,3 +164,18 @@ def test_gpu_attention_writes_no_scores_and_copies_no_cache(target):
 def test_gpu_attention_compiles_for_every_kind_of_model(width, group, dtype, kind):
     done, queries, new, _ = attended("cuda:h200", width, group, dtype, kind)
     assert done.memory_analysis().temp_size_in_bytes <= scratch(queries, new)
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (4, 1), (1, 128)])
+@pytest.mark.parametrize("width", [64, 80, 128])
+def test_a_tpu_copies_no_cache(width, batch, tokens):
+    """Its argument, its place in the loop over layers and what is updated there are one array in one layout."""
+    done, _, _, cache = attended("tpu:v5e", width, batch=batch, tokens=tokens)
+    memory = done.memory_analysis()
+    assert memory.alias_size_in_bytes >= 2 * cache
+    assert memory.temp_size_in_bytes <= cache / 100
+
+
+def test_a_tpu_of_another_kind_copies_no_cache():
+    done, _, _, cache = attended("tpu:v6e", 64, batch=4, tokens=1)
+    assert done.memory_analysis().temp_size_in_bytes <= cache / 100
