@@ -1,6 +1,7 @@
 """`CompileConfig`: what to build, from a TOML file. Imports no jax.
 
 Every key has an effect, an unknown key is an error. Which executables follow from it is arithmetic in `compile.plan`.
+A file may be a stranger's, so its size is bounded before it is parsed, and no key of it can name a program to run.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ import tomllib
 import typing
 from typing import Any
 
+from model.ggufheader import shown, shown_path
 from quant.errors import ConfigError
+from quant.files import open_regular
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug", "mesh8")
@@ -19,10 +22,21 @@ CPU_KERNELS = ("auto", "native", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_CONTEXT = 4096
 
+# Far above any config, and so low that what tomllib takes the square of (a key of 100,000 parts costs it 40 GB) stays
+# below a second: 0.5 s and 20 MB for the worst that was found.
+MAX_TEXT, MAX_LINE = 1 << 14, 500  # characters
+MAX_BUCKETS = 32  # of a list; executables are their products
+MAX_LAUNCH = 1024  # tokens, of which each has its log-probabilities in the result
+MAX_DEVICES = 1024  # virtual ones on a CPU cost 75 KB and four threads each
+
+
+def _shown(value: Any) -> str:
+    return shown(repr(value))
+
 
 def _integer(key: str, value: Any, low: int, high: int = 2**31) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
-        raise ConfigError(f"config key '{key}' is {value!r}; it is an integer >= {low}")
+        raise ConfigError(f"config key '{key}' is {_shown(value)}; it is an integer >= {low}, < {high}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +51,8 @@ class MeshShape:
     def __post_init__(self):
         for axis in ("data", "tensor"):
             _integer(f"mesh.{axis}", getattr(self, axis), 1)
+        if self.data * self.tensor > MAX_DEVICES:
+            raise ConfigError(f"config key 'mesh' means {self.data * self.tensor} devices, more than {MAX_DEVICES}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +74,8 @@ class CompileConfig:
         else xla. A GPU runs mosaic_gpu, a TPU mosaic_tpu.
     memory_limit: bytes that weights, cache and scratch may take on a device; 0 is what it has free.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
-    xla_options: passed to XLA for every executable.
+    xla_options: passed to XLA for every executable; numbers and booleans, as options of text name files that XLA writes
+        and programs that it runs: those are for XLA_FLAGS.
     """
 
     platform: str = "cpu"
@@ -88,9 +105,12 @@ class CompileConfig:
             ("activation_dtype", DTYPES[:2]),
         ):
             if getattr(self, key) not in choices:
-                raise ConfigError(f"config key '{key}' is {getattr(self, key)!r}; it is one of {', '.join(choices)}")
-        for key, low in (("context", 0), ("tokens_per_launch", 1), ("head_rows", 1)):
+                raise ConfigError(
+                    f"config key '{key}' is {_shown(getattr(self, key))}; it is one of {', '.join(choices)}"
+                )
+        for key, low in (("context", 0), ("head_rows", 1)):
             _integer(key, getattr(self, key), low)
+        _integer("tokens_per_launch", self.tokens_per_launch, 1, MAX_LAUNCH + 1)
         _integer("memory_limit", self.memory_limit, 0, 2**63)
         for key in ("prefill_buckets", "decode_batch"):
             _ascending(key, getattr(self, key))
@@ -109,9 +129,9 @@ class CompileConfig:
         if self.platform != "cpu" and self.cpu_kernels != "auto":
             raise ConfigError(f"config key 'cpu_kernels' is {self.cpu_kernels!r} but the platform is {self.platform!r}")
         if not isinstance(self.store, bool):
-            raise ConfigError(f"config key 'store' is {self.store!r}; it is true or false")
+            raise ConfigError(f"config key 'store' is {_shown(self.store)}; it is true or false")
         if not isinstance(self.cache_dir, str):
-            raise ConfigError(f"config key 'cache_dir' is {self.cache_dir!r}; it is a path")
+            raise ConfigError(f"config key 'cache_dir' is {_shown(self.cache_dir)}; it is a path")
 
     @property
     def slots(self) -> int:
@@ -136,7 +156,9 @@ class CompileConfig:
 
 def _ascending(key: str, values: Any) -> None:
     if not isinstance(values, tuple):
-        raise ConfigError(f"config key '{key}' is {values!r}; it is a list of integers")
+        raise ConfigError(f"config key '{key}' is {_shown(values)}; it is a list of integers")
+    if len(values) > MAX_BUCKETS:
+        raise ConfigError(f"config key '{key}' holds {len(values)} values, more than {MAX_BUCKETS}")
     for value in values:
         _integer(key, value, 1)
     if list(values) != sorted(set(values)):
@@ -150,12 +172,15 @@ def read_config(path: str | os.PathLike) -> CompileConfig:
     """
     if path in SHIPPED:
         return default_config(str(path))
+    source = os.fsdecode(path)
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        fd, _ = open_regular(source)
+        with open(fd, encoding="utf-8") as file:
+            text = file.read(MAX_TEXT + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"config {os.fspath(path)!r}: {reason}") from None
-    return parse_config(text, os.fspath(path))
+        raise ConfigError(f"config {shown_path(source)}: {reason}") from None
+    return parse_config(text, source)
 
 
 def default_config(platform: str) -> CompileConfig:
@@ -169,24 +194,45 @@ def default_config(platform: str) -> CompileConfig:
 def parse_config(text: str, source: str) -> CompileConfig:
     """A config from TOML text; `source` names it in errors."""
     try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"config {source}: {error or 'nested too deeply'}") from None
+        return _config(_table(text))
+    except ConfigError as error:
+        raise ConfigError(f"config {shown_path(source)}: {error}") from None
+
+
+def _table(text: str) -> dict[str, Any]:
+    """TOML text as Python's values, their size bounded."""
+    if len(text) > MAX_TEXT:
+        raise ConfigError(f"longer than the {MAX_TEXT:,} characters allowed")
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > MAX_LINE:
+            raise ConfigError(f"line {number} is longer than the {MAX_LINE} characters allowed")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError("nested too deeply") from None
+    except ValueError as error:  # a TOMLDecodeError, or Python's own for a date that does not exist
+        raise ConfigError(shown(str(error), 200)) from None
+
+
+def _config(table: dict[str, Any]) -> CompileConfig:
     known = typing.get_type_hints(CompileConfig)
     for key in table:
         if key not in known:
-            raise ConfigError(f"config {source}: unknown key {key!r}; known: {', '.join(known)}")
+            raise ConfigError(f"unknown key {_shown(key)}; known: {', '.join(known)}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     options = values.get("xla_options", {})
-    if not isinstance(options, dict) or any(not isinstance(v, str | int | float | bool) for v in options.values()):
-        raise ConfigError(f"config {source}: key 'xla_options' is a table of XLA options and their plain values")
+    if not isinstance(options, dict):
+        raise ConfigError("key 'xla_options' is a table of XLA options")
+    for name, value in options.items():
+        if not isinstance(value, bool | int | float):
+            raise ConfigError(
+                f"key 'xla_options': {_shown(name)} is {_shown(value)}; it is a number, true or false "
+                "(options of text are for the environment's XLA_FLAGS)"
+            )
     values["xla_options"] = tuple(sorted(options.items()))
     axes = [field.name for field in dataclasses.fields(MeshShape)]
     mesh = values.get("mesh", {})
     if not isinstance(mesh, dict) or set(mesh) - set(axes):
-        raise ConfigError(f"config {source}: key 'mesh' is a table of {' and '.join(axes)}")
-    try:
-        values["mesh"] = MeshShape(**mesh)
-        return CompileConfig(**values)
-    except ConfigError as error:
-        raise ConfigError(f"config {source}: {error}") from None
+        raise ConfigError(f"key 'mesh' is a table of {' and '.join(axes)}")
+    values["mesh"] = MeshShape(**mesh)
+    return CompileConfig(**values)

@@ -139,7 +139,7 @@ def make_plan(config: CompileConfig, file_context: int) -> Plan:
         prefill_buckets=buckets,
         decode_batch=config.decode_batch,
         lengths=(*sorted(s for s in shorter if s < capacity), capacity),
-        head_rows=tuple(sorted({1, config.head_rows})),
+        head_rows=tuple(sorted({1, min(config.head_rows, context)})),
         groups=config.mesh.data,
         tokens_per_launch=config.tokens_per_launch,
     )

@@ -13,13 +13,13 @@ import dataclasses
 import math
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from model.ggufheader import UINT32, Header, Metadata, read_pairs, shown, shown_path
 from quant.errors import GGUFError, UnsupportedError
+from quant.files import open_regular
 from quant.formats import BY_TYPE_ID, FORMATS, Format
 
 MAX_TENSORS = 1 << 16
@@ -163,16 +163,11 @@ def _open_file(path: str, what: str = "") -> tuple[int, int]:
     """(file descriptor, size) of a regular file; `what` says in errors which part of a whole it is."""
     described = f"{shown_path(path)}: {what + ': ' if what else ''}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO without a writer must not block
+        fd, status = open_regular(path)
     except OSError as e:
         raise GGUFError(f"{described}cannot open: {e.strerror}") from None
     except ValueError:  # a NUL or an unpaired surrogate in the path
         raise GGUFError(f"{described}not a possible file name") from None
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise GGUFError(f"{described}{kind}, not a regular file")
     return fd, status.st_size
 
 
