@@ -29,6 +29,7 @@ from compile.steps import CACHE_ARGUMENT, make_step, on_mesh, placed_arguments
 from compile.store import EntryError, Store
 from compile.targets import compiler_version
 from model.config import ModelConfig
+from model.ggufheader import shown
 from model.params import Params
 from model.placement import Device, Placement
 from model.sharding import WHOLE, Split
@@ -207,8 +208,9 @@ def _build_one(
             if entry is not None:
                 call = serialize_executable.deserialize_and_load(*entry, execution_devices=placement.flat)
                 return _report(key, call, True, began)
-        except (EntryError, ValueError, RuntimeError) as error:
-            warnings.append(f"stored executable {key} is compiled again: {str(error).splitlines()[0]}")
+        except Exception as error:  # whatever keeps an entry from loading, a pickle's errors are of every kind
+            reason = str(error).partition("\n")[0] if isinstance(error, EntryError) else repr(error)
+            warnings.append(f"stored executable {key} is compiled again: {shown(reason, 200)}")
     donated = () if key.phase == "head" else (CACHE_ARGUMENT,)
     with jax.enable_x64(False):  # a user's 64-bit default must not change the steps
         lowered = jax.jit(step, donate_argnums=donated).lower(*arguments)

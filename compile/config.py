@@ -14,7 +14,7 @@ from typing import Any
 
 from model.ggufheader import shown, shown_path
 from quant.errors import ConfigError
-from quant.files import open_regular
+from quant.files import cache_folder, open_regular
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug", "mesh8")
@@ -148,10 +148,7 @@ class CompileConfig:
     @property
     def store_dir(self) -> pathlib.Path:
         """Where executables are stored; may begin with `~`."""
-        if self.cache_dir:
-            return pathlib.Path(self.cache_dir)
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return pathlib.Path(base) / "packlight"
+        return pathlib.Path(self.cache_dir) if self.cache_dir else cache_folder()
 
 
 def _ascending(key: str, values: Any) -> None:

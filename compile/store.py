@@ -1,20 +1,29 @@
 """Compiled executables on disk, one file each. Knows bytes and digests; what an executable computes is `compile.aot`'s.
 
-An entry is a pickle, so the folder must be ours alone: it is created 0700, and a folder or entry that belongs to
-someone else, or that others may write, is not used. Source of the format: `jax.experimental.serialize_executable`.
+An entry is a pickle around machine code, so to read it is to run it. What is read must have been written by this user:
+folder and entry are ours alone, and the entry bears a seal that takes our secret to make. The secret lies in the user's
+cache folder wherever the entries lie, so that a folder of entries from someone else is compiled again, not run, even
+after it was unpacked in our name. Source of the format: `jax.experimental.serialize_executable`.
 
-    b"packlight-aot-1\n" | sha256 of the rest (32 bytes) | entry digest (64 hex bytes) | pickle
+    b"packlight-aot-2\n" | HMAC-SHA256 of the rest (32 bytes) | entry digest (64 hex bytes) | pickle
 """
 
-import hashlib
+import errno
+import hmac
 import os
 import pathlib
 import pickle
+import secrets
 import stat
 import tempfile
 from typing import Any
 
-MAGIC = b"packlight-aot-1\n"
+from model.ggufheader import shown_path
+from quant.files import cache_folder, open_regular, private_folder, whole_file
+
+MAGIC = b"packlight-aot-2\n"
+SECRET_BYTES = 32
+MAX_BYTES = 1 << 28  # of an entry; the largest seen, a prefill step for a GPU, has 29 MB
 
 
 class EntryError(Exception):
@@ -25,27 +34,14 @@ class Store:
     """A folder of entries. `problem` says in one line why the folder cannot be used, or is None."""
 
     def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-        self.problem = self._open()
-
-    def _open(self) -> str | None:
+        self.folder, self.problem, self._secret = folder, None, b""
         try:
-            self.folder = self.folder.expanduser()
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = self.folder.stat()
+            self.folder = private_folder(folder)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "not writable", str(self.folder))
+            self._secret = _secret()
         except OSError as error:
-            return f"{self.folder}: {error.strerror}"
-        except (RuntimeError, ValueError) as error:  # no home folder; a NUL in the path
-            return f"{str(self.folder)!r}: {error}"
-        if not stat.S_ISDIR(status.st_mode):
-            return f"{self.folder}: not a folder"
-        if status.st_uid != os.geteuid():
-            return f"{self.folder}: belongs to another user"
-        if status.st_mode & 0o022:
-            return f"{self.folder}: other users may write to it"
-        if not os.access(self.folder, os.W_OK | os.X_OK):
-            return f"{self.folder}: not writable"
-        return None
+            self.problem = f"{shown_path(str(error.filename))}: {error.strerror}"
 
     def path(self, digest: str) -> pathlib.Path:
         return self.folder / f"{digest}.aot"
@@ -54,30 +50,55 @@ class Store:
         """The object stored under `digest`, or None when there is none. Raises EntryError for one not to be used."""
         path = self.path(digest)
         try:
-            with open(path, "rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                    raise EntryError(f"{path.name}: other users own it or may write to it")
-                content = file.read()
+            content = _read_own(path, 0o022, MAX_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise EntryError(f"{path.name}: {error.strerror}") from None
-        body = content[len(MAGIC) + 32 :]
-        if not content.startswith(MAGIC) or hashlib.sha256(body).digest() != content[len(MAGIC) : len(MAGIC) + 32]:
-            raise EntryError(f"{path.name}: damaged")
+        start = len(MAGIC) + 32
+        body = memoryview(content)[start:]
+        if not hmac.compare_digest(content[:start], MAGIC + self._seal(body)):
+            raise EntryError(f"{path.name}: not written by this user, or damaged")
         if body[:64] != digest.encode():
             raise EntryError(f"{path.name}: holds another entry")
         return pickle.loads(body[64:])
 
     def write(self, digest: str, value: Any) -> None:
-        """Stores `value` under `digest`, whole or not at all. Raises OSError."""
+        """Stores `value` under `digest`, whole or not at all. Raises OSError; ValueError for what is too large."""
         body = digest.encode() + pickle.dumps(value)
+        if len(body) > MAX_BYTES - len(MAGIC) - 32:
+            raise ValueError(f"an executable of {len(body):,} bytes is too large")
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
             try:
-                file.write(MAGIC + hashlib.sha256(body).digest() + body)
+                file.write(MAGIC + self._seal(body) + body)
                 file.flush()
                 os.replace(file.name, self.path(digest))
             except BaseException:
                 os.unlink(file.name)
                 raise
+
+    def _seal(self, body: bytes | memoryview) -> bytes:
+        return hmac.digest(self._secret, body, "sha256")
+
+
+def _secret() -> bytes:
+    """This user's secret, made on first use. Raises OSError."""
+    path = private_folder(cache_folder()) / "secret"
+    if not path.exists():
+        with whole_file(str(path)) as partial, open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+    found = _read_own(path, 0o077, SECRET_BYTES)  # of processes that came first together, the last one's
+    if len(found) != SECRET_BYTES:
+        raise OSError(errno.EINVAL, f"has {len(found)} bytes, not {SECRET_BYTES}; delete it", str(path))
+    return found
+
+
+def _read_own(path: pathlib.Path, forbidden: int, most: int) -> bytes:
+    """The content of a file that is ours, with none of the `forbidden` permissions and `most` bytes. Raises OSError."""
+    fd, status = open_regular(path)
+    with open(fd, "rb") as file:
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & forbidden:
+            raise PermissionError(errno.EPERM, "other users own it or have access to it", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, more than {most:,}", str(path))
+        return file.read(status.st_size)

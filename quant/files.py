@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, and files whose reading ends."""
+"""Files that appear whole or not at all, files whose reading ends, folders that are the user's alone."""
 
 import contextlib
 import errno
 import os
+import pathlib
 import stat
 from collections.abc import Iterator
 
@@ -32,3 +33,26 @@ def open_regular(path: str | os.PathLike) -> tuple[int, os.stat_result]:
     os.close(fd)
     kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
     raise OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
+
+
+def cache_folder() -> pathlib.Path:
+    """packlight/ in the user's cache folder; it may begin with `~` and need not exist."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "packlight"
+
+
+def private_folder(path: pathlib.Path) -> pathlib.Path:
+    """The folder at `path`, made where it is not there, for files that run as the user who reads them.
+
+    Raises OSError, whose strerror says why: it cannot be made, or someone else owns it or may write to it.
+    """
+    try:
+        folder = path.expanduser()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (RuntimeError, ValueError) as error:  # no home folder; a NUL in the path
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    if status.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "belongs to another user", str(folder))
+    if status.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "other users may write to it", str(folder))
+    return folder

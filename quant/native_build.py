@@ -14,13 +14,13 @@ import os
 import pathlib
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 
 import numpy as np
 
 from quant.errors import PacklightError
+from quant.files import cache_folder, private_folder
 
 SOURCES = pathlib.Path(__file__).parent / "native"
 COMPILERS = ("c++", "g++", "clang++")
@@ -127,18 +127,11 @@ def _digest(version: str) -> str:
 
 def _cache_folder() -> pathlib.Path:
     """packlight/native in the user's cache folder, ours alone: a library from it runs as us."""
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "packlight" / "native"
+    folder = cache_folder() / "native"
     try:
-        folder = folder.expanduser()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        return private_folder(folder)
     except OSError as error:
         raise NativeBuildError(f"native kernels: {folder}: {error.strerror}") from None
-    except RuntimeError as error:  # no home folder
-        raise NativeBuildError(f"native kernels: {folder}: {error}") from None
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise NativeBuildError(f"native kernels: {folder}: other users may write to it")
-    return folder
 
 
 def _build(compiler: str, folder: pathlib.Path) -> pathlib.Path:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import gc
+import os
 import pathlib
+import pickle
 import threading
 
 import jax
@@ -117,7 +119,7 @@ def test_a_renamed_copy_of_the_file_hits(path, fresh, tmp_path):
     assert build(copy, fresh).hits == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "swap"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "swap", "bomb", "nonsense"])
 def test_a_damaged_entry_is_compiled_again_with_a_warning(path, fresh, damage):
     build(path, fresh)
     (entry,) = entries(fresh)
@@ -133,11 +135,33 @@ def test_a_damaged_entry_is_compiled_again_with_a_warning(path, fresh, damage):
             build(path, dataclasses.replace(fresh, cpu_kernels="reference"))
             other = next(e for e in entries(fresh) if e != entry)
             entry.write_bytes(other.read_bytes())
+        case "bomb":  # what others wrote is not unpickled: this would end the process
+            entry.write_bytes(pickle.dumps(Exit()))
+        case "nonsense":  # what we wrote is, and yet no executable
+            Store(entry.parent).write(entry.stem, (b"no pickle", None, None))
     again = build(path, fresh)
     assert again.misses == 1
     assert "stored executable head[1] is compiled again" in again.warnings[0]
     healed = build(path, fresh)
     assert (healed.hits, healed.warnings) == (1, ())
+
+
+class Exit:
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_folder_in_place_of_an_entry_is_said_and_survived(path, fresh):
+    build(path, fresh)
+    (entry,) = entries(fresh)
+    entry.unlink()
+    entry.mkdir()
+    built = build(path, fresh)
+    assert built.misses == 1
+    again, kept = built.warnings
+    assert "stored executable head[1] is compiled again" in again
+    assert again.endswith("a directory, not a regular file")
+    assert kept.startswith("executables are not kept: ")
 
 
 def test_the_store_is_private(path, fresh):
