@@ -5,12 +5,14 @@ A template is a stranger's program, so it runs in a process of its own with boun
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model.ggufheader import shown
 from model.tokenizer import Tokenizer
 from quant.errors import ConfigError, PacklightError
 
@@ -18,6 +20,11 @@ SANDBOX = pathlib.Path(__file__).parent / "chat_sandbox.py"
 SECONDS = 5  # of processor time; wall time is bounded by four times that, for a machine that is busy
 MEMORY = 1 << 30  # bytes of address space
 MOST = 1 << 22  # characters a prompt may have
+ENVIRONMENT = (
+    "LD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "TZ",
+)  # what Python may need to start, and the time zone: no more is told
 
 
 class ChatTemplateError(PacklightError):
@@ -74,6 +81,7 @@ def render(
             errors="replace",
             timeout=4 * SECONDS,
             check=False,
+            env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
             start_new_session=True,  # a terminal's Ctrl-C is for the caller
         )
         answer = json.loads(done.stdout)
@@ -82,7 +90,7 @@ def render(
     except ValueError:  # killed by its limits before it could answer
         raise ChatTemplateError("chat template: it does not end, or needs too much memory") from None
     if "error" in answer:
-        raise ChatTemplateError(f"chat template: {' '.join(answer['error'].split())}")
+        raise ChatTemplateError(f"chat template: {shown(' '.join(answer['error'].split()), 400)}")
     return answer["text"]
 
 

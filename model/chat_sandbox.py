@@ -85,7 +85,7 @@ def render(job: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     job = json.load(sys.stdin)
     limit(job["seconds"], job["bytes"])
-    json.dump(render(job), sys.stdout)
+    json.dump({kind: text[: job["most"]] for kind, text in render(job).items()}, sys.stdout)
 
 
 if __name__ == "__main__":

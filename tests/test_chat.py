@@ -58,6 +58,16 @@ ATTACKS = {
     "syntax": "{% if %}",
     "unclosed": "{{",
     "a shout": "{{ raise_exception('no\nwords') }}",
+    "a long shout": "{{ raise_exception('x' * 9999999) }}",
+    "a shout at the terminal": "{{ raise_exception('\x1b]0;title\x07') }}",
+    "a shout of half a character": "{{ raise_exception('\\ud800') }}",
+    "wide padding": "{{ '%99999999999d' % 1 }}",
+    "deep expression": "{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}",
+    "deep data": "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}"
+    "{{ ns.x | tojson }}",
+    "doubling": "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "squaring": "{% set ns = namespace(x=2) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "filler": "{{ lipsum(n=100000000) }}",
 }
 
 
@@ -68,13 +78,23 @@ def test_a_hostile_template_is_one_error_in_bounded_time(name):
         render(ATTACKS[name], HELLO)
     assert time.perf_counter() - began < 25
     assert str(caught.value).startswith("chat template: ")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
     assert "subclasses" not in str(caught.value) or "unsafe" in str(caught.value)
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception.__globals__ }}", "{{ '{0.__class__}'.format(1) }}"])
 def test_what_python_hides_renders_to_nothing(template):
     assert render(f"[{template}]", HELLO) == "[]"
+
+
+def test_a_template_is_told_nothing_of_the_environment(tmp_path, monkeypatch):
+    """Were it to leave the sandbox, it would find no tokens or passwords in its process."""
+    spy = "import json, os; print(json.dumps({'text': ' '.join(os.environ)}))"
+    (tmp_path / "spy.py").write_text(spy)
+    monkeypatch.setattr("model.chat.SANDBOX", tmp_path / "spy.py")
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    assert set(render("x", HELLO).split()) <= {"LC_CTYPE", "TZ", "LD_LIBRARY_PATH"}  # the first is Python's own
 
 
 def test_surrogates_and_other_text_survive():
