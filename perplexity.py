@@ -15,7 +15,7 @@ Source: llama.cpp tools/perplexity/perplexity.cpp.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def cut(tokenizer: Tokenizer, text: str, length: int, most: int | None = None) -
     return ids[: chunks * length].reshape(chunks, length)[:most]
 
 
-def measure(llm: "LLM", tokens: np.ndarray, save: str | None = None) -> Iterator[dict[str, Any]]:
+def measure(llm: "LLM", tokens: np.ndarray, save: str | None = None) -> Generator[dict[str, Any], None, None]:
     """Yields the statistics over the chunks so far, after each: the last is the result.
 
     tokens: int32 (chunks, length), as `cut` gives it. save: path of a base file to write; it appears when all is done.
@@ -114,7 +114,7 @@ def measure(llm: "LLM", tokens: np.ndarray, save: str | None = None) -> Iterator
             yield _perplexity(np.concatenate(done))
 
 
-def divergence(llm: "LLM", base: Base, chunks: int) -> Iterator[dict[str, Any]]:
+def divergence(llm: "LLM", base: Base, chunks: int) -> Generator[dict[str, Any], None, None]:
     """Yields how far the model's predictions are from the base file's, over its chunks so far, after each.
 
     Besides `measure`'s keys: base_perplexity and its _error; log_ratio of the perplexities; kl_divergence, mean of

@@ -4,6 +4,7 @@ stdout carries the command's product and nothing else; progress, plan and timing
 one line `error: ...` and exit code 2. It knows flags and terminals; everything else is `packlight`'s.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -305,11 +306,15 @@ def perplexity(values: flags.FlagValues) -> None:
         chunks = len(tokens)
         steps = measure(_load(prepared), tokens, values.save_logits)
     result: dict[str, Any] = {}
-    with Bar() as bar:
-        bar.start("predict", chunks, unit="chunk")
-        for so_far in steps:
-            result = so_far
-            bar.advance(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # an unfinished file must go
+    try:
+        with contextlib.closing(steps), Bar() as bar:
+            bar.start("predict", chunks, unit="chunk")
+            for so_far in steps:
+                result = so_far
+                bar.advance(1)
+    except KeyboardInterrupt:
+        _interrupted()
     result |= {"chunks": chunks, "context": length}
     if values.json:
         write_json(result)

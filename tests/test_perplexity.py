@@ -3,15 +3,18 @@
 import json
 import pathlib
 import re
+import signal
 import struct
+import subprocess
+import time
 
 import numpy as np
 import perplexity_goldens
 import pytest
 from conftest import shared_path
 from ggufs import write_llama
+from running import COMMAND, write_config
 from running import packlight as command
-from running import write_config
 
 import packlight
 from perplexity import Base, cut, divergence, log_softmax, measure
@@ -118,6 +121,30 @@ def test_an_interrupted_run_leaves_no_file(tiny, tmp_path):
     next(steps)
     steps.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_no_file(tmp_path):
+    """In the middle of the measurement, whose 4 MB of predictions a chunk take a while to write."""
+    model = write_llama(tmp_path / "m.gguf", layers=1, embed=32, vocab=4096, context=512)
+    config = write_config(tmp_path / "c.toml", cpu_kernels="xla", store=False)
+    (tmp_path / "text").write_text("Once upon a time " * 20_000, encoding="utf-8")
+    flags = [
+        f"--model={model}",
+        f"--config={config}",
+        f"--file={tmp_path / 'text'}",
+        f"--save_logits={tmp_path / 'base'}",
+    ]
+    process = subprocess.Popen(
+        [*COMMAND, "perplexity", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not any(path.name.startswith("base.") for path in tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    text, errors = process.communicate(timeout=60)
+    assert (process.returncode, text) == (130, "")
+    assert errors.endswith("\ninterrupted\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.toml", "m.gguf", "text"]
 
 
 def test_a_short_text_is_refused(tiny):
