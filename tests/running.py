@@ -40,3 +40,21 @@ def succeed(*arguments: Any, stdin: bytes = b"", **environment: str) -> "subproc
     done = packlight(*arguments, stdin=stdin, **environment)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def grown(imports: str, work: str, *arguments: Any, stdin: str = "") -> int:
+    """Kilobytes that a process of 1 GiB of address space grows by while it runs the Python code `work`."""
+    code = f"""
+import resource, sys
+{imports}
+def peak():  # ru_maxrss would begin with the parent's
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+before = peak()
+{work}
+print(peak() - before)
+"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # its threads' stacks are address space too
+    run = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(run, input=stdin, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    return int(done.stdout)
