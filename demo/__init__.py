@@ -1,0 +1,9 @@
+"""The embedded model, which runs where no model is named: `MODEL_CARD.md` says what it is and how it was made.
+
+Knows where its file is and imports nothing of packlight.
+"""
+
+import pathlib
+
+MODEL = pathlib.Path(__file__).with_name("packlight-demo-Q4_K_M.gguf")
+PROMPT = "A Python function"  # what it continues when nothing else is asked of it

@@ -1,0 +1,1 @@
+"""How the demo model in `demo/` was made: text, vocabulary, training, export. Nothing of packlight needs it."""
