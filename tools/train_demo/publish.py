@@ -18,7 +18,7 @@ import jax
 import tokenizers
 from absl import app, flags
 
-from demo import MODEL, PROMPT
+from demo import MODEL
 from tools.train_demo import card, export
 from tools.train_demo.network import Shape
 
@@ -26,7 +26,8 @@ RUN = flags.DEFINE_string("run", None, "folder that training wrote", required=Tr
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = ("A Python function", "Return the number of", "The list is", "If the file does not exist,", "This class")
-GREEDY = ("--temperature=0", "--max_tokens=24")
+# of PROMPTS the one whose greedy text int8 and float32 activations agree on: a test repeats it on any machine
+GREEDY = ("--prompt=If the file does not exist,", "--temperature=0", "--max_tokens=24")
 SAMPLING = ("--temperature=0.5", "--seed=1", "--max_tokens=80")
 
 
@@ -65,7 +66,7 @@ def main(_: Sequence[str]) -> None:
         **json.loads((run / "run.json").read_text()),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "files": measured,
-        "greedy": packlight(f"--model={MODEL}", f"--prompt={PROMPT}", *GREEDY).strip("\n"),
+        "greedy": packlight(f"--model={MODEL}", *GREEDY).strip("\n"),
         "sampling": " ".join(SAMPLING),
         "samples": samples(MODEL),
     }

@@ -17,13 +17,13 @@ Update = Callable[[Params, Any, np.ndarray], tuple[Params, Any, jax.Array]]
 class Recipe:
     """What a run may vary; two runs of one recipe on one Python and one kind of machine give the same model."""
 
-    steps: int = 1000
+    steps: int = 1540
     tokens: int = 2048  # of a step
     window: int = 256  # tokens that see each other
     rate: float = 0.02  # of Muon, for the matrices; Adam's, for the rest, is a fifth of it
     decay: float = 0.1
     warm_up: int = 50  # steps
-    falling: float = 0.4  # share of the steps in which the rate falls to nothing
+    falling: float = 0.3  # share of the steps in which the rate falls to nothing
     long: float = 0.1  # share of the steps, the last, with windows of twice the length: far positions are learned last
     seed: int = 1
 
