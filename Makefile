@@ -4,20 +4,20 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # an environment of its own for the compilers of other hardware: where they are installed, jax looks for that hardware
 TARGETS_VENV := .venv-targets
-MODEL ?= $(wildcard ../shared/models/stories260K-k256-Q4_K_M.gguf)
-PROMPT ?= Once upon a time
+# a GGUF file to run; without one it is the embedded model
+MODEL ?=
+PROMPT ?= A Python function
 BENCH_MODELS ?= bench-models
 # a Python that has llama-cpp-python, to measure against; without it the extra "peers" is installed: llama.cpp is built
 PEER_PYTHON ?=
 # XLA's older kernels take a third of the time to compile and give the same bits, several times slower
 QUICK := --xla_cpu_use_fusion_emitters=false
-ARGS ?= --max_tokens=64 --temperature=0
+ARGS ?= --max_tokens=64 --temperature=0.3 --seed=1
 
 .PHONY: run test test-slow test-targets lint bench bench-gpu clean
 
 run: $(VENV)/installed
-	@test -n "$(MODEL)" || { echo "error: no model: name a GGUF file, make run MODEL=path/to/model.gguf" >&2; exit 2; }
-	@$(PY) run.py generate --model="$(MODEL)" --prompt="$(PROMPT)" $(ARGS)
+	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") --prompt="$(PROMPT)" $(ARGS)
 
 test: $(VENV)/installed-dev
 	XLA_FLAGS="$(QUICK)" $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not targets and not shipped"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import demo
 from compile.config import CompileConfig, default_config, read_config
 from compile.inspection import format_totals, inspect, tensor_layouts, tensor_paths
 from compile.kernels import attention_names, layout, settle
@@ -241,19 +242,20 @@ def prepare(
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     config: str | os.PathLike | CompileConfig | None = None,
     on_read: Callable[[int, int], None] | None = None,
     on_built: Callable[["Built", int], None] | None = None,
 ) -> "LLM":
     """Loads the GGUF file at `path` and compiles, or takes from the store, every executable of `config`.
 
+    path: None stands for the embedded demo model.
     config: path of a TOML file, a CompileConfig, or None for the one that ships for jax's default platform.
     on_read(bytes, total bytes) and on_built(executable, total executables) are called while each is done.
     Raises GGUFError, UnsupportedError, ConfigError, and MemoryLimitError: before anything is loaded when weights and
     cache do not fit the device, after compiling when the scratch of a step does not fit beside them.
     """
-    return LLM(prepare(path, config), on_read, on_built)
+    return LLM(prepare(demo.MODEL if path is None else path, config), on_read, on_built)
 
 
 class LLM:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 
+import demo
 from bench.options import FLAGS as BENCH_FLAGS
 from bench.options import Options
 from quant.errors import ConfigError, PacklightError
@@ -186,6 +187,7 @@ def chat(values: flags.FlagValues) -> None:
     config = SamplingConfig(**sampling)  # bad values are refused before anything is read
     template = None if values.chat_template is None else _file_text("chat_template", values.chat_template)
     system = None if values.system is None else _text("system", values.system)
+    _model_path(values)  # the embedded one has no chat template
     prepared = _prepare(values)
     prepared.check_sampling(config)
     if template is None:
@@ -201,7 +203,7 @@ def inspect(values: flags.FlagValues) -> None:
     """Prints what is in a file: hyperparameters, metadata, each tensor with its kernel path, totals, problems."""
     import packlight
 
-    report = packlight.inspect(_model_path(values))
+    report = packlight.inspect(_model_or_demo(values))
     report["metadata"] = {key: short(value) for key, value in report["metadata"].items()}
     if values.json:
         write_json(report)
@@ -447,7 +449,7 @@ def _interrupted(*_) -> NoReturn:
 def _dispatch(arguments: list[str]) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments.pop(0) if named else "generate"
-    if name == "help" or (not named and not arguments):
+    if name == "help":
         arguments, named = ["--help"], False
     elif name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
@@ -480,7 +482,10 @@ def _parse(command: Command, arguments: list[str]) -> flags.FlagValues:
 
 def _help() -> str:
     """All commands with their flags and an example each."""
-    head = "packlight runs GGUF language models with JAX.\n\nusage: packlight COMMAND [--flag=value ...]\n"
+    head = (
+        "packlight runs GGUF language models with JAX.\n\nusage: packlight COMMAND [--flag=value ...]\n\n"
+        "Without --model, generate, inspect, compile, embed and perplexity use the embedded demo model.\n"
+    )
     return "\n".join([head, *(command.help() for command in COMMANDS.values())])
 
 
@@ -514,9 +519,11 @@ def _prompt_text(values: flags.FlagValues) -> str:
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read().decode().removesuffix("\n")
     except UnicodeError:
         raise ConfigError("stdin is not UTF-8 text") from None
-    if not text:
+    if not text and values.model is not None:
         raise ConfigError("--prompt is missing: the text to continue")
-    return text
+    if not text:
+        say(f"no --prompt: continuing {demo.PROMPT!r}")
+    return text or demo.PROMPT
 
 
 def _text(flag: str, value: str) -> str:
@@ -544,13 +551,21 @@ def _model_path(values: flags.FlagValues) -> str:
     return values.model
 
 
+def _model_or_demo(values: flags.FlagValues) -> str:
+    """The file that the flag names, or the embedded one; an empty name is a mistake, perhaps of an unset variable."""
+    if values.model is not None:
+        return _model_path(values)
+    say(f"no --model: using the embedded demo model, {demo.MODEL.stat().st_size / 1e6:.1f} MB")
+    return str(demo.MODEL)
+
+
 def _prepare(
     values: flags.FlagValues, context: int | None = None, target: "targets.Target | None" = None
 ) -> "packlight.Prepared":
     """File, config and context that the flags name, checked; context: instead of the flag's."""
     import packlight
 
-    path = _model_path(values)
+    path = _model_or_demo(values)
     config = packlight.read_config(values.config) if values.config is not None else None
     if target is not None:
         config = target.config(config)

@@ -60,7 +60,6 @@ def files(tmp_path_factory):
 
 MISTAKES = [
     # arguments, where {name} is a file of `files`; what the line must hold
-    ("--prompt=x", "--model is missing"),
     ("--model= --prompt=x", "--model is missing"),
     ("--model={good}", "--prompt is missing"),
     ("--model={good} --prompt=x --prompt_file={text}", "either --prompt or --prompt_file"),
@@ -111,7 +110,10 @@ MISTAKES = [
     ("--model={good} --prompt=x stray", "'stray'"),
     ("generate inspect --model={good}", "'inspect'"),
     ("inspect --model={good} --prompt=x", "'prompt'"),
-    ("inspect", "--model is missing"),
+    ("inspect --model=", "--model is missing"),
+    ("chat", "--model is missing"),
+    ("quantize --type=Q4_K_M", "--model is missing"),
+    ("perplexity", "either --file.* or --kl_divergence"),
     ("inspect --model={text}", "text.gguf: not a GGUF file"),
     ("compile --model={tensor}", "tensor 'blk.0.attn_q.weight' is missing"),
     ("embed --model={good}", "either --prompt.* or --file"),
@@ -152,7 +154,7 @@ def test_a_device_that_is_not_there_is_an_error(files, tmp_path):
     assert re.fullmatch("error: config key 'platform' is 'gpu'; jax finds only: cpu\n", done.stderr), done.stderr
 
 
-@pytest.mark.parametrize("arguments", ["", "--help", "-h", "help", "generate --help", "inspect --model=x --help"])
+@pytest.mark.parametrize("arguments", ["--help", "-h", "help", "generate --help", "inspect --model=x --help"])
 def test_help_is_for_a_terminal(arguments, no_jax):
     done = succeed(*arguments.split(), **no_jax)
     assert done.stderr == ""

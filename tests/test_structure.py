@@ -12,7 +12,7 @@ ORDER = ("quant", "model", "compile")  # each may import itself and those before
 NO_JAX = (
     "quant.errors", "quant.formats", "quant.scales", "model.reader", "model.config", "model.declaration", "model.load",
     "model.sharding", "model.tokenizer", "model.streaming", "model.sampling", "compile.config",
-    "compile.inspection", "compile.plan", "compile.store", "packlight", "run",
+    "compile.inspection", "compile.plan", "compile.store", "demo", "packlight", "run",
 )  # fmt: skip
 
 

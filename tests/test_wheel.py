@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -48,3 +49,17 @@ def test_it_is_the_wheel_that_runs_and_configs_are_in_it(installed, tmp_path):
     )
     assert done.stdout.strip() == str(installed / "packlight.py")
     assert (installed / "quant" / "native" / "handler.cc").exists()
+
+
+def test_without_a_model_the_embedded_one_writes_text(installed, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    config = tmp_path / "small.toml"
+    config.write_text("prefill_buckets = [16]\ndecode_batch = [1]\ncontext = 64\n")
+    done = subprocess.run(
+        [sys.executable, str(installed / "bin" / "packlight"), "--max_tokens=8", f"--config={config}"],
+        cwd=tmp_path, env=environment, input="", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "using the embedded demo model" in done.stderr
+    assert re.search("[a-z]{2}", done.stdout)
+    assert {path.suffix for path in (installed / "demo").iterdir()} >= {".gguf", ".md", ".png", ".txt"}
