@@ -10,7 +10,7 @@ import optax
 
 from tools.train_demo.network import Params, Shape, loss
 
-Update = Callable[[Params, Any, np.ndarray], tuple[Params, Any, jax.Array]]
+Update = Callable[[Params, Any, np.ndarray], tuple[Any, Any, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def updater(tx: optax.GradientTransformation, shape: Shape) -> Update:
     """The jitted step: (parameters, optimizer state, windows) -> the next two, and the loss before."""
 
     @jax.jit
-    def update(params: Params, state: Any, batch: np.ndarray) -> tuple[Params, Any, jax.Array]:
+    def update(params: Params, state: Any, batch: np.ndarray) -> tuple[Any, Any, jax.Array]:
         value, gradient = jax.value_and_grad(loss)(params, batch, shape)
         updates, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
