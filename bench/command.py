@@ -38,10 +38,10 @@ def bench(path: str, config: str | None, options: Options, load: Load, say: Say)
     Raises PacklightError for whatever a user can mend: file, config, lengths, peer.
     """
     cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
-    python = peer_python(options.peer_python) if options.compare and not options.llama_bench else None
     prepared = packlight.prepare(path, config)
     if prepared.config.platform != "cpu" and options.compare:
         raise ConfigError(f"--compare runs llama.cpp on the CPU; the config's platform is {prepared.config.platform!r}")
+    python = peer_python(options.peer_python) if options.compare and not options.llama_bench else None
     if options.gate is not None:
         gate.baseline(options.gate, file_facts(path)["sha256"])  # a mistake is told before minutes of measuring
     with contextlib.ExitStack() as stack:
