@@ -14,7 +14,7 @@ PEER_PYTHON ?=
 QUICK := --xla_cpu_use_fusion_emitters=false
 ARGS ?= --max_tokens=64 --temperature=0.3 --seed=1
 
-.PHONY: run test test-slow test-targets lint bench bench-gpu clean
+.PHONY: run test test-slow test-targets lint bench bench-gpu notebooks clean
 
 run: $(VENV)/installed
 	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") --prompt="$(PROMPT)" $(ARGS)
@@ -43,6 +43,9 @@ bench: $(VENV)/installed$(if $(PEER_PYTHON),,-peers)
 bench-gpu:
 	$(PYTHON) -m bench.suite --models="$(BENCH_MODELS)" --only=gpu-tinyllama-1.1b,gpu-llama-3-8b,gpu-tinyllama-1.1b-pp2048,gpu-llama-3-8b-pp2048
 	$(PYTHON) -m bench.render
+
+notebooks: $(VENV)/installed-dev
+	$(PY) notebooks/execute.py
 
 clean:
 	rm -rf $(VENV) $(TARGETS_VENV) build *.egg-info
