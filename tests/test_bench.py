@@ -216,7 +216,7 @@ MISTAKES = [
     ("--model={m} --gate={m}", "--gate=.*: not JSON"),
     ("--model={m} --gate={empty}", "--gate=.*: not a record of packlight bench"),
     ("--model={m} --gate={other}", r"--gate=.*other.json: no record of this file \(sha256 [0-9a-f]{12}"),
-    ("--model={m} --config=gpu --compare=llama.cpp", "--compare runs llama.cpp on the CPU; the config's platform is 'gpu'"),
+    ("--model={m} --config=gpu --compare=llama.cpp", "--compare runs llama.cpp on the CPU; .* is 'gpu'"),
     ("--json", "--model is missing"),
 ]
 
