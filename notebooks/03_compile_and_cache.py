@@ -220,7 +220,8 @@ assert not any(found["no option of XLA"].values())
 #
 # ## A damaged entry
 #
-# An entry carries a checksum of its own. One that does not match is compiled again, with a warning, and replaced.
+# An entry is machine code, so it bears a seal that only this user's secret makes. One whose seal does not match is
+# compiled again, with a warning, and replaced.
 
 # %%
 victim = pathlib.Path(folder.name, f"{digests(config)[plan.steps[0]]}.aot")
