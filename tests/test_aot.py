@@ -298,7 +298,7 @@ def test_a_request_that_fails_leaves_its_neighbour_alone(llm, monkeypatch):
     def spoiled(self, key, *arguments):
         first, *rest = run(self, key, *arguments)
         if key.phase == "decode":
-            rest = [rest[0]._replace(finite=np.array([True, False]))]
+            rest = [rest[0]._replace(finite=np.array([[True], [False]]))]
         return first, *rest
 
     texts = [next(good), next(bad)]

@@ -76,11 +76,11 @@ def write(folder: pathlib.Path, shared: pathlib.Path) -> None:
 
 def revise(name: str, source: pathlib.Path, path: pathlib.Path) -> None:
     """Writes the float32 twin of a file with the keys of REVISED[name]."""
-    from bench.twin import write_f32
+    from bench.twin import write_twin
     from model.reader import open_gguf
 
     file = open_gguf(source)
-    write_f32(dataclasses.replace(file, metadata={**file.metadata, **REVISED[name][1]}), path)
+    write_twin(dataclasses.replace(file, metadata={**file.metadata, **REVISED[name][1]}), path)
 
 
 def run(folder: pathlib.Path) -> None:
