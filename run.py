@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
@@ -269,13 +269,9 @@ def quantize(values: flags.FlagValues) -> None:
     if values.type is None:
         raise ConfigError("--type is missing: what to quantize to, such as Q4_K_M")
     out = values.out or f"{os.path.splitext(path)[0]}-{values.type}.gguf"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the unfinished file must go
-    try:
-        with Bar() as bar:
-            bar.start("quantize", os.path.getsize(path) if os.path.isfile(path) else 0, unit="B", unit_scale=True)
-            report = quantize_file(path, values.type, out, bar.advance)
-    except KeyboardInterrupt:
-        _interrupted()
+    with _unwound(), Bar() as bar:
+        bar.start("quantize", os.path.getsize(path) if os.path.isfile(path) else 0, unit="B", unit_scale=True)
+        report = quantize_file(path, values.type, out, bar.advance)
     if values.json:
         write_json(report)
     else:
@@ -308,15 +304,11 @@ def perplexity(values: flags.FlagValues) -> None:
         chunks = len(tokens)
         steps = measure(_load(prepared), tokens, values.save_logits)
     result: dict[str, Any] = {}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # an unfinished file must go
-    try:
-        with contextlib.closing(steps), Bar() as bar:
-            bar.start("predict", chunks, unit="chunk")
-            for so_far in steps:
-                result = so_far
-                bar.advance(1)
-    except KeyboardInterrupt:
-        _interrupted()
+    with _unwound(), contextlib.closing(steps), Bar() as bar:
+        bar.start("predict", chunks, unit="chunk")
+        for so_far in steps:
+            result = so_far
+            bar.advance(1)
     result |= {"chunks": chunks, "context": length}
     if values.json:
         write_json(result)
@@ -444,6 +436,16 @@ def _interrupted(*_) -> NoReturn:
     """Ctrl-C: exits at once, as a compilation under way in another thread would not stop for an exception."""
     os.write(2, b"\ninterrupted\n")  # not by sys.stderr, which may be in the middle of a write
     os._exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _unwound() -> Iterator[None]:
+    """Ctrl-C inside is an exception first, so that an unfinished file goes, and then the end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _interrupted()
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -20,11 +20,7 @@ SANDBOX = pathlib.Path(__file__).parent / "chat_sandbox.py"
 SECONDS = 5  # of processor time; wall time is bounded by four times that, for a machine that is busy
 MEMORY = 1 << 30  # bytes of address space
 MOST = 1 << 22  # characters a prompt may have
-ENVIRONMENT = (
-    "LD_LIBRARY_PATH",
-    "SYSTEMROOT",
-    "TZ",
-)  # what Python may need to start, and the time zone: no more is told
+ENVIRONMENT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # what Python may need to start, and the time zone, no more
 
 
 class ChatTemplateError(PacklightError):

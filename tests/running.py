@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -58,3 +60,14 @@ print(peak() - before)
     run = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(run, input=stdin, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
     return int(done.stdout)
+
+
+def interrupt(folder: pathlib.Path, beginning: str, *arguments: Any) -> "subprocess.CompletedProcess[str]":
+    """Runs a command line and presses Ctrl-C once `folder` has a file whose name begins so."""
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any(path.name.startswith(beginning) for path in folder.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    text, errors = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, text, errors)

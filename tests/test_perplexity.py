@@ -3,17 +3,14 @@
 import json
 import pathlib
 import re
-import signal
 import struct
-import subprocess
-import time
 
 import numpy as np
 import perplexity_goldens
 import pytest
 from conftest import shared_path
 from ggufs import write_llama
-from running import COMMAND, write_config
+from running import interrupt, write_config
 from running import packlight as command
 
 import packlight
@@ -134,16 +131,9 @@ def test_ctrl_c_leaves_no_file(tmp_path):
         f"--file={tmp_path / 'text'}",
         f"--save_logits={tmp_path / 'base'}",
     ]
-    process = subprocess.Popen(
-        [*COMMAND, "perplexity", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not any(path.name.startswith("base.") for path in tmp_path.iterdir()):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    text, errors = process.communicate(timeout=60)
-    assert (process.returncode, text) == (130, "")
-    assert errors.endswith("\ninterrupted\n")
+    done = interrupt(tmp_path, "base.", "perplexity", *flags)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.endswith("\ninterrupted\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.toml", "m.gguf", "text"]
 
 

@@ -4,9 +4,6 @@ import json
 import os
 import pathlib
 import re
-import signal
-import subprocess
-import time
 
 import gguf
 import jax
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import shared_path
 from ggufs import write_llama
-from running import COMMAND, packlight, succeed
+from running import interrupt, packlight, succeed
 
 import quantization
 from model.mixes import fitting_format, is_quantized, mixed_format
@@ -191,11 +188,6 @@ def test_what_cannot_be_quantized_leaves_no_file(tmp_path):
 def test_ctrl_c_leaves_no_file(tmp_path):
     source = write_llama(tmp_path / "m.gguf", layers=1, embed=2048, ffn=8192, vocab=4096, formats=FLOATS)
     flags = ["quantize", f"--model={source}", "--type=Q4_K_M", f"--out={tmp_path / 'q.gguf'}"]
-    process = subprocess.Popen([*COMMAND, *flags], stderr=subprocess.PIPE, text=True)
-    while not any(path.name.startswith("q.gguf.") for path in tmp_path.iterdir()):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "\ninterrupted\n")
+    done = interrupt(tmp_path, "q.gguf.", *flags)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
