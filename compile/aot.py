@@ -36,6 +36,7 @@ from model.sharding import WHOLE, Split
 from quant import native_ops
 from quant.errors import ConfigError, MemoryLimitError
 
+TRACED = ("quant", "model", "compile")  # the folders whose sources decide what is compiled
 BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _compiles: list[float] = []
 
@@ -288,8 +289,12 @@ def host_features() -> str:
 @functools.cache
 def code_hash() -> str:
     """Digest of the sources that are traced: any change to them is another executable."""
-    root = pathlib.Path(__file__).resolve().parents[1]
+    return sources_hash(pathlib.Path(__file__).resolve().parents[1])
+
+
+def sources_hash(root: pathlib.Path) -> str:
+    """Digest of every Python file under the traced folders of `root`, at any depth, with its path from there."""
     digest = hashlib.sha256()
-    for path in sorted(p for package in ("quant", "model", "compile") for p in (root / package).glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted(path for folder in TRACED for path in (root / folder).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from compile.plan import StepKey
 from compile.store import EntryError, Store
 from quant.errors import ConfigError, ContextLengthError, NonFiniteLogitsError
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = CompileConfig(context=128, prefill_buckets=(16,), decode_batch=(2,), head_rows=8)
 
 
@@ -110,6 +111,24 @@ def test_keys_change_with_whatever_changes_the_program(path, fresh, monkeypatch,
             patch.setattr(aot, name, lambda value=value: value)
             assert build(path, fresh).misses == 1, name
     assert build(path, fresh).hits == 1
+
+
+def test_the_hash_of_the_sources_sees_every_depth_and_every_name(tmp_path):
+    nested = tmp_path / "model" / "network" / "mixers" / "attention.py"
+    nested.parent.mkdir(parents=True)
+    nested.write_text("a = 1\n")
+    first = aot.sources_hash(tmp_path)
+    nested.write_text("a = 2\n")
+    edited = aot.sources_hash(tmp_path)
+    moved = nested.rename(nested.parent.parent / nested.name)
+    renamed = aot.sources_hash(tmp_path)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "untraced.py").write_text("a = 3\n")
+    assert len({first, edited, renamed}) == 3
+    assert aot.sources_hash(tmp_path) == renamed
+    moved.unlink()
+    assert aot.sources_hash(tmp_path) not in {first, edited, renamed}
+    assert aot.code_hash() == aot.sources_hash(ROOT)
 
 
 def test_a_renamed_copy_of_the_file_hits(path, fresh, tmp_path):
