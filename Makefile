@@ -27,7 +27,7 @@ test-slow: $(VENV)/installed-dev
 	$(PY) -m pytest -m slow
 
 test-targets: $(TARGETS_VENV)/installed
-	$(TARGETS_VENV)/bin/python -m pytest -m targets tests/test_targets.py tests/test_target_kernels.py
+	$(TARGETS_VENV)/bin/python -m pytest -m targets tests/compile/targets
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -35,14 +35,14 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/pyright
 
 bench: $(VENV)/installed$(if $(PEER_PYTHON),,-peers)
-	$(PY) -m bench.suite --models="$(BENCH_MODELS)" --peer_python="$(or $(PEER_PYTHON),$(PY))"
-	$(PY) -m bench.breakdown --model="$(BENCH_MODELS)/tinyllama-1.1b-Q4_K_M.gguf"
-	$(PY) -m bench.startup; bounds=$$?; $(PY) -m bench.render && exit $$bounds
+	$(PY) -m packlight.bench.suite --models="$(BENCH_MODELS)" --peer_python="$(or $(PEER_PYTHON),$(PY))"
+	$(PY) -m packlight.bench.breakdown --model="$(BENCH_MODELS)/tinyllama-1.1b-Q4_K_M.gguf"
+	$(PY) -m packlight.bench.startup; bounds=$$?; $(PY) -m packlight.bench.render && exit $$bounds
 
 # in an environment whose jax finds a GPU, which PYTHON names
 bench-gpu:
-	$(PYTHON) -m bench.suite --models="$(BENCH_MODELS)" --only=gpu-tinyllama-1.1b,gpu-llama-3-8b,gpu-tinyllama-1.1b-pp2048,gpu-llama-3-8b-pp2048
-	$(PYTHON) -m bench.render
+	$(PYTHON) -m packlight.bench.suite --models="$(BENCH_MODELS)" --only=gpu-tinyllama-1.1b,gpu-llama-3-8b,gpu-tinyllama-1.1b-pp2048,gpu-llama-3-8b-pp2048
+	$(PYTHON) -m packlight.bench.render
 
 notebooks: $(VENV)/installed-dev
 	$(PY) notebooks/execute.py

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from model.placement import Device
+from packlight.model.weights.placement import Device
 
 GIB = 1 << 30
 SIDE = 8192  # of the square matrices

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from quant.formats import Format
+from packlight.quant.formats.table import Format
 
 
 @dataclasses.dataclass(frozen=True)

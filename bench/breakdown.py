@@ -1,4 +1,6 @@
-"""Where a decode step's time goes, from a profile: `python -m bench.breakdown --model=FILE [--tokens=64] [--depth=0]`.
+"""Where a decode step's time goes, from a profile.
+
+    python -m packlight.bench.breakdown --model=FILE [--tokens=64] [--depth=0]
 
 Every operation that XLA ran counts with its own time (its span less what ran inside it) for one of PARTS, told apart by
 the program's text. Of native kernels only: in XLA's a product has no operation of its own. The table goes to stdout,
@@ -14,11 +16,11 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench.cases import Case
-from bench.command import append
-from bench.machine import file_facts, machine
-from bench.render import RESULTS
-from quant.errors import ConfigError, PacklightError
+from packlight.bench.cases import Case
+from packlight.bench.command import append
+from packlight.bench.machine import file_facts, machine
+from packlight.bench.render import RESULTS
+from packlight.common.errors import ConfigError, PacklightError
 
 PARTS = ("matrix products", "attention", "rest of the layers", "rest of head and sampling")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) .*\{$")
@@ -78,7 +80,7 @@ def measure(model: str, tokens: int, depth: int) -> dict[str, Any]:
     import jax
 
     import packlight
-    from bench.programs import Packlight
+    from packlight.bench.programs import Packlight
 
     case = Case("tg", tokens, depth=depth)
     config = packlight.CompileConfig(context=case.context, decode_batch=(1,))
@@ -119,7 +121,9 @@ def _times(profile: Any, parts: Mapping[str, str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.breakdown", description="where a decode step's time goes")
+    parser = argparse.ArgumentParser(
+        prog="python -m packlight.bench.breakdown", description="where a decode step's time goes"
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--depth", type=int, default=0)

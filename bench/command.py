@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 import packlight
-from bench import gate, traffic
-from bench.cases import Case, make_cases
-from bench.machine import file_facts, machine, peak_rss, threads
-from bench.measure import Limits, Runs, ratio, row
-from bench.options import RECORD_KEYS, TWINS, Options, read_records
-from bench.peers import KV_BYTES, UBATCH, LlamaBench, LlamaCpp, peer_python
-from bench.programs import Packlight
-from bench.twin import write_twin
-from bench.worker import Worker
-from quant.errors import ConfigError, ContextLengthError
-from quant.files import whole_file
+from packlight.bench import gate, traffic
+from packlight.bench.cases import Case, make_cases
+from packlight.bench.machine import file_facts, machine, peak_rss, threads
+from packlight.bench.measure import Limits, Runs, ratio, row
+from packlight.bench.options import RECORD_KEYS, TWINS, Options, read_records
+from packlight.bench.peers import KV_BYTES, UBATCH, LlamaBench, LlamaCpp, peer_python
+from packlight.bench.programs import Packlight
+from packlight.bench.twin import write_twin
+from packlight.bench.worker import Worker
+from packlight.common.errors import ConfigError, ContextLengthError
+from packlight.common.files import whole_file
+from packlight.prepared import Prepared, prepare
 
 LIMITS = pathlib.Path(__file__).parent / "limits.py"
-Load = Callable[["packlight.Prepared"], "packlight.LLM"]
+Load = Callable[["Prepared"], "packlight.LLM"]
 Say = Callable[[str], None]
 
 
@@ -38,7 +39,7 @@ def bench(path: str, config: str | None, options: Options, load: Load, say: Say)
     Raises PacklightError for whatever a user can mend: file, config, lengths, peer.
     """
     cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
-    prepared = packlight.prepare(path, config)
+    prepared = prepare(path, config)
     if prepared.config.platform != "cpu" and options.compare:
         raise ConfigError(f"--compare runs llama.cpp on the CPU; the config's platform is {prepared.config.platform!r}")
     python = peer_python(options.peer_python) if options.compare and not options.llama_bench else None
@@ -65,12 +66,12 @@ def _limits(llm: "packlight.LLM", stack: contextlib.ExitStack) -> Limits:
     """What measures the best that the machine can do: the accelerator's copy and product, or the CPU's."""
     if llm.config.platform == "cpu":
         return stack.enter_context(Worker("limits", [sys.executable, "-P", str(LIMITS), str(threads())]))
-    from bench.accelerator import Accelerator
+    from packlight.bench.accelerator import Accelerator
 
     return Accelerator(llm.device)
 
 
-def _fitted(prepared: "packlight.Prepared", cases: Sequence[Case]) -> "packlight.Prepared":
+def _fitted(prepared: "Prepared", cases: Sequence[Case]) -> "Prepared":
     """The same file under its config with the context and the slots that the cases need."""
     longest = max(case.context for case in cases)
     if longest > prepared.model.context_length:
@@ -86,9 +87,7 @@ def _fitted(prepared: "packlight.Prepared", cases: Sequence[Case]) -> "packlight
     return dataclasses.replace(prepared, named=fitted, named_context=None)
 
 
-def _programs(
-    prepared: "packlight.Prepared", paths: Sequence[str], load: Load, stack: contextlib.ExitStack
-) -> list[Packlight]:
+def _programs(prepared: "Prepared", paths: Sequence[str], load: Load, stack: contextlib.ExitStack) -> list[Packlight]:
     """The config's own kernels first, then the other paths that were asked for, each with weights of its own."""
     own = prepared.config.kernel_path
     programs = [Packlight(own, load(prepared))]
@@ -101,7 +100,7 @@ def _programs(
         if path in TWINS:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             twin = write_twin(prepared.file, os.path.join(folder, f"{path}.gguf"), TWINS[path])
-            programs.append(Packlight(path, load(packlight.prepare(twin, variant))))
+            programs.append(Packlight(path, load(prepare(twin, variant))))
         else:
             programs.append(Packlight(path, load(dataclasses.replace(prepared, named=variant))))
     return programs

@@ -9,8 +9,8 @@ import dataclasses
 import math
 from typing import Any
 
-from bench.options import read_records
-from quant.errors import ConfigError
+from packlight.bench.options import read_records
+from packlight.common.errors import ConfigError
 
 FLOOR = 0.10  # what two runs minutes apart on a shared machine differ by with nothing changed
 SIGMAS = 3.0

@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bench.cases import Case, Sample
-from bench.machine import cpu_seconds
+from packlight.bench.cases import Case, Sample
+from packlight.bench.machine import cpu_seconds
 
 if TYPE_CHECKING:
-    from bench.programs import Program
+    from packlight.bench.programs import Program
 
 
 class Limits(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from quant.errors import ConfigError
+from packlight.common.errors import ConfigError
 
 TWINS = {"f32": "F32", "bf16": "BF16"}  # path -> format of the matrices of an unpacked file
 PATHS = ("reference", *TWINS, "xla", "native")

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from typing import Any
 
-from bench.cases import Case, Sample
-from bench.worker import Worker, WorkerError
-from quant.errors import ConfigError
+from packlight.bench.cases import Case, Sample
+from packlight.bench.worker import Worker, WorkerError
+from packlight.common.errors import ConfigError
 
 WORKER = pathlib.Path(__file__).parent / "peer.py"
 UBATCH = 512  # tokens llama.cpp runs at a time, its default

@@ -9,7 +9,7 @@ import time
 from typing import Protocol
 
 import packlight
-from bench.cases import Case, Sample
+from packlight.bench.cases import Case, Sample
 
 
 class Program(Protocol):

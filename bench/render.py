@@ -1,6 +1,6 @@
 """The README's tables from the records in `bench/results` and of the tests: their numbers are never written by hand.
 
-python -m bench.render          # rewrites the parts of README.md between the markers
+python -m packlight.bench.render          # rewrites the parts of README.md between the markers
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-CHECKS = ROOT / "tests" / "checks.json"  # pytest --record=tests/checks.json tests/test_logits.py
+CHECKS = ROOT / "tests" / "checks.json"  # pytest --record=tests/checks.json tests/model/network/test_logits.py
 MODELS = ("tinyllama-1.1b", "tinyllama-1.1b-batch", "tinyllama-1.1b-xla", "llama-3.2-1b", "llama-2-7b")
 ACCELERATED = ("gpu-tinyllama-1.1b", "gpu-tinyllama-1.1b-pp2048", "gpu-llama-3-8b", "gpu-llama-3-8b-pp2048")
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}

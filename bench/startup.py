@@ -4,7 +4,7 @@ Every start is a process of its own, as a user meets it. The table goes to stdou
 and file hash is added to `bench/results/startup.json`. Exits with 1, a line each on stderr, when a bound is passed.
 Ratios to other programs are not this script's.
 
-    python -m bench.startup --model=FILE [--reps=5] [--prompt_tokens=64] [--gen_tokens=16]
+    python -m packlight.bench.startup --model=FILE [--reps=5] [--prompt_tokens=64] [--gen_tokens=16]
 
 Without --model it makes a synthetic TinyLlama-1.1B Q4_K_M file in a temporary folder.
 """
@@ -20,9 +20,9 @@ import tempfile
 import time
 from typing import Any
 
-from bench.command import append
-from bench.machine import file_facts, machine
-from bench.render import RESULTS
+from packlight.bench.command import append
+from packlight.bench.machine import file_facts, machine
+from packlight.bench.render import RESULTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WARM_START_S = 2.0  # process start to first token from page cache, of the 1.1B file
@@ -32,7 +32,7 @@ MEMORY_SHARE, MEMORY_MB = 0.15, 400.0  # of the file, and beside it: what a proc
 
 def start(model: str, cache: str, prompt: str, gen_tokens: int) -> dict[str, float]:
     """One run of `generate` in a new process; its timings plus wall seconds, MB of memory and compilations."""
-    command = [sys.executable, str(ROOT / "run.py"), "generate", f"--model={model}", f"--prompt={prompt}", "--json"]
+    command = [sys.executable, "-m", "packlight", "generate", f"--model={model}", f"--prompt={prompt}", "--json"]
     began = time.perf_counter()
     done = subprocess.run(
         [*command, f"--max_tokens={gen_tokens}", "--temperature=0"],
@@ -109,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = options.model
         if model is None:
-            from bench.synthetic import main as write_synthetic
+            from packlight.bench.synthetic import main as write_synthetic
 
             model = os.path.join(folder, "tinyllama-1.1b-Q4_K_M.gguf")
             write_synthetic(["--shape=tinyllama-1.1b", "--mix=Q4_K_M", f"--out={model}"])

@@ -1,6 +1,7 @@
 """Everything the README's speed tables show, measured on synthetic models: `make bench`.
 
-    python -m bench.suite [--only=NAME,NAME] [--models=FOLDER] [--peer_python=PATH] [--reps=5] [--results=FOLDER]
+    python -m packlight.bench.suite [--only=NAME,NAME] [--models=FOLDER] [--peer_python=PATH] [--reps=5]
+                                     [--results=FOLDER]
 
 Without --only it is everything for a CPU; the entries gpu-... are for a GPU (`make bench-gpu`).
 Each entry of SUITE is one run of `packlight bench` in a process of its own, whose record is added to the list in
@@ -15,9 +16,9 @@ import subprocess
 import sys
 from typing import Any
 
-from bench.render import ACCELERATED, RESULTS
-from bench.synthetic import SHAPES, write
-from quant.layouts import FIELDS
+from packlight.bench.render import ACCELERATED, RESULTS
+from packlight.bench.synthetic import SHAPES, write
+from packlight.quant.layouts import FIELDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -81,7 +82,7 @@ def run(name: str, models: pathlib.Path, peer: str | None, results: pathlib.Path
     compare = ["--compare=llama.cpp", f"--peer_python={peer}"] if peer and entry.peer else []
     command = [
         sys.executable,
-        str(ROOT / "run.py"),
+        *("-m", "packlight"),
         "bench",
         f"--model={path}",
         f"--results={results / f'{name}.json'}",
@@ -93,7 +94,9 @@ def run(name: str, models: pathlib.Path, peer: str | None, results: pathlib.Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.suite", description="measure what the README shows")
+    parser = argparse.ArgumentParser(
+        prog="python -m packlight.bench.suite", description="measure what the README shows"
+    )
     parser.add_argument("--only", help=f"entries, commas between: {', '.join(SUITE)}")
     parser.add_argument("--models", default="bench-models", help="folder of the synthetic models")
     parser.add_argument("--peer_python", help="Python that has llama-cpp-python; without it no ratios are measured")

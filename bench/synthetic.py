@@ -1,6 +1,6 @@
 """Random GGUF files of any llama shape and format mix, made in seconds: what kernels and loaders are measured on.
 
-    python -m bench.synthetic --shape=tinyllama-1.1b --mix=Q4_K_M --out=FILE [--seed=0]
+    python -m packlight.bench.synthetic --shape=tinyllama-1.1b --mix=Q4_K_M --out=FILE [--seed=0]
 
 It knows the llama layout, llama.cpp's mixes and the container; its own writer streams a few MiB at a time. The text
 such a model writes is noise, but any text encodes, every scale is finite and activations keep a sane size.
@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.blocks import random_blocks
-from model.mixes import K_MIXES, mixed_format
-from quant.errors import PacklightError
-from quant.files import whole_file
-from quant.formats import FORMATS, Format, format_named
+from packlight.bench.blocks import random_blocks
+from packlight.common.errors import PacklightError
+from packlight.common.files import whole_file
+from packlight.model.spec.mixes import K_MIXES, mixed_format
+from packlight.quant.formats.table import FORMATS, Format, format_named
 
 CHUNK_BYTES = 8 << 20
 
@@ -240,7 +240,9 @@ def write(path: str | os.PathLike, shape: Shape, mix: str, seed: int = 0) -> int
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.synthetic", description="write a random llama GGUF file")
+    parser = argparse.ArgumentParser(
+        prog="python -m packlight.bench.synthetic", description="write a random llama GGUF file"
+    )
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
     parser.add_argument("--mix", default="Q4_K_M", help=f"{', '.join(K_MIXES)}, a format or pure-FORMAT")
     parser.add_argument("--out", required=True, metavar="FILE")

@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 
-from bench.cases import Case
-from compile.traffic import attention_flops, head_bytes, head_flops, kv_bytes, matrix_flops, weight_bytes
-from model.config import ModelConfig
-from model.reader import GGUFFile
+from packlight.bench.cases import Case
+from packlight.compile.targets.traffic import (
+    attention_flops,
+    head_bytes,
+    head_flops,
+    kv_bytes,
+    matrix_flops,
+    weight_bytes,
+)
+from packlight.model.gguf.reader import GGUFFile
+from packlight.model.spec.config import ModelConfig
 
 
 def moved(case: Case, file: GGUFFile, cfg: ModelConfig, chunks: Sequence[int], itemsize: int) -> float:

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 import packlight
-from model.reader import GGUFFile, TensorInfo, read_tensor
+from packlight.model.gguf.reader import GGUFFile, TensorInfo, read_tensor
 
 CHUNK_WEIGHTS = 1 << 24  # unpacked by one call
 OF_THE_FILE = ("general.alignment", "general.architecture", "split.")  # keys that describe the container, not the model

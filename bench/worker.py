@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, Self
 
-from quant.errors import PacklightError
+from packlight.common.errors import PacklightError
 
 
 class WorkerError(PacklightError):

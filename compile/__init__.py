@@ -1,1 +1,1 @@
-"""Compile config, step keys, executables and their store, the engine. Knows executables, not text."""
+"""Compile config, step keys, executables and their store. Knows executables, not text."""

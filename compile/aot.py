@@ -22,19 +22,19 @@ import jax
 import jax.monitoring
 from jax.experimental import serialize_executable
 
-from compile.config import CompileConfig
-from compile.kernels import has_wgmma
-from compile.plan import Plan, StepKey
-from compile.steps import CACHE_ARGUMENT, make_step, on_mesh, placed_arguments
-from compile.store import EntryError, Store
-from compile.targets import compiler_version
-from model.config import ModelConfig
-from model.ggufheader import shown
-from model.params import Params
-from model.placement import Device, Placement
-from model.sharding import WHOLE, Split
-from quant import native_ops
-from quant.errors import ConfigError, MemoryLimitError
+from packlight.common.errors import ConfigError, MemoryLimitError
+from packlight.common.text import shown
+from packlight.compile.config import CompileConfig
+from packlight.compile.kernels import has_wgmma
+from packlight.compile.plan import Plan, StepKey
+from packlight.compile.steps import CACHE_ARGUMENT, make_step, on_mesh, placed_arguments
+from packlight.compile.store import EntryError, Store
+from packlight.compile.targets.targets import compiler_version
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.sharding import WHOLE, Split
+from packlight.model.weights.params import Params
+from packlight.model.weights.placement import Device, Placement
+from packlight.quant.kernels import native_ops
 
 TRACED = ("quant", "model", "compile")  # the folders whose sources decide what is compiled
 BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -149,10 +149,10 @@ def build(
 ) -> Executables:
     """Compiles or loads every step of `plan`; `progress` is called as each is done.
 
-    params: the tree of arrays, or of shapes that say how they lie on the devices, as `model.params` gives it.
-    load: take what the store has; without it, as for a device that is not there (`compile.targets`), every step is
-    compiled and stored. Raises MemoryLimitError when XLA finds that a step does not fit the device, ConfigError for an
-    impossible option.
+    params: the tree of arrays, or of shapes that say how they lie on the devices, as `model.weights.params` gives it.
+    load: take what the store has; without it, as for a device that is not there (`compile.targets.targets`), every step
+    is compiled and stored. Raises MemoryLimitError when XLA finds that a step does not fit the device, ConfigError for
+    an impossible option.
     """
     warnings: list[str] = []
     store = Store(config.store_dir) if config.store else None

@@ -12,9 +12,9 @@ import tomllib
 import typing
 from typing import Any
 
-from model.ggufheader import shown, shown_path
-from quant.errors import ConfigError
-from quant.files import cache_folder, open_regular
+from packlight.common.errors import ConfigError
+from packlight.common.files import cache_folder, open_regular
+from packlight.common.text import shown, shown_path
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug", "mesh8")
@@ -42,7 +42,7 @@ def _integer(key: str, value: Any, low: int, high: int = 2**31) -> None:
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
     """Devices that share the work. data: groups that share the slots; tensor: devices of a group that share the weights
-    (`model.sharding`).
+    (`model.spec.sharding`).
     """
 
     data: int = 1
@@ -184,7 +184,7 @@ def default_config(platform: str) -> CompileConfig:
     """The config that ships as `platform` (one of SHIPPED). Raises ConfigError for another name."""
     if platform not in SHIPPED:
         raise ConfigError(f"no config ships for platform {platform!r}; there are: {', '.join(SHIPPED)}")
-    text = (importlib.resources.files("configs") / f"{platform}.toml").read_text(encoding="utf-8")
+    text = (importlib.resources.files("packlight.configs") / f"{platform}.toml").read_text(encoding="utf-8")
     return parse_config(text, f"configs/{platform}.toml")
 
 

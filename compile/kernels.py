@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from compile.config import CompileConfig
-from model.config import MOSAIC_CACHES, MOSAIC_WIDTHS, ModelConfig
-from quant import native_build
+from packlight.compile.config import CompileConfig
+from packlight.model.spec.config import MOSAIC_CACHES, MOSAIC_WIDTHS, ModelConfig
+from packlight.quant.kernels import native_build
 
 
 def settle(config: CompileConfig) -> tuple[CompileConfig, str | None]:
@@ -50,7 +50,8 @@ def layout(config: CompileConfig) -> str:
 
 
 def attention(config: CompileConfig, cfg: ModelConfig, tokens: int, wgmma: bool) -> str:
-    """The kernel of `model.attention.attention` for steps with `tokens` queries a row, under a settled config.
+    """The kernel of `model.network.mixers.attention.attention` for steps with `tokens` queries a row, under a settled
+    config.
 
     wgmma: whether the device has the tensor-core instructions that "mosaic" is made of (`has_wgmma`).
     """

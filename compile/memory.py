@@ -11,13 +11,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from compile.config import CompileConfig
-from compile.plan import Plan
-from model.config import ModelConfig
-from model.declaration import check, is_tied, layout_of
-from model.reader import GGUFFile
-from model.sharding import Split
-from quant.errors import MemoryLimitError
+from packlight.common.errors import MemoryLimitError
+from packlight.compile.config import CompileConfig
+from packlight.compile.plan import Plan
+from packlight.model.gguf.reader import GGUFFile
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.sharding import Split
+from packlight.model.spec.weights import check, is_tied, layout_of
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CGROUPS = pathlib.Path("/sys/fs/cgroup")

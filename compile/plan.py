@@ -7,9 +7,9 @@ Three phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden s
 import dataclasses
 from collections.abc import Collection
 
-from compile.config import DEFAULT_CONTEXT, CompileConfig
-from model.config import CACHE_TILE
-from quant.errors import ConfigError
+from packlight.common.errors import ConfigError
+from packlight.compile.config import DEFAULT_CONTEXT, CompileConfig
+from packlight.model.spec.config import CACHE_TILE
 
 PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
 

@@ -4,8 +4,8 @@ all run the same steps with the same arguments.
 
 import jax
 
-from compile.config import CompileConfig
-from quant.errors import ConfigError
+from packlight.common.errors import ConfigError
+from packlight.compile.config import CompileConfig
 
 
 def join(coordinator: str, count: int, number: int, config: CompileConfig) -> None:

@@ -12,17 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from compile.config import CompileConfig
-from compile.kernels import attention
-from compile.plan import Plan, StepKey
-from model.collectives import anywhere, data_number, from_owner, rows_of_all
-from model.config import ModelConfig
-from model.forward import Cache, Numerics, Rows, embed, head, layers
-from model.params import Params, shaped
-from model.placement import P, Placement
-from model.sampler import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
-from model.sharding import DATA, TENSOR, WHOLE, Split
-from model.steering import Adjustment, nothing, table_size
+from packlight.compile.config import CompileConfig
+from packlight.compile.kernels import attention
+from packlight.compile.plan import Plan, StepKey
+from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
+from packlight.model.network.forward import Cache, Numerics, Rows, embed, head, layers
+from packlight.model.sampling.chain import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
+from packlight.model.sampling.steering import Adjustment, nothing, table_size
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
+from packlight.model.weights.params import Params, shaped
+from packlight.model.weights.placement import P, Placement
 
 CACHE_ARGUMENT = 1  # position of the donated cache in prefill and decode
 

@@ -18,8 +18,8 @@ import stat
 import tempfile
 from typing import Any
 
-from model.ggufheader import shown_path
-from quant.files import cache_folder, open_regular, private_folder, whole_file
+from packlight.common.files import cache_folder, open_regular, private_folder, whole_file
+from packlight.common.text import shown_path
 
 MAGIC = b"packlight-aot-2\n"
 SECRET_BYTES = 32

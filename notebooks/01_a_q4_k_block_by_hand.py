@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-import demo
 import packlight
-from compile.hlo import materialized
-from model.reader import open_gguf, read_tensor
-from quant.formats import FORMATS
-from quant.matmul import matmul
-from quant.qtensor import QTensor
-from quant.quantize import quantizer
+from packlight import demo
+from packlight.compile.targets.hlo import materialized
+from packlight.model.gguf.reader import open_gguf, read_tensor
+from packlight.quant.formats.quantize import quantizer
+from packlight.quant.formats.table import FORMATS
+from packlight.quant.matmul import matmul
+from packlight.quant.qtensor import QTensor
 
 plt.rcParams.update({"figure.dpi": 85, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -175,8 +175,8 @@ assert FORMATS["Q4_K"].bits_per_weight == 4.5
 # ## What is lost
 #
 # The weights of a trained network are close to normally distributed. A quarter of a million such numbers are packed
-# here with llama.cpp's method (`quant.quantize`) and unpacked again. No weight moves by much more than half a step of
-# its sub-block, so the histogram of errors ends where a normal one would have tails.
+# here with llama.cpp's method (`quant.formats.quantize`) and unpacked again. No weight moves by much more than half a
+# step of its sub-block, so the histogram of errors ends where a normal one would have tails.
 
 # %%
 floats = np.random.default_rng(0).normal(0, 0.02, (1024, 256)).astype(np.float32)

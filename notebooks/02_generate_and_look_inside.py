@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-import demo
 import packlight
-from model.forward import Numerics, embed, ffn, head, linear, norm, project
-from model.load import read_weights
-from model.params import place
-from model.rope import Turns, rope_divisors
+from packlight import demo
+from packlight.model.network.forward import Numerics, embed, ffn, head, linear, norm, project
+from packlight.model.network.rope import Turns, rope_divisors
+from packlight.model.weights.load import read_weights
+from packlight.model.weights.params import place
+from packlight.prepared import prepare
 
 plt.rcParams.update({"figure.dpi": 85, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, RED = "#1f4e79", "#d1495b"
@@ -181,13 +182,13 @@ plt.show()
 # ## The forward pass, written out
 #
 # The executables give logits only, not what happens on the way. Here is the same pass step by step, with the functions
-# that the executables are traced from (`model.forward`) and one change: attention is written as a softmax over a whole
-# matrix of scores, which fits for a short text, so that its probabilities can be kept. B, T, S, H, K and C are batch,
-# query and key time, query heads, kv heads and the width of a head.
+# that the executables are traced from (`model.network.forward`) and one change: attention is written as a softmax over
+# a whole matrix of scores, which fits for a short text, so that its probabilities can be kept. B, T, S, H, K and C are
+# batch, query and key time, query heads, kv heads and the width of a head.
 
 # %%
 assert cfg.architecture.name == "llama"
-prepared = packlight.prepare(MODEL)
+prepared = prepare(MODEL)
 params = place(read_weights(llm.file, cfg, layout=prepared.layout), llm.placement)
 numerics = Numerics(llm.config.kernel_path, jnp.dtype(jnp.float32), llm.plan.capacity, llm.plan.context)
 

@@ -13,14 +13,15 @@ import tempfile
 import jax
 import matplotlib.pyplot as plt
 
-import demo
 import packlight
-from compile import aot
-from compile.config import parse_config
-from compile.steps import placed_arguments
-from model.declaration import formats
-from model.params import abstract
-from model.placement import Placement
+from packlight import demo
+from packlight.compile import aot
+from packlight.compile.config import parse_config
+from packlight.compile.steps import placed_arguments
+from packlight.model.spec.weights import formats
+from packlight.model.weights.params import abstract
+from packlight.model.weights.placement import Placement
+from packlight.prepared import prepare
 
 plt.rcParams.update({"figure.dpi": 85, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -60,7 +61,7 @@ config = dataclasses.replace(config, cache_dir=folder.name)
 # sequences.
 
 # %%
-prepared = packlight.prepare(MODEL, config)
+prepared = prepare(MODEL, config)
 plan = prepared.plan
 print(*plan.steps, sep="\n")
 assert len(plan.steps) == 2 + 2 + 1
@@ -153,7 +154,7 @@ kinds = formats(prepared.file)
 
 def digests(config):
     """The names under which the store would have the steps of this config."""
-    prepared = packlight.prepare(MODEL, config)
+    prepared = prepare(MODEL, config)
     placement = Placement.on(jax.devices("cpu"))
     params = abstract(prepared.model, kinds, prepared.layout, placement)
     plan, config = prepared.plan, prepared.config

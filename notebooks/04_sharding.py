@@ -14,15 +14,16 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-import demo
 import packlight
-from compile import aot
-from compile.config import MeshShape
-from compile.steps import abstract_cache, cache_specs
-from model.declaration import declare, used_weights
-from model.load import read_weights
-from model.params import abstract, place
-from model.sharding import TABLE, cut, make_split
+from packlight import demo
+from packlight.compile import aot
+from packlight.compile.config import MeshShape
+from packlight.compile.steps import abstract_cache, cache_specs
+from packlight.model.spec.sharding import TABLE, cut, make_split
+from packlight.model.spec.weights import declare, used_weights
+from packlight.model.weights.load import read_weights
+from packlight.model.weights.params import abstract, place
+from packlight.prepared import prepare
 
 plt.rcParams.update({"figure.dpi": 85, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 jax.config.update("jax_num_cpu_devices", 8)  # before jax looks at its devices
@@ -87,7 +88,7 @@ for name, (axis, letters) in TABLE.items():
 
 # %%
 config = dataclasses.replace(EIGHT, cpu_kernels="reference")  # ggml's own layout, whose axes are plain to see
-prepared = packlight.prepare(MODEL, config)
+prepared = prepare(MODEL, config)
 placement = aot.find_devices(config, prepared.split)
 host = read_weights(prepared.file, prepared.model, split=prepared.split, devices=placement.tensor_numbers)
 params = place(host, placement)

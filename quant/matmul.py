@@ -2,8 +2,9 @@
 
 Paths: `reference` unpacks the whole matrix, then multiplies; it works everywhere and is the twin of every other path.
 `xla` unpacks a tile of rows at a time: the scratch is one tile (2 MB) whatever the matrix, and the tile is still in
-cache when it is multiplied; one unpack serves all rows of `x`. `native` (CPU) is C++ from `quant.native_ops`, with x
-rounded to int8 per block as llama.cpp does it. `mosaic_gpu` and `mosaic_tpu` are Pallas kernels on their own layouts.
+cache when it is multiplied; one unpack serves all rows of `x`. `native` (CPU) is C++ from `quant.kernels.native_ops`,
+with x rounded to int8 per block as llama.cpp does it. `mosaic_gpu` and `mosaic_tpu` are Pallas kernels on their own
+layouts.
 """
 
 from collections.abc import Sequence
@@ -12,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from quant import native_ops
-from quant.qtensor import QTensor, unpack
+from packlight.quant.kernels import native_ops
+from packlight.quant.qtensor import QTensor, unpack
 
 PATHS = ("reference", "xla", "native", "mosaic_gpu", "mosaic_tpu")
 TILE_ELEMENTS = 1 << 19  # weights unpacked at a time by `xla`: 2 MB of float32
-UNPACK_SCOPE = "unpack_{qtype}_{out}x{width}"  # names the matrix in the compiled program, where `compile.hlo` finds it
+UNPACK_SCOPE = (
+    "unpack_{qtype}_{out}x{width}"  # names the matrix in the compiled program, where `compile.targets.hlo` finds it
+)
 
 
 def matmul(
@@ -69,7 +72,7 @@ def matmul_many(
 
 def _mosaic(x: jax.Array, w: QTensor, path: str, index: Sequence[jax.Array | int]) -> jax.Array:
     """The Pallas kernels, imported when they are used: it takes a third of a second."""
-    from quant import mosaic_gpu, mosaic_tpu
+    from packlight.quant.kernels import mosaic_gpu, mosaic_tpu
 
     kernel, layout = (mosaic_gpu, "words") if path == "mosaic_gpu" else (mosaic_tpu, "columns")
     if w.layout != layout:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quant.errors import UnsupportedError
-from quant.formats import format_named
-from quant.layouts import FIELDS, GROUP, LANES, LAYOUTS, blocks_shape, superblock_order
+from packlight.common.errors import UnsupportedError
+from packlight.quant.formats.table import format_named
+from packlight.quant.layouts import FIELDS, GROUP, LANES, LAYOUTS, blocks_shape, superblock_order
 
 
 @jax.tree_util.register_dataclass
@@ -18,7 +18,7 @@ class QTensor:
 
     Build it with `QTensor.of`, which checks these invariants; code that receives a QTensor may rely on them:
 
-    - `qtype` is a key of `quant.formats.FORMATS`, F32, F16 and BF16 included (a block is then one element);
+    - `qtype` is a key of `quant.formats.table.FORMATS`, F32, F16 and BF16 included (a block is then one element);
     - in layout "ggml", `blocks` is uint8 of shape (..., out, n_blocks, block_bytes), the bytes exactly as ggml stores
       them, so block b of row r holds weights r, b * elements ... (b + 1) * elements - 1;
     - in another layout its last three axes are those of `quant.layouts.blocks_shape`, and `rows` (out) and `width` (K)

@@ -5,6 +5,7 @@
 
 import collections
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 import jax
 import pytest
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+GOLDENS_FOLDER = ROOT / "tests" / "goldens"
+
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))  # children
 jax.config.update("jax_platforms", "cpu")  # what the tolerances and exactness are derived for
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 def shared_path(*parts: str) -> pathlib.Path:

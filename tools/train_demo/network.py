@@ -1,7 +1,7 @@
 """The demo model as it is trained: a llama in float32, its parameters under the names they have in GGUF.
 
 Axis letters as in `model/__init__.py`, L is the layers. It knows arrays only; that packlight computes the same function
-of the exported file is a test (`tests/test_train_demo.py`).
+of the exported file is a test (`tests/project/test_train_demo.py`).
 """
 
 import dataclasses

@@ -18,7 +18,7 @@ import jax
 import tokenizers
 from absl import app, flags
 
-from demo import MODEL
+from packlight.demo import MODEL
 from tools.train_demo import card, export
 from tools.train_demo.network import Shape
 

@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from quant.files import whole_file
+from packlight.common.files import whole_file
 from tools.train_demo import corpus, vocabulary
 from tools.train_demo.network import Shape, init
 from tools.train_demo.recipe import Recipe, held_out_loss, optimizer, updater, windows

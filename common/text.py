@@ -1,0 +1,30 @@
+"""Names of others in our messages: cut, escaped, and the file they come from put first."""
+
+import contextlib
+from collections.abc import Iterator
+
+from packlight.common.errors import PacklightError
+
+
+def shown(name: str | bytes, limit: int = 80) -> str:
+    """`name` for an error message: one printable line, cut at `limit` characters; nothing in it steers a terminal."""
+    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+    if len(text) > limit:
+        text = text[:limit] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown_path(path: str) -> str:
+    return shown(path, 400)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Errors raised inside start with the file's name: put there once, unless what raised it knew the file."""
+    try:
+        yield
+    except PacklightError as error:
+        start = f"{shown_path(path)}: "
+        if str(error).startswith(start):
+            raise
+        raise type(error)(start + str(error)) from None

@@ -1,0 +1,89 @@
+"""Bytes a pass must read and operations it must do, whatever program runs it. Pure arithmetic, imports no jax.
+
+Bytes: packed weights once per pass, of a mixture's experts as many as the pass's tokens are expected to choose, one
+row of the embedding per token, and the cache once per pass. Activations, scratch and writes are not counted.
+"""
+
+import math
+
+from packlight.compile.plan import StepKey
+from packlight.model.gguf.reader import GGUFFile, TensorInfo
+from packlight.model.spec.config import ModelConfig
+
+
+def weight_bytes(file: GGUFFile, cfg: ModelConfig, rows: int, head: bool = True) -> float:
+    """Packed bytes that one pass over `rows` tokens reads."""
+    total = 0.0
+    for name, info in file.tensors.items():
+        match name:
+            case "token_embd.weight":
+                looked_up = rows * info.nbytes / info.shape[0]
+                total += looked_up + (info.nbytes if head and "output.weight" not in file.tensors else 0)
+            case "output.weight":
+                total += info.nbytes if head else 0
+            case _:
+                total += info.nbytes * _chosen(cfg, name, rows)
+    return total
+
+
+def head_bytes(file: GGUFFile) -> int:
+    """Packed bytes of the output head, which may be the embedding."""
+    return file.tensors.get("output.weight", file.tensors["token_embd.weight"]).nbytes
+
+
+def kv_bytes(cfg: ModelConfig, positions: float, itemsize: int) -> float:
+    """Bytes of `positions` cached keys and values in every layer."""
+    return 2 * cfg.block_count * cfg.head_count_kv * cfg.key_length * itemsize * positions
+
+
+def matrix_flops(file: GGUFFile, cfg: ModelConfig) -> float:
+    """Multiplications and additions of one token in every matrix but the embedding and the head."""
+    rest = (t for t in file.tensors.values() if t.name not in ("token_embd.weight", "output.weight"))
+    return sum(2.0 * _used(cfg, info.name, info) for info in rest if len(info.shape) > 1)
+
+
+def head_flops(file: GGUFFile) -> float:
+    """Of one row of logits."""
+    return 2.0 * math.prod(file.tensors.get("output.weight", file.tensors["token_embd.weight"]).shape)
+
+
+def attention_flops(cfg: ModelConfig, positions: float) -> float:
+    """Of queries that see `positions` keys, counted over all queries of a pass."""
+    return 4.0 * cfg.block_count * cfg.head_count * cfg.key_length * positions
+
+
+def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, itemsize: int) -> float:
+    """Bytes that a step must read when its slots are full and it gives all its tokens. itemsize: of the cache."""
+    match key.phase:
+        case "prefill":
+            return weight_bytes(file, cfg, key.rows, head=False) + kv_bytes(cfg, key.length, itemsize)
+        case "head":
+            return head_bytes(file)
+        case _:
+            return key.tokens * (weight_bytes(file, cfg, key.rows) + kv_bytes(cfg, key.rows * key.length, itemsize))
+
+
+def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
+    """Operations of a step when its slots are full; a prompt's last tokens see about all of the cache."""
+    match key.phase:
+        case "prefill":
+            seen = key.rows * key.length - key.rows * (key.rows - 1) / 2
+            return key.rows * matrix_flops(file, cfg) + attention_flops(cfg, seen)
+        case "head":
+            return key.rows * head_flops(file)
+        case _:
+            each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, key.length)
+            return key.tokens * key.rows * each
+
+
+def _chosen(cfg: ModelConfig, name: str, rows: int) -> float:
+    """The share of a tensor that `rows` tokens read: all of it but for experts, each chosen by chance."""
+    if "_exps." not in name:
+        return 1.0
+    return 1 - (1 - cfg.expert_used_count / cfg.expert_count) ** rows
+
+
+def _used(cfg: ModelConfig, name: str, info: TensorInfo) -> float:
+    """Weights of a tensor that one token is multiplied with."""
+    share = cfg.expert_used_count / cfg.expert_count if "_exps." in name else 1.0
+    return share * math.prod(info.shape)

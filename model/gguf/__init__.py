@@ -1,0 +1,1 @@
+"""The container: header and tensors of a GGUF file. Knows no models."""

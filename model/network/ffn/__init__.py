@@ -1,0 +1,1 @@
+"""What a layer does to each token by itself, one kind each."""

@@ -1,0 +1,106 @@
+"""Mixture of experts: routing, and products with packed experts of which only the chosen ones are computed.
+
+Source: Mixtral (2401.04088); llama.cpp's `build_moe_ffn` for softmax over all experts before the choice.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from packlight.model.network.collectives import summed, tensor_number
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.sharding import WHOLE, Split
+from packlight.model.weights.params import Params
+from packlight.model.weights.stack import stacked_matmul, stacked_matmul_many
+
+OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
+
+
+def activate(kind: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """What goes into `ffn_down`, float32 (..., F), from the outputs of `ffn_gate` and `ffn_up`.
+
+    "gelu" has no gate: it reads `gate` alone.
+
+    Sources: SwiGLU, GEGLU (2002.05202); GELU by its tanh approximation (1606.08415), which GGUF models are trained
+    with; gpt-oss's reference code for "swiglu_oai".
+    """
+    match kind:
+        case "swiglu":
+            return jax.nn.silu(gate) * up
+        case "geglu":
+            return jax.nn.gelu(gate, approximate=True) * up
+        case "gelu":
+            return jax.nn.gelu(gate, approximate=True)
+        case "swiglu_oai":
+            gate = jnp.minimum(gate, jnp.float32(OAI_LIMIT))
+            up = jnp.clip(up, jnp.float32(-OAI_LIMIT), jnp.float32(OAI_LIMIT))
+            return gate * jax.nn.sigmoid(jnp.float32(OAI_ALPHA) * gate) * (up + jnp.float32(1))
+        case _:
+            raise ValueError(f"unknown feed-forward kind {kind!r}")
+
+
+def route(router: jax.Array, used: int, kind: str) -> tuple[jax.Array, jax.Array]:
+    """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X), which sum to 1.
+
+    kind: softmax over "all" experts, then the chosen ones' share, or over the "chosen" ones alone.
+    """
+    if kind == "chosen":
+        chosen, experts = lax.top_k(router, used)
+        return experts, jax.nn.softmax(chosen, axis=-1)
+    chosen, experts = lax.top_k(jax.nn.softmax(router, axis=-1), used)
+    return experts, chosen / chosen.sum(-1, keepdims=True)
+
+
+def moe(
+    cfg: ModelConfig,
+    x: jax.Array,  # (M, D), in the dtype of activations
+    router: jax.Array,  # float32 (M, E)
+    blk: Params,
+    index: jax.Array,  # int32 (), the layer
+    path: str,
+    split: Split = WHOLE,
+) -> jax.Array:  # float32 (M, D)
+    """Sum over each row's chosen experts of weight * expert(row); with a split, each device computes its own experts.
+
+    The (row, expert) pairs are sorted by expert and cut into tiles of one expert each; a tile gathers its rows,
+    runs them through that expert and adds the results back. Every expert is unpacked at most once more than
+    its rows fill tiles, and one that nobody chose not at all.
+    """
+    M, D = x.shape
+    experts, weights = route(router, cfg.expert_used_count, cfg.architecture.router)
+    pairs = M * cfg.expert_used_count
+    held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
+    flat = experts.reshape(-1) - tensor_number(split) * held
+    flat = jnp.where((flat >= 0) & (flat < held), flat, held)  # behind all others, and in no tile
+    order = jnp.argsort(flat, stable=True)
+    counts = jnp.zeros(held, jnp.int32).at[flat].add(jnp.int32(1), mode="drop")
+    ends = jnp.cumsum(counts)
+    rows = min(M, max(8, pairs // cfg.expert_count))
+    tiles = (counts + rows - 1) // rows  # per expert
+    tile_ends = jnp.cumsum(tiles)
+    scaled = weights.reshape(-1)
+
+    def body(tile, out):
+        expert = jnp.searchsorted(tile_ends, tile, side="right").astype(jnp.int32)
+        begin = ends[expert] - counts[expert] + (tile - (tile_ends[expert] - tiles[expert])) * rows
+        at = begin + jnp.arange(rows, dtype=jnp.int32)
+        pair = order[jnp.minimum(at, pairs - 1)]
+        filled = at < ends[expert]
+        row = pair // cfg.expert_used_count
+        y = _expert(cfg.architecture.ffn, x[row], blk, index, expert, path)
+        return out.at[row].add(jnp.where(filled[:, None], y * scaled[pair][:, None], 0))
+
+    return summed(lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32)), split)
+
+
+def _expert(kind: str, x: jax.Array, blk: Params, index: jax.Array, expert: jax.Array, path: str) -> jax.Array:
+    """One expert's feed-forward: (rows, D) -> (rows, D)."""
+
+    def biased(y: jax.Array, name: str) -> jax.Array:
+        bias = blk.get(f"{name}.bias")  # (L, E, out)
+        return y if bias is None else y + bias[index, expert][None, :]
+
+    gate, up = stacked_matmul_many(x, [blk["ffn_gate_exps"], blk["ffn_up_exps"]], index, path, (expert,))
+    gate, up = biased(gate, "ffn_gate_exps"), biased(up, "ffn_up_exps")
+    hidden = activate(kind, gate, up).astype(x.dtype)
+    return biased(stacked_matmul(hidden, blk["ffn_down_exps"], index, path, (expert,)), "ffn_down_exps")

@@ -1,0 +1,126 @@
+"""Rotary position embedding: frequencies from the file's scaling keys, and the rotation. Knows positions, no weights.
+
+Source: RoFormer (2104.09864), YaRN (2309.00071), ggml `ggml_rope_ext` for the conventions GGUF files assume.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from packlight.model.spec.config import ModelConfig, RopeScaling
+from packlight.model.weights.params import Params
+
+
+def inverse_frequencies(cfg: ModelConfig) -> np.ndarray:
+    """Radians per position for each rotated pair, float64 (rot/2,), with linear or YaRN stretching applied."""
+    pairs = np.arange(cfg.rope_dimension_count // 2, dtype=np.float64)
+    inverse = cfg.rope_freq_base ** (-2.0 * pairs / cfg.rope_dimension_count)
+    scaling = cfg.rope_scaling
+    stretched = inverse / scaling.factor
+    if scaling.kind != "yarn":
+        return stretched
+    keep = _yarn_keep(cfg, pairs)
+    return inverse * keep + stretched * (1.0 - keep)
+
+
+def _yarn_keep(cfg: ModelConfig, pairs: np.ndarray) -> np.ndarray:
+    """1 for pairs that turn so often within the original context that they stay, 0 for those fully stretched."""
+    scaling = cfg.rope_scaling
+
+    def pair_with_turns(turns: float) -> float:
+        wavelength = scaling.original_context / (turns * 2 * math.pi)
+        return cfg.rope_dimension_count * math.log(wavelength) / (2 * math.log(cfg.rope_freq_base))
+
+    low = max(0.0, math.floor(pair_with_turns(scaling.beta_fast)))
+    high = min(cfg.rope_dimension_count - 1.0, math.ceil(pair_with_turns(scaling.beta_slow)))
+    return 1.0 - np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)
+
+
+def magnitude(scaling: RopeScaling) -> float:
+    """What cos and sin are multiplied with; YaRN sharpens attention by 1 + 0.1 ln(factor), or takes it back."""
+    if scaling.kind != "yarn":
+        return scaling.attn_factor
+    sharper, back = (1.0 + 0.1 * m * math.log(scaling.factor) for m in (1.0, scaling.log_multiplier))
+    return scaling.attn_factor * sharper / back
+
+
+def rope_divisors(cfg: ModelConfig, params: Params, context: int) -> jax.Array | None:
+    """The file's divisors of the frequencies, float32 (rot/2,): Llama 3.1's, or phi3's long or short ones.
+
+    Which of phi3's two is chosen by the context the cache has, as llama.cpp does it, not by a prompt's length.
+    """
+    if "rope_factors_long" in params:
+        long = context > cfg.rope_scaling.original_context
+        return params["rope_factors_long" if long else "rope_factors_short"]
+    return params.get("rope_freqs")
+
+
+class Turns:
+    """Rotations at some positions, of the layers that see everything and of those with a sliding window."""
+
+    def __init__(self, cfg: ModelConfig, positions: jax.Array, divisors: jax.Array | None):
+        self._style = cfg.architecture.rope_style
+        self._turn = rotation(cfg, positions, divisors)
+        self._sharper = None
+        if cfg.sharpening:
+            beyond = (positions // cfg.rope_scaling.original_context).astype(jnp.float32)
+            self._sharper = 1.0 + cfg.sharpening * jnp.log1p(beyond)
+        scaling = RopeScaling() if cfg.architecture.plain_windows else cfg.rope_scaling
+        own = (cfg.rope_freq_base_swa, scaling) != (cfg.rope_freq_base, cfg.rope_scaling)
+        self._own = any(cfg.slides) and own
+        if self._own:
+            sliding = dataclasses.replace(cfg, rope_freq_base=cfg.rope_freq_base_swa, rope_scaling=scaling)
+            divisors = None if cfg.architecture.plain_windows else divisors
+            self._sliding, self._slides = rotation(sliding, positions, divisors), np.array(cfg.slides)
+
+    def rotate(self, x: jax.Array, index: jax.Array) -> jax.Array:
+        """x (B, T, heads, C) of layer `index`, rotated."""
+        turn = self._turn
+        if self._own:
+            slides = jnp.asarray(self._slides)[index]
+            turn = (jnp.where(slides, self._sliding[0], turn[0]), jnp.where(slides, self._sliding[1], turn[1]))
+        return rotate(x, *turn, self._style)
+
+    def sharpen(self, q: jax.Array) -> jax.Array:
+        """Queries (B, T, heads, C), scaled by how far beyond the original context they are, where the model does it."""
+        return q if self._sharper is None else q * self._sharper[:, :, None, None]
+
+
+def rotation(
+    cfg: ModelConfig,
+    positions: jax.Array,  # int32 (B, T)
+    divisors: jax.Array | None,  # float32 (rot/2,), of the frequencies
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, float32 (B, T, rot/2)."""
+    inverse = jnp.asarray(inverse_frequencies(cfg), jnp.float32)
+    if divisors is not None:
+        inverse = inverse / divisors
+    angles = positions.astype(jnp.float32)[..., None] * inverse[None, None, :]
+    scale = np.float32(magnitude(cfg.rope_scaling))
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def rotate(
+    x: jax.Array,  # float32 (B, T, heads, C)
+    cos: jax.Array,  # float32 (B, T, rot/2)
+    sin: jax.Array,  # float32 (B, T, rot/2)
+    style: str,
+) -> jax.Array:  # float32 (B, T, heads, C)
+    """Rotates the first `rot` of C channels: "adjacent" pairs (2i, 2i+1), or "halves" (i, i + rot/2)."""
+    half = cos.shape[-1]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    match style:
+        case "adjacent":
+            pairs = turned.reshape(*turned.shape[:-1], half, 2)
+            a, b = pairs[..., 0], pairs[..., 1]
+            out = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(turned.shape)
+        case "halves":
+            a, b = turned[..., :half], turned[..., half:]
+            out = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+        case _:
+            raise ValueError(f"unknown rope style {style!r}")
+    return jnp.concatenate([out, rest], -1) if rest.shape[-1] else out

@@ -1,0 +1,89 @@
+"""Structured output: which tokens may come next so that a text matches a JSON schema, a regular expression or a
+grammar. The matching is llguidance's (extra "grammar"); this gives it our vocabulary and says its errors.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from packlight.common.errors import ConfigError, PacklightError
+from packlight.model.sampling.config import SamplingConfig
+from packlight.model.text.tokenizer import CONTROL, UNKNOWN, Tokenizer
+
+# Between the parts of JSON; bounded as llama.cpp bounds it, because weak models would write nothing else.
+WHITE_SPACE = r"( |\n{1,2}[ \t]{0,20})?"
+FIELDS = ("json_schema", "regex", "grammar")  # of a SamplingConfig; llguidance's names for the kinds are the same
+
+
+class _Vocabulary:
+    """What llguidance wants to know of a tokenizer."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.eos_token_id = min(tokenizer.eog_ids)
+        self.bos_token_id = tokenizer.bos_id
+        self.tokens = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+        held_back = np.isin(tokenizer.token_types, (CONTROL, UNKNOWN))
+        self.special_token_ids = sorted({*np.flatnonzero(held_back).tolist(), *tokenizer.eog_ids})
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode_continued(text)
+
+
+def vocabulary(tokenizer: Tokenizer) -> Any:
+    """The tokenizer as llguidance's, which takes a second for a large vocabulary: make it once.
+
+    Raises ConfigError where llguidance is not installed or the vocabulary has no end token.
+    """
+    try:
+        import llguidance
+    except ImportError:
+        raise ConfigError(f"{', '.join(FIELDS)} need the extra 'grammar': pip install 'packlight[grammar]'") from None
+    if not tokenizer.eog_ids:
+        raise ConfigError("a text cannot be made to match: the model's vocabulary has no end token")
+    wrapper: Any = _Vocabulary(tokenizer)
+    return llguidance.LLTokenizer(wrapper, eos_token=sorted(tokenizer.eog_ids))
+
+
+class Grammar:
+    """One generation that must match; see `model.sampling.steering.Constraint`."""
+
+    def __init__(self, vocabulary: Any, config: SamplingConfig):
+        """Raises ConfigError for a schema, expression or grammar that is wrong or that cannot be honoured in full."""
+        import llguidance
+
+        kind: Any  # llguidance has a type for its names
+        kind, text = next((name, text) for name in FIELDS if (text := getattr(config, name)) is not None)
+        if config.ignore_eos:
+            raise ConfigError(f"ignore_eos and {kind} exclude each other: a text that matches has an end")
+        try:
+            if kind == "json_schema":
+                blank: Any = {"whitespace_pattern": WHITE_SPACE}
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=blank)
+            else:
+                grammar = llguidance.grammar_from(kind, text)
+        except (ValueError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{kind}: {_line(error)}") from None
+        self._matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0)
+        for problem in (self._matcher.get_error(), *self._matcher.get_grammar_warnings()):
+            if problem:
+                raise ConfigError(f"{kind}: {_line(problem)}")
+        self._consumed, self._words = 0, -(-vocabulary.vocab_size // 32)
+
+    def allowed(self, generated: Sequence[int]) -> np.ndarray:
+        """Bits of the tokens that may follow, uint32 (ceil(V / 32),). Raises PacklightError when matching failed."""
+        fresh, self._consumed = list(generated[self._consumed :]), len(generated)
+        if not self._matcher.consume_tokens(fresh):
+            raise PacklightError(f"the text no longer matches: {_line(self._matcher.get_error())}")
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        if self._matcher.is_error():
+            raise PacklightError(f"matching the text failed: {_line(self._matcher.get_error())}")
+        return bits[: self._words]
+
+
+def _line(problem: Any) -> str:
+    return " ".join(str(problem).split())

@@ -1,0 +1,381 @@
+"""What a GGUF file says about its model: `ModelConfig`, read strictly from the metadata. Imports no jax.
+
+It knows hyperparameters and their limits; it does not know tensors' bytes, tokens or executables.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from packlight.common.errors import GGUFError, UnsupportedError
+from packlight.common.text import naming, shown
+from packlight.model.gguf.reader import GGUFFile
+from packlight.model.spec.architectures import ARCHITECTURES, Architecture
+
+CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
+# What the Mosaic attention kernel is made for: tensor cores take whole pieces of 128 bytes, and of float32 they would
+# read 11 bits. The registers of a block hold no wider heads.
+MOSAIC_WIDTHS = (64, 128, 192, 256)
+MOSAIC_CACHES = ("bfloat16", "float16")
+MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How positions are stretched. kind "none" has factor 1. Source: llama.cpp `llama-hparams`, YaRN (2309.00071)."""
+
+    kind: str = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    attn_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    log_multiplier: float = 0.0  # of YaRN's sharpening, which it divides; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Hyperparameters of one file; field names follow the GGUF keys, letters follow `model.__init__`.
+
+    norm_epsilon: of the family's kind of norm. slides: layer by layer, whether it sees only the last `sliding_window`
+    positions, itself included; such layers rotate with `rope_freq_base_swa`. softcaps: of attention scores and of
+    logits, 0 for none. Scales multiply embeddings, what a branch adds, and attention scores; logits are divided.
+    defaulted: the optional keys the file does not have, with the value llama.cpp gives them.
+    unread: keys of this architecture that nothing here reads, so that none is dropped unseen.
+    """
+
+    architecture: Architecture
+    name: str
+    block_count: int  # L
+    context_length: int
+    embedding_length: int  # D
+    feed_forward_length: int  # F
+    head_count: int  # H
+    head_count_kv: int  # K
+    key_length: int  # C
+    vocab_size: int  # V
+    norm_epsilon: float
+    rope_dimension_count: int
+    rope_freq_base: float
+    rope_scaling: RopeScaling
+    expert_count: int  # E, 0 for a dense model
+    expert_used_count: int  # X
+    expert_feed_forward_length: int = 0  # F of each expert
+    sliding_window: int = 0
+    slides: tuple[bool, ...] = ()
+    rope_freq_base_swa: float = 10000.0
+    softcaps: tuple[float, float] = (0.0, 0.0)
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float = 0.0  # 0: 1 / sqrt(C)
+    sharpening: float = 0.0  # queries at position p are multiplied with 1 + sharpening * ln(1 + p // original context)
+    logit_scale: float = 1.0
+    pooling: int = 0  # how embeddings are pooled, by llama.cpp's `llama_pooling_type`; 0: the file does not say
+    defaulted: tuple[tuple[str, Any], ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def plain_attention(self) -> bool:
+        """Whether attention is only causal: no windows, soft caps or sinks. The native kernel knows no other."""
+        return not any(self.slides) and not self.softcaps[0] and not self.architecture.sinks
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile) -> "ModelConfig":
+        """Reads every hyperparameter of `file`.
+
+        Raises UnsupportedError for an unknown architecture and GGUFError, naming file and key, for a missing, mistyped
+        or impossible value.
+        """
+        with naming(file.path):
+            return cls.from_metadata(file.metadata)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> "ModelConfig":
+        """As `from_gguf`; the errors name no file."""
+        keys = _Keys(metadata)
+        arch = keys.architecture
+        layers = keys.integer("block_count", high=MAX_LAYERS)
+        embed = keys.integer("embedding_length")
+        heads = keys.integer("attention.head_count", high=embed, layers=layers)
+        kv_heads = keys.integer("attention.head_count_kv", default=heads, high=heads, layers=layers)
+        if heads % kv_heads:
+            keys.fail("attention.head_count_kv", f"{kv_heads} does not divide {heads} query heads")
+        head_dim = _head_dim(keys, embed, heads)
+        rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
+        if rotated % 2:
+            keys.fail("rope.dimension_count", f"{rotated} is odd")
+        if rotated != head_dim and not arch.partial_rotation:
+            keys.fail("rope.dimension_count", f"{rotated} is not the head's width of {head_dim}")
+        ffn = keys.integer("feed_forward_length", layers=layers)
+        experts, used, expert_ffn = _experts(keys, ffn)
+        window, slides = _windows(keys, layers)
+        _refuse_variants(keys, head_dim, rotated)
+        # at base 1 every pair would turn alike, and YaRN divide by its logarithm
+        base = keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12)
+        sharpening = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6) if arch.sharpens else 0.0
+        norm_key = "attention.layer_norm_epsilon" if arch.norm == "layer" else "attention.layer_norm_rms_epsilon"
+        return cls(
+            architecture=arch,
+            name=keys.model_name,
+            block_count=layers,
+            context_length=keys.integer("context_length"),
+            embedding_length=embed,
+            feed_forward_length=ffn,
+            expert_feed_forward_length=expert_ffn,
+            head_count=heads,
+            head_count_kv=kv_heads,
+            key_length=head_dim,
+            vocab_size=_vocab_size(keys),
+            norm_epsilon=keys.number(norm_key, default=None, low=1e-30, high=1.0),
+            rope_dimension_count=rotated,
+            rope_freq_base=base,
+            rope_freq_base_swa=_sliding_rope_base(keys, base),
+            rope_scaling=_rope_scaling(keys),
+            expert_count=experts,
+            expert_used_count=used,
+            sliding_window=window,
+            slides=slides,
+            softcaps=_softcaps(keys),
+            **_scales(keys, embed, heads, layers),
+            sharpening=sharpening,
+            pooling=keys.integer("pooling_type", low=0) if keys.has("pooling_type") else 0,
+            defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
+            unread=keys.unread(),
+        )
+
+
+class _Keys:
+    """Typed reads of one architecture's keys that remember what was read and what was defaulted."""
+
+    def __init__(self, metadata: Mapping[str, Any]):
+        self._metadata = metadata
+        self._read: set[str] = set()
+        self.defaulted: list[tuple[str, Any]] = []
+        name = metadata.get("general.architecture")
+        if not isinstance(name, str):
+            raise GGUFError("key 'general.architecture' is missing or no string")
+        if name not in ARCHITECTURES:
+            supported = ", ".join(ARCHITECTURES)
+            raise UnsupportedError(
+                f"key 'general.architecture': unknown architecture '{shown(name)}'; supported: {supported}"
+            )
+        self.architecture = ARCHITECTURES[name]
+
+    def fail(self, key: str, why: str) -> NoReturn:
+        raise GGUFError(f"key '{self.full(key)}': {why}")
+
+    def full(self, key: str) -> str:
+        return f"{self.architecture.name}.{key}"
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value at `key`; `default` (recorded as such) when absent; an error when there is no default either."""
+        full = self.full(key)
+        self._read.add(full)
+        if full in self._metadata:
+            return self._metadata[full]
+        if default is None:
+            raise GGUFError(f"mandatory key '{full}' is missing")
+        self.defaulted.append((full, default))
+        return default
+
+    def integer(
+        self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1, layers: int = 0
+    ) -> int:
+        """layers: when given, the file may have an array with a number for each of so many layers, all equal."""
+        value = self.get(key, default)
+        if layers and isinstance(value, np.ndarray):
+            if len(value) != layers:
+                self.fail(key, f"has {len(value)} elements for {layers} layers")
+            if (value != value[0]).any():
+                raise UnsupportedError(f"key '{self.full(key)}' differs between layers; one value for all is supported")
+            value = value[0].item()
+        if type(value) is not int:
+            self.fail(key, f"is {_kind(value)}, an integer is needed")
+        if not low <= value <= high:
+            self.fail(key, f"{value} is outside {low}..{high}")
+        return value
+
+    def number(self, key: str, default: float | None, low: float, high: float) -> float:
+        value = self.get(key, default)
+        if type(value) is not float:
+            self.fail(key, f"is {_kind(value)}, a floating-point number is needed")
+        if not low <= value <= high:  # NaN is not either
+            self.fail(key, f"{value} is outside {low}..{high}")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            self.fail(key, f"is {_kind(value)}, a string is needed")
+        return value
+
+    def has(self, key: str) -> bool:
+        return self.full(key) in self._metadata
+
+    @property
+    def tokens(self) -> Any:
+        return self._metadata.get("tokenizer.ggml.tokens")
+
+    @property
+    def model_name(self) -> str:
+        """The model's own name, "" if it has none: nothing depends on it."""
+        name = self._metadata.get("general.name")
+        return name if isinstance(name, str) else ""
+
+    def unread(self) -> tuple[str, ...]:
+        prefix = self.full("")
+        return tuple(sorted(k for k in self._metadata if k.startswith(prefix) and k not in self._read))
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "a bool", int: "an integer", float: "a floating-point number", str: "a string"}
+    return kinds.get(type(value), "an array")
+
+
+def _head_dim(keys: _Keys, embed: int, heads: int) -> int:
+    """C: `attention.key_length`, or embed / heads as the file format defines it."""
+    if not keys.has("attention.key_length") and embed % heads:
+        keys.fail(
+            "embedding_length", f"{embed} is not a multiple of {heads} heads and 'attention.key_length' is absent"
+        )
+    head_dim = keys.integer("attention.key_length", default=embed // heads, high=65536)
+    value_length = keys.integer("attention.value_length", default=head_dim, high=65536)
+    if value_length != head_dim:
+        raise UnsupportedError(f"key '{keys.full('attention.value_length')}': {value_length} differs from {head_dim}")
+    return head_dim
+
+
+def _experts(keys: _Keys, ffn: int) -> tuple[int, int, int]:
+    """E, X and F of an expert; zeros for a dense model. ffn: F where experts have no width of their own (llama)."""
+    kind = keys.architecture.experts
+    if kind == "never":
+        return 0, 0, 0
+    must = kind == "must"
+    count = keys.integer("expert_count", default=None if must else 0, low=int(must), high=1024)
+    used = keys.integer("expert_used_count", default=None if count else 0, low=min(count, 1), high=count)
+    if not count:
+        return 0, 0, 0
+    return count, used, keys.integer("expert_feed_forward_length", default=None) if must else ffn
+
+
+def _windows(keys: _Keys, layers: int) -> tuple[int, tuple[bool, ...]]:
+    """The sliding window's width, and which layers have it: each but every so-manieth, or as an array says.
+
+    Source: llama.cpp `load_swa_pattern`.
+    """
+    arch, key = keys.architecture, "attention.sliding_window_pattern"
+    none = 0, (False,) * layers
+    if not arch.window_period:
+        return none
+    width = keys.integer("attention.sliding_window", default=arch.window, low=0 if arch.window == 0 else 1)
+    if not width:
+        return none
+    pattern = keys.get(key, default=arch.window_period)
+    if isinstance(pattern, np.ndarray):
+        if len(pattern) != layers or pattern.dtype.kind not in "biu":
+            keys.fail(key, f"is no array of {layers} truth values, one for each layer")
+        return width, tuple(bool(slides) for slides in pattern)
+    period = keys.integer(key, default=arch.window_period, low=0, high=MAX_LAYERS)
+    return width, tuple(not period or layer % period < period - 1 for layer in range(layers))
+
+
+def _sliding_rope_base(keys: _Keys, base: float) -> float:
+    """The base of sliding layers. base: the model's."""
+    arch = keys.architecture
+    default = arch.window_rope_base or base
+    return keys.number("rope.freq_base_swa", default, low=1.001, high=1e12) if arch.window_period else base
+
+
+def _softcaps(keys: _Keys) -> tuple[float, float]:
+    names = ("attn_logit_softcapping", "final_logit_softcapping")
+    attention, final = (
+        0.0 if default is None else keys.number(name, default, low=0.0, high=1e6)
+        for name, default in zip(names, keys.architecture.softcaps, strict=True)
+    )
+    return attention, final
+
+
+def _refuse_variants(keys: _Keys, head_dim: int, rotated: int) -> None:
+    """Raises UnsupportedError for keys by which a file asks for what no other file of its family does.
+
+    Source: the keys that llama.cpp's `load_hparams` reads for every family, and its granite.
+    """
+    neutral: dict[str, tuple[Any, ...]] = {
+        "attention.causal": (True,),
+        "attention.key_length_swa": (head_dim,),
+        "attention.value_length_swa": (head_dim,),
+        "rope.dimension_count_swa": (rotated,),
+        "expert_group_count": (0, 1),
+        "nextn_predict_layers": (0,),
+    }
+    if keys.architecture.scales:
+        neutral["rope.scaling.finetuned"] = (True,)  # granite's way to ask for no rotation
+    for key, values in neutral.items():
+        if keys.has(key) and (type(value := keys.get(key)), value) not in [(type(known), known) for known in values]:
+            raise UnsupportedError(f"key '{keys.full(key)}': {shown(str(value))} is not supported; only {values[0]} is")
+
+
+def _scales(keys: _Keys, embed: int, heads: int, layers: int) -> dict[str, float]:
+    """Embedding, residual, attention and logit scales.
+
+    Source: llama.cpp; gemma's 27B models, known by their depth, scale attention by the embedding's share of a head.
+    """
+    arch = keys.architecture
+    if arch.scales:
+        names = {"embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": 0.0, "logit_scale": 1.0}
+        read = {name: keys.number(name, default=value, low=0.0, high=1e6) for name, value in names.items()}
+        if not read["logit_scale"]:
+            keys.fail("logit_scale", "is 0, and logits are divided by it")
+        return {name.replace(".", "_"): value for name, value in read.items()}
+    scales = {"embedding_scale": math.sqrt(embed) if arch.scale_embedding else 1.0}
+    if {"gemma2": 46, "gemma3": 62}.get(arch.name) == layers:
+        scales["attention_scale"] = (embed / heads) ** -0.5
+    return scales
+
+
+def _vocab_size(keys: _Keys) -> int:
+    """V: the number of tokens; a `vocab_size` key must agree with it, as the tensors' shapes must later."""
+    tokens = keys.tokens
+    if not isinstance(tokens, list) or not tokens:
+        raise GGUFError("key 'tokenizer.ggml.tokens' is missing, empty or no array of strings")
+    if keys.has("vocab_size"):
+        stated = keys.integer("vocab_size")
+        if stated != len(tokens):
+            keys.fail("vocab_size", f"{stated} differs from the {len(tokens)} tokens of the file")
+    return len(tokens)
+
+
+def _rope_scaling(keys: _Keys) -> RopeScaling:
+    """The `rope.scaling.*` keys, with llama.cpp's defaults: a type left out is linear; the factor has an older name."""
+    stated = keys.has("rope.scaling.type")
+    kind = keys.text("rope.scaling.type", default="linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise UnsupportedError(
+            f"key '{keys.full('rope.scaling.type')}': unknown scaling '{shown(kind)}'; supported: none, linear, yarn"
+        )
+    attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
+    context = keys.integer("context_length")
+    original = 0
+    if kind == "yarn" or keys.architecture.sharpens or keys.architecture.long_rope:
+        original = keys.integer("rope.scaling.original_context_length", default=context)
+    if kind == "none":
+        return RopeScaling(attn_factor=attn_factor, original_context=original)
+    older = keys.has("rope.scale_linear") and not keys.has("rope.scaling.factor")
+    factor_key = "rope.scale_linear" if older else "rope.scaling.factor"
+    factor = keys.number(factor_key, default=None if stated else 1.0, low=1e-6, high=1e6)
+    if kind == "linear":
+        return RopeScaling("none" if factor == 1.0 else kind, factor, original, attn_factor)
+    return RopeScaling(
+        kind,
+        factor,
+        original_context=original,
+        attn_factor=attn_factor,
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0, low=1e-6, high=1e6),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", default=1.0, low=1e-6, high=1e6),
+        log_multiplier=keys.number("rope.scaling.yarn_log_multiplier", default=0.0, low=0.0, high=1e6)
+        if keys.architecture.sharpens
+        else 0.0,
+    )

@@ -1,0 +1,113 @@
+"""Chat templates: the one in a model's file, or another, rendered to a prompt. Knows texts, no tokens; imports no jax.
+
+A template is a stranger's program, so it runs in a process of its own with bounded time, memory and output
+(`model/text/chat_sandbox.py`).
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from packlight.common.errors import ConfigError, PacklightError
+from packlight.common.text import shown
+from packlight.model.text.tokenizer import Tokenizer
+
+SANDBOX = pathlib.Path(__file__).parent / "chat_sandbox.py"
+SECONDS = 5  # of processor time; wall time is bounded by four times that, for a machine that is busy
+MEMORY = 1 << 30  # bytes of address space
+MOST = 1 << 22  # characters a prompt may have
+ENVIRONMENT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # what Python may need to start, and the time zone, no more
+
+
+class ChatTemplateError(PacklightError):
+    """A template that is missing, wrong, refuses the messages, or does not end."""
+
+
+def template_of(metadata: Mapping[str, Any], path: str) -> str:
+    """The template in a GGUF file's metadata. Raises ChatTemplateError, saying how to pass one, when there is none."""
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str) or not template:
+        raise ChatTemplateError(
+            f"{path}: the file has no chat template (key 'tokenizer.chat_template'); pass one with --chat_template=FILE"
+        )
+    return template
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = True,
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Any] | None = None,
+    bos_token: str = "",
+    eos_token: str = "",
+    strftime_now: str | None = None,
+    **variables: Any,
+) -> str:
+    """The prompt that `template` makes of `messages`, each {"role": ..., "content": ...}.
+
+    strftime_now: ISO time that templates are told; None is the time it is. variables: further names for the template.
+    Raises ConfigError for messages that are none, ChatTemplateError with the template's own words when it refuses
+    them, fails, or runs past its bounds. Source: Hugging Face's `apply_chat_template`.
+    """
+    check(messages)
+    known = {
+        "messages": list(messages),
+        "tools": tools,
+        "documents": documents,
+        "add_generation_prompt": add_generation_prompt,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+    }
+    job = {"template": template, "variables": known | variables, "now": strftime_now}
+    try:
+        text = json.dumps(job | {"seconds": SECONDS, "bytes": MEMORY, "most": MOST})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"messages, tools and documents are plain data that JSON can hold: {error}") from None
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(SANDBOX)],
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=4 * SECONDS,
+            check=False,
+            env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            start_new_session=True,  # a terminal's Ctrl-C is for the caller
+        )
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise ChatTemplateError(f"chat template: it does not end within {4 * SECONDS} s") from None
+    except ValueError:  # killed by its limits before it could answer
+        raise ChatTemplateError("chat template: it does not end, or needs too much memory") from None
+    if "error" in answer:
+        raise ChatTemplateError(f"chat template: {shown(' '.join(answer['error'].split()), 400)}")
+    return answer["text"]
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a rendered prompt: its control tokens are parsed, and bos stands before it once, not twice."""
+    ids = tokenizer.encode(text, add_special=False, parse_special=True)
+    bos = tokenizer.bos_id
+    return [bos, *ids] if tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
+
+
+def special_texts(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, str]:
+    """What a template is told of the file's `bos_token` and `eos_token`; "" where there is none."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    bos, eos = ("" if i is None else tokens[i] for i in (tokenizer.bos_id, tokenizer.eos_id))
+    return bos, eos
+
+
+def check(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError for what is no conversation."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise ConfigError("messages are a list of {'role': ..., 'content': ...}, not empty")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ConfigError(f"message {i} is no mapping with a 'role'")

@@ -1,0 +1,61 @@
+"""Generated ids to text while they come: whole characters only, and nothing that may yet prove to be a stop string.
+
+Knows bytes, UTF-8 and stop strings. Knows no vocabulary and not when to end: the caller leaves the end token out.
+"""
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+from packlight.common.errors import ConfigError
+
+
+class Pieces(Protocol):
+    """What a stream asks of a tokenizer."""
+
+    def piece(self, token_id: int, /) -> bytes:
+        """The bytes of one token."""
+        ...
+
+
+class TextStream:
+    """Text of a growing sequence of ids.
+
+    What `feed` and `finish` returned, joined, is the pieces' bytes joined, decoded with U+FFFD for what is not UTF-8,
+    and cut before the stop string that starts first in that text, however the bytes are spread over the ids.
+    """
+
+    def __init__(self, tokenizer: Pieces, stop: str | Sequence[str] = ()) -> None:
+        """Raises ConfigError for a stop string that is empty or no string."""
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(s, str) and s for s in self._stop):
+            raise ConfigError(f"stop strings must be non-empty strings, not {list(self._stop)!r}")
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, token_id: int) -> str:
+        """The text that became safe to show with this id; "" for good once `stopped`."""
+        return "" if self.stopped else self._take(self._decoder.decode(self._tokenizer.piece(token_id)), final=False)
+
+    def finish(self) -> str:
+        """What was held back, bytes of an unfinished character as U+FFFD; after it there is nothing left to return."""
+        return "" if self.stopped else self._take(self._decoder.decode(b"", final=True), final=True)
+
+    def _take(self, text: str, final: bool) -> str:
+        held = self._held + text
+        found = min((at for s in self._stop if (at := held.find(s)) >= 0), default=-1)
+        # One that may be coming goes first if it starts before the one found: of "b" and "abc", "ab" cannot tell yet.
+        open_end = len(held) if final else self._unfinished(held)
+        self.stopped = 0 <= found <= open_end
+        end = found if self.stopped else open_end
+        self._held = "" if self.stopped else held[end:]
+        return held[:end]
+
+    def _unfinished(self, text: str) -> int:
+        """Where the longest end of `text` starts that is a stop string's beginning and not all of it."""
+        longest = max(
+            (n for s in self._stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0
+        )
+        return len(text) - longest

@@ -1,0 +1,1 @@
+"""Tensors on devices: read from the file, stacked by format, placed."""

@@ -1,0 +1,97 @@
+"""Where arrays lie: one device, or a mesh of them with the axes of `model.spec.sharding`. No weights, no steps."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
+
+Device = Any  # jax.Device, which type checkers see as a variable
+P = jax.sharding.PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Devices in an array (data, tensor), and how they share a model. Where the devices belong to several processes,
+    each reads and places the parts of its own.
+    """
+
+    devices: tuple[tuple[Device, ...], ...]
+    split: Split = WHOLE
+
+    @classmethod
+    def on(cls, devices: list[Device], split: Split = WHOLE) -> "Placement":
+        """As many of `devices` as the split wants, neighbours along tensor."""
+        rows = (devices[row * split.tensor : (row + 1) * split.tensor] for row in range(split.data))
+        return cls(tuple(map(tuple, rows)), split)
+
+    @property
+    def flat(self) -> list[Device]:
+        return [device for row in self.devices for device in row]
+
+    @property
+    def local(self) -> list[Device]:
+        """Those of this process."""
+        return [device for device in self.flat if device.process_index == jax.process_index()]
+
+    @property
+    def single(self) -> bool:
+        return len(self.flat) == 1
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return jax.sharding.Mesh(np.array(self.devices), (DATA, TENSOR))
+
+    @property
+    def tensor_numbers(self) -> list[int]:
+        """Numbers along the tensor axis of this process's own devices."""
+        mine = jax.process_index()
+        return sorted({n for row in self.devices for n, device in enumerate(row) if device.process_index == mine})
+
+    def sharding(self, spec: P = P()) -> jax.sharding.Sharding:  # noqa: B008  immutable
+        """How an array cut by `spec` lies on the devices."""
+        if self.single:
+            return jax.sharding.SingleDeviceSharding(self.flat[0])
+        return jax.sharding.NamedSharding(self.mesh, spec)
+
+    def put(self, tree: Any, spec: P = P(), alias: bool = True) -> Any:  # noqa: B008
+        """Host arrays, the same in every process, onto the devices; uncopied where a CPU can use them in place, unless
+        `alias` is false, as it must be for what is donated.
+        """
+        sharding, may_alias = self.sharding(spec), None if alias else False
+
+        def one(x: np.ndarray) -> jax.Array:
+            if sharding.is_fully_addressable:
+                return jax.device_put(x, sharding, may_alias=may_alias)
+            places = sharding.addressable_devices_indices_map(x.shape).items()
+            parts = [jax.device_put(x[index], device, may_alias=may_alias) for device, index in places]
+            return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
+
+        return jax.tree.map(one, tree)
+
+    def join(self, parts: Mapping[int, np.ndarray], axis: int | None) -> jax.Array:
+        """One array from this process's parts by number along the tensor axis, which follow each other along `axis`.
+
+        None: the only part is what every device holds.
+        """
+        if self.single:
+            return jax.device_put(parts[0], self.flat[0])
+        mine = jax.process_index()
+        local = [
+            jax.device_put(parts[0 if axis is None else number], device)
+            for row in self.devices
+            for number, device in enumerate(row)
+            if device.process_index == mine
+        ]
+        shape = list(local[0].shape)
+        if axis is not None:
+            shape[axis] *= self.split.tensor
+        return jax.make_array_from_single_device_arrays(tuple(shape), self.sharding(along(axis)), local)
+
+
+def along(axis: int | None) -> P:
+    """The spec of an array whose parts on the tensor axis follow each other along `axis`; None: none is cut."""
+    return P() if axis is None else P(*[None] * axis, TENSOR)

@@ -1,0 +1,60 @@
+"""`Stack`: one tensor of every layer, grouped by format, and products with one layer's matrices."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from packlight.quant.formats.table import path_of
+from packlight.quant.matmul import matmul_many
+from packlight.quant.qtensor import QTensor
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """One tensor of every layer, grouped by format.
+
+    groups: QTensors whose blocks are `(layers of this format, ..., out, N, block_bytes)`.
+    places: per layer, (group, index in the group).
+    """
+
+    groups: tuple[QTensor, ...]
+    places: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
+
+
+def stacked_matmul(x: jax.Array, stack: Stack, index: jax.Array, path: str, inner: tuple = ()) -> jax.Array:
+    """x (M, in) times the matrix of layer `index` (then `inner`, an expert): float32 (M, out)."""
+    return stacked_matmul_many(x, [stack], index, path, inner)[0]
+
+
+def stacked_matmul_many(
+    x: jax.Array, stacks: Sequence[Stack], index: jax.Array, path: str, inner: tuple = ()
+) -> list[jax.Array]:
+    """x (M, in) times layer `index`'s matrix of each stack: float32 (M, out) each.
+
+    Layers whose matrices have the same formats share a branch, in which the matrices of one path are one call.
+    """
+    groups = [tuple(stack.places[layer][0] for stack in stacks) for layer in range(len(stacks[0].places))]
+    signatures = list(dict.fromkeys(groups))
+    places = jnp.asarray([[p[1] for p in stack.places] for stack in stacks], jnp.int32)[:, index]
+
+    def branch(signature: tuple[int, ...]):
+        ws = [stack.groups[group] for stack, group in zip(stacks, signature, strict=True)]
+
+        def products(places: jax.Array, x: jax.Array) -> list[jax.Array]:
+            results: dict[int, jax.Array] = {}
+            for each in dict.fromkeys(path_of(w.qtype, path) for w in ws):
+                at = [i for i, w in enumerate(ws) if path_of(w.qtype, path) == each]
+                made = matmul_many(x, [ws[i] for i in at], each, [(places[i], *inner) for i in at])
+                results |= dict(zip(at, made, strict=True))
+            return [results[i] for i in range(len(ws))]
+
+        return products
+
+    if len(signatures) == 1:
+        return branch(signatures[0])(places, x)
+    which = jnp.asarray([signatures.index(g) for g in groups], jnp.int32)[index]
+    return lax.switch(which, [branch(s) for s in signatures], places, x)

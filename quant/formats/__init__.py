@@ -1,0 +1,1 @@
+"""What the bytes mean: the table of ggml's block formats, and the values in each family's blocks."""

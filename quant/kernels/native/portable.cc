@@ -1,0 +1,222 @@
+// Products in plain C++: any CPU, and the twin that the faster kernels are tested against.
+//
+// A block is unpacked to int8 quants, small integer scales and f32 factors:
+//
+//   32 elements    weight = d * q + m
+//   256 elements   weight = d * sc[s] * q - dmin * mn[s],  s the sub-block of 16 or 32
+//
+// so that a block's dot product is integer arithmetic, exact, times f32 scales. Byte diagrams: quant/formats/legacy.py,
+// quant/formats/kquants.py, quant/formats/iquants.py, quant/formats/fp4.py.
+
+#include <cstring>
+
+#include "weights.h"
+
+namespace packlight {
+namespace {
+
+#include "quantize.h"
+
+constexpr int kSub16 = 16, kSub32 = 32;
+constexpr int kRows = 8;  // of a piece of work
+
+struct Unpacked {
+  int8_t q[256];
+  int16_t sc[16], mn[16];
+  float d, dmin, m;
+};
+
+float half(const uint8_t* at) {
+  const uint32_t h = at[0] | at[1] << 8, exponent = h >> 10 & 31, mantissa = h & 1023;
+  uint32_t bits = (h & 0x8000) << 16;
+  if (exponent == 31) {
+    bits |= 0x7F800000 | mantissa << 13;
+  } else if (exponent) {
+    bits |= (exponent + 112) << 23 | mantissa << 13;
+  } else {
+    const float tiny = static_cast<float>(mantissa) * 0x1p-24f;
+    return bits ? -tiny : tiny;
+  }
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Runs of 16 bytes to 32 quants: low nibbles, then high ones.
+void nibbles(const uint8_t* qs, int8_t* q, int n = 16) {
+  for (int i = 0; i < n; ++i) q[i] = qs[i] & 15;
+  for (int i = 0; i < n; ++i) q[n + i] = static_cast<int8_t>(qs[i] >> 4);
+}
+
+void fifth_bits(const uint8_t* qh, int8_t* q) {
+  for (int i = 0; i < 32; ++i) q[i] |= static_cast<int8_t>((qh[i / 8] >> i % 8 & 1) << 4);
+}
+
+constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr int8_t kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+void look_up(const int8_t* table, int8_t* q, int n) {
+  for (int i = 0; i < n; ++i) q[i] = table[q[i]];
+}
+
+// The 6-bit scales and minimums of Q4_K and Q5_K.
+void scale_min(const uint8_t* s, Unpacked& u) {
+  for (int i = 0; i < 4; ++i) {
+    u.sc[i] = s[i] & 63, u.mn[i] = s[i + 4] & 63;
+    u.sc[i + 4] = static_cast<int16_t>((s[i + 8] & 15) | s[i] >> 6 << 4);
+    u.mn[i + 4] = static_cast<int16_t>(s[i + 8] >> 4 | s[i + 4] >> 6 << 4);
+  }
+}
+
+template <Type kType>
+void unpack(const uint8_t* b, Unpacked& u) {
+  u.m = 0, u.dmin = 0;
+  std::memset(u.mn, 0, sizeof u.mn);
+  if constexpr (kType == Q4_0) {
+    u.d = half(b), u.m = -8 * u.d;
+    nibbles(b + 2, u.q);
+  } else if constexpr (kType == Q4_1) {
+    u.d = half(b), u.m = half(b + 2);
+    nibbles(b + 4, u.q);
+  } else if constexpr (kType == Q5_0) {
+    u.d = half(b), u.m = -16 * u.d;
+    nibbles(b + 6, u.q);
+    fifth_bits(b + 2, u.q);
+  } else if constexpr (kType == Q5_1) {
+    u.d = half(b), u.m = half(b + 2);
+    nibbles(b + 8, u.q);
+    fifth_bits(b + 4, u.q);
+  } else if constexpr (kType == Q8_0) {
+    u.d = half(b);
+    std::memcpy(u.q, b + 2, 32);
+  } else if constexpr (kType == IQ4_NL) {
+    u.d = half(b);
+    nibbles(b + 2, u.q);
+    look_up(kIq4, u.q, 32);
+  } else if constexpr (kType == MXFP4) {
+    const uint32_t bits = b[0] < 2 ? 0x00200000u << b[0] : (b[0] - 1u) << 23;  // 2^(e - 128)
+    std::memcpy(&u.d, &bits, 4);
+    nibbles(b + 1, u.q);
+    look_up(kFp4, u.q, 32);
+  } else if constexpr (kType == Q2_K) {
+    u.d = half(b + 80), u.dmin = half(b + 82);
+    for (int s = 0; s < 16; ++s) u.sc[s] = b[s] & 15, u.mn[s] = b[s] >> 4;
+    for (int e = 0; e < 256; ++e) u.q[e] = b[16 + e / 128 * 32 + e % 32] >> (e / 32 % 4 * 2) & 3;
+  } else if constexpr (kType == Q3_K) {
+    u.d = half(b + 108);
+    for (int s = 0; s < 16; ++s) {
+      const int low = b[96 + s % 8] >> (s / 8 * 4) & 15, high = b[104 + s % 4] >> (s / 4 * 2) & 3;
+      u.sc[s] = static_cast<int16_t>((low | high << 4) - 32);
+    }
+    for (int e = 0; e < 256; ++e) {
+      const int low = b[32 + e / 128 * 32 + e % 32] >> (e / 32 % 4 * 2) & 3, high = b[e % 32] >> (e / 32) & 1;
+      u.q[e] = static_cast<int8_t>((low | high << 2) - 4);
+    }
+  } else if constexpr (kType == Q4_K || kType == Q5_K) {
+    u.d = half(b), u.dmin = half(b + 2);
+    scale_min(b + 4, u);
+    const uint8_t* qs = b + (kType == Q4_K ? 16 : 48);
+    for (int i = 0; i < 4; ++i) nibbles(qs + 32 * i, u.q + 64 * i, 32);
+    if constexpr (kType == Q5_K) {
+      for (int e = 0; e < 256; ++e) u.q[e] |= static_cast<int8_t>((b[16 + e % 32] >> (e / 32) & 1) << 4);
+    }
+  } else if constexpr (kType == Q6_K) {
+    u.d = half(b + 208);
+    for (int s = 0; s < 16; ++s) u.sc[s] = static_cast<int8_t>(b[192 + s]);
+    for (int e = 0; e < 256; ++e) {
+      const int h = e / 128, n = e / 64 % 2, r = e / 32 % 2, l = e % 32;
+      const int low = b[64 * h + 32 * r + l] >> 4 * n & 15, high = b[128 + 32 * h + l] >> 2 * (2 * n + r) & 3;
+      u.q[e] = static_cast<int8_t>((low | high << 4) - 32);
+    }
+  } else {
+    static_assert(kType == IQ4_XS);
+    u.d = half(b);
+    for (int s = 0; s < 8; ++s) {
+      const int low = b[4 + s / 2] >> (s % 2 * 4) & 15, high = b[2 + s / 4] >> (s % 4 * 2) & 3;
+      u.sc[s] = static_cast<int16_t>((low | high << 4) - 32);
+      nibbles(b + 8 + 16 * s, u.q + 32 * s);
+    }
+    look_up(kIq4, u.q, 256);
+  }
+}
+
+template <int kRun>
+inline int dot(const int8_t* a, const int8_t* b) {
+  int sum = 0;
+  for (int i = 0; i < kRun; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+template <Type kType>
+float dot_block(const Unpacked& u, const Activations& x, int64_t row, int64_t b) {
+  const int8_t* q = x.q + row * x.width + b * x.block;
+  const int64_t at = row * (x.width / x.block) + b;
+  if constexpr (find_format(kType)->elements == 32) {
+    return u.d * x.d[at] * static_cast<float>(dot<32>(u.q, q)) + u.m * x.d_sum[at];
+  } else {
+    constexpr int sub = kType == Q2_K || kType == Q3_K || kType == Q6_K ? kSub16 : kSub32;
+    const int16_t* sums = sub == kSub16 ? x.sums[at].by16 : x.sums[at].by32;
+    int scaled = 0, minimum = 0;
+    for (int s = 0; s < 256 / sub; ++s) {
+      scaled += u.sc[s] * dot<sub>(u.q + sub * s, q + sub * s);
+      minimum += u.mn[s] * sums[s];
+    }
+    return x.d[at] * (u.d * static_cast<float>(scaled) - u.dmin * static_cast<float>(minimum));
+  }
+}
+
+// Row `lane` of a group block of `lanes` rows back in ggml's order.
+template <Type kType>
+void take_row(const uint8_t* group, int lanes, int lane, uint8_t* block) {
+  constexpr const Format& f = *find_format(kType);
+  for (const Field& field : f.fields) {
+    for (int at = 0; at < field.length; at += field.unit) {
+      std::memcpy(block + field.offset + at, group + lanes * (field.offset + at) + lane * field.unit, field.unit);
+    }
+  }
+}
+
+template <Type kType>
+void multiply(const Weights& w, const Activations& x, int64_t first, int64_t last, float* y) {
+  constexpr int bytes = find_format(kType)->bytes;
+  Unpacked u;
+  uint8_t block[bytes];
+  for (int64_t row = kRows * first; row < kRows * last && row < w.out; ++row) {
+    for (int64_t t = 0; t < x.rows; ++t) y[t * w.out + row] = 0;
+    for (int64_t b = 0; b < w.blocks; ++b) {
+      if (w.lanes > 1) {
+        const uint8_t* group = w.data + (row / w.lanes * w.blocks + b) * w.lanes * bytes;
+        take_row<kType>(group, w.lanes, static_cast<int>(row % w.lanes), block);
+        unpack<kType>(block, u);
+      } else {
+        unpack<kType>(w.data + (row * w.blocks + b) * bytes, u);
+      }
+      for (int64_t t = 0; t < x.rows; ++t) y[t * w.out + row] += dot_block<kType>(u, x, t, b);
+    }
+  }
+}
+
+Multiply find(Type type) {
+  switch (type) {
+    case Q4_0: return multiply<Q4_0>;
+    case Q4_1: return multiply<Q4_1>;
+    case Q5_0: return multiply<Q5_0>;
+    case Q5_1: return multiply<Q5_1>;
+    case Q8_0: return multiply<Q8_0>;
+    case Q2_K: return multiply<Q2_K>;
+    case Q3_K: return multiply<Q3_K>;
+    case Q4_K: return multiply<Q4_K>;
+    case Q5_K: return multiply<Q5_K>;
+    case Q6_K: return multiply<Q6_K>;
+    case IQ4_NL: return multiply<IQ4_NL>;
+    case IQ4_XS: return multiply<IQ4_XS>;
+    case MXFP4: return multiply<MXFP4>;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+const Kernels kPortable = {kRows, quantize, find};
+
+}  // namespace packlight

@@ -1,0 +1,131 @@
+"""Native CPU kernels as traceable functions: packed weights times activations rounded to int8. Knows no models.
+
+The C++ in `quant/native` is called through XLA's FFI on XLA's own thread pool. Weights come in ggml's layout or with
+as many rows side by side as a vector of this CPU has 32-bit lanes (`quant.layouts`).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from packlight.common.errors import UnsupportedError
+from packlight.quant.formats.table import format_named
+from packlight.quant.kernels import native_build
+from packlight.quant.layouts import FIELDS, LANES
+
+HANDLERS = ("packlight_matmul", "packlight_attention")
+ISAS = ("best", "portable", "avx2", "avx512", "neon")  # native/isa.h
+QTYPES = tuple(FIELDS)  # the formats that have native kernels
+
+
+@functools.cache
+def register() -> str:
+    """Builds the library if need be and registers its handlers; the library's digest.
+
+    Must run before an executable that calls the kernels is loaded. Raises NativeBuildError.
+    """
+    library, digest = native_build.loaded()
+    for handler in HANDLERS:
+        capsule = jax.ffi.pycapsule(getattr(library, handler))
+        jax.ffi.register_ffi_target(f"{handler}_{digest}", capsule, platform="cpu")
+    return digest
+
+
+def target(handler: str) -> str:
+    """The name under which one of HANDLERS is called: it holds the library's digest."""
+    return f"{handler}_{register()}"
+
+
+def has(isa: str) -> bool:
+    """Whether this CPU has one of ISAS. Raises NativeBuildError."""
+    return bool(native_build.loaded()[0].packlight_has(ISAS.index(isa)))
+
+
+def matmul(
+    x: jax.Array,  # float32 (M, K)
+    blocks: jax.Array,  # uint8 (..., ceil(out / lanes), N, lanes * block_bytes), lanes by the layout
+    qtype: str,
+    layout: str = "ggml",
+    out: int | None = None,
+    index: jax.Array | int = 0,
+    *,
+    threads: int = 0,
+    isa: str = "best",
+) -> jax.Array:  # float32 (M, out)
+    """`round_activations(x) @ unpack(blocks).T` with exact integer products in a block and float32 sums over blocks.
+
+    `index` picks the matrix, counted over all leading axes, when `blocks` stacks several. `out` is needed when rows are
+    side by side and no multiple of that. `threads` 0 takes XLA's pool; `isa` forces one of ISAS.
+    Raises UnsupportedError for a format without native kernels, ValueError for shapes.
+    """
+    return matmul_many(x, [blocks], [qtype], [layout], [out], [index], threads=threads, isa=isa)[0]
+
+
+def matmul_many(
+    x: jax.Array,  # float32 (M, K)
+    blocks: Sequence[jax.Array],  # each as in `matmul`
+    qtypes: Sequence[str],
+    layouts: Sequence[str] | None = None,
+    outs: Sequence[int | None] | None = None,
+    indices: Sequence[jax.Array | int] | None = None,
+    *,
+    threads: int = 0,
+    isa: str = "best",
+) -> list[jax.Array]:  # float32 (M, out) each
+    """Several products of one `x` in one call: x is rounded once and the pool is woken once (q, k, v; gate, up)."""
+    layouts = layouts or ["ggml"] * len(blocks)
+    outs = outs or [None] * len(blocks)
+    places = jnp.stack([jnp.asarray(index, jnp.int32) for index in indices or [0] * len(blocks)])
+    if x.ndim != 2 or x.dtype != jnp.float32:
+        raise ValueError(f"native matmul: want x float32 (M, K), got {x.dtype} {x.shape}")
+    rows, width = x.shape
+    each = list(zip(blocks, qtypes, layouts, outs, strict=True))
+    results = [jax.ShapeDtypeStruct((rows, _out(*one, width)), jnp.float32) for one in each]
+    kinds = len({format_named(qtype).elements for qtype in qtypes})  # x once per size of block
+    scratch = jax.ShapeDtypeStruct((kinds * (-(-rows * width * 21 // 16) + 64),), jnp.uint8)
+    call = jax.ffi.ffi_call(target("packlight_matmul"), [*results, scratch])
+    *products, _ = call(
+        x,
+        places,
+        *blocks,
+        types=np.array([format_named(qtype).type_id for qtype in qtypes], np.int64),
+        lanes=np.array([LANES[layout] for layout in layouts], np.int64),
+        threads=np.int64(threads),
+        isa=np.int64(ISAS.index(isa)),
+    )
+    return products
+
+
+def _out(blocks: jax.Array, qtype: str, layout: str, out: int | None, width: int) -> int:
+    """Rows of a packed matrix, after checking that it fits its format and x's width."""
+    if qtype not in FIELDS:
+        raise UnsupportedError(f"no native kernel for {qtype}; there are: {', '.join(QTYPES)}")
+    if layout not in LANES:
+        raise ValueError(f"unknown layout {layout!r}; there are: {', '.join(LANES)}")
+    fmt, lanes = format_named(qtype), LANES[layout]
+    tail = (width // fmt.elements, lanes * fmt.bytes)
+    if blocks.dtype != jnp.uint8 or blocks.shape[-2:] != tail or blocks.ndim < 3 or width % fmt.elements:
+        want = f"uint8 (rows, {tail[0]}, {tail[1]})"
+        raise ValueError(f"native matmul: {qtype} {layout} for x of width {width}: want {want}, got {blocks.shape}")
+    out = blocks.shape[-3] * lanes if out is None else out
+    if -(-out // lanes) != blocks.shape[-3]:
+        raise ValueError(f"native matmul: {qtype} {layout} blocks {blocks.shape} do not hold {out} rows")
+    return out
+
+
+def round_activations(x: jax.Array, block: int) -> jax.Array:
+    """What a kernel computes with in place of x: float32 (M, K) -> float32 (M, K), int8 times a scale per `block`.
+
+    The twin of native/quantize.h, operation for operation: d = max / 127, q = round_half_even(x * (127 / max)).
+    """
+    runs = x.reshape(x.shape[0], -1, block)
+    top = jnp.max(jnp.abs(runs), axis=-1, keepdims=True)
+    used = top >= np.float32(2.0**-100)
+    inverse = np.float32(127) / jnp.where(used, top, np.float32(1))
+    q = jnp.where(used, jnp.round(runs * inverse), np.float32(0))
+    # top / 127 by a division XLA does not turn into a product with 1 / 127
+    d = jnp.where(jnp.isfinite(top), jax.lax.div(top, jax.lax.optimization_barrier(jnp.full_like(top, 127))), jnp.nan)
+    return (q * d).reshape(x.shape)

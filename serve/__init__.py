@@ -1,0 +1,1 @@
+"""Requests over executables: slots, steps, what became of each. Knows ids and time, no terminal."""

@@ -1,0 +1,295 @@
+"""The engine: requests in slots, prefill and decode through the plan's executables. Knows ids, not text or terminals.
+
+`submit` queues a request, `step` moves every running one by a token or a launch of several, `cancel` retires one early:
+requests enter and leave while others decode. A request takes the lowest free slot, so that few requests need only a
+small decode step.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from packlight.common.errors import ContextLengthError, NonFiniteLogitsError, PacklightError
+from packlight.compile.aot import Executables
+from packlight.compile.config import CompileConfig
+from packlight.compile.plan import Plan, StepKey
+from packlight.compile.steps import abstract_cache, cache_specs, samples
+from packlight.model.sampling.chain import Picked, SlotSampling, slot_sampling
+from packlight.model.sampling.config import SamplingConfig
+from packlight.model.sampling.steering import Adjustment, Steering, nothing, table_size
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.sharding import DATA
+from packlight.model.weights.params import Params
+from packlight.model.weights.placement import P, Placement
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One token of one request.
+
+    ended: None, "stop" (`token` ends the text), "length" (no room for another) or "error" (the logits were NaN or
+    infinite, nothing was sampled from them, the request is retired).
+    """
+
+    request: int
+    token: int
+    ended: str | None
+    position: int  # of the token in its sequence
+    time: float  # time.perf_counter(), when the host had the token
+    logprob: float | None = None  # of the token, where the request asked for it
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # the most probable tokens, as many as it asked for
+
+
+@dataclasses.dataclass
+class _Request:
+    id: int
+    prompt: list[int]
+    sampling: SamplingConfig
+    limit: int  # tokens to generate at most
+    past_end: bool  # end tokens end nothing
+    steering: Steering
+    mu: float  # Mirostat's state
+    tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
+
+
+class Engine:
+    """Runs requests over one cache. One caller at a time owns it.
+
+    steps_run counts how often each executable ran.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        config: CompileConfig,
+        plan: Plan,
+        executables: Executables,
+        params: Params,
+        end_tokens: frozenset[int],
+        placement: Placement,
+    ):
+        self.plan = plan
+        self.steps_run: collections.Counter[StepKey] = collections.Counter()
+        self._executables, self._params = executables, params
+        self._is_end = np.zeros(cfg.vocab_size, np.bool_)
+        self._is_end[sorted(end_tokens)] = True
+        self._placement = placement
+        self._empty_cache = lambda: jax.tree.map(
+            lambda x, spec: placement.put(np.zeros(x.shape, x.dtype), spec, alias=False),
+            abstract_cache(cfg, plan, config, placement.split),
+            cache_specs(placement.split),
+        )
+        self._cache = self._empty_cache()
+        self._slots: list[_Request | None] = [None] * plan.slots
+        self._queue: collections.deque[_Request] = collections.deque()
+        self._ids = itertools.count()
+        self._vocab, self._table = cfg.vocab_size, table_size(cfg.vocab_size, plan.context)
+        self._unsteered: dict[int, Adjustment] = {}
+        self._asked: dict[int, tuple[tuple[int | None, ...], SlotSampling]] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(x.nbytes for x in jax.tree.leaves(self._cache))
+
+    @property
+    def idle(self) -> bool:
+        return not self._queue and not any(self._slots)
+
+    def submit(
+        self, prompt: list[int], sampling: SamplingConfig, past_end: bool = False, steering: Steering | None = None
+    ) -> int:
+        """Queues a prompt of token ids and returns the request's number.
+
+        `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1. past_end: an end token
+        ends nothing, as a measurement of so many tokens needs it. steering: what changes its logits (default: what
+        `sampling` says without knowing any text).
+        Raises ContextLengthError when the prompt leaves no room for a token.
+        """
+        room = self.plan.context - len(prompt)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens; a context of {self.plan.context} leaves no room for an answer"
+            )
+        if not prompt or sampling.max_tokens == 0:
+            raise ValueError("a request needs at least one prompt token and room for one more")
+        limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        steering = Steering(sampling) if steering is None else steering
+        mu = 2 * sampling.mirostat_tau
+        request = _Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu)
+        self._queue.append(request)
+        return request.id
+
+    def cancel(self, request: int) -> None:
+        """Retires a request, queued or running; its slot is free at once."""
+        self._queue = collections.deque(r for r in self._queue if r.id != request)
+        self._slots = [None if r is not None and r.id == request else r for r in self._slots]
+
+    def rewind(self, request: int, tokens: int) -> None:
+        """Takes a running request back to its first `tokens` generated tokens; the next step continues from there.
+
+        Raises ValueError for a request that is not running or has no so many, and for 0.
+        """
+        found = next((r for r in self._slots if r and r.id == request), None)
+        if found is None or not 1 <= tokens <= len(found.tokens):
+            raise ValueError(f"request {request} is not running or has not generated {tokens} tokens")
+        del found.tokens[tokens:]
+        length = np.array([len(r.prompt) + len(r.tokens) - 1 if r else 0 for r in self._slots], np.int32)
+        self._cache = dataclasses.replace(self._cache, length=self._placement.put(length, P(DATA), alias=False))
+
+    def step(self) -> list[Event]:
+        """One queued request's prompt and first token where a slot is free, else the next token of every running
+        request, or the next few (`CompileConfig.tokens_per_launch`), in the order of their positions.
+        """
+        with self._whole_cache():
+            if self._queue and None in self._slots:
+                return [self._admit()]
+            return self._decode() if any(self._slots) else []
+
+    def logits(self, ids: list[int], first: int = 0) -> np.ndarray:
+        """Logits after token `first` of `ids` and every later one, float32 (T - first, V), through the steps that serve
+        generation, in a free slot. Raises as `hidden` does, and NonFiniteLogitsError.
+        """
+        hidden = self.hidden(ids)
+        largest = self.plan.head_rows[-1]
+        blocks = [self._head(hidden[at : at + largest]) for at in range(first, len(ids), largest)]
+        return np.concatenate(blocks)
+
+    def hidden(self, ids: list[int]) -> np.ndarray:
+        """Normed hidden states after every token of `ids`, float32 (T, D), by the prefill steps, in a free slot.
+
+        Raises ContextLengthError when they do not fit, PacklightError when every slot is taken.
+        """
+        if None not in self._slots:
+            raise PacklightError(f"a prompt needs a free slot; all {len(self._slots)} are generating")
+        if len(ids) > self.plan.context:
+            raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
+        with self._whole_cache():
+            chunks = [np.asarray(h)[:count] for h, _, count in self._prefill(self._free_slot(), ids)]
+        return np.concatenate(chunks)
+
+    def _run(self, key: StepKey, *arguments: Any) -> Any:
+        self.steps_run[key] += 1
+        return self._executables[key](self._params, *arguments)
+
+    @contextlib.contextmanager
+    def _whole_cache(self) -> Iterator[None]:
+        """An interrupt between a step and its result loses the donated cache, and every request with it: start anew."""
+        try:
+            yield
+        except BaseException:
+            if any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
+                self._cache = self._empty_cache()
+                self._slots = [None] * self.plan.slots
+                self._queue.clear()
+            raise
+
+    def _free_slot(self) -> int:
+        """The free slot of lowest rank."""
+        return min((i for i, r in enumerate(self._slots) if r is None), key=lambda i: (self.plan.rank(i), i))
+
+    def _admit(self) -> Event:
+        slot = self._free_slot()
+        request = self._queue.popleft()
+        *_, (_, last, _) = self._prefill(slot, request.prompt)
+        position = np.array([len(request.prompt)], np.int32)
+        asked = self._arguments([request])
+        _, picked = self._run(self.plan.head_key(1), last, *asked, position, self._is_end)
+        return self._advance(slot, request, picked, (0,))
+
+    def _arguments(self, requests: list[_Request | None]) -> tuple[Adjustment, SlotSampling]:
+        """How a step is to adjust and sample, a row per request; made anew only where something changed."""
+        rows = len(requests)
+        who = tuple(r and r.id for r in requests)
+        spec = P(DATA) if rows > 1 else P()
+        known, sampling = self._asked.get(rows, ((), None))
+        if sampling is None or known != who:
+            sampling = self._placement.put(slot_sampling([r and r.sampling for r in requests]), spec)
+            self._asked[rows] = who, sampling
+        if any(r and r.sampling.mirostat for r in requests):
+            sampling = sampling._replace(mirostat_mu=np.array([r.mu if r else 0 for r in requests], np.float32))
+        if all(r is None or r.steering.idle for r in requests):
+            if rows not in self._unsteered:
+                self._unsteered[rows] = self._placement.put(nothing(rows, self._vocab, self._table), spec)
+            return self._unsteered[rows], sampling
+        adjustment = nothing(rows, self._vocab, self._table)
+        for row, request in enumerate(requests):
+            if request is not None:
+                request.steering.fill(Adjustment(*(x[row] for x in adjustment)), request.prompt, request.tokens)
+        return adjustment, sampling
+
+    def _prefill(self, slot: int, ids: list[int]):
+        """Runs a prompt chunk by chunk; yields hidden states (rows, D), the last real one (1, D) and the real count."""
+        for chunk in self.plan.chunks(0, len(ids)):
+            tokens = np.zeros(chunk.key.rows, np.int32)
+            tokens[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
+            place = (np.int32(slot), np.int32(chunk.start), np.int32(chunk.count))
+            self._cache, hidden, last = self._run(chunk.key, self._cache, tokens, *place)
+            yield hidden, last, chunk.count
+
+    def _head(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits (rows, V) of hidden states (rows, D), padded to a head step."""
+        count = len(hidden)
+        key = self.plan.head_key(count)
+        padded = np.zeros((key.rows, hidden.shape[1]), np.float32)
+        padded[:count] = hidden
+        following = ()
+        if samples(key):
+            following = *self._arguments([None]), np.zeros(1, np.int32), self._is_end
+        logits, rest = self._run(key, padded, *following)
+        finite = rest.finite if samples(key) else rest
+        if not np.asarray(finite)[:count].all():
+            raise NonFiniteLogitsError("the model's logits are NaN or infinite")
+        return np.asarray(logits)[:count]
+
+    def _decode(self) -> list[Event]:
+        running = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
+        at_most = self.plan.tokens_per_launch if all(r.steering.constant for _, r in running) else 1
+        wanted_of = {slot: min(at_most, r.limit - len(r.tokens)) for slot, r in running}
+        positions = max(len(r.prompt) + len(r.tokens) - 1 + wanted_of[slot] for slot, r in running)
+        key = self.plan.decode_key([slot for slot, _ in running], positions)
+        tokens, wanted = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.int32)
+        past_end = np.zeros(key.rows, np.bool_)
+        requests: list[_Request | None] = [None] * key.rows
+        for slot, request in running:
+            row = self.plan.row(slot, key)
+            tokens[row], wanted[row], past_end[row] = request.tokens[-1], wanted_of[slot], request.past_end
+            requests[row] = request
+        asked = self._arguments(requests)
+        self._cache, picked = self._run(key, self._cache, tokens, wanted, past_end, *asked, self._is_end)
+        return [
+            self._advance(slot, request, picked, (self.plan.row(slot, key), at))
+            for at in range(at_most)
+            for slot, request in running
+            if at < wanted_of[slot] and self._slots[slot] is request
+        ]
+
+    def _advance(self, slot: int, request: _Request, picked: Picked, index: tuple[int, ...]) -> Event:
+        """Books a new token, at an index of what a step picked: the request keeps its slot, or ends."""
+        position = len(request.prompt) + len(request.tokens)
+        request.tokens.append(int(np.asarray(picked.ids)[index]))
+        if request.sampling.mirostat:
+            request.mu = float(np.asarray(picked.mirostat_mu)[index])
+        if not np.asarray(picked.finite)[index]:
+            ended = "error"
+        elif np.asarray(picked.is_end)[index] and not request.past_end:
+            ended = "stop"
+        else:
+            ended = "length" if len(request.tokens) >= request.limit else None
+        self._slots[slot] = None if ended else request
+        event = Event(request.id, request.tokens[-1], ended, position, time.perf_counter())
+        count = request.sampling.logprobs
+        if count is None:
+            return event
+        ids, values = np.asarray(picked.top_ids)[index][:count], np.asarray(picked.top_logprobs)[index][:count]
+        return dataclasses.replace(
+            event,
+            logprob=float(np.asarray(picked.logprob)[index]),
+            top_logprobs=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
+        )

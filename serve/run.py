@@ -1,0 +1,108 @@
+"""One prompt on its way to a `Completion`: tokens booked, text made safe to show, timings. Knows no model or device."""
+
+import dataclasses
+import statistics
+from typing import TYPE_CHECKING
+
+from packlight.common.errors import NonFiniteLogitsError
+from packlight.model.sampling.config import SamplingConfig
+from packlight.model.text.streaming import TextStream
+from packlight.model.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from packlight.serve.engine import Event
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """A chosen token with the model's own log-probability of it, before penalties, bias and temperature.
+
+    token: its text, invalid UTF-8 as U+FFFD. top_logprobs: the most probable token ids with theirs, highest first.
+    """
+
+    token_id: int
+    token: str
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What one prompt gave.
+
+    text: the generated pieces' bytes joined, invalid UTF-8 as U+FFFD, the end token left out, cut at a stop string.
+    finish_reason: "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full).
+    timings: ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms, total_s (itl: time between two tokens;
+        those of one launch come together).
+    logprobs: one for each of `token_ids`; None where they were not asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: str
+    timings: dict[str, float | None]
+    logprobs: list[TokenLogprob] | None = None
+
+
+class Run:
+    """One prompt on its way to a Completion."""
+
+    def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer):
+        self.prompt, self.sampling, self._tokenizer = prompt, sampling, tokenizer
+        self._logprobs: list[TokenLogprob] = []
+        self._stream = TextStream(tokenizer, sampling.stop)
+        self.complete = sampling.max_tokens == 0
+        self.began = 0.0
+        self._failed_at: int | None = None
+        self._ids: list[int] = []
+        self._times: list[float] = []
+        self._text: list[str] = []
+        self._shown = 0
+        self._reason = "length"
+
+    def take(self, event: "Event") -> None:
+        """Books one token."""
+        self._times.append(event.time)
+        if event.ended == "error":
+            self._failed_at = event.position
+        elif event.ended != "stop":
+            self._ids.append(event.token)
+            if event.logprob is not None:
+                text = self._tokenizer.piece(event.token).decode(errors="replace")
+                self._logprobs.append(TokenLogprob(event.token, text, event.logprob, event.top_logprobs))
+            self._text.append(self._stream.feed(event.token))
+        if event.ended:
+            self._text.append(self._stream.finish())
+        if event.ended == "stop" or self._stream.stopped:
+            self._reason = "stop"
+        self.complete = bool(event.ended) or self._stream.stopped
+
+    def check(self) -> None:
+        """Raises NonFiniteLogitsError when the run ended for that."""
+        if self._failed_at is not None:
+            raise NonFiniteLogitsError(f"the model's logits at position {self._failed_at} are NaN or infinite")
+
+    def fresh(self) -> str:
+        """The text that became safe to show since the last call."""
+        text = "".join(self._text[self._shown :])
+        self._shown = len(self._text)
+        return text
+
+    def completion(self) -> Completion:
+        logprobs = None if self.sampling.logprobs is None else self._logprobs
+        return Completion("".join(self._text), self._ids, self.prompt, self._reason, self._timings(), logprobs)
+
+    def _timings(self) -> dict[str, float | None]:
+        """Seconds, rates and gaps; None where there were too few tokens to measure."""
+        times = self._times
+        gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
+        ttft = times[0] - self.began if times else None
+        return {
+            "ttft_s": ttft,
+            "prefill_tok_s": len(self.prompt) / ttft if ttft else None,
+            "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
+            "itl_p50_ms": statistics.median(gaps) if gaps else None,
+            "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
+            "total_s": times[-1] - self.began if times else 0.0,
+        }

@@ -1,0 +1,87 @@
+"""packlight: GGUF language models with JAX. Load a file, generate text, look inside.
+
+    llm = packlight.load("model.gguf")
+    print(llm.generate("Once upon a time", max_tokens=64, temperature=0).text)
+
+Names only, each imported at its first use: a help text needs no numpy, and what refuses a bad file needs no jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packlight.common.errors import (
+        ConfigError,
+        ContextLengthError,
+        GGUFError,
+        MemoryLimitError,
+        NonFiniteLogitsError,
+        PacklightError,
+        UnsupportedError,
+    )
+    from packlight.compile.config import CompileConfig
+    from packlight.inspection import format_totals, inspect
+    from packlight.llm import LLM, load
+    from packlight.model.sampling.config import SamplingConfig
+    from packlight.model.spec.architectures import ARCHITECTURES
+    from packlight.model.text.chat import ChatTemplateError
+    from packlight.model.text.tokenizer import Tokenizer
+    from packlight.quant.formats.table import FORMATS
+    from packlight.rendering import render_chat
+    from packlight.serve.run import Completion, TokenLogprob
+    from packlight.unpacking import unpack
+
+_HOMES = {  # module -> the public names that it defines
+    "common.errors": (
+        "ConfigError", "ContextLengthError", "GGUFError", "MemoryLimitError", "NonFiniteLogitsError", "PacklightError",
+        "UnsupportedError",
+    ),
+    "compile.config": ("CompileConfig",),
+    "inspection": ("format_totals", "inspect"),
+    "llm": ("LLM", "load"),
+    "model.sampling.config": ("SamplingConfig",),
+    "model.spec.architectures": ("ARCHITECTURES",),
+    "model.text.chat": ("ChatTemplateError",),
+    "model.text.tokenizer": ("Tokenizer",),
+    "quant.formats.table": ("FORMATS",),
+    "rendering": ("render_chat",),
+    "serve.run": ("Completion", "TokenLogprob"),
+    "unpacking": ("unpack",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ARCHITECTURES",
+    "FORMATS",
+    "LLM",
+    "ChatTemplateError",
+    "CompileConfig",
+    "Completion",
+    "ConfigError",
+    "ContextLengthError",
+    "GGUFError",
+    "MemoryLimitError",
+    "NonFiniteLogitsError",
+    "PacklightError",
+    "SamplingConfig",
+    "TokenLogprob",
+    "Tokenizer",
+    "UnsupportedError",
+    "format_totals",
+    "inspect",
+    "load",
+    "render_chat",
+    "unpack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'packlight' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"packlight.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""packlight at the terminal, one file a command."""

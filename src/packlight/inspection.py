@@ -1,0 +1,116 @@
+"""What is in a file and which kernel would read it, as plain data. Imports no jax; reads no weights."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from packlight.common.errors import PacklightError
+from packlight.compile.config import CompileConfig, default_config
+from packlight.compile.kernels import expected
+from packlight.model.gguf.reader import GGUFFile, open_gguf
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.weights import check, is_tied, layout_of
+from packlight.model.text.tokenizer import Tokenizer
+from packlight.quant.formats.table import path_of
+
+
+def tensor_paths(file: GGUFFile, model: ModelConfig, config: CompileConfig) -> dict[str, str]:
+    """Tensor -> kernel path under a settled `config`; the plan that `generate` and `inspect` print."""
+    used = check(file, model)
+    tied = is_tied(used)
+    paths = {}
+    for weight in used:
+        for name in weight.tensors(model.block_count):
+            path = path_of(file.tensors[name].format.name, config.kernel_path)
+            if weight.is_vector:
+                paths[name] = "f32"
+            elif weight.name == "token_embd":
+                paths[name] = f"gather+{path}" if tied else "gather"
+            else:
+                paths[name] = path
+    return paths
+
+
+def tensor_layouts(file: GGUFFile, model: ModelConfig, layout: str) -> dict[str, str]:
+    """Tensor -> layout of its packed bytes in memory when kernels read `layout`; vectors are not packed."""
+    used = check(file, model)
+    tied = is_tied(used)
+    return {
+        name: layout_of(weight, file.tensors[name].format.name, layout, tied)
+        for weight in used
+        if not weight.is_vector
+        for name in weight.tensors(model.block_count)
+    }
+
+
+def inspect(path: str | os.PathLike) -> dict[str, Any]:
+    """Header, metadata and tensor table of the file at `path`, all checked; builds no model and imports no jax.
+
+    Keys: path, version, alignment, file_bytes, architecture, metadata, tensors (name, shape, format, bytes, offset,
+    path: the kernel path under the CPU's default config), formats (count and bytes each), parameters, and
+    `unsupported`: in words, what keeps packlight from running the file, the first problem with the model and the first
+    with its tokenizer (empty when it runs, unless a weight is not finite: that is seen when the weights are read).
+    All of it is plain Python that JSON can hold; text that is not UTF-8 and numbers that are not finite become words.
+    Raises GGUFError when the container itself is not sound, UnsupportedError for a tensor type that is no known format.
+    """
+    file = open_gguf(path, join=False)
+    problems, paths, hyperparameters = [], {}, {}
+    metadata = {key: _plain(value) for key, value in file.metadata.items()}
+    try:
+        if metadata.keys() & {"split.count", "split.no"}:
+            file = open_gguf(path)
+        model = ModelConfig.from_gguf(file)
+        hyperparameters = dataclasses.asdict(model)
+        paths = tensor_paths(file, model, expected(default_config("cpu")))
+    except PacklightError as error:
+        problems.append(str(error))
+    try:
+        Tokenizer.from_file(file)
+    except PacklightError as error:
+        problems.append(str(error))
+    return {
+        "path": file.path,
+        "version": file.version,
+        "alignment": file.alignment,
+        "file_bytes": file.file_bytes,
+        "architecture": metadata.get("general.architecture"),
+        "hyperparameters": hyperparameters,
+        "metadata": metadata,
+        "tensors": [
+            {
+                "name": info.name,
+                "shape": list(info.shape),
+                "format": info.format.name,
+                "bytes": info.nbytes,
+                "offset": info.offset,
+                "path": paths.get(info.name),
+            }
+            for info in file.tensors.values()
+        ],
+        "formats": format_totals(file),
+        "parameters": sum(int(np.prod(info.shape, dtype=object)) for info in file.tensors.values()),
+        "unsupported": problems,
+    }
+
+
+def format_totals(file: GGUFFile) -> dict[str, dict[str, int]]:
+    """Format name -> tensors and bytes of the file in it, most bytes first."""
+    totals: dict[str, dict[str, int]] = {}
+    for info in file.tensors.values():
+        entry = totals.setdefault(info.format.name, {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += info.nbytes
+    return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value as plain Python: what `json` can write."""
+    if isinstance(value, np.ndarray):
+        finite = value.dtype.kind != "f" or np.isfinite(value).all()
+        return value.tolist() if finite else [_plain(v) for v in value.tolist()]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value if isinstance(value, str | int | float | bool | list) else repr(value)

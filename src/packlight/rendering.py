@@ -1,0 +1,38 @@
+"""Chat templates for callers who want the prompt only: no model is loaded."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from packlight.common.text import shown_path
+from packlight.model.gguf.reader import open_gguf
+from packlight.model.text.chat import render, special_texts, template_of
+from packlight.model.text.tokenizer import Tokenizer
+
+
+def render_chat(
+    path_or_template: str | os.PathLike,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = True,
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Any] | None = None,
+    bos_token: str = "",
+    eos_token: str = "",
+    strftime_now: str | None = None,
+    **vars: Any,  # noqa: A002  the name templates' variables have in the field
+) -> str:
+    """The prompt that a chat template makes of a conversation; see `model.text.chat.render`.
+
+    path_or_template: a GGUF file, whose own template and special tokens are used, or the text of a template.
+    Raises ConfigError for what is no conversation, ChatTemplateError when there is no template, or it refuses the
+    messages, fails or does not end; GGUFError for a bad file.
+    """
+    template = os.fspath(path_or_template)
+    if isinstance(path_or_template, os.PathLike) or template.endswith(".gguf"):
+        file = open_gguf(template)
+        bos, eos = special_texts(file.metadata, Tokenizer.from_file(file))
+        bos_token, eos_token = bos_token or bos, eos_token or eos
+        template = template_of(file.metadata, shown_path(file.path))
+    return render(
+        template, messages, add_generation_prompt, tools, documents, bos_token, eos_token, strftime_now, **vars
+    )

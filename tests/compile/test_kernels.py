@@ -1,0 +1,126 @@
+"""Which kernels `auto` becomes, what is said when they are not the fast ones, and the layout weights are loaded in."""
+
+import dataclasses
+import types
+
+import pytest
+from ggufs import write_llama
+from running import packlight, succeed, write_config
+
+from packlight.compile.config import CompileConfig
+from packlight.compile.kernels import attention, attention_names, expected, layout, settle
+from packlight.model.gguf.reader import open_gguf
+from packlight.model.spec.config import ModelConfig
+from packlight.model.weights.load import read_weights
+from packlight.model.weights.params import abstract
+from packlight.quant.kernels import native_build
+from packlight.quant.layouts import LANES, unpack
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
+    native_build.loaded.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield
+    native_build.loaded.cache_clear()
+
+
+def test_auto_is_native_for_float32_activations():
+    config, warning = settle(CompileConfig())
+    assert (config.kernel_path, warning) == ("native", None)
+    assert expected(CompileConfig()) == config
+    config, warning = settle(CompileConfig(activation_dtype="bfloat16"))
+    assert (config.kernel_path, warning) == ("xla", None)
+    assert layout(config) == "ggml"
+    for named in ("xla", "reference", "native"):
+        assert settle(CompileConfig(cpu_kernels=named))[0].kernel_path == named
+    for platform, read in (("gpu", "words"), ("tpu", "columns")):
+        config, warning = settle(CompileConfig(platform=platform))
+        assert (config.kernel_path, layout(config), warning) == (f"mosaic_{platform}", read, None)
+
+
+def test_without_a_compiler_auto_is_xla_and_says_so(no_compiler):
+    config, warning = settle(CompileConfig())
+    assert config.kernel_path == "xla"
+    assert "CXX='no-such-compiler' is no program; the xla kernels run instead" in warning
+    assert expected(CompileConfig()).kernel_path == "xla"
+    with pytest.raises(native_build.NativeBuildError, match="no-such-compiler"):
+        settle(CompileConfig(cpu_kernels="native"))
+
+
+def test_the_command_line_says_which_kernels_run_and_why(tmp_path):
+    model = write_llama(tmp_path / "model.gguf", layers=1)
+    flags = [f"--model={model}", "--prompt=ab", "--max_tokens=3", "--temperature=0"]
+    broken = {"CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = succeed(*flags, f"--config={write_config(tmp_path / 'auto.toml')}", **broken)
+    assert "kernels xla" in done.stderr
+    assert "no C++ compiler" in done.stderr
+    compiler = tmp_path / "compiler"  # one that is there and fails
+    compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit\necho 'one.cc:1: error: no such vector' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    done = succeed(*flags, f"--config={tmp_path / 'auto.toml'}", **broken | {"CXX": str(compiler)})
+    assert "kernels xla" in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "no such vector" in line)
+    assert line.endswith("failed: one.cc:1: error: no such vector; the xla kernels run instead, which are slower")
+    done = packlight(*flags, f"--config={write_config(tmp_path / 'native.toml', cpu_kernels='native')}", **broken)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("error:") == 1
+    assert "no C++ compiler" in done.stderr
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_loaded_in_the_layout_the_kernels_read(tmp_path, tied):
+    mix = {"default": "Q4_K", "token_embd": "Q6_K", "blk.1.attn_v": "Q6_K", "attn_k": "IQ3_S"}
+    path = write_llama(tmp_path / "model.gguf", layers=2, embed=256, tied=tied, formats=mix)
+    file = open_gguf(path)
+    cfg = ModelConfig.from_gguf(file)
+    plain = {w.weight.name: w for w in read_weights(file, cfg)}
+    for name in ("rows8", "rows16"):
+        shapes = abstract(cfg, {t: info.format.name for t, info in file.tensors.items()}, name)
+        for host in read_weights(file, cfg, layout=name):
+            for i, (qtype, at) in enumerate(zip(host.qtypes, host.layouts, strict=True)):
+                twin = plain[host.weight.name].parts[0][i]
+                if at == "ggml":
+                    assert host.weight.is_vector or qtype == "IQ3_S" or (host.weight.name == "token_embd" and not tied)
+                    assert (host.parts[0][i] == twin).all()
+                    continue
+                assert at == name
+                rows = host.weight.shape[-2]
+                packed, ggml = (b.reshape(-1, *b.shape[-3:]) for b in (host.parts[0][i], twin))
+                for one, want in zip(packed, ggml, strict=True):
+                    assert one.shape[0] == -(-rows // LANES[name])
+                    assert (unpack(one, qtype, at, rows) == want).all()
+            tree = shapes["blk"] if host.weight.per_layer else shapes
+            if not host.weight.is_vector:
+                leaf = tree[host.weight.name]
+                groups = leaf.groups if host.weight.per_layer else (leaf,)
+                assert [g.blocks.shape for g in groups] == [b.shape for b in host.parts[0]]
+                assert [g.layout for g in groups] == host.layouts
+
+
+def test_which_attention_a_step_gets(tmp_path):
+    """A GPU's kernel where it can be, XLA's elsewhere, and the plan names it."""
+
+    def model(path, **sizes):
+        return ModelConfig.from_gguf(open_gguf(write_llama(tmp_path / path, layers=1, **sizes)))
+
+    wide, narrow = model("wide.gguf", embed=256, heads=4), model("narrow.gguf", embed=320, heads=4)
+    assert (wide.key_length, narrow.key_length) == (64, 80)
+    gpu = CompileConfig(platform="gpu", kv_dtype="bfloat16")
+    assert [attention(gpu, wide, tokens, True) for tokens in (1, 2, 512)] == ["whole", "mosaic", "mosaic"]
+    assert attention(gpu, narrow, 512, True) == "tiled"
+    assert attention(gpu, wide, 512, False) == "tiled"
+    assert attention(dataclasses.replace(gpu, kv_dtype="float32"), wide, 512, True) == "tiled"
+    assert attention(CompileConfig(platform="tpu"), wide, 512, False) == "tiled"
+    sliding = dataclasses.replace(wide, slides=(True,), sliding_window=16)
+    assert attention(gpu, sliding, 512, True) == "mosaic"
+    for path, kernels in (("native", ["native", "tiled"]), ("xla", ["tiled", "tiled"])):
+        assert [attention(CompileConfig(cpu_kernels=path), cfg, 1, False) for cfg in (wide, sliding)] == kernels
+
+    def device(capability, platform="gpu"):
+        return types.SimpleNamespace(platform=platform, compute_capability=capability)
+
+    assert attention_names(gpu, wide, device("9.0")) == "mosaic for prompts, xla for single tokens"
+    assert attention_names(gpu, wide, device("10.0")) == attention_names(gpu, narrow, device("9.0")) == "xla"
+    assert attention_names(CompileConfig(cpu_kernels="native"), wide, device(None, "cpu")) == "native"

@@ -1,0 +1,171 @@
+"""The memory plan: its numbers are those of what is loaded, and what does not fit is refused before it is loaded."""
+
+import dataclasses
+import json
+import re
+import types
+
+import jax
+import pytest
+from ggufs import write_llama
+from running import packlight as run
+from running import write_config
+
+import packlight
+from packlight.compile import memory
+from packlight.compile.config import CompileConfig, MeshShape
+from packlight.compile.memory import Limit, MemoryPlan, device_limit, host_limit
+from packlight.model.weights.load import read_weights
+from packlight.model.weights.params import place
+from packlight.model.weights.placement import Placement
+from packlight.prepared import prepare
+
+SMALL = CompileConfig(context=64, prefill_buckets=(16,), decode_batch=(1, 3), head_rows=1)
+MIXED = {"ffn_down": "Q6_K", "attn_v": "F16", "output": "Q5_0", "token_embd": "Q4_K", "default": "Q4_K"}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """Rows that no number of lanes divides: 300 of vocabulary."""
+    folder = tmp_path_factory.mktemp("model")
+    return write_llama(folder / "model.gguf", layers=2, embed=256, heads=4, kv_heads=2, vocab=300, formats=MIXED)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return dataclasses.replace(SMALL, cache_dir=str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.mark.parametrize("change", [{}, {"cpu_kernels": "xla"}, {"kv_dtype": "bfloat16"}, {"decode_batch": (5,)}])
+def test_weights_and_cache_are_those_that_get_loaded(path, config, change):
+    prepared = prepare(path, dataclasses.replace(config, **change))
+    host = read_weights(prepared.file, prepared.model, layout=prepared.layout)
+    weights = sum(x.nbytes for x in jax.tree.leaves(place(host, Placement.on(jax.devices()))))
+    assert prepared.memory.weights == weights
+    head = prepared.model.head_count_kv * prepared.plan.capacity * prepared.model.key_length
+    item = 2 if change.get("kv_dtype") else 4
+    slots = prepared.config.slots
+    assert prepared.memory.cache == 2 * 2 * slots * head * item + 4 * slots
+
+
+@pytest.mark.parametrize("mesh", [MeshShape(1, 2), MeshShape(2, 1), MeshShape(2, 4)])
+def test_on_a_mesh_the_numbers_are_of_each_device(path, config, mesh):
+    """Of 2 kv heads, 2 devices hold one each and 4 hold each twice; 300 rows of vocabulary get padded."""
+    prepared = prepare(path, dataclasses.replace(config, mesh=mesh, decode_batch=(4,)))
+    placement = Placement.on(jax.devices(), prepared.split)
+    host = read_weights(
+        *(prepared.file, prepared.model), lambda _: None, *(prepared.layout, prepared.split, placement.tensor_numbers)
+    )
+    parts = [[shard.data.nbytes for shard in x.addressable_shards] for x in jax.tree.leaves(place(host, placement))]
+    assert {sum(sizes) for sizes in zip(*parts, strict=True)} == {prepared.memory.weights}
+    heads = max(1, prepared.model.head_count_kv // mesh.tensor)
+    slots = 4 // mesh.data
+    each = heads * prepared.plan.capacity * prepared.model.key_length * 4
+    assert prepared.memory.cache == 2 * 2 * slots * each + 4 * slots
+    limit, alone = prepared.memory_limit, host_limit()
+    assert limit is not None
+    assert alone is not None
+    assert limit.source == f"{alone.source} / {mesh.data * mesh.tensor} devices"
+
+
+def test_the_limit_decides_and_is_told_before_loading(path, config):
+    """R27: the key `memory_limit`; at the exact need of weights and cache only the scratch is too much."""
+    needed = prepare(path, config).memory
+    read = []
+    short = dataclasses.replace(config, memory_limit=needed.total - 1)
+    with pytest.raises(packlight.MemoryLimitError) as refused:
+        packlight.load(path, short, on_read=lambda *_: read.append(1), on_built=lambda *_: read.append(1))
+    assert read == []
+    numbers = [f"{n / 1e6:,.1f} MB" for n in (needed.weights, needed.cache, needed.total, needed.total - 1)]
+    assert str(refused.value).startswith("{} does not fit: weights {} + cache {} = {}, but there are {}".format(
+        path, *numbers
+    ))  # fmt: skip
+    assert "memory_limit" in str(refused.value)
+
+    with pytest.raises(packlight.MemoryLimitError, match="scratch"):
+        packlight.load(path, dataclasses.replace(config, memory_limit=needed.total))
+    llm = packlight.load(path, config)
+    assert llm.memory.cache == llm.kv_bytes
+    assert llm.memory.scratch == max(b.scratch_bytes + b.new_bytes for b in llm.executables.built.values()) > 0
+    packlight.load(path, dataclasses.replace(config, memory_limit=llm.memory.total))
+
+
+def test_the_command_line_prints_the_plan_or_refuses(path, config, tmp_path):
+    small = write_config(tmp_path / "small.toml", context=64, memory_limit=100_000, cache_dir=config.cache_dir)
+    for command in (("generate", "--prompt=x"), ("compile",)):
+        done = run(*command, f"--model={path}", f"--config={small}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(
+            r"error: .*model.gguf does not fit: weights [^\n]*0\.1 MB \(config key [^\n]*\n", done.stderr
+        )
+    fits = write_config(tmp_path / "fits.toml", context=64, cache_dir=config.cache_dir)
+    done = run("compile", f"--model={path}", f"--config={fits}", "--json")
+    assert done.stderr.startswith("memory: weights ")
+    report = json.loads(done.stdout)["memory"]
+    assert report["limit_bytes"] > report["weights_bytes"] + report["kv_bytes"] + report["scratch_bytes"]
+    done = run("--prompt=x", "--max_tokens=1", f"--model={path}", f"--config={fits}")
+    assert done.returncode == 0
+    assert re.match(r"memory: weights [\d.,]+ MB \+ cache [\d.,]+ MB = [\d.,]+ MB of [\d.,]+ MB \(", done.stderr)
+
+
+def test_a_plan_adds_up():
+    assert MemoryPlan(3, 4).total == 7
+    assert MemoryPlan(3, 4, 5).total == 12
+    Limit(12, "x").check(MemoryPlan(3, 4, 5), "m")
+    with pytest.raises(packlight.MemoryLimitError):
+        Limit(11, "x").check(MemoryPlan(3, 4, 5), "m")
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A /proc and a /sys/fs/cgroup of our own; files by path, with 8,000 kB available."""
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+
+    def write(files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+
+    write({"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n"})
+    return write
+
+
+def test_free_memory_of_the_system(machine):
+    assert host_limit() == Limit(8_192_000, "free memory")
+    machine({"proc/meminfo": "MemTotal: 9000 kB\n"})
+    everything = host_limit()
+    assert everything is not None
+    assert everything.bytes > 1e8  # all of the memory of the machine that runs this
+
+
+def test_the_tightest_control_group_counts(machine):
+    """Version 2; an outer group is tighter, and its inactive file cache could be dropped."""
+    machine({
+        "proc/self/cgroup": "0::/a/b\n",
+        "cgroup/a/b/memory.max": "max\n",
+        "cgroup/a/b/memory.current": "1\n",
+        "cgroup/a/b/memory.stat": "inactive_file 0\n",
+        "cgroup/a/memory.max": "5000000\n",
+        "cgroup/a/memory.current": "3000000\n",
+        "cgroup/a/memory.stat": "anon 1\ninactive_file 2500000\n",
+    })  # fmt: skip
+    assert host_limit() == Limit(4_500_000, "memory cgroup")
+    machine({"cgroup/a/memory.max": "max\n"})
+    assert host_limit() == Limit(8_192_000, "free memory")
+
+
+def test_control_groups_of_version_1(machine):
+    machine({
+        "proc/self/cgroup": "5:cpu:/x\n4:memory:/a\n",
+        "cgroup/memory/a/memory.limit_in_bytes": "5000000\n",
+        "cgroup/memory/a/memory.usage_in_bytes": "1000000\n",
+        "cgroup/memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 200000\n",
+    })  # fmt: skip
+    assert host_limit() == Limit(4_200_000, "memory cgroup")
+
+
+def test_a_device_says_what_it_has_free():
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 10, "bytes_in_use": 3}, device_kind="X")
+    assert device_limit([device]) == Limit(7, "free on X")
+    assert device_limit([types.SimpleNamespace(memory_stats=lambda: None)]) is None

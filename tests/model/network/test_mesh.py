@@ -1,0 +1,256 @@
+"""One model on meshes of 1 to 8 fake devices: the same ids, logits within DESIGN's invariance rule, parts of the right
+size, two collectives a layer, and only a device's own bytes read."""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import re
+import socket
+
+import jax
+import numpy as np
+import pytest
+from conftest import shared_path
+from ggufs import write_llama
+from running import packlight as command
+from running import succeed, write_config
+
+import packlight
+from packlight.compile import aot
+from packlight.compile.config import MeshShape
+from packlight.compile.steps import abstract_cache
+from packlight.model.gguf.reader import open_gguf
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.sharding import Split, cut, make_split
+from packlight.model.spec.weights import check, formats
+from packlight.model.weights.load import read_weights
+from packlight.model.weights.params import abstract
+from packlight.prepared import prepare
+from packlight.quant.formats.table import FORMATS
+from packlight.quant.layouts import unpack
+
+IDS = np.random.default_rng(3).integers(3, 250, 21).tolist()
+CONFIG = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(4,), head_rows=16, store=False)
+
+
+def on(path, data, tensor, **changes):
+    mesh = MeshShape(data, tensor)
+    return packlight.load(path, dataclasses.replace(CONFIG, mesh=mesh, **changes))
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """Every part divides by 8: 8 kv heads, 8 blocks of the heads and of the feed-forward part."""
+    folder = tmp_path_factory.mktemp("mesh")
+    return write_llama(
+        folder / "m.gguf", layers=2, embed=256, heads=16, kv_heads=8, head_dim=128, ffn=2048, vocab=512,
+        formats={"default": "Q4_K", "attn_v": "Q6_K", "blk.1.attn_v": "Q5_0"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(divided):
+    """Logits and ids of one device, for each kind of kernels."""
+    found = {}
+    for kernels in ("xla", "native"):
+        llm = on(divided, 1, 1, cpu_kernels=kernels)
+        found[kernels] = llm.logits(IDS), llm.generate(IDS, max_tokens=6, temperature=0).token_ids
+    return found
+
+
+@pytest.mark.parametrize(("data", "tensor", "kernels"), [(1, 8, "native"), (2, 4, "xla")])
+def test_a_mesh_says_what_one_device_says(divided, alone, data, tensor, kernels):
+    """Three prompts in slots of both groups; the cache keeps its parts from step to step."""
+    llm = on(divided, data, tensor, cpu_kernels=kernels)
+    expected, ids = alone[kernels]
+    assert np.abs(llm.logits(IDS) - expected).max() <= 1e-4 * expected.std()
+    before = llm.engine._cache.k.sharding
+    several = llm.generate([IDS, IDS[:9], IDS], max_tokens=6, temperature=0)
+    assert several[0].token_ids == several[2].token_ids == ids
+    cache = llm.engine._cache
+    assert cache.k.sharding == cache.v.sharding == before
+    assert before.shard_shape(cache.k.shape)[1:3] == (4 // data, 8 // tensor)
+    assert cache.length.sharding.is_equivalent_to(llm.placement.sharding(jax.sharding.PartitionSpec("data")), 1)
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(1, 2), (1, 4), (4, 1)])
+def test_logits_do_not_depend_on_the_mesh(divided, alone, data, tensor):
+    expected, _ = alone["xla"]
+    assert np.abs(logits_alone(divided, IDS, data, tensor) - expected).max() <= 1e-4 * expected.std()
+
+
+# Every branch of the split: experts, sinks, fused and biased matrices, norms over all heads, windows, one block a row.
+FILES = ("llama-gqa", "llama-moe", "gpt-oss", "olmo2", "phi3", "starcoder2", "gemma3", "qwen3moe", "llama-f16")
+
+
+def logits_alone(path, ids, data, tensor):
+    """Logits through a prefill and a head step only, which is all that is compiled."""
+    config = dataclasses.replace(CONFIG, mesh=MeshShape(data, tensor), cpu_kernels="xla", decode_batch=(data,))
+    prepared = prepare(path, config)
+    prepared.__dict__["plan"] = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(16,))
+    return packlight.LLM(prepared).logits(ids)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_eight_devices_equal_llama_cpp(name):
+    """DESIGN, Numerics: the bound that holds for one device, and the greedy ids read off one teacher-forced pass."""
+    path = shared_path("arch", f"{name}.gguf")
+    golden = np.load(path.with_suffix(".npz"))
+    exact = "_gelu32" if "logits_f32_gelu32" in golden else ""
+    ids, greedy = golden["ids"].tolist(), golden[f"greedy_ids_f32{exact}"].tolist()
+    logits, expected = logits_alone(path, ids + greedy[:-1], 1, 8), golden[f"logits_f32{exact}"]
+    assert np.abs(logits[: len(ids)] - expected).max() <= 1e-3 * expected.std()
+    assert logits[len(ids) - 1 :].argmax(-1).tolist() == greedy
+
+
+def split_of(path, tensor):
+    file = open_gguf(path)
+    cfg = ModelConfig.from_gguf(file)
+    used = check(file, cfg)
+    return file, cfg, used, make_split(cfg, used, formats(file), 1, tensor)
+
+
+def test_what_does_not_divide_is_gathered_or_padded(tmp_path):
+    """One block a row: nothing can be cut along inputs. TinyLlama's 22 blocks: 24 on 8 devices. 3 kv heads: all."""
+    shape = {"layers": 1, "embed": 256, "heads": 8, "vocab": 300, "formats": {"default": "Q4_K"}}
+    one_block = write_llama(tmp_path / "one.gguf", kv_heads=4, ffn=256, **shape)
+    assert split_of(one_block, 8)[-1] == Split(1, 8, True, "rows", "rows", 32)
+    tiny = write_llama(tmp_path / "tiny.gguf", kv_heads=4, head_dim=256, ffn=5632, **shape)
+    assert split_of(tiny, 8)[-1] == Split(1, 8, True, "inputs", "inputs", 3 * 256)
+    assert split_of(tiny, 2)[-1] == Split(1, 2, True, "inputs", "inputs", 11 * 256)
+    odd = write_llama(tmp_path / "odd.gguf", kv_heads=3, ffn=1024, **(shape | {"heads": 6, "head_dim": 128}))
+    assert split_of(odd, 4)[-1] == Split(1, 4, False, "rows", "inputs", 256)
+
+
+@pytest.mark.parametrize("tensor", [2, 3, 8])
+@pytest.mark.parametrize("layout", ["ggml", "rows8"])
+@pytest.mark.parametrize("name", ["llama-moe", "phi3", "olmo2", "gpt-oss", "starcoder2", "llama-lowbit"])
+def test_the_parts_make_the_whole(name, layout, tensor):
+    """Every row, block and expert is on a device, in its place; kv heads may be on several; the rest is zeros."""
+    file, cfg, used, split = split_of(shared_path("arch", f"{name}.gguf"), tensor)
+    whole = {host.weight.name: host for host in read_weights(file, cfg)}
+    declared = {weight.name: weight for weight in used}
+    for host in read_weights(file, cfg, layout=layout, split=split, devices=range(tensor)):
+        weight = declared[host.weight.name]
+        if not host.axis:
+            assert set(host.parts) == {0}
+            continue
+        covered = set()
+        for device, buffers in host.parts.items():
+            share = cut(cfg, split, weight, device)
+            for group, (qtype, at) in enumerate(zip(host.qtypes, host.layouts, strict=True)):
+                ours, expected = plain(host.weight, buffers[group], qtype, at), whole[weight.name].parts[0][group]
+                lead = ours.ndim - len(weight.shape) - (not weight.is_vector)
+                axis = lead + {"experts": 0, "rows": -1 if weight.is_vector else -2, "inputs": -1}[host.axis] % len(
+                    weight.shape
+                )
+                unit = FORMATS[qtype].elements if host.axis == "inputs" else 1
+                ours, expected = np.moveaxis(ours, axis, 0), np.moveaxis(expected, axis, 0)
+                rest = np.ones(len(ours), bool)
+                for to, start, length in share.pieces:
+                    to, start, length = to // unit, start // unit, length // unit
+                    np.testing.assert_array_equal(ours[to : to + length], expected[start : start + length])
+                    covered |= {(group, i) for i in range(start, start + length)}
+                    rest[to : to + length] = False
+                assert not ours[rest].any()
+        assert len(covered) == sum(np.moveaxis(b, axis, 0).shape[0] for b in whole[weight.name].parts[0]), weight.name
+
+
+def plain(weight, buffer, qtype, layout):
+    """A part's blocks in ggml's layout."""
+    if layout == "ggml":
+        return buffer
+    flat = buffer.reshape(-1, *buffer.shape[-3:])
+    rows = np.stack([unpack(one, qtype, layout, weight.shape[-2]) for one in flat])
+    return rows.reshape(*buffer.shape[:-3], *rows.shape[1:])
+
+
+def test_a_device_reads_its_own_bytes(divided, monkeypatch):
+    """Counted where the file is read: an eighth of every matrix that is cut, all of each vector."""
+    file, cfg, used, split = split_of(divided, 8)
+    matrices = sum(file.tensors[n].nbytes for w in used if not w.is_vector for n in w.tensors(cfg.block_count))
+    vectors = sum(file.tensors[n].nbytes for w in used if w.is_vector for n in w.tensors(cfg.block_count))
+    read, preadv = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: read.append(preadv(*args)) or read[-1])
+    read_weights(file, cfg, split=split, devices=[3])
+    assert sum(read) == matrices // 8 + vectors
+    read.clear()
+    read_weights(file, cfg, split=split, devices=range(8))
+    assert sum(read) == matrices + vectors
+
+
+@pytest.mark.parametrize("device", [0, 7])
+def test_a_bad_scale_is_named_by_its_place_in_the_tensor(divided, tmp_path, device):
+    """The first block of the last row's part that the device holds."""
+    file, cfg, _, split = split_of(divided, 8)
+    info = file.tensors["blk.1.ffn_down.weight"]
+    rows, blocks, size = info.blocks_shape
+    block = (rows - 1) * blocks + device
+    raw = bytearray(divided.read_bytes())
+    raw[info.offset + block * size : info.offset + block * size + 2] = b"\x00\x7c"
+    (tmp_path / "bad.gguf").write_bytes(raw)
+    bad = open_gguf(tmp_path / "bad.gguf")
+    with pytest.raises(packlight.GGUFError, match=rf"'blk.1.ffn_down.weight': block {block} has a scale"):
+        read_weights(bad, cfg, split=split, devices=[device])
+    read_weights(bad, cfg, split=split, devices=[device ^ 1])
+
+
+def test_two_collectives_a_layer_and_an_eighth_of_the_weights(divided):
+    """The compiled decode step: a sum ends each of a layer's two branches (in the loop over layers), one sum makes the
+    embeddings and one gather the logits; a device's arguments are its eighth, and the norms.
+    """
+    config = dataclasses.replace(CONFIG, mesh=MeshShape(1, 8), cpu_kernels="xla")
+    prepared = prepare(divided, config)
+    plan = dataclasses.replace(prepared.plan, prefill_buckets=(), head_rows=())
+    placement = aot.find_devices(config, prepared.split)
+    params = abstract(prepared.model, formats(prepared.file), placement=placement)
+    (built,) = aot.build(prepared.model, config, plan, params, placement).built.values()
+    text = built.call.as_text()
+    sums, gathers = (len(re.findall(rf" {name}(?:-start)?\(", text)) for name in ("all-reduce", "all-gather"))
+    assert (sums, gathers) == (2 + 1, 1)
+
+    packed = [x for x in jax.tree.leaves(params) if x.dtype == np.uint8]
+    norms = [x for x in jax.tree.leaves(params) if x.dtype == np.float32]
+    for x in packed:
+        assert np.prod(x.sharding.shard_shape(x.shape)) * 8 == x.size
+    for x in norms:
+        assert x.sharding.shard_shape(x.shape) == x.shape
+    assert sum(x.size for x in packed) == sum(i.nbytes for i in prepared.file.tensors.values() if len(i.shape) > 1)
+    cache = abstract_cache(prepared.model, plan, config, placement.split)
+    held = sum(x.size for x in packed) // 8 + sum(x.size * 4 for x in norms) + 2 * cache.k.size * 4 // 8
+    assert 0 <= built.argument_bytes - held < 300_000  # tokens, and tables of sampling
+
+
+def test_two_processes_write_what_one_does(tmp_path, divided):
+    """2 processes x 2 devices on loopback; the first writes the text, the other nothing."""
+    config = write_config(tmp_path / "c.toml", cpu_kernels="native", **{"mesh.tensor": 4})
+    flags = [f"--model={divided}", f"--config={config}", "--prompt=ab", "--max_tokens=6", "--temperature=0", "--json"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    group = [f"--coordinator={address}", "--num_processes=2"]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda i: command(*flags, *group, f"--process_id={i}"), range(2))
+    assert (first.returncode, second.returncode) == (0, 0), (first.stderr, second.stderr)
+    assert second.stdout == ""
+    assert "mesh data 1, tensor 4" in first.stderr
+    assert json.loads(first.stdout)["token_ids"] == json.loads(succeed(*flags).stdout)["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--process_id=1"], "--process_id goes with --coordinator, which is missing"),
+        (["--coordinator=x:1", "--num_processes=2", "--process_id=2"], "--process_id=2 is outside 0..1"),
+        (
+            ["--coordinator=x:1", "--num_processes=3", "--process_id=0"],
+            "--num_processes=3 does not divide the 4 devices",
+        ),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused(tmp_path, divided, flags, message):
+    config = write_config(tmp_path / "c.toml", **{"mesh.tensor": 4})
+    done = command(f"--model={divided}", f"--config={config}", "--prompt=ab", "--temperature=0", *flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr

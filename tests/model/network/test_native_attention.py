@@ -1,0 +1,273 @@
+"""Native attention: against float64 numpy and against XLA's formulation, for every instruction set of this CPU."""
+
+import functools
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from packlight.model.network.mixers.attention import (
+    PART,
+    PLAIN,
+    Cache,
+    Rows,
+    native_attention,
+    tiled_attention,
+    write_cache,
+)
+from packlight.quant.kernels import native_build
+from packlight.quant.kernels.native_ops import ISAS, has
+
+U = 2.0**-24  # rounding of one float32 operation
+STARTS = (0, 1, 63, 127, 128, 129, 255, 300)
+SPAN, CAPACITY = 384, 391  # the cache's length is no multiple of anything
+# B, T, K, G, C: decode, few tokens, and more queries than a block has
+SHAPES = (
+    (1, 1, 2, 1, 32),
+    (3, 1, 1, 8, 64),
+    (3, 1, 2, 3, 80),
+    (1, 2, 2, 8, 128),
+    (3, 2, 1, 17, 36),
+    (1, 7, 2, 8, 64),
+    (1, 7, 1, 3, 100),
+    (1, 33, 2, 1, 64),
+    (1, 33, 1, 3, 80),
+    (1, 33, 1, 8, 64),
+    (2, 33, 2, 3, 32),
+    (1, 67, 1, 1, 128),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    try:
+        native_build.library()
+    except native_build.NativeBuildError as error:
+        if "no C++ compiler" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@functools.partial(jax.jit, static_argnames=("span", "threads", "isa"))
+def native(q, k, v, index, slot, start, end, span=SPAN, threads=0, isa="best"):
+    rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
+    return native_attention(q, Cache(k, v, jnp.zeros_like(start)), index, rows, span, threads=threads, isa=isa)
+
+
+@functools.partial(jax.jit, static_argnames=("span",))
+def tiled(q, k, v, index, slot, start, end, span=SPAN):
+    rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
+    return tiled_attention(q, Cache(k, v, jnp.zeros_like(start)), index, rows, span)
+
+
+def isas() -> list[str]:
+    """The instruction sets that this CPU has."""
+    return [isa for isa in ISAS[1:] if has(isa)]
+
+
+def case(shape, start=(0,), pad=0, dtype=np.float32, capacity=CAPACITY):
+    """Arguments of `native` for layer 1, slot 1 of 2 layers; the last `pad` tokens are padding.
+
+    Whatever no row may look at is NaN in the keys and infinite in the values.
+    """
+    B, T, K, G, C = shape
+    rng = np.random.default_rng(0)
+    q = 2 * rng.normal(size=(B, T, K * G, C)).astype(np.float32)
+    k, v = (rng.normal(size=(2, B + 2, K, capacity, C)).astype(dtype) for _ in range(2))
+    start = np.resize(np.array(start, np.int32), B)
+    end = (start + T - pad).astype(np.int32)
+    seen = np.zeros(k.shape, np.bool_)
+    for b in range(B):
+        seen[1, 1 + b, :, : end[b]] = True
+    return (
+        q,
+        np.where(seen, k, np.nan).astype(dtype),
+        np.where(seen, v, np.inf).astype(dtype),
+        np.int32(1),
+        np.int32(1),
+        start,
+        end,
+    )
+
+
+def oracle(q, k, v, index, slot, start, end, special=PLAIN, rounding=0.0):
+    """float64 results and a bound on a float32 kernel's error, both (B, T, H * C); rows of padding are NaN.
+
+    A score is a sum of C products of factors that are each rounded once more: off by (C + 4) U sum |q k|, and by 2 U
+    relative when the largest is subtracted. That is the relative error of its weight, next to 2 units of the power. A
+    weighted mean of n values moves by twice the weights' error, and by (n + 8) U for the sums above and below. A soft
+    cap passes errors on, never larger, with 4 U of its own. rounding: of each weight, which is at most 1, before it is
+    multiplied, relative, and below 2^-14 as in float16.
+    """
+    B, T, H, C = q.shape
+    exact, bound = np.full((2, B, T, H, C), np.nan)
+    group = H // k.shape[2]
+    for b, t in np.ndindex(B, T):
+        if start[b] + t >= end[b]:
+            continue
+        n = start[b] + t + 1
+        first = 0 if special.window is None else max(0, n - int(special.window))
+        for h in range(H):
+            keys, values = (x[index, slot + b, h // group, first:n].astype(np.float64) for x in (k, v))
+            scores = keys @ q[b, t, h].astype(np.float64) / np.sqrt(C)
+            if special.softcap:
+                scores = special.softcap * np.tanh(scores / special.softcap)
+            weights = np.exp(scores - scores.max())
+            total = weights.sum() + (0 if special.sinks is None else np.exp(float(special.sinks[h]) - scores.max()))
+            weights /= total
+            size = np.abs(keys) @ np.abs(q[b, t, h]) / np.sqrt(C)
+            error = ((C + 4) * size + 2 * np.abs(scores - scores.max()) + 4 + 4 * special.softcap) * U
+            exact[b, t, h] = weights @ values
+            bound[b, t, h] = (2 * error * weights) @ np.abs(values) + (2 * error @ weights + (n + 8) * U + rounding) * (
+                weights @ np.abs(values)
+            )
+            if rounding:
+                bound[b, t, h] += 2.0**-25 * np.abs(values).sum(0) / total
+    return exact.reshape(B, T, H * C), bound.reshape(B, T, H * C)
+
+
+def assert_near(y, exact, bound):
+    y, real = np.asarray(y), ~np.isnan(exact)
+    assert y.dtype == np.float32
+    assert np.isfinite(y).all()  # padding too
+    assert np.all(np.abs(y - exact)[real] <= bound[real])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+def test_equals_float64_and_the_twin(shape, dtype):
+    for i in range(len(STARTS)):
+        neighbours = np.roll(STARTS, -i)[: shape[0]]
+        arguments = case(shape, neighbours, pad=0 if shape[1] == 1 else i % 2, dtype=dtype)
+        exact, bound = oracle(*arguments)
+        assert bound[~np.isnan(bound)].max() < 2e-3
+        for isa in isas():
+            assert_near(native(*arguments, isa=isa), exact, bound)
+        if dtype == np.float32:
+            q, k, v, *rest = arguments
+            twin = np.asarray(tiled(q, np.nan_to_num(k), v, *rest))  # the twin's padding sees what is behind the end
+            real = ~np.isnan(exact)
+            assert np.all(np.abs(np.asarray(native(*arguments)) - twin)[real] <= 2 * bound[real])
+
+
+def test_one_position_gives_its_value():
+    """Exact: a weight of 1, a total of 1."""
+    q, k, v, *rest = case((2, 1, 2, 3, 64))
+    for isa in isas():
+        y = np.asarray(native(q, k, v, *rest, isa=isa)).reshape(2, 2, 3, 64)
+        np.testing.assert_array_equal(y, np.repeat(v[1, 1:3, :, :1], 3, axis=2))
+
+
+def test_far_scores_weigh_nothing():
+    """Scores of +-1e4 and equal ones: powers far below the smallest float are 0, a mean of equals is their mean."""
+    q, k, v, *rest = case((1, 1, 1, 4, 32), start=(200,))
+    q[:], k[1, 1, :, :201], v[1, 1, :, :201] = 1, 0, np.arange(201)[:, None]
+    for isa in isas():
+        np.testing.assert_allclose(native(q, k, v, *rest, isa=isa), 100, rtol=220 * U)
+    k[1, 1, :, :201] = -2000
+    k[1, 1, :, 77] = 2000
+    for isa in isas():
+        np.testing.assert_array_equal(native(q, k, v, *rest, isa=isa), np.full((1, 1, 128), 77))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_shows(bad):
+    for T in (1, 33):
+        q, k, v, *rest = case((1, T, 1, 8, 64), start=(300,))
+        k[1, 1, 0, 130, 5] = bad
+        q[..., 5] = 1
+        for isa in isas():
+            assert np.isnan(np.asarray(native(q, k, v, *rest, isa=isa))).all()
+
+
+@pytest.mark.parametrize(("tokens", "group"), [(1, 8), (1, 3), (7, 3), (33, 8)])
+def test_slots_neighbours_and_threads_change_no_bit(tokens, group):
+    q, k, v, index, _, _, _ = case((3, tokens, 2, group, 64), start=(300, 300, 300), capacity=1000)
+    k, v = np.nan_to_num(k, nan=0.5), np.nan_to_num(v, posinf=0.5)
+    k[:, :], v[:, :] = k[1:, 1:2], v[1:, 1:2]  # every slot of every layer holds the same
+    q[:] = q[:1]
+    for isa in isas():
+        want = None
+        for threads in (1, 2, 3, 8):
+            for slot in (0, 2):
+                for start in ((300, 300, 300), (300, 0, 900), (5, 300, 129), (1, 800, 300)):
+                    start = np.array(start, np.int32)
+                    y = native(q, k, v, index, np.int32(slot), start, start + tokens, 1024, threads=threads, isa=isa)
+                    same = np.asarray(y)[start == 300]
+                    want = same[0] if want is None else want
+                    np.testing.assert_array_equal(same, np.broadcast_to(want, same.shape))
+
+
+@pytest.mark.parametrize("span", [PART, 32 * PART, 33 * PART])
+def test_spans_with_one_part_and_with_the_most(span):
+    start = span - 2
+    arguments = case((1, 1, 1, 2, 32), start=(start,), capacity=span)
+    assert_near(native(*arguments, span=span), *oracle(*arguments))
+
+
+def test_more_positions_than_the_span_is_an_error():
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="more positions in use than the step's span"):
+        native(*case((1, 1, 1, 1, 32), start=(300,)), span=PART).block_until_ready()
+
+
+@pytest.mark.parametrize(("index", "slot"), [(2, 0), (-1, 0), (0, 3), (0, -1)])
+def test_a_place_outside_the_cache_is_an_error(index, slot):
+    q, k, v, _, _, start, end = case((1, 1, 1, 1, 32))
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="outside the cache"):
+        native(q, k, v, np.int32(index), np.int32(slot), start, end).block_until_ready()
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+def test_eight_devices_at_once_finish(threads):
+    """Each device's calling thread may be one of the pool's, so a call that waited for its helpers would never end."""
+    devices = jax.devices()
+    assert len(devices) == 8
+    q, k, v, *rest = case((1, 1, 4, 8, 64), start=(1900,), capacity=2048)
+    want = np.asarray(native(q, k, v, *rest, 2048, threads=1))
+
+    @jax.jit
+    def steps(q, k, v, *rest):
+        def step(_, y):
+            return native(q + 0 * y.reshape(q.shape), k, v, *rest, 2048, threads=threads)
+
+        return jax.lax.fori_loop(0, 20, step, jnp.zeros(want.shape))
+
+    failures = []
+
+    def run(device):
+        y = steps(*jax.device_put((q, k, v, *rest), device))
+        if not np.array_equal(y, want):
+            failures.append(device)
+
+    runs = [threading.Thread(target=run, args=(d,), daemon=True) for d in devices]
+    for t in runs:
+        t.start()
+    for t in runs:
+        t.join(timeout=60)
+    assert not any(t.is_alive() for t in runs)
+    assert not failures
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(4, 1), (1, 16)])
+def test_layers_in_a_loop_copy_no_cache(batch, tokens):
+    """Scratch is the step's own rows and the parts' sums: far from one layer's keys."""
+    (B, T), (K, G, C, S) = (batch, tokens), (4, 8, 64, 4096)
+    k, new = jax.ShapeDtypeStruct((6, 4, K, S, C), jnp.float32), jax.ShapeDtypeStruct((B, T, K, C), jnp.float32)
+    q, ints = jax.ShapeDtypeStruct((B, T, K * G, C), jnp.float32), jax.ShapeDtypeStruct((B,), jnp.int32)
+
+    def step(k, v, q, new, start):
+        rows = Rows(jnp.int32(0), start, start + T, start > 0)
+
+        def layer(i, carry):
+            q, cache = carry
+            cache = write_cache(cache, i, new + q[:, :, :K], new, rows)
+            return native_attention(q, cache, i, rows, S).reshape(q.shape), cache
+
+        return jax.lax.fori_loop(0, 6, layer, (q, Cache(k, v, start)))
+
+    memory = jax.jit(step, donate_argnums=(0, 1)).lower(k, k, q, new, ints).compile().memory_analysis()
+    parts = B * K * (S // PART) * (T * G + 8) * (C + 16) * 4
+    assert memory.temp_size_in_bytes <= parts + 20 * q.size * 4
+    assert memory.temp_size_in_bytes < 0.01 * 2 * k.size * 4 * 8  # of a full model's cache, 48 layers

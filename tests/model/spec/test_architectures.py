@@ -1,0 +1,92 @@
+"""Every architecture's declaration against its test file: no tensor and no key may be missed unseen."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import variant_goldens
+from conftest import shared_path
+from families import FAMILIES
+from ggufs import write_llama
+
+from packlight.common.errors import GGUFError, PacklightError, UnsupportedError
+from packlight.model.gguf.reader import open_gguf
+from packlight.model.spec.architectures import ARCHITECTURES
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.weights import check
+
+# What the format itself makes optional: without them the head is the embedding, and rotation is not stretched.
+OPTIONAL = {"output.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+
+
+OWN = "ministral3"  # of variant_goldens
+
+
+@pytest.fixture(params=[*FAMILIES, OWN])
+def file(request, tmp_path):
+    if request.param == OWN:
+        return open_gguf(write_llama(tmp_path / "own.gguf", **variant_goldens.MODELS[OWN]))
+    return open_gguf(shared_path("arch", f"{request.param}.gguf"))
+
+
+def test_every_family_has_a_test_file():
+    found = {open_gguf(shared_path("arch", f"{n}.gguf")).metadata["general.architecture"] for n in FAMILIES}
+    assert found | {"llama", variant_goldens.MODELS[OWN]["architecture"]} == set(ARCHITECTURES)
+
+
+def test_no_tensor_can_be_missing(file):
+    """R4."""
+    cfg = ModelConfig.from_gguf(file)
+    assert len(check(file, cfg)) > 8
+    for name in file.tensors.keys() - OPTIONAL:
+        rest = {k: v for k, v in file.tensors.items() if k != name}
+        with pytest.raises(GGUFError, match=f"'{name}' is missing"):
+            check(dataclasses.replace(file, tensors=rest), cfg)
+
+
+def test_no_hyperparameter_is_silent(file):
+    """R14: without a key of the file reading fails naming it, or records the default; all others are listed unread."""
+    cfg = ModelConfig.from_metadata(file.metadata)
+    prefix = f"{cfg.architecture.name}."
+    keys = [k for k in file.metadata if k.startswith(prefix) and k not in cfg.unread]
+    assert len(keys) > 6
+    for key in keys:
+        rest = {k: v for k, v in file.metadata.items() if k != key}
+        try:
+            without = ModelConfig.from_metadata(rest)
+        except PacklightError as error:
+            assert f"key '{prefix}" in str(error)  # noqa: PT017  either way is right
+        else:
+            assert key in dict(without.defaulted) or key == f"{prefix}vocab_size"
+
+
+def test_every_hyperparameter_changes_the_config(file):
+    """A number read from the file and used nowhere would be as bad as one not read."""
+    cfg = ModelConfig.from_metadata(file.metadata)
+    prefix = f"{cfg.architecture.name}."
+    for key, value in file.metadata.items():
+        if not key.startswith(prefix) or key in cfg.unread or type(value) not in (int, float):
+            continue
+        try:
+            other = ModelConfig.from_metadata(file.metadata | {key: value * 2})
+        except PacklightError:
+            continue  # an impossible value, refused
+        assert dataclasses.replace(other, name="", defaulted=()) != dataclasses.replace(cfg, name="", defaulted=()), key
+
+
+def test_gemmas_largest_models_scale_attention_by_the_embedding():
+    """llama.cpp knows the 27B models by their depth."""
+    file = open_gguf(shared_path("arch", "gemma2.gguf"))
+    small = ModelConfig.from_metadata(file.metadata)
+    large = ModelConfig.from_metadata(file.metadata | {"gemma2.block_count": 46})
+    assert small.attention_scale == 0  # 1 / sqrt(C)
+    assert large.attention_scale == (small.embedding_length / small.head_count) ** -0.5
+    assert np.isclose(small.embedding_scale, 16)
+
+
+def test_an_unknown_architecture_is_refused_with_the_list():
+    file = open_gguf(shared_path("arch", "qwen2.gguf"))
+    with pytest.raises(
+        UnsupportedError, match="unknown architecture 'mamba'; supported: llama, mistral3, qwen2, .*gpt-oss"
+    ):
+        ModelConfig.from_metadata(file.metadata | {"general.architecture": "mamba"})

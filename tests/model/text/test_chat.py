@@ -1,0 +1,284 @@
+"""Chat templates: equal to the reference renderings, and harmless whatever they try."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from conftest import shared_path
+from ggufs import write_llama
+from running import COMMAND, write_config
+
+import packlight
+from packlight.model.text.chat import ChatTemplateError, prompt_ids, render
+
+NAMES = (
+    "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "google-gemma-2-2b-it",
+    "meta-llama-Llama-3.1-8B-Instruct", "microsoft-Phi-3.5-mini-instruct", "mistralai-Mistral-Nemo-Instruct-2407",
+    "openai-gpt-oss-120b", "qwen2-chatml", "tinyllama-zephyr",
+)  # fmt: skip
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_renderings_equal_hugging_faces(name):
+    """R25: every conversation of every template, errors with the template's own words included."""
+    template = shared_path("templates", f"{name}.jinja").read_bytes().decode()
+    fixture = json.loads(shared_path("templates", f"{name}.json").read_text(encoding="utf-8"))
+    for case in fixture["conversations"]:
+        arguments = (template, case["messages"], case["add_generation_prompt"], case["tools"])
+        tokens = {"bos_token": fixture["bos_token"], "eos_token": fixture["eos_token"]}
+        if case.get("error"):
+            with pytest.raises(ChatTemplateError) as caught:
+                render(*arguments, **tokens, strftime_now=fixture["now"], **case["vars"])
+            assert " ".join(case["message"].split()) in str(caught.value)
+        else:
+            got = render(*arguments, **tokens, strftime_now=fixture["now"], **case["vars"])
+            assert got == case["expected"], case["name"]
+
+
+ATTACKS = {
+    "power while compiling": "{{ 9**(9**9) }}",
+    "more power": "{{ 9**(9**(9**9)) }}",
+    "endless loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+    "endless output": "{% for i in range(99999) %}{% for j in range(99999) %}xxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
+    "memory": "{{ 'x' * 99999999999 }}",
+    "objects": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "mutation": "{{ messages.append(1) }}",
+    "nesting": "{% if 1 %}" * 5000 + "{% endif %}" * 5000,
+    "recursion": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "import": "{% import 'os' as os %}",
+    "include": "{% include '/etc/passwd' %}",
+    "syntax": "{% if %}",
+    "unclosed": "{{",
+    "a shout": "{{ raise_exception('no\nwords') }}",
+    "a long shout": "{{ raise_exception('x' * 9999999) }}",
+    "a shout at the terminal": "{{ raise_exception('\x1b]0;title\x07') }}",
+    "a shout of half a character": "{{ raise_exception('\\ud800') }}",
+    "wide padding": "{{ '%99999999999d' % 1 }}",
+    "deep expression": "{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}",
+    "deep data": "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}"
+    "{{ ns.x | tojson }}",
+    "doubling": "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "squaring": "{% set ns = namespace(x=2) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "filler": "{{ lipsum(n=100000000) }}",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_hostile_template_is_one_error_in_bounded_time(name):
+    began = time.perf_counter()
+    with pytest.raises(ChatTemplateError) as caught:
+        render(ATTACKS[name], HELLO)
+    assert time.perf_counter() - began < 25
+    assert str(caught.value).startswith("chat template: ")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+    assert "subclasses" not in str(caught.value) or "unsafe" in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception.__globals__ }}", "{{ '{0.__class__}'.format(1) }}"])
+def test_what_python_hides_renders_to_nothing(template):
+    assert render(f"[{template}]", HELLO) == "[]"
+
+
+def test_a_template_is_told_nothing_of_the_environment(tmp_path, monkeypatch):
+    """Were it to leave the sandbox, it would find no tokens or passwords in its process."""
+    spy = "import json, os; print(json.dumps({'text': ' '.join(os.environ)}))"
+    (tmp_path / "spy.py").write_text(spy)
+    monkeypatch.setattr("packlight.model.text.chat.SANDBOX", tmp_path / "spy.py")
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    assert set(render("x", HELLO).split()) <= {"LC_CTYPE", "TZ", "LD_LIBRARY_PATH"}  # the first is Python's own
+
+
+def test_surrogates_and_other_text_survive():
+    messages = [{"role": "user", "content": "a\r\nb \N{GRINNING FACE} \0 </s>"}]
+    assert render("{{ messages[0].content }}|{{ x }}", messages, x="é") == messages[0]["content"] + "|é"
+
+
+@pytest.mark.parametrize("messages", [[], "hello", [1], [{}], [{"content": "x"}], {"role": "user"}, None])
+def test_what_is_no_conversation_is_refused(messages):
+    with pytest.raises(packlight.ConfigError, match="message"):
+        render("x", messages)
+
+
+def test_values_that_are_no_data_are_refused():
+    with pytest.raises(packlight.ConfigError, match="plain data"):
+        render("x", HELLO, tools=[object()])
+
+
+def test_render_chat_takes_a_template_or_a_file(tmp_path):
+    assert packlight.render_chat("{{ messages[0].content }}{{ bos_token }}", HELLO, bos_token="<s>") == "hello<s>"
+    extra = {"tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ add_generation_prompt }}"}
+    path = write_llama(tmp_path / "m.gguf", extra=extra)
+    assert packlight.render_chat(path, HELLO, add_generation_prompt=False) == "<s>helloFalse"
+    without = write_llama(tmp_path / "n.gguf")
+    with pytest.raises(ChatTemplateError, match="no chat template .*--chat_template=FILE"):
+        packlight.render_chat(without, HELLO)
+
+
+TALK = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+    """A model of noise with a template, and a small config."""
+    folder = tmp_path_factory.mktemp("talk")
+    path = write_llama(folder / "m.gguf", layers=1, extra={"tokenizer.chat_template": TALK})
+    return path, write_config(folder / "c.toml", cache_dir=str(folder / "store"))
+
+
+def chat(talker, text, *flags):
+    path, config = talker
+    command = [*COMMAND, "chat", f"--model={path}", f"--config={config}", "--temperature=0", "--max_tokens=6", *flags]
+    return subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=300, check=False)
+
+
+def test_chat_keeps_the_history(talker):
+    """Each answer is what `llm.chat` gives for all messages so far; commands and empty lines are no messages."""
+    done = chat(talker, "hello\n\n/help\nand \\\nthis\n/reset\nhello\n/nonsense\n/system be kind\nhello\n/quit\nx\n")
+    assert done.returncode == 0, done.stderr
+    llm = packlight.load(*map(str, talker))
+    said = []
+
+    def turn(messages, text):
+        messages.append({"role": "user", "content": text})
+        answer = llm.chat(messages, temperature=0, max_tokens=6).text
+        messages.append({"role": "assistant", "content": answer})
+        said.append(answer + "\n")
+
+    history = []
+    turn(history, "hello")
+    turn(history, "and \nthis")
+    turn([], "hello")
+    turn([{"role": "system", "content": "be kind"}], "hello")
+    assert done.stdout == "".join(said)
+    assert said[0] == said[2] != said[3]
+    assert "no command /nonsense" in done.stderr
+    assert "Ctrl-C stops an answer" in done.stderr
+
+
+def test_chat_survives_a_turn_that_fails(talker):
+    """A message too long for the context is one line, and the talk goes on as if it had not been."""
+    done = chat(talker, "a" * 5000 + "\nhello\n")
+    assert done.returncode == 0
+    assert done.stderr.count("error: the prompt has") == 1
+    assert done.stdout == chat(talker, "hello\n").stdout
+
+
+def begun(talker, *flags, **options) -> "subprocess.Popen[bytes]":
+    path, config = talker
+    command = [*COMMAND, "chat", f"--model={path}", f"--config={config}", "--temperature=0", *flags]
+    return subprocess.Popen(command, **options)
+
+
+def until(descriptor, words, seen=b""):
+    """What comes until the words do. Raises OSError or AssertionError when the other end closes before."""
+    while words not in seen:
+        fresh = os.read(descriptor, 4096)
+        assert fresh, seen
+        seen += fresh
+    return seen
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_the_talk(tmp_path):
+    """What was said stays in the history: the next prompt is longer than the first by it."""
+    path = write_llama(tmp_path / "m.gguf", layers=1, context=4096, extra={"tokenizer.chat_template": TALK})
+    talker = path, write_config(tmp_path / "c.toml", cache_dir=str(tmp_path / "store"))
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = begun(talker, "--ignore_eos", "--max_tokens=1500", stdin=theirs, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    assert process.stdout
+    until(ours, b"> ")
+    os.write(ours, b"hello\n")
+    answer = process.stdout.read(8)
+    process.send_signal(signal.SIGINT)
+    errors = until(ours, b"> ", until(ours, b"stopped"))
+    assert b"tokens/s" not in errors  # a thousand tokens were left
+    process.send_signal(signal.SIGINT)  # with nothing to stop
+    until(ours, b"> ", until(ours, b"Ctrl-D or /quit ends"))
+    os.write(ours, b"hello\n/quit\n")
+    rest, _ = process.communicate(timeout=120)
+    line = until(ours, b"tokens/s")
+    os.close(ours)
+    assert process.returncode == 0
+    said = re.search(rb"(\d+) \+ 1500 tokens", line)
+    assert said
+    assert int(said[1]) > 50  # alone it would have some 30
+    assert not answer.startswith(b"> ")  # stdout has the answers only
+    assert rest
+
+
+SLOW = "{% for i in range(99999) %}{% for j in range(20) %}{% endfor %}{% endfor %}done"
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from packlight.model.text.chat import render
+os.setsid()
+count = 0
+def heard(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGINT, heard)
+def press():
+    while True:
+        time.sleep(0.02)
+        os.killpg(0, signal.SIGINT)
+threading.Thread(target=press, daemon=True).start()
+print(render(sys.argv[1], [{"role": "user", "content": "x"}]), count > 0)
+"""
+
+
+def test_ctrl_c_does_not_reach_a_template():
+    """A terminal sends it to all of its processes; a template that it killed would be called endless."""
+    command = [sys.executable, "-c", INTERRUPTED, SLOW]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
+    assert done.stdout == "done True\n", done.stderr
+
+
+def test_tools_reach_the_template(talker):
+    path, config = talker
+    llm = packlight.load(path, config)
+    template = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}{{ messages[-1].content }}"
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    said = llm.chat(HELLO, tools=tools, template=template, temperature=0, max_tokens=1)
+    assert said.prompt_token_ids == prompt_ids(llm.tokenizer, "add;hello")
+    assert llm.chat(HELLO, template=template, max_tokens=1).prompt_token_ids == prompt_ids(llm.tokenizer, "hello")
+
+
+def test_a_template_can_be_given(talker, tmp_path):
+    (tmp_path / "t.jinja").write_text("{{ messages[-1].content }}")
+    done = chat(talker, "hello\n", f"--chat_template={tmp_path / 't.jinja'}")
+    llm = packlight.load(*map(str, talker))
+    ids = llm.encode("hello", parse_special=True)
+    assert done.stdout == llm.generate(ids, temperature=0, max_tokens=6).text + "\n"
+    done = chat(talker, "hello\n", "--chat_template=/no/such/file")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --chat_template=/no/such/file: No such file or directory\n"
+
+
+def test_a_file_without_a_template_is_refused_before_it_is_loaded(tmp_path):
+    path = write_llama(tmp_path / "m.gguf", layers=1)
+    done = subprocess.run(
+        [*COMMAND, "chat", f"--model={path}"], input="x", capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pass one with --chat_template=FILE" in done.stderr
+
+
+def test_bos_is_never_doubled(talker):
+    path, _ = talker
+    tokenizer = packlight.Tokenizer.from_gguf(path)
+    assert tokenizer.add_bos
+    with_bos, without = prompt_ids(tokenizer, "<s>ab"), prompt_ids(tokenizer, "ab")
+    assert with_bos[0] == without[0] == tokenizer.bos_id
+    assert tokenizer.bos_id not in [*with_bos[1:], *without[1:]]

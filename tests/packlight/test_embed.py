@@ -1,0 +1,92 @@
+"""Embeddings against llama.cpp's and against their definition; the command."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import GOLDENS_FOLDER, shared_path
+from ggufs import write_llama
+from running import packlight as command
+from running import write_config
+
+import packlight
+from packlight.prepared import POOLINGS, prepare
+
+GOLDENS = json.loads((GOLDENS_FOLDER / "embedding_goldens.json").read_text())
+
+
+# float32: the layers' accumulated rounding; Q4_K_M: an activation that rounds the other way at a tie, once or twice
+@pytest.mark.parametrize(("name", "bound"), [("stories260K-k256-f32", 1e-5), ("stories260K-k256-Q4_K_M", 5e-3)])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_embeddings_are_llama_cpps(name, bound, pooling):
+    config = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(1,), store=False)
+    llm = packlight.load(shared_path("models", f"{name}.gguf"), config)
+    (ours,) = llm.embed([GOLDENS["ids"]], pooling)
+    assert np.abs(ours - np.array(GOLDENS[name][pooling])).max() < bound
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("m") / "m.gguf", layers=1, embed=32, context=64, vocab=271)
+
+
+@pytest.fixture(scope="module")
+def llm(model):
+    config = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(1,), cpu_kernels="xla", store=False)
+    return packlight.load(model, config)
+
+
+def test_pooling_and_length(llm):
+    long = list(range(3, 60))  # several chunks of a prefill
+    mean, last = llm.embed([long, [5]], "mean", normalize=False), llm.embed([long, [5]], "last", normalize=False)
+    hidden = llm.engine.hidden(long)
+    assert hidden.shape == (57, 32)
+    np.testing.assert_allclose(mean[0], hidden.mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(last[0], hidden[-1])
+    np.testing.assert_array_equal(mean[1], last[1])  # of one token
+    unit = llm.embed([long, "a text"])
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(unit[0], mean[0] / np.linalg.norm(mean[0]), rtol=1e-5)
+    assert unit.dtype == np.float32
+
+
+def test_the_file_may_say_how_to_pool(tmp_path):
+    """Qwen3-Embedding's files say last. Source: llama.cpp's `llama_pooling_type`."""
+
+    def prepared(number):
+        return prepare(write_llama(tmp_path / f"{number}.gguf", extra={"llama.pooling_type": number}))
+
+    assert [prepared(number).pooling(None) for number in (0, 1, 3)] == ["mean", "mean", "last"]
+    assert prepared(3).pooling("mean") == "mean"
+    for number, name in ((2, "cls"), (4, "rank"), (9, "9")):
+        with pytest.raises(packlight.ConfigError, match=f"pooling '{name}', which the file asks for, is unknown"):
+            prepared(number).pooling(None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((["a"], "median"), packlight.ConfigError, "pooling 'median' is unknown; there are: mean, last"),
+        (([],), packlight.ConfigError, "a list of texts, and at least one"),
+        (("a",), packlight.ConfigError, "a list of texts"),
+        (([""],), packlight.ConfigError, "the prompt is empty"),
+        (([[5] * 65],), packlight.ContextLengthError, "65 tokens; the context holds 64"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused(llm, arguments, error, words):
+    with pytest.raises(error, match=words):
+        llm.embed(*arguments)
+
+
+def test_the_command(model, tmp_path):
+    config = write_config(tmp_path / "c.toml", cpu_kernels="xla", cache_dir=str(tmp_path / "store"))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\n\ntwo \N{SNOWMAN}\n", encoding="utf-8")
+    flags = ("embed", f"--model={model}", f"--config={config}")
+    done = command(*flags, f"--file={texts}", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (len(report["embeddings"]), report["dimensions"], report["pooling"]) == (2, 32, "mean")
+    done = command(*flags, "--prompt=one")
+    row = np.array(done.stdout.split(), np.float64)
+    np.testing.assert_allclose(row, report["embeddings"][0], rtol=1e-6)

@@ -1,0 +1,93 @@
+// Every format through KERNELS, the kernels of one instruction set, against the portable ones, in both layouts, on
+// ragged sizes. Prints the worst relative error; tests/quant/kernels/test_native_builds.py builds and runs it.
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "weights.h"
+
+extern "C" void packlight_pack(int64_t type, int64_t lanes, int64_t out, int64_t n, const uint8_t* blocks,
+                               uint8_t* packed);
+
+namespace packlight {
+namespace {
+
+std::mt19937 rng(1);
+
+// Where a format keeps float16 scales; -1 is none.
+struct Halves {
+  int first, second;
+};
+
+Halves halves_of(Type type) {
+  switch (type) {
+    case MXFP4: return {-1, -1};
+    case Q2_K: return {80, 82};
+    case Q3_K: return {108, -1};
+    case Q6_K: return {208, -1};
+    case Q4_1: case Q5_1: case Q4_K: case Q5_K: return {0, 2};
+    default: return {0, -1};
+  }
+}
+
+std::vector<uint8_t> random_blocks(const Format& f, int64_t count) {
+  std::vector<uint8_t> blocks(count * f.bytes);
+  for (auto& byte : blocks) byte = static_cast<uint8_t>(rng());
+  const Halves at = halves_of(f.type);
+  for (int64_t b = 0; b < count; ++b) {
+    for (const int offset : {at.first, at.second}) {
+      const uint16_t half = static_cast<uint16_t>(0x2000 + rng() % 0x800);
+      if (offset >= 0) std::memcpy(&blocks[b * f.bytes + offset], &half, 2);
+    }
+    if (f.type == MXFP4) blocks[b * f.bytes] = static_cast<uint8_t>(118 + rng() % 4);
+  }
+  return blocks;
+}
+
+std::vector<float> product(const Kernels& kernels, const Weights& w, const std::vector<float>& x, int64_t rows) {
+  const int64_t width = w.blocks * w.format->elements;
+  std::vector<uint8_t> scratch(Activations::bytes(rows, width));
+  Activations activations;
+  activations.place(scratch.data(), rows, width, w.format->elements);
+  for (int64_t row = 0; row < rows; ++row) kernels.quantize(&x[row * width], activations, row);
+  std::vector<float> y(rows * w.out);
+  kernels.multiply(w.format->type)(w, activations, 0, (w.out + kernels.lanes - 1) / kernels.lanes, y.data());
+  return y;
+}
+
+double compare(const Format& f, int64_t rows, int64_t out, int64_t n, int lanes) {
+  const auto blocks = random_blocks(f, out * n);
+  std::vector<uint8_t> packed((out + lanes - 1) / lanes * lanes * n * f.bytes);
+  packlight_pack(f.type, lanes, out, n, blocks.data(), packed.data());
+  std::vector<float> x(rows * n * f.elements);
+  for (auto& value : x) value = std::normal_distribution<float>()(rng);
+  const auto want = product(kPortable, {&f, 1, out, n, blocks.data()}, x, rows);
+  const auto got = product(KERNELS, {&f, lanes, out, n, packed.data()}, x, rows);
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += std::pow(want[i] - got[i], 2);
+    norm += std::pow(want[i], 2);
+  }
+  return std::sqrt(error / norm);
+}
+
+}  // namespace
+}  // namespace packlight
+
+int main() {
+  using namespace packlight;
+  double worst = 0;
+  for (const Format& f : kFormats) {
+    for (const int64_t rows : {1, 2, 3, 5, 8, 9, 33}) {
+      for (const int64_t out : {1, 7, 16, 37}) {
+        for (const int64_t n : {1, 9}) {
+          for (const int lanes : {1, KERNELS.lanes}) worst = std::fmax(worst, compare(f, rows, out, n, lanes));
+        }
+      }
+    }
+  }
+  std::printf("%g\n", worst);
+}
