@@ -15,12 +15,13 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.monitoring
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from packlight.common.errors import ConfigError, MemoryLimitError
 from packlight.common.text import shown
@@ -174,15 +175,33 @@ def build(
     # For a CPU one at a time: XLA shares each out among the cores, and a second one at work takes 225 MB more.
     pool = concurrent.futures.ThreadPoolExecutor(1 if config.platform == "cpu" else os.cpu_count())
     try:
-        for future in concurrent.futures.as_completed([pool.submit(one, key) for key in plan.steps]):
-            done = future.result()
-            built[done.key] = done
-            progress(done)
+        with _without_jax_cache():
+            for future in concurrent.futures.as_completed([pool.submit(one, key) for key in plan.steps]):
+                done = future.result()
+                built[done.key] = done
+                progress(done)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # an interrupt or an error waits for no compilation under way
     if not all(b.hit for b in built.values()):
         _return_freed_memory()
     return Executables({key: built[key] for key in plan.steps}, tuple(dict.fromkeys(warnings)))
+
+
+@contextlib.contextmanager
+def _without_jax_cache() -> Iterator[None]:
+    """jax's own persistent cache off, where the user has it on: an executable out of it loads, but what it is
+    serialized to does not ("Function ... not found"), so that our store would keep entries that fail when they run.
+    """
+    if not (jax.config.jax_compilation_cache_dir and jax.config.jax_enable_compilation_cache):  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+        return
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it remembers whether it is on
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def _return_freed_memory() -> None:

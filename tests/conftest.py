@@ -18,6 +18,13 @@ SHARED = ROOT.parent / "shared"
 GOLDENS_FOLDER = ROOT / "tests" / "goldens"
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))  # children
+# Kept between runs: native libraries and stored executables, also of child processes, and what jax compiles here.
+# Entries are named by their content, so that an old one is never taken for another.
+CACHE = pathlib.Path(os.environ.get("PACKLIGHT_TEST_CACHE", ROOT / ".cache" / "tests"))
+os.environ["XDG_CACHE_HOME"] = str(CACHE)
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_platforms", "cpu")  # what the tolerances and exactness are derived for
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -132,6 +132,16 @@ def test_the_hash_of_the_sources_sees_every_depth_and_every_name(tmp_path):
     assert aot.code_hash() == aot.sources_hash(ROOT)
 
 
+def test_what_jax_keeps_itself_does_not_spoil_the_store(path, fresh, tmp_path):
+    """An executable out of jax's persistent cache cannot be stored: the suite has that cache on, as a user may."""
+    assert jax.config.jax_compilation_cache_dir
+    for name in "ab":  # the second compilation would be served by jax's cache
+        config = dataclasses.replace(fresh, cache_dir=str(tmp_path / name))
+        assert packlight.load(path, config).generate([1], max_tokens=1).token_ids
+        assert packlight.load(path, config).generate([1], max_tokens=1).token_ids  # from our store
+    assert jax.config.jax_enable_compilation_cache
+
+
 def test_a_renamed_copy_of_the_file_hits(path, fresh, tmp_path):
     build(path, fresh)
     copy = tmp_path / "copy.gguf"
