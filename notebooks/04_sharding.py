@@ -19,7 +19,7 @@ from packlight import demo
 from packlight.compile import aot
 from packlight.compile.config import MeshShape
 from packlight.compile.steps import abstract_cache, cache_specs
-from packlight.model.spec.sharding import TABLE, cut, make_split
+from packlight.model.spec.sharding import cut, make_split
 from packlight.model.spec.weights import declare, used_weights
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import abstract, place
@@ -72,14 +72,16 @@ assert difference < 0.1  # int8 activations: one that lies at half a step may be
 # %% [markdown]
 # ## Which part is where
 #
-# One table says along which axis each weight is cut. A weight is `(out, in)`: cut by rows, a device computes some of
-# the outputs; cut along inputs, it computes a part of the sum for all outputs, and one `all-reduce` over the devices
-# completes it. Norms are small and are everywhere.
+# Each weight's declaration says along which axis it is cut, and what lies there: vocabulary (V), query heads (H), kv
+# heads (K) or features (F). A weight is `(out, in)`: cut by rows, a device computes some of the outputs; cut along
+# inputs, it computes a part of the sum for all outputs, and one `all-reduce` over the devices completes it. Norms are
+# small and are everywhere.
 
 # %%
-print(f"{'weight':16}{'cut along':11}letters of the axis")
-for name, (axis, letters) in TABLE.items():
-    print(f"{name:16}{axis:11}{letters}")
+print(f"{'weight':16}{'cut along':11}what lies there")
+for weight in declare(eight.model):
+    if weight.cut and not weight.is_vector:
+        print(f"{weight.name:16}{weight.cut:11}{' '.join(segment.axis for segment in weight.segments)}")
 
 # %% [markdown]
 # A cut never goes through a packed block. The axis of blocks is one of its own in a packed array

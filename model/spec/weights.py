@@ -1,7 +1,8 @@
-"""Every tensor of an architecture, declared once: name, shape, axes. Imports no jax.
+"""Every tensor of an architecture, declared once: name, shape, and how devices share it. Imports no jax.
 
 `declare` is the only place that names tensors. The check that a file has all of them and no other, the loader's
-buffers and the abstract tree that executables are lowered from (`model.weights.params`) all read it.
+buffers, each device's part (`model.spec.sharding`) and the abstract tree that executables are lowered from
+(`model.weights.params`) all read it.
 
 Layers are stacked by tensor and format: Q4_K_M keeps `attn_v` as Q6_K in some layers and as Q4_K in the others, so
 `blk["attn_v"]` is two stacks and a table that says where each layer's matrix lies. One loop body then serves all
@@ -10,6 +11,7 @@ layers, and the number of XLA kernels does not grow with the depth of the model.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.common.text import naming, shown
@@ -21,28 +23,51 @@ from packlight.quant.formats.table import FORMATS
 
 VECTOR_FORMATS = ("F32", "F16", "BF16")
 
+Axis = Literal["", "rows", "inputs", "experts"]
+Kind = Literal["matrix", "bias", "vector"]
+
+
+class Segment(NamedTuple):
+    """Consecutive rows, inputs or experts of a weight that lie on one logical axis."""
+
+    axis: Literal["E", "F", "H", "K", "V"]  # a letter of `model.__init__`
+    length: int  # rows, inputs or experts: for heads, their number times the width of one
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One tensor, or one per layer: GGUF name without its `.weight`, shape `(out, in)`, letters of `model.__init__`."""
+    """One tensor, or one per layer: a row of `declare`."""
 
-    name: str
-    shape: tuple[int, ...]
-    axes: str
+    name: str  # as in the file, without its `.weight`
+    shape: tuple[int, ...]  # (out, in), experts before
+    cut: Axis = ""  # the axis that devices share; "": each of them holds all of it. A bias states its matrix's
+    segments: tuple[Segment, ...] = ()  # what lies along that axis, in order
+    kind: Kind = "matrix"  # a matrix stays packed; biases, and vectors such as norms or sinks, become float32
     per_layer: bool = True
-    optional: bool = False
+    optional: bool = False  # a file may lack it, then in all layers
 
     def __post_init__(self):
-        assert len(self.axes) == len(self.shape), self
+        if self.cut and not (self.is_vector and self.cut == "inputs"):
+            assert self.shape[self.position(self.cut)] == sum(segment.length for segment in self.segments), self
 
     @property
     def is_vector(self) -> bool:
-        """Kept as float32 rather than packed: norms, biases (of experts too), sinks, frequencies."""
-        return len(self.shape) == 1 or self.name.endswith(".bias")
+        """Whether it is kept as float32 rather than packed."""
+        return self.kind != "matrix"
+
+    def position(self, axis: Axis) -> int:
+        """Where in the shape `axis` is. The rows of a bias are its last axis, and it has no inputs."""
+        match axis:
+            case "experts":
+                return 0
+            case "rows":
+                return len(self.shape) - (1 if self.is_vector else 2)
+            case _:
+                return len(self.shape) - 1
 
     def tensors(self, layers: int) -> list[str]:
         """Full names in the file, one per layer or just one."""
-        suffix = "" if self.name.endswith(".bias") else ".weight"
+        suffix = "" if self.kind == "bias" else ".weight"
         prefixes = [f"blk.{layer}." for layer in range(layers)] if self.per_layer else [""]
         return [f"{prefix}{self.name}{suffix}" for prefix in prefixes]
 
@@ -53,56 +78,94 @@ class Weight:
 
 
 def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
-    """Every tensor a model may have. Optional ones are used when the file has them, in all layers or in none."""
+    """Every tensor a model may have. Optional ones are used when the file has them, in all layers or in none.
+
+    A branch of a layer is opened by matrices that devices share by rows, and closed by one that they share by inputs.
+    """
     arch = cfg.architecture
-    D, F, V, E = cfg.embedding_length, cfg.feed_forward_length, cfg.vocab_size, cfg.expert_count
-    Q, KV, C = cfg.head_count * cfg.key_length, cfg.head_count_kv * cfg.key_length, cfg.key_length
-    if arch.fused:
-        projections = (Weight("attn_qkv", (Q + 2 * KV, D), "HD"),)
-    else:
-        projections = (Weight("attn_q", (Q, D), "HD"), Weight("attn_k", (KV, D), "KD"), Weight("attn_v", (KV, D), "KD"))
-    matrices = [*projections, Weight("attn_output", (D, Q), "DH")]
-    if E:
-        X = cfg.expert_feed_forward_length
-        matrices += [
-            Weight("ffn_gate_inp", (E, D), "ED"),
-            Weight("ffn_gate_exps", (E, X, D), "EFD"),
-            Weight("ffn_up_exps", (E, X, D), "EFD"),
-            Weight("ffn_down_exps", (E, D, X), "EDF"),
-        ]
-    else:
-        gates = () if arch.fused or arch.ffn == "gelu" else (Weight("ffn_gate", (F, D), "FD"),)
-        up = Weight("ffn_up", (2 * F if arch.fused else F, D), "FD")
-        matrices += [*gates, up, Weight("ffn_down", (D, F), "DF")]
+    D, V = cfg.embedding_length, cfg.vocab_size
+    vocab = (Segment("V", V),)
+    matrices = [*_attention_matrices(cfg), *_ffn_matrices(cfg)]
     biases = [
-        Weight(f"{m.name}.bias", m.shape[:-1], m.axes[:-1], optional=m.name not in arch.biases)
+        Weight(f"{m.name}.bias", m.shape[:-1], m.cut, m.segments, "bias", optional=m.name not in arch.biases)
         for m in matrices
         if m.name in arch.biases or m.name in arch.optional_biases
     ]
     norms = [*(["attn_norm", arch.ffn_norm] if arch.pre_norms else [])]
     norms += ["post_attention_norm", "post_ffw_norm"] if arch.post_norms else []
-    vectors = [part for name in norms for part in _norm(arch, name, D)]
-    if arch.qk_norm:
-        widths = (C, C) if arch.qk_norm == "head" else (Q, KV)
-        vectors += [Weight("attn_q_norm", widths[:1], "C"), Weight("attn_k_norm", widths[1:], "C")]
-    if arch.sinks:
-        vectors.append(Weight("attn_sinks", (cfg.head_count,), "H"))
     rope = ("rope_factors_long", "rope_factors_short") if arch.long_rope else ("rope_freqs",)
+    rotated = cfg.rope_dimension_count // 2
     return (
-        Weight("token_embd", (V, D), "VD", per_layer=False),
-        *(Weight(name, (cfg.rope_dimension_count // 2,), "C", per_layer=False, optional=True) for name in rope),
-        *vectors,
+        Weight("token_embd", (V, D), "rows", vocab, per_layer=False),
+        *(Weight(name, (rotated,), kind="vector", per_layer=False, optional=True) for name in rope),
+        *(weight for name in norms for weight in _norm(arch, name, D)),
+        *_attention_vectors(cfg),
         *matrices,
         *biases,
         *_norm(arch, "output_norm", D, per_layer=False),
-        Weight("output", (V, D), "VD", per_layer=False, optional=True),  # absent: the head is token_embd
+        Weight("output", (V, D), "rows", vocab, per_layer=False, optional=True),  # absent: the head is token_embd
     )
+
+
+def _head_segments(cfg: ModelConfig) -> tuple[Segment, Segment]:
+    """The query heads' rows and the kv heads'."""
+    return Segment("H", cfg.head_count * cfg.key_length), Segment("K", cfg.head_count_kv * cfg.key_length)
+
+
+def _attention_matrices(cfg: ModelConfig) -> list[Weight]:
+    D = cfg.embedding_length
+    heads, kv_heads = _head_segments(cfg)
+    Q, KV = heads.length, kv_heads.length
+    closing = Weight("attn_output", (D, Q), "inputs", (heads,))
+    if cfg.architecture.fused:
+        return [Weight("attn_qkv", (Q + 2 * KV, D), "rows", (heads, kv_heads, kv_heads)), closing]
+    return [
+        Weight("attn_q", (Q, D), "rows", (heads,)),
+        Weight("attn_k", (KV, D), "rows", (kv_heads,)),
+        Weight("attn_v", (KV, D), "rows", (kv_heads,)),
+        closing,
+    ]
+
+
+def _attention_vectors(cfg: ModelConfig) -> list[Weight]:
+    arch, vectors = cfg.architecture, []
+    heads, kv_heads = _head_segments(cfg)
+    if arch.qk_norm == "head":
+        vectors += [Weight(name, (cfg.key_length,), kind="vector") for name in ("attn_q_norm", "attn_k_norm")]
+    elif arch.qk_norm == "whole":
+        vectors.append(Weight("attn_q_norm", (heads.length,), "rows", (heads,), "vector"))
+        vectors.append(Weight("attn_k_norm", (kv_heads.length,), "rows", (kv_heads,), "vector"))
+    if arch.sinks:
+        vectors.append(Weight("attn_sinks", (cfg.head_count,), "rows", (Segment("H", cfg.head_count),), "vector"))
+    return vectors
+
+
+def _ffn_matrices(cfg: ModelConfig) -> list[Weight]:
+    arch, D, F, E = cfg.architecture, cfg.embedding_length, cfg.feed_forward_length, cfg.expert_count
+    if E:
+        X, experts = cfg.expert_feed_forward_length, (Segment("E", E),)
+        return [
+            Weight("ffn_gate_inp", (E, D)),
+            Weight("ffn_gate_exps", (E, X, D), "experts", experts),
+            Weight("ffn_up_exps", (E, X, D), "experts", experts),
+            Weight("ffn_down_exps", (E, D, X), "experts", experts),
+        ]
+    features = Segment("F", F)
+    closing = Weight("ffn_down", (D, F), "inputs", (features,))
+    up = Weight("ffn_up", (F, D), "rows", (features,))
+    if arch.fused:
+        return [Weight("ffn_up", (2 * F, D), "rows", (features, features)), closing]
+    if arch.ffn == "gelu":
+        return [up, closing]
+    return [Weight("ffn_gate", (F, D), "rows", (features,)), up, closing]
 
 
 def _norm(arch: Architecture, name: str, width: int, per_layer: bool = True) -> list[Weight]:
     """A norm's weights, and its biases where the family's norm has them."""
-    names = [name, f"{name}.bias"] if arch.norm == "layer" else [name]
-    return [Weight(name, (width,), "D", per_layer) for name in names]
+    weights = Weight(name, (width,), kind="vector", per_layer=per_layer)
+    if arch.norm != "layer":
+        return [weights]
+    return [weights, Weight(f"{name}.bias", (width,), kind="bias", per_layer=per_layer)]
 
 
 def ignored_tensors(cfg: ModelConfig) -> frozenset[str]:

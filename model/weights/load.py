@@ -15,8 +15,8 @@ from packlight.common.errors import GGUFError
 from packlight.common.text import shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo, read_into, read_part, read_tensor
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.sharding import WHOLE, Axis, Cut, Split, cut
-from packlight.model.spec.weights import Weight, check, group_by_format, is_tied, layout_of
+from packlight.model.spec.sharding import WHOLE, Cut, Split, cut
+from packlight.model.spec.weights import Axis, Weight, check, group_by_format, is_tied, layout_of
 from packlight.quant.formats.scales import nonfinite_block
 from packlight.quant.kernels import native_build
 from packlight.quant.layouts import LANES, pack

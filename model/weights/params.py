@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.sharding import WHOLE, Axis, cut
-from packlight.model.spec.weights import Weight, group_by_format, is_tied, layout_of, used_weights
+from packlight.model.spec.sharding import WHOLE, cut
+from packlight.model.spec.weights import Axis, Weight, group_by_format, is_tied, layout_of, used_weights
 from packlight.model.weights.load import HostWeight
 from packlight.model.weights.placement import Placement, along
 from packlight.model.weights.stack import Stack

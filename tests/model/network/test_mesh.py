@@ -22,8 +22,8 @@ from packlight.compile.config import MeshShape
 from packlight.compile.steps import abstract_cache
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.sharding import Split, cut, make_split
-from packlight.model.spec.weights import check, formats
+from packlight.model.spec.sharding import Cut, Piece, Split, cut, make_split
+from packlight.model.spec.weights import Segment, Weight, check, formats
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import abstract
 from packlight.prepared import prepare
@@ -121,6 +121,20 @@ def test_what_does_not_divide_is_gathered_or_padded(tmp_path):
     assert split_of(tiny, 2)[-1] == Split(1, 2, True, "inputs", "inputs", 11 * 256)
     odd = write_llama(tmp_path / "odd.gguf", kv_heads=3, ffn=1024, **(shape | {"heads": 6, "head_dim": 128}))
     assert split_of(odd, 4)[-1] == Split(1, 4, False, "rows", "inputs", 256)
+
+
+def test_a_weight_is_cut_as_its_row_says(divided):
+    """One that no model has: heads and two halves of features in one matrix, and a bias of it."""
+    _, cfg, _, split = split_of(divided, 8)
+    segments = (Segment("H", 16 * 4), Segment("F", 2048), Segment("F", 2048))
+    matrix = Weight("mixed", (64 + 4096, 256), "rows", segments)
+    bias = Weight("mixed.bias", matrix.shape[:-1], matrix.cut, matrix.segments, "bias")
+    for weight in (matrix, bias):
+        pieces = (Piece(0, 3 * 8, 8), Piece(8, 64 + 3 * 256, 256), Piece(264, 64 + 2048 + 3 * 256, 256))
+        assert cut(cfg, split, weight, 3) == Cut("rows", 8 + 512, pieces)
+        assert split.part(cfg, weight).shape == (520, *weight.shape[1:])
+    with pytest.raises(AssertionError):
+        Weight("mixed", (64 + 4096, 256), "rows", segments[:2])
 
 
 @pytest.mark.parametrize("tensor", [2, 3, 8])
