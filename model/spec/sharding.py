@@ -56,7 +56,8 @@ class Split:
     def closing(self, weight: Weight) -> Closing:
         """How a matrix that is declared as cut along its inputs, or its bias, is really cut."""
         (segment,) = weight.segments
-        return {"H": self.attn_output, "F": self.ffn_down}[segment.axis]
+        ways: dict[str, Closing] = {"H": self.attn_output, "F": self.ffn_down}
+        return ways[segment.axis]
 
     def cache_heads(self, cfg: ModelConfig) -> int:
         """kv heads of the whole cache, repeated ones counted."""

@@ -1,13 +1,17 @@
-"""Reading a checked file's tensors into their final host buffers, packed, one copy. Imports no jax.
+"""Reads a checked file's tensors into their final host buffers, packed, with one copy. Imports no jax.
 
-Every tensor is read by position into its place in its stack's buffer, straight, or by way of the layout its kernel
-reads and of the cuts that several devices share it by: then one buffer a device. The buffers are 64-byte aligned, so
-that the CPU backend can use them where they are. Knows files and device numbers, not devices.
+Every tensor is read by position into its place in its stack's buffer. If its kernel reads another layout, or several
+devices share it, it goes by way of a second buffer; each device then has buffers of its own. They are 64-byte aligned,
+so that the CPU backend can use them where they are. Knows files and device numbers, not devices.
 """
 
+import bisect
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+import functools
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,28 +31,48 @@ ALIGNMENT = 64  # bytes; what XLA:CPU asks of a buffer it uses in place (GGUF al
 
 @dataclasses.dataclass(frozen=True)
 class HostWeight:
-    """One declared weight of all layers: a float32 vector (per layer `(L, n)`), or packed blocks, one buffer a format.
+    """One declared weight of all layers: a float32 vector, or packed blocks with one buffer for each format."""
 
-    weight: with the shape that one device holds. axis: along which devices share it, or "". parts: number of a tensor
-    device -> its buffers; one entry serves all devices where they hold the same. layouts: of each buffer. places: per
-    layer, (buffer, index in it); empty for a weight that is not per layer.
-    """
-
-    weight: Weight
-    axis: Axis
-    parts: Mapping[int, list[np.ndarray]]
-    qtypes: list[str]
-    layouts: list[str]
-    places: tuple[tuple[int, int], ...]
+    weight: Weight  # with the shape that one device holds
+    axis: Axis  # along which devices share it; "": each of them holds all of it
+    parts: Mapping[int, list[np.ndarray]]  # tensor device's number -> its buffers; only 0 where all hold the same
+    qtypes: list[str]  # of each buffer
+    layouts: list[str]  # of each buffer
+    places: tuple[tuple[int, int], ...]  # per layer, (buffer, index in it); () for a weight that is not per layer
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One tensor to read, and where its parts go: (cut, blocks in the final layout) of each device."""
+class Rectangle(NamedTuple):
+    """Some of a tensor's packed blocks."""
 
-    info: TensorInfo
-    layout: str
-    parts: list[tuple[Cut, np.ndarray]]
+    rows: range  # counted over all leading axes
+    blocks: range  # of each of these rows
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """These blocks of `array`, uint8 (rows, blocks, block_bytes)."""
+        return array[self.rows.start : self.rows.stop, self.blocks.start : self.blocks.stop]
+
+
+class Move(NamedTuple):
+    """Blocks that go from what was read to where a device keeps them."""
+
+    read: int  # the number of the read that has them
+    source: Rectangle  # in what was read
+    target: Rectangle  # in the device's part
+
+
+class _Part(NamedTuple):
+    """One device's part of a tensor."""
+
+    shape: tuple[int, ...]  # (..., out, N, block_bytes), in ggml's layout
+    moves: list[Move]
+    out: np.ndarray  # where it goes, in the layout that its kernel reads
+
+
+class _Job(NamedTuple):
+    """One tensor to read."""
+
+    nbytes: int
+    run: Callable[[], None]
 
 
 def read_weights(
@@ -59,10 +83,10 @@ def read_weights(
     split: Split = WHOLE,
     devices: Collection[int] = (0,),
 ) -> list[HostWeight]:
-    """Every weight of the model; `progress` is called with each tensor's bytes when it, or a run of vectors, is done.
+    """Every weight of the model. When a matrix or a vector of all layers is read, `progress` is called with its bytes.
 
-    layout: what the kernels read, where a format has it; tensors are read and brought into it side by side.
-    devices: numbers along the tensor axis of `split`, whose parts are read. Of a weight that is cut only they are.
+    layout: what the kernels read; tensors whose format has it are brought into it.
+    devices: numbers along the tensor axis of `split`. Of a weight that is cut, only these devices' parts are read.
     Raises GGUFError naming the tensor (and block) that does not fit, cannot be read or holds a non-finite scale.
     """
     weights, jobs = [], []
@@ -83,42 +107,43 @@ def read_weights(
             jobs += reads
     pool = concurrent.futures.ThreadPoolExecutor(READERS)
     try:
-        for job, _ in zip(jobs, pool.map(_read_blocks, jobs), strict=True):
-            progress(job.info.nbytes)
+        for job, _ in zip(jobs, pool.map(lambda job: job.run(), jobs), strict=True):
+            progress(job.nbytes)
     finally:
         pool.shutdown(cancel_futures=True)
     return weights
 
 
 def _read_vectors(weight: Weight, part: Weight, infos: list[TensorInfo], cuts: Mapping[int, Cut]) -> HostWeight:
-    rows = np.stack([_vector(info).reshape(weight.shape) for info in infos])
-    rows = rows if weight.per_layer else rows[0]
-    parts = {}
-    for device, share in cuts.items():
-        axis = rows.ndim - len(weight.shape) if share.axis == "experts" else rows.ndim - 1
-        parts[device] = [_taken(rows, axis, share) if share.axis else rows]
+    values = np.stack([_read_vector(info).reshape(weight.shape) for info in infos])
+    values = values if weight.per_layer else values[0]
+    lead = values.ndim - len(weight.shape)
+    parts = {
+        device: [_take_part(values, lead + weight.position(share.axis), share) if share.axis else values]
+        for device, share in cuts.items()
+    }
     return HostWeight(part, cuts[min(cuts)].axis, parts, ["F32"], ["ggml"], ())
 
 
-def _taken(whole: np.ndarray, axis: int, share: Cut) -> np.ndarray:
+def _take_part(values: np.ndarray, axis: int, share: Cut) -> np.ndarray:
     """A part along `axis`, zeros where it is padded."""
-    out = np.zeros((*whole.shape[:axis], share.size, *whole.shape[axis + 1 :]), whole.dtype)
+    out = np.zeros((*values.shape[:axis], share.size, *values.shape[axis + 1 :]), values.dtype)
     for to, start, count in share.pieces:
-        np.moveaxis(out, axis, 0)[to : to + count] = np.moveaxis(whole, axis, 0)[start : start + count]
+        np.moveaxis(out, axis, 0)[to : to + count] = np.moveaxis(values, axis, 0)[start : start + count]
     return out
 
 
 def _plan_matrices(
     part: Weight, infos: list[TensorInfo], layout: str, tied: bool, cuts: Mapping[int, Cut]
 ) -> tuple[HostWeight, list[_Job]]:
-    """Buffers for a weight's parts, and which tensor goes where in them."""
+    """Buffers for a weight's parts, and the jobs that fill them."""
     qtypes = [info.format.name for info in infos]
     order, places = group_by_format(qtypes)
     kept = [layout_of(part, qtype, layout, tied) for qtype in order]
     shapes = [(qtypes.count(q), *part.blocks_shape(q, at)) for q, at in zip(order, kept, strict=True)]
-    parts = {device: [_aligned(shape) for shape in shapes] for device in cuts}
+    parts = {device: [_allocate(shape) for shape in shapes] for device in cuts}
     jobs = [
-        _Job(info, kept[group], [(cuts[device], parts[device][group][index]) for device in cuts])
+        _plan_job(part, info, kept[group], cuts, {device: parts[device][group][index] for device in cuts})
         for info, (group, index) in zip(infos, places, strict=True)
     ]
     axis = cuts[min(cuts)].axis
@@ -127,69 +152,82 @@ def _plan_matrices(
     return HostWeight(part, axis, {d: [buffers[0][0]] for d, buffers in parts.items()}, order, kept, ()), jobs
 
 
-def _read_blocks(job: _Job) -> None:
-    """Reads a tensor's parts into their places and refuses scales that are NaN or infinite."""
-    info = job.info
-    share, out = job.parts[0]
-    if not share.axis:
-        blocks = out if job.layout == "ggml" else np.empty(info.blocks_shape, np.uint8)
-        read_into(info, blocks)
-        _check_scales(info, blocks, 0, 0)
-        _lay_out(info, blocks, job.layout, out)
-        return
-    elements = info.format.elements
-    rows, width = int(np.prod(info.shape[:-1])), info.shape[-1] // elements
-    per_piece = int(np.prod(info.shape[1:-1])) if share.axis == "experts" else 1
-    in_blocks = share.axis == "inputs"
-    needed = sorted({(p.start, p.length) for one, _ in job.parts for p in one.pieces})
-    holds: list[tuple[int, int, np.ndarray]] = []  # first row or block, one past the last, bytes
-    for start, end in _joined(needed):
-        if in_blocks:
-            first, count, at, length = 0, rows, start // elements, (end - start) // elements
+def _plan_job(
+    part: Weight, info: TensorInfo, layout: str, cuts: Mapping[int, Cut], outs: Mapping[int, np.ndarray]
+) -> _Job:
+    """How to read one tensor into `outs`, each device's place for it. Every byte that is needed is read once."""
+    axis = cuts[min(cuts)].axis
+    if not axis:
+        return _Job(info.nbytes, functools.partial(_read_whole, info, layout, outs[0]))
+    runs = _merge((p.start, p.start + p.length) for share in cuts.values() for p in share.pieces)
+    starts = [start for start, _ in runs]
+    reads = [_rectangle(info, axis, start, end - start) for start, end in runs]
+    shape, parts = part.blocks_shape(info.format.name), []
+    for device, share in cuts.items():
+        moves = []
+        for to, start, length in share.pieces:
+            read = bisect.bisect_right(starts, start) - 1
+            source = _rectangle(info, axis, start - starts[read], length)
+            moves.append(Move(read, source, _rectangle(info, axis, to, length)))
+        parts.append(_Part(shape, moves, outs[device]))
+    return _Job(info.nbytes, functools.partial(_read_parts, info, layout, reads, parts))
+
+
+def _merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What (start, end) pairs cover, sorted, in as few pairs as possible."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
         else:
-            first, count, at, length = start * per_piece, (end - start) * per_piece, 0, width
-        blocks = np.empty((count, length, info.format.bytes), np.uint8)
-        read_part(info, first, at, blocks)
-        _check_scales(info, blocks, first, at)
-        holds.append((start, end, blocks))
-    for one, out in job.parts:
-        local = np.zeros(_ggml_shape(info, one), np.uint8)
-        flat = local.reshape(-1, *local.shape[-2:])
-        for to, start, count in one.pieces:
-            begin, _, blocks = next(h for h in holds if h[0] <= start and start + count <= h[1])
-            if in_blocks:
-                to, start, count = to // elements, (start - begin) // elements, count // elements
-                flat[:, to : to + count] = blocks[:, start : start + count]
-            else:
-                to, start, count = to * per_piece, (start - begin) * per_piece, count * per_piece
-                flat[to : to + count] = blocks[start : start + count]
-        _lay_out(info, local, job.layout, out)
+            merged.append((start, end))
+    return merged
 
 
-def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Sorted (start, count) -> (start, end) of what they cover, in as few runs as possible."""
-    begin = end = None
-    for start, count in ranges:
-        if end is None or start > end:
-            if begin is not None and end is not None:
-                yield begin, end
-            begin, end = start, start + count
-        else:
-            end = max(end, start + count)
-    if begin is not None and end is not None:
-        yield begin, end
-
-
-def _ggml_shape(info: TensorInfo, share: Cut) -> tuple[int, ...]:
-    """(..., out, N, block_bytes) of a part in ggml's layout."""
-    *lead, out, blocks, size = info.blocks_shape
-    match share.axis:
+def _rectangle(info: TensorInfo, axis: Axis, start: int, length: int) -> Rectangle:
+    """The blocks of `length` rows, inputs or experts from number `start` on, in a tensor or in a device's part."""
+    *lead, width, _ = info.blocks_shape
+    match axis:
+        case "inputs":
+            elements = info.format.elements
+            return Rectangle(range(math.prod(lead)), range(start // elements, (start + length) // elements))
         case "experts":
-            return (share.size, *lead[1:], out, blocks, size)
-        case "rows":
-            return (*lead, share.size, blocks, size)
+            each = math.prod(lead[1:])
+            return Rectangle(range(start * each, (start + length) * each), range(width))
         case _:
-            return (*lead, out, share.size // info.format.elements, size)
+            assert len(lead) == 1, f"{info.name}: rows of each expert are not cut"
+            return Rectangle(range(start, start + length), range(width))
+
+
+def _read_whole(info: TensorInfo, layout: str, out: np.ndarray) -> None:
+    """Reads a tensor into its place and refuses scales that are NaN or infinite."""
+    blocks = out if layout == "ggml" else np.empty(info.blocks_shape, np.uint8)
+    read_into(info, blocks)
+    _check_scales(info, blocks, 0, 0)
+    if layout != "ggml":
+        _pack_into(info, blocks, layout, out)
+
+
+def _read_parts(info: TensorInfo, layout: str, reads: list[Rectangle], parts: list[_Part]) -> None:
+    """Reads what a tensor's parts need into their places and refuses scales that are NaN or infinite."""
+    held = [_read_rectangle(info, each) for each in reads]
+    for part in parts:
+        blocks = part.out if layout == "ggml" else np.empty(part.shape, np.uint8)
+        blocks[...] = 0  # what no move fills is padding
+        rows = blocks.reshape(-1, *blocks.shape[-2:])
+        for move in part.moves:
+            move.target.view(rows)[...] = move.source.view(held[move.read])
+        if layout != "ggml":
+            _pack_into(info, blocks, layout, part.out)
+
+
+def _read_rectangle(info: TensorInfo, rectangle: Rectangle) -> np.ndarray:
+    """uint8 (rows, blocks, block_bytes), its scales checked."""
+    rows, blocks = rectangle
+    out = np.empty((len(rows), len(blocks), info.format.bytes), np.uint8)
+    read_part(info, rows.start, blocks.start, out)
+    _check_scales(info, out, rows.start, blocks.start)
+    return out
 
 
 def _check_scales(info: TensorInfo, blocks: np.ndarray, first_row: int, first_block: int) -> None:
@@ -203,12 +241,8 @@ def _check_scales(info: TensorInfo, blocks: np.ndarray, first_row: int, first_bl
         )
 
 
-def _lay_out(info: TensorInfo, blocks: np.ndarray, layout: str, out: np.ndarray) -> None:
-    """Blocks (..., rows, N, block_bytes) into `out`, in its layout."""
-    if layout == "ggml":
-        if out is not blocks:
-            out[...] = blocks
-        return
+def _pack_into(info: TensorInfo, blocks: np.ndarray, layout: str, out: np.ndarray) -> None:
+    """Brings blocks (..., rows, N, block_bytes) into `layout`, in `out`."""
     matrices = blocks.reshape(-1, *blocks.shape[-3:]), out.reshape(-1, *out.shape[-3:])
     for one, packed in zip(*matrices, strict=True):
         if layout in LANES:
@@ -217,7 +251,7 @@ def _lay_out(info: TensorInfo, blocks: np.ndarray, layout: str, out: np.ndarray)
             packed[...] = pack(one, info.format.name, layout)
 
 
-def _vector(info: TensorInfo) -> np.ndarray:
+def _read_vector(info: TensorInfo) -> np.ndarray:
     """A norm, bias or frequency table as float32 (n,)."""
     raw = read_tensor(info).reshape(-1)
     match info.format.name:
@@ -232,7 +266,7 @@ def _vector(info: TensorInfo) -> np.ndarray:
     return values
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+def _allocate(shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised uint8 array whose address is a multiple of ALIGNMENT."""
     size = int(np.prod(shape))
     raw = np.empty(size + ALIGNMENT, np.uint8)
