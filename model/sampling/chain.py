@@ -2,7 +2,7 @@
 
 The chain is llama.cpp's default order: top-n-sigma, top-k, typical-p, top-p, min-p, XTC, temperature (dynamic too), one
 draw; or, where asked for, temperature and Mirostat. All but the last see probabilities before the temperature. Bias
-and penalties come before: `model.sampling.steering`. Tokens are ranked by logit, highest first, equal logits by lower
+and penalties come before: `model.sampling.penalties`. Tokens are ranked by logit, highest first, equal logits by lower
 id first; every step takes tokens out of that order. All steps but typical-p and XTC keep a prefix of it.
 
 Two paths give the same ids bit for bit. The short one ranks the `cap` highest logits with `lax.top_k`; the long one
@@ -31,7 +31,7 @@ import numpy as np
 from jax import lax
 
 from packlight.model.sampling.config import MOST_LOGPROBS, SamplingConfig
-from packlight.model.sampling.steering import Adjustment, adjusted
+from packlight.model.sampling.penalties import Adjustment, adjusted
 
 CAP = 256
 TINY = float(np.finfo(np.float32).tiny)

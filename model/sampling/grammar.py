@@ -50,7 +50,7 @@ def vocabulary(tokenizer: Tokenizer) -> Any:
 
 
 class Grammar:
-    """One generation that must match; see `model.sampling.steering.Constraint`."""
+    """One generation that must match; see `model.sampling.penalties.Constraint`."""
 
     def __init__(self, vocabulary: Any, config: SamplingConfig):
         """Raises ConfigError for a schema, expression or grammar that is wrong or that cannot be honoured in full."""

@@ -30,7 +30,7 @@ from packlight.serve.run import Completion, Run
 
 if TYPE_CHECKING:
     from packlight.compile.aot import Built
-    from packlight.model.sampling.steering import Steering
+    from packlight.model.sampling.penalties import Steering
     from packlight.serve.engine import Engine
 
 
@@ -240,7 +240,7 @@ class LLM:
 
     def _steering(self, config: SamplingConfig) -> "Steering":
         """What a request's history and its grammar do to its logits."""
-        from packlight.model.sampling.steering import Steering
+        from packlight.model.sampling.penalties import Steering
 
         breakers = self._breakers(config.dry_sequence_breakers) if config.dries else None
         constraint = Grammar(self._prepared.vocabulary, config) if config.constrained else None
@@ -248,7 +248,7 @@ class LLM:
 
     def _breakers(self, texts: tuple[str, ...]) -> dict[int, list[tuple[int, ...]]]:
         if texts not in self._known_breakers:
-            from packlight.model.sampling.steering import sequence_breakers
+            from packlight.model.sampling.penalties import sequence_breakers
 
             pieces = [self.tokenizer.piece(i) for i in range(self.tokenizer.vocab_size)]
             self._known_breakers[texts] = sequence_breakers(texts, pieces, lambda text: self.encode(text, False))

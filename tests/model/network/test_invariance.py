@@ -14,7 +14,7 @@ from packlight.compile.steps import abstract_arguments, abstract_cache, make_ste
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.sampling.chain import slot_sampling
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.steering import nothing, table_size
+from packlight.model.sampling.penalties import nothing, table_size
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.weights import formats
 from packlight.model.weights.params import abstract

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from test_native_attention import SPAN, assert_near, case, oracle
 
-from packlight.model.network.mixers import mosaic_attention as mosaic
-from packlight.model.network.mixers.attention import PLAIN, Cache, Rows, Scores, attention, tiled_attention
+from packlight.model.network.mixers.attention import PLAIN, Cache, Rows, Scores, attention, mosaic, tiled_attention
 
 NO_WINDOW = jnp.int32(np.iinfo(np.int32).max)  # of the layers that see everything, where others slide
 ROUNDING = {jnp.bfloat16: 2.0**-8, np.float16: 2.0**-11}  # to nearest, of 8 and 11 significant bits

@@ -23,7 +23,7 @@ from packlight.model.sampling.chain import (
     slot_sampling,
 )
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.steering import (
+from packlight.model.sampling.penalties import (
     Adjustment,
     Steering,
     adjusted,

@@ -1,4 +1,4 @@
-"""The KV cache and attention over it, in XLA and in C++ (a GPU's kernel: `model.network.mixers.mosaic_attention`).
+"""The KV cache and attention over it, in XLA and in C++ (a GPU's kernel: `model.network.mixers.attention.mosaic`).
 Knows activations, not weights.
 
 q is (B, T, H, C); row b's tokens are at positions `start[b] ..` of cache slot `slot + b`, and each sees the cache up to
@@ -123,7 +123,7 @@ def attention(
         case "native" if scores is PLAIN:
             return native_attention(q, cache, index, rows, span)
         case "mosaic":
-            from packlight.model.network.mixers.mosaic_attention import mosaic_attention  # here: only GPUs need Mosaic
+            from packlight.model.network.mixers.attention.mosaic import mosaic_attention  # here: only GPUs need Mosaic
 
             return mosaic_attention(q, cache, index, rows, span, scores)
         case _:
