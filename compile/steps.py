@@ -16,7 +16,8 @@ from packlight.compile.config import CompileConfig
 from packlight.compile.kernels import attention
 from packlight.compile.plan import Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
-from packlight.model.network.forward import Cache, Numerics, Rows, embed, head, layers
+from packlight.model.network.forward import embed, head, layers
+from packlight.model.network.state import Cache, Numerics, Rows
 from packlight.model.sampling.chain import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
 from packlight.model.sampling.penalties import Adjustment, nothing, table_size
 from packlight.model.spec.config import ModelConfig

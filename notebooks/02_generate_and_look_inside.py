@@ -12,8 +12,13 @@ import numpy as np
 
 import packlight
 from packlight import demo
-from packlight.model.network.forward import Numerics, embed, ffn, head, linear, norm, project
+from packlight.model.network.ffn import ffn
+from packlight.model.network.forward import embed, head
+from packlight.model.network.mixers.attention import project
+from packlight.model.network.norms import norm
+from packlight.model.network.products import linear
 from packlight.model.network.rope import Turns, rope_divisors
+from packlight.model.network.state import Numerics
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import place
 from packlight.prepared import prepare
@@ -182,7 +187,7 @@ plt.show()
 # ## The forward pass, written out
 #
 # The executables give logits only, not what happens on the way. Here is the same pass step by step, with the functions
-# that the executables are traced from (`model.network.forward`) and one change: attention is written as a softmax over
+# that the executables are traced from (`model.network`) and one change: attention is written as a softmax over
 # a whole matrix of scores, which fits for a short text, so that its probabilities can be kept. B, T, S, H, K and C are
 # batch, query and key time, query heads, kv heads and the width of a head.
 

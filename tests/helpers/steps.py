@@ -12,7 +12,8 @@ from packlight.compile.kernels import layout
 from packlight.compile.plan import Plan, StepKey, make_plan
 from packlight.compile.steps import abstract_cache, make_step
 from packlight.model.gguf.reader import open_gguf
-from packlight.model.network.forward import Cache, Numerics, head
+from packlight.model.network.forward import head
+from packlight.model.network.state import Cache, Numerics
 from packlight.model.spec.config import ModelConfig
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import Params, place

@@ -3,40 +3,28 @@
 Source: Mixtral (2401.04088); llama.cpp's `build_moe_ffn` for softmax over all experts before the choice.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from packlight.model.network.collectives import summed, tensor_number
+from packlight.model.network.ffn.dense import activate
+from packlight.model.network.products import linear
+from packlight.model.network.state import Numerics
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.model.weights.stack import stacked_matmul, stacked_matmul_many
 
-OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
 
-
-def activate(kind: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """What goes into `ffn_down`, float32 (..., F), from the outputs of `ffn_gate` and `ffn_up`.
-
-    "gelu" has no gate: it reads `gate` alone.
-
-    Sources: SwiGLU, GEGLU (2002.05202); GELU by its tanh approximation (1606.08415), which GGUF models are trained
-    with; gpt-oss's reference code for "swiglu_oai".
-    """
-    match kind:
-        case "swiglu":
-            return jax.nn.silu(gate) * up
-        case "geglu":
-            return jax.nn.gelu(gate, approximate=True) * up
-        case "gelu":
-            return jax.nn.gelu(gate, approximate=True)
-        case "swiglu_oai":
-            gate = jnp.minimum(gate, jnp.float32(OAI_LIMIT))
-            up = jnp.clip(up, jnp.float32(-OAI_LIMIT), jnp.float32(OAI_LIMIT))
-            return gate * jax.nn.sigmoid(jnp.float32(OAI_ALPHA) * gate) * (up + jnp.float32(1))
-        case _:
-            raise ValueError(f"unknown feed-forward kind {kind!r}")
+def feed_forward(cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics: Numerics) -> jax.Array:
+    """(B, T, D), normed -> (B, T, D). The router is multiplied in float32, so that no rounding changes the choice."""
+    router = linear(h, blk, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
+    flat = h.reshape(-1, h.shape[-1]).astype(numerics.dtype)
+    y = moe(cfg, flat, router.reshape(flat.shape[0], -1), blk, index, numerics.path, numerics.split)
+    return y.reshape(h.shape)
 
 
 def route(router: jax.Array, used: int, kind: str) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from packlight.compile.targets import targets
-from packlight.model.network.mixers.attention import PLAIN, Cache, Rows, Scores, attention, write_cache
+from packlight.model.network.mixers.attention import attention
+from packlight.model.network.mixers.attention.cache import write_cache
+from packlight.model.network.mixers.attention.scores import PLAIN, Scores
+from packlight.model.network.state import Cache, Rows
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.layouts import SUPERBLOCKS, blocks_shape
 from packlight.quant.matmul import matmul

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from test_native_attention import SPAN, assert_near, case, oracle
 
-from packlight.model.network.mixers.attention import PLAIN, Cache, Rows, Scores, attention, mosaic, tiled_attention
+from packlight.model.network.mixers.attention import attention, mosaic
+from packlight.model.network.mixers.attention.scores import PLAIN, Scores
+from packlight.model.network.mixers.attention.tiled import tiled_attention
+from packlight.model.network.state import Cache, Rows
+from packlight.quant.kernels import native_build
 
 NO_WINDOW = jnp.int32(np.iinfo(np.int32).max)  # of the layers that see everything, where others slide
 ROUNDING = {jnp.bfloat16: 2.0**-8, np.float16: 2.0**-11}  # to nearest, of 8 and 11 significant bits
@@ -77,6 +81,24 @@ def test_blocks_of_padding_fetch_nothing():
 def test_what_the_kernel_is_not_made_for_is_an_error(width, dtype):
     with pytest.raises(ValueError, match=f"attention 'mosaic' takes heads of .*, not {width} in {np.dtype(dtype)}"):
         run(mosaic.mosaic_attention, *case((1, 2, 1, 2, width), dtype=dtype), PLAIN)
+
+
+def test_scores_are_plain_by_what_they_hold():
+    """`native` takes any plain scores, not only the ones that a default gives."""
+    assert Scores().plain
+    assert Scores(softcap=0.0).plain
+    for special in (Scores(window=jnp.int32(7)), Scores(softcap=5.0), Scores(sinks=jnp.zeros(2))):
+        assert not special.plain
+    q, *rest = case((1, 2, 1, 2, 64))
+    try:
+        native_build.library()
+    except native_build.NativeBuildError as error:
+        pytest.skip(str(error))
+
+    def chosen(*args):
+        return attention(*args[:-1], "native", args[-1])
+
+    assert np.isfinite(run(chosen, q, *rest, Scores())).all()
 
 
 def test_no_kernel_stands_in_for_another():

@@ -8,15 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from packlight.model.network.mixers.attention import (
-    PART,
-    PLAIN,
-    Cache,
-    Rows,
-    native_attention,
-    tiled_attention,
-    write_cache,
-)
+from packlight.model.network.mixers.attention.cache import write_cache
+from packlight.model.network.mixers.attention.native import PART, native_attention
+from packlight.model.network.mixers.attention.scores import PLAIN
+from packlight.model.network.mixers.attention.tiled import tiled_attention
+from packlight.model.network.state import Cache, Rows
 from packlight.quant.kernels import native_build
 from packlight.quant.kernels.native_ops import ISAS, has
 

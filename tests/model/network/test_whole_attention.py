@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from packlight.model.network.mixers.attention import PLAIN, Cache, Rows, Scores, tiled_attention, whole_attention
+from packlight.model.network.mixers.attention.scores import PLAIN, Scores
+from packlight.model.network.mixers.attention.tiled import tiled_attention
+from packlight.model.network.mixers.attention.whole import whole_attention
+from packlight.model.network.state import Cache, Rows
 
 L, B, K, S, C, H = 2, 3, 2, 384, 16, 6
 SPECIAL = {

@@ -8,8 +8,9 @@ from ggufs import write_llama
 
 from packlight.common.errors import GGUFError, PacklightError, UnsupportedError
 from packlight.model.gguf.reader import open_gguf
-from packlight.model.network.forward import Cache, Numerics, Rows, layers
+from packlight.model.network.forward import layers
 from packlight.model.network.rope import inverse_frequencies, magnitude
+from packlight.model.network.state import Cache, Numerics, Rows
 from packlight.model.spec.config import ModelConfig, RopeScaling
 from packlight.model.spec.weights import declare
 from packlight.model.weights.load import read_weights

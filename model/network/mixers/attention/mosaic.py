@@ -15,7 +15,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from packlight.model.network.mixers.attention import PLAIN, Cache, Rows, Scores, softcap
+from packlight.model.network.mixers.attention.scores import PLAIN, Scores
+from packlight.model.network.norms import softcap
+from packlight.model.network.state import Cache, Rows
 from packlight.model.spec.config import MOSAIC_CACHES, MOSAIC_WIDTHS
 
 ROWS = 64  # of a warpgroup's product
@@ -36,7 +38,7 @@ def mosaic_attention(
     *,
     interpret: Any = False,
 ) -> jax.Array:  # float32 (B, T, H * C)
-    """As `model.network.mixers.attention.tiled_attention`, with the same roundings; what rows of padding give is
+    """As `tiled.tiled_attention`, with the same roundings; what rows of padding give is
     finite.
 
     Raises ValueError for a width of heads or a cache that the kernel is not made for.

@@ -1,0 +1,40 @@
+"""Attention of one token of each row over the whole span at once, for GPUs."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from packlight.model.network.mixers.attention.scores import PLAIN, Scores
+from packlight.model.network.norms import softcap
+from packlight.model.network.state import Cache, Rows
+
+
+def whole_attention(
+    q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN
+) -> jax.Array:
+    """One token of each row over the whole span, in use or not.
+
+    No loop whose length a GPU would have to tell its host; length buckets keep the span near what is in use. The
+    products multiply and add up instead of being matrix products, before which XLA would copy keys and values.
+    """
+    B, T, H, C = q.shape
+    K = cache.k.shape[2]
+    assert T == 1, q.shape
+    q = (q * jnp.float32(C**-0.5)).reshape(B, K, H // K, C).astype(cache.k.dtype).astype(jnp.float32)
+    at = (index, rows.slot, jnp.int32(0), jnp.int32(0), jnp.int32(0))
+    keys, values = (lax.dynamic_slice(c, at, (1, B, K, span, C))[0] for c in (cache.k, cache.v))
+    scores = softcap((q[:, :, :, None] * keys[:, :, None].astype(jnp.float32)).sum(-1), special.softcap)  # (B, K, G, S)
+    position = jnp.arange(span, dtype=jnp.int32)[None, :]
+    seen = position <= rows.start[:, None]
+    if special.window is not None:
+        seen &= position > rows.start[:, None] - special.window
+    scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+    top = scores.max(-1, keepdims=True)
+    sinks = None if special.sinks is None else special.sinks.reshape(1, K, H // K, 1)
+    if sinks is not None:  # a sink is a score seen beside all others, with value 0
+        top = jnp.maximum(top, sinks)
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True) + (0 if sinks is None else jnp.exp(sinks - top))
+    values = jnp.where((position < rows.end[:, None])[:, None, :, None], values, 0)
+    mixed = jnp.einsum("bkgs,bksc->bkgc", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (mixed / total).reshape(B, 1, H * C)

@@ -1,0 +1,40 @@
+"""What a step passes to its parts: the cache, where its rows lie, and what the plan decided. Knows no weights."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from packlight.model.spec.sharding import WHOLE, Split
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of every slot, and how many positions of each slot are filled."""
+
+    k: jax.Array  # (L, B, K, S, C)
+    v: jax.Array  # (L, B, K, S, C)
+    length: jax.Array  # int32 (B,)
+
+
+class Rows(NamedTuple):
+    """Where the rows of x sit in the cache."""
+
+    slot: jax.Array  # int32 (), first slot
+    start: jax.Array  # int32 (B,), position of each row's first token
+    end: jax.Array  # int32 (B,), one past each row's last real token: padding is behind it
+    active: jax.Array  # bool (B,), rows that may write
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """What the plan decided for the traced code. Static."""
+
+    path: str  # kernel path of every matrix product
+    dtype: jnp.dtype  # activations are rounded to it before a product
+    span: int  # S of the step: how many cached positions a query may look back at
+    context: int  # tokens that a slot may hold
+    split: Split = WHOLE  # how devices share the model; the ModelConfig beside it is `split.local`'s, one device's
+    kernel: str = "tiled"  # which kernel computes attention (`model.network.mixers.attention.attention`)
