@@ -7,7 +7,7 @@ timed on one.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ STAGES = 2  # tiles of keys, and of values, in a block's buffers
 SWIZZLE = 128  # bytes: how copies lay out what tensor cores read without bank conflicts
 
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
+
+# Of each row: its highest score, the sum of its weights, the sum of weighted values. (ROWS,), (ROWS,), (ROWS, C).
+_Sums = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def mosaic_attention(
@@ -59,77 +62,62 @@ def mosaic_attention(
     sinks = None
     if special.sinks is not None:
         sinks = jnp.tile(special.sinks.reshape(K, group), -(-padded // group))[:, :padded]
-    mixed = _attend(q, keys, values, place, sinks, group, special, interpret)
+    mixed = _attend(
+        q, keys, values, place, sinks, _Static(group, special.window is not None, special.softcap, interpret)
+    )
     return mixed[:, :, : T * group].reshape(B, K, T, group, C).transpose(0, 2, 1, 3, 4).reshape(B, T, H * C)
+
+
+class _Static(NamedTuple):
+    """What a kernel is traced for."""
+
+    group: int  # G
+    windowed: bool
+    softcap: float
+    interpret: Any
+
+
+class _Refs(NamedTuple):
+    """What a block of threads reads and writes, in the order in which Pallas passes it: arguments, result, scratch."""
+
+    place: Any  # int32 (B, 4): where in keys the first head is, start, end, window
+    q: Any  # (B, K, R, C), scaled
+    keys: Any  # (L * slots * K, S, C)
+    values: Any  # (L * slots * K, S, C)
+    sinks: Any  # float32 (K, R), or None
+    out: Any  # float32 (B, K, R, C)
+    q_tile: Any  # (ROWS, C), the block's queries
+    k_tiles: Any  # (STAGES, TILE, C)
+    v_tiles: Any  # (STAGES, TILE, C)
+    q_in: Any  # barrier: the queries have arrived
+    k_in: Any  # STAGES barriers: a tile of keys has arrived
+    v_in: Any  # STAGES barriers: a tile of values has arrived
+
+
+class _Block(NamedTuple):
+    """Which rows a block of threads computes, and which tiles they see."""
+
+    line: jax.Array  # int32 (), the head's place in keys and values
+    end: jax.Array  # int32 (), one past the last position that counts
+    window: jax.Array  # int32 (), read only where the kernel is windowed
+    first: jax.Array  # int32 (), the first tile that a row sees
+    whole: jax.Array  # int32 (), the first tile that some row sees in part only
+    tiles: jax.Array  # int32 (), one past the last tile that a row sees
+    last: jax.Array  # int32 (ROWS,), the last position that each row sees
 
 
 def _attend(
     q: jax.Array,  # (B, K, R, C), scaled
     keys: jax.Array,  # (L * slots * K, S, C)
     values: jax.Array,  # (L * slots * K, S, C)
-    place: jax.Array,  # int32 (B, 4): where in keys the first head is, start, end, window
+    place: jax.Array,  # int32 (B, 4), see `_Refs`
     sinks: jax.Array | None,  # float32 (K, R)
-    group: int,
-    special: Scores,
-    interpret: Any,
+    static: _Static,
 ) -> jax.Array:  # float32 (B, K, R, C)
     (B, K, padded, C), dtype = q.shape, q.dtype
-    laid = functools.partial(_laid, interpret=interpret)
 
-    def clear(values_ref, begin):  # behind the end: even with no weight, what is not finite would show
-        behind = laid(_iota((TILE, C), 0)) >= begin
-        values_ref[...] = jnp.where(behind, jnp.zeros((TILE, C), dtype), values_ref[...])
-        plgpu.commit_smem()
-
-    def kernel(place_ref, q_ref, keys_ref, values_ref, sinks_ref, out_ref, q_tile, k_tiles, v_tiles, q_in, k_in, v_in):
-        b, head = lax.axis_index("b"), lax.axis_index("head")
-        begin = (padded // ROWS - 1 - lax.axis_index("rows")) * ROWS  # the blocks that see most begin first
-        line, start, end, window = place_ref[b, 0] + head, place_ref[b, 1], place_ref[b, 2], place_ref[b, 3]
-        first, whole, tiles = tiles_of(begin, start, end, None if special.window is None else window, group)
-        # a row of padding sees what the last real one does
-        last = jnp.minimum(start + lax.div(begin + laid(_iota((ROWS,), 0), BY_ROW), group), end - 1)
-
-        def fetch(i):
-            @pl.when(i < tiles)
-            def _():
-                at, slot = (line, pl.ds(i * TILE, TILE)), lax.rem(i, STAGES)
-                plgpu.copy_gmem_to_smem(keys_ref.at[at], k_tiles.at[slot], k_in.at[slot])
-                plgpu.copy_gmem_to_smem(values_ref.at[at], v_tiles.at[slot], v_in.at[slot])
-
-        def step(i, carry, masked):
-            top, total, mixed = carry
-            slot = lax.rem(i, STAGES)
-            fetch(i + 1)
-            plgpu.barrier_wait(k_in.at[slot])
-            scores = softcap(_scores(q_tile, k_tiles.at[slot], interpret), special.softcap)
-            if masked:
-                position = i * TILE + laid(_iota((ROWS, TILE), 1))
-                seen = position <= _beside(last, TILE)
-                if special.window is not None:
-                    seen &= position > _beside(last - window, TILE)
-                scores = jnp.where(seen, scores, -jnp.inf)
-            new_top = jnp.maximum(top, scores.max(1))
-            weights, shrink = jnp.exp(scores - _beside(new_top, TILE)), jnp.exp(top - new_top)
-            plgpu.barrier_wait(v_in.at[slot])
-            if masked:
-                pl.when((i + 1) * TILE > end)(lambda: clear(v_tiles.at[slot], end - i * TILE))
-            mixed = _add_product(mixed * _beside(shrink, C), weights.astype(dtype), v_tiles.at[slot], interpret)
-            return new_top, total * shrink + weights.sum(1), mixed
-
-        plgpu.copy_gmem_to_smem(q_ref.at[b, head, pl.ds(begin, ROWS)], q_tile, q_in)
-        fetch(first)
-        plgpu.barrier_wait(q_in)
-        carry = (
-            laid(jnp.full((ROWS,), jnp.finfo(jnp.float32).min), BY_ROW),
-            laid(jnp.zeros((ROWS,), jnp.float32), BY_ROW),
-            laid(jnp.zeros((ROWS, C), jnp.float32)),
-        )
-        carry = lax.fori_loop(first, whole, functools.partial(step, masked=False), carry)
-        top, total, mixed = lax.fori_loop(whole, tiles, functools.partial(step, masked=True), carry)
-        if sinks_ref is not None:  # a sink is a score seen beside all others, with value 0
-            total = total + jnp.exp(_load(sinks_ref, (head, pl.ds(begin, ROWS)), interpret) - top)
-        total = jnp.maximum(total, 1)  # as it is, because the largest weight is 1; a block of padding has none
-        out_ref[b, head, pl.ds(begin, ROWS)] = mixed / _beside(total, C)
+    def kernel(*refs):
+        _attend_block(static, _Refs(*refs))
 
     def buffer(*shape):
         tiling = plgpu.TilingTransform((8, SWIZZLE // dtype.itemsize))
@@ -145,9 +133,94 @@ def _attend(
             *(plgpu.Barrier(), plgpu.Barrier(num_barriers=STAGES), plgpu.Barrier(num_barriers=STAGES)),
         ),
         # exp in one instruction, off by 2 units; tanh in one would be off by 2^-11
-        compiler_params=plgpu.CompilerParams(approx_math=not special.softcap),
-        interpret=interpret,
+        compiler_params=plgpu.CompilerParams(approx_math=not static.softcap),
+        interpret=static.interpret,
     )(place, q, keys, values, sinks)
+
+
+def _attend_block(static: _Static, refs: _Refs) -> None:
+    """What one block of threads does: ROWS rows of a kv head, tile after tile of the positions that they see."""
+    b, head, (padded, C) = lax.axis_index("b"), lax.axis_index("head"), refs.q.shape[2:]
+    begin = (padded // ROWS - 1 - lax.axis_index("rows")) * ROWS  # the blocks that see most begin first
+    block = _block_of(static, refs, b, head, begin)
+    plgpu.copy_gmem_to_smem(refs.q.at[b, head, pl.ds(begin, ROWS)], refs.q_tile, refs.q_in)
+    _fetch(refs, block, block.first)
+    plgpu.barrier_wait(refs.q_in)
+    laid = functools.partial(_laid, interpret=static.interpret)
+    carry = (
+        laid(jnp.full((ROWS,), jnp.finfo(jnp.float32).min), BY_ROW),
+        laid(jnp.zeros((ROWS,), jnp.float32), BY_ROW),
+        laid(jnp.zeros((ROWS, C), jnp.float32)),
+    )
+    step = functools.partial(_step, static, refs, block)
+    carry = lax.fori_loop(block.first, block.whole, functools.partial(step, masked=False), carry)
+    carry = lax.fori_loop(block.whole, block.tiles, functools.partial(step, masked=True), carry)
+    refs.out[b, head, pl.ds(begin, ROWS)] = _finish(static, refs, carry, (head, pl.ds(begin, ROWS)))
+
+
+def _block_of(static: _Static, refs: _Refs, b: Any, head: Any, begin: Any) -> _Block:
+    """The block of rows `begin ..` of a head of row `b`."""
+    line, start, end, window = refs.place[b, 0] + head, refs.place[b, 1], refs.place[b, 2], refs.place[b, 3]
+    tiles = tiles_of(begin, start, end, window if static.windowed else None, static.group)
+    row = begin + _laid(_iota((ROWS,), 0), BY_ROW, interpret=static.interpret)
+    # a row of padding sees what the last real one does
+    return _Block(line, end, window, *tiles, last=jnp.minimum(start + lax.div(row, static.group), end - 1))
+
+
+def _fetch(refs: _Refs, block: _Block, i: Any) -> None:
+    """Begins to copy tile `i` of keys and values into its buffers, if a row sees it."""
+
+    @pl.when(i < block.tiles)
+    def _():
+        at, slot = (block.line, pl.ds(i * TILE, TILE)), lax.rem(i, STAGES)
+        plgpu.copy_gmem_to_smem(refs.keys.at[at], refs.k_tiles.at[slot], refs.k_in.at[slot])
+        plgpu.copy_gmem_to_smem(refs.values.at[at], refs.v_tiles.at[slot], refs.v_in.at[slot])
+
+
+def _step(static: _Static, refs: _Refs, block: _Block, i: Any, carry: _Sums, *, masked: bool) -> _Sums:
+    """Adds tile `i` to the running softmax. masked: some row sees it in part only."""
+    top, total, mixed = carry
+    slot = lax.rem(i, STAGES)
+    _fetch(refs, block, i + 1)
+    plgpu.barrier_wait(refs.k_in.at[slot])
+    scores = softcap(_scores(refs.q_tile, refs.k_tiles.at[slot], static.interpret), static.softcap)
+    if masked:
+        scores = jnp.where(_seen(static, block, i), scores, -jnp.inf)
+    new_top = jnp.maximum(top, scores.max(1))
+    weights, shrink = jnp.exp(scores - _beside(new_top, TILE)), jnp.exp(top - new_top)
+    plgpu.barrier_wait(refs.v_in.at[slot])
+    values = refs.v_tiles.at[slot]
+    if masked:
+        pl.when((i + 1) * TILE > block.end)(lambda: _clear(values, block.end - i * TILE, static.interpret))
+    mixed = mixed * _beside(shrink, mixed.shape[1])
+    mixed = _add_product(mixed, weights.astype(values.dtype), values, static.interpret)
+    return new_top, total * shrink + weights.sum(1), mixed
+
+
+def _seen(static: _Static, block: _Block, i: Any) -> jax.Array:
+    """bool (ROWS, TILE): whether each row sees each position of tile `i`."""
+    position = i * TILE + _laid(_iota((ROWS, TILE), 1), interpret=static.interpret)
+    seen = position <= _beside(block.last, TILE)
+    if static.windowed:
+        seen &= position > _beside(block.last - block.window, TILE)
+    return seen
+
+
+def _clear(values_ref: Any, begin: Any, interpret: Any) -> None:
+    """Zeros behind the end: even with no weight, what is not finite would show."""
+    shape, dtype = (TILE, values_ref.shape[1]), values_ref.dtype
+    behind = _laid(_iota(shape, 0), interpret=interpret) >= begin
+    values_ref[...] = jnp.where(behind, jnp.zeros(shape, dtype), values_ref[...])
+    plgpu.commit_smem()
+
+
+def _finish(static: _Static, refs: _Refs, carry: _Sums, at: tuple[Any, ...]) -> jax.Array:
+    """float32 (ROWS, C): the softmax's sums, divided. at: the rows' place in `sinks`."""
+    top, total, mixed = carry
+    if refs.sinks is not None:  # a sink is a score seen beside all others, with value 0
+        total = total + jnp.exp(_load(refs.sinks, at, static.interpret) - top)
+    total = jnp.maximum(total, 1)  # as it is, because the largest weight is 1; a block of padding has none
+    return mixed / _beside(total, mixed.shape[1])
 
 
 def tiles_of(begin: Any, start: Any, end: Any, window: Any, group: int) -> tuple[jax.Array, jax.Array, jax.Array]:
