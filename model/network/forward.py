@@ -68,18 +68,18 @@ def layer(
     numerics: Numerics,
 ) -> tuple[jax.Array, Cache]:
     """One transformer layer: x + attention(norm(x)), then x + ffn(norm(x)), with the norms the family has."""
-    arch = cfg.architecture
+    norms = cfg.architecture.norms
 
     def add(x, y, post):
-        y = norm(cfg, y, blk, post, index) if arch.post_norms else y
+        y = norm(cfg, y, blk, post, index) if norms.after else y
         return x + (y if cfg.residual_scale == 1 else y * jnp.float32(cfg.residual_scale))
 
     with jax.named_scope("attention"):
-        h = norm(cfg, x, blk, "attn_norm", index) if arch.pre_norms else x
+        h = norm(cfg, x, blk, "attn_norm", index) if norms.before else x
         mixed, cache = mix(cfg, blk, index, h, cache, rows, turns, numerics)
         x = add(x, mixed, "post_attention_norm")
     with jax.named_scope("ffn"):
-        h = norm(cfg, x, blk, arch.ffn_norm, index) if arch.pre_norms else x
+        h = norm(cfg, x, blk, norms.before_ffn, index) if norms.before else x
         return add(x, ffn(cfg, h, blk, index, numerics), "post_ffw_norm"), cache
 
 

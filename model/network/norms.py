@@ -24,7 +24,7 @@ def norm(
         return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
     epsilon = jnp.float32(cfg.norm_epsilon)
-    if cfg.architecture.norm == "rms":
+    if cfg.architecture.norms.kind == "rms":
         square = summed(jnp.mean(x * x, axis=-1, keepdims=True), split) / jnp.float32(split.tensor)
         return x * lax.rsqrt(square + epsilon) * along(weights[name])
     x = x - jnp.mean(x, axis=-1, keepdims=True)

@@ -62,18 +62,18 @@ class Turns:
     """Rotations at some positions, of the layers that see everything and of those with a sliding window."""
 
     def __init__(self, cfg: ModelConfig, positions: jax.Array, divisors: jax.Array | None):
-        self._style = cfg.architecture.rope_style
+        self._style = cfg.architecture.rope.style
         self._turn = rotation(cfg, positions, divisors)
         self._sharper = None
         if cfg.sharpening:
             beyond = (positions // cfg.rope_scaling.original_context).astype(jnp.float32)
             self._sharper = 1.0 + cfg.sharpening * jnp.log1p(beyond)
-        scaling = RopeScaling() if cfg.architecture.plain_windows else cfg.rope_scaling
+        scaling = RopeScaling() if cfg.architecture.windows.unstretched else cfg.rope_scaling
         own = (cfg.rope_freq_base_swa, scaling) != (cfg.rope_freq_base, cfg.rope_scaling)
         self._own = any(cfg.slides) and own
         if self._own:
             sliding = dataclasses.replace(cfg, rope_freq_base=cfg.rope_freq_base_swa, rope_scaling=scaling)
-            divisors = None if cfg.architecture.plain_windows else divisors
+            divisors = None if cfg.architecture.windows.unstretched else divisors
             self._sliding, self._slides = rotation(sliding, positions, divisors), np.array(cfg.slides)
 
     def rotate(self, x: jax.Array, index: jax.Array) -> jax.Array:

@@ -1,117 +1,145 @@
 """`Architecture`: what the one forward pass must know about a family beyond a file's hyperparameters. Imports no jax.
 
-A family of a known kind is one entry of ARCHITECTURES; what it must have that no other has is a field first.
+A family whose parts are all known is one row of ARCHITECTURES. A part that no other family has becomes a field first,
+with a default that changes nothing for the others.
 Sources: llama.cpp's graph of each family, checked by its logits.
 """
 
 import dataclasses
 from typing import Literal
 
-QKV = ("attn_q", "attn_k", "attn_v")
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """How queries, keys and values are made and scored."""
+
+    fused: bool = False  # one tensor, attn_qkv, holds the three projections
+    qk_norm: Literal["", "head", "whole"] = ""  # queries and keys are normed: each head, or the whole projection
+    softcap: float | None = None  # default of the scores' soft cap; 0: none; None: a file cannot ask for one
+    sinks: bool = False  # each head has a score that takes weight and gives no value
+    sharpens: bool = False  # the file may state by how much attention sharpens beyond the original context
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Which layers see a sliding window only, and how these rotate."""
+
+    period: int = 0  # every n-th layer attends to the whole context, the others to a sliding window; 0: none slides
+    width: int | None = None  # default width; None: the file must give one; 0: no window unless the file gives one
+    unstretched: bool = False  # sliding layers rotate without the stretching that the file asks for
+    rope_base: float = 0.0  # default base of the sliding layers' rotation; 0: the model's
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """How positions rotate queries and keys."""
+
+    style: Literal["adjacent", "halves"] = "halves"  # rotates pairs (2i, 2i+1), or (i, i + rot/2)
+    partial: bool = False  # rope.dimension_count may be less than a head's width, which llama.cpp refuses for llama
+    two_contexts: bool = False  # a file may divide frequencies by other numbers for long contexts than for short ones
+
+
+@dataclasses.dataclass(frozen=True)
+class Norms:
+    """What is normed, and how."""
+
+    kind: Literal["rms", "layer"] = "rms"  # "layer" subtracts the mean and has biases
+    before: bool = True  # attention and feed-forward read normed inputs
+    after: bool = False  # what attention and feed-forward give is normed before it is added
+    before_ffn: str = "ffn_norm"  # name of the weights of the norm before the feed-forward part
+
+
+@dataclasses.dataclass(frozen=True)
+class Ffn:
+    """The feed-forward part, of a dense layer or of each expert."""
+
+    kind: Literal["swiglu", "geglu", "gelu", "swiglu_oai"] = "swiglu"  # "gelu" has no gate; "swiglu_oai" is clamped
+    fused: bool = False  # one tensor, ffn_up, holds gate and up
+    experts: Literal["never", "may", "must"] = "never"  # whether a file has a mixture of experts
+    router: Literal["all", "chosen"] = "all"  # softmax over all experts, made to sum to 1, or over the chosen ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """rope_style: "adjacent" rotates pairs (2i, 2i+1), "halves" rotates (i, i + rot/2).
-    partial_rotation: rope.dimension_count may be less than the head's width; llama.cpp refuses it for llama.
-    norm: "rms", or "layer" (mean and variance, with biases).
-    pre_norms: attention and feed-forward read normed inputs; ffn_norm: the name of the second one's weights.
-    post_norms: what attention and feed-forward give is normed before it is added.
-    qk_norm: queries and keys are normed before rotation, each "head" or the "whole" projection.
-    ffn: "swiglu" and "geglu" have a gate, "gelu" has none, "swiglu_oai" is clamped, with 1 added to the linear half.
-    fused: one tensor holds q, k and v, another gate and up.
-    biases: matrices that must have one; optional_biases: those that may.
-    window_period: each so-manieth layer sees everything, the others a window only; 0: no windows. window: its default
-        width; 0: a file that states none has none; None: the file must. plain_windows: layers with a window rotate
-        without the stretching that the file asks for. window_rope_base: default of their own base, 0: the model's.
-    softcaps: defaults of the soft caps of attention scores and of logits, 0 for none; None where a file cannot ask.
-    long_rope: a file may hold two sets of divisors of the rotation's frequencies, for short and for long contexts.
-    scale_embedding: embeddings are multiplied with sqrt(D); scales: the file states scales of embeddings, residuals,
-        attention and logits.
-    router: experts' weights are the softmax over "all" experts, made to sum to 1, or over the "chosen" ones.
-    sinks: each head has a score that takes weight and gives no value.
-    sharpens: the file may state by how much attention is to sharpen beyond the original context.
-    """
+    """One family."""
 
-    name: str
-    rope_style: Literal["adjacent", "halves"] = "halves"
-    partial_rotation: bool = False
-    norm: Literal["rms", "layer"] = "rms"
-    pre_norms: bool = True
-    ffn_norm: str = "ffn_norm"
-    post_norms: bool = False
-    qk_norm: Literal["", "head", "whole"] = ""
-    ffn: Literal["swiglu", "geglu", "gelu", "swiglu_oai"] = "swiglu"
-    fused: bool = False
-    biases: tuple[str, ...] = ()
-    optional_biases: tuple[str, ...] = ()
-    window_period: int = 0
-    window: int | None = None
-    plain_windows: bool = False
-    window_rope_base: float = 0.0
-    softcaps: tuple[float | None, float | None] = (None, None)
-    long_rope: bool = False
-    scale_embedding: bool = False
-    scales: bool = False
-    experts: Literal["never", "may", "must"] = "never"
-    router: Literal["all", "chosen"] = "all"
-    sinks: bool = False
-    sharpens: bool = False
+    name: str  # `general.architecture`
+    attention: Attention = Attention()
+    windows: Windows = Windows()
+    rope: Rope = Rope()
+    norms: Norms = Norms()
+    ffn: Ffn = Ffn()
+    biases: tuple[str, ...] = ()  # matrices that must have one
+    optional_biases: tuple[str, ...] = ()  # matrices that may have one
+    scale_embedding: bool = False  # embeddings are multiplied by sqrt(D)
+    scales: bool = False  # the file states scales of embeddings, residuals, attention and logits
+    logit_softcap: float | None = None  # default of the logits' soft cap; 0: none; None: a file cannot ask for one
 
 
-FFN = ("ffn_gate", "ffn_up", "ffn_down")
+QKV = ("attn_q", "attn_k", "attn_v")
+DENSE = ("ffn_gate", "ffn_up", "ffn_down")
 EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+ADJACENT = Rope("adjacent")
+LLAMA_BIASES = (*QKV, "attn_output", *DENSE)
 
 ARCHITECTURES = {
-    entry.name: entry
-    for entry in (
-        Architecture("llama", "adjacent", optional_biases=(*QKV, "attn_output", *FFN), experts="may"),
-        Architecture("mistral3", "adjacent", optional_biases=(*QKV, "attn_output", *FFN), experts="may", sharpens=True),
+    row.name: row
+    for row in (
+        Architecture("llama", rope=ADJACENT, ffn=Ffn(experts="may"), optional_biases=LLAMA_BIASES),
+        Architecture(
+            "mistral3",
+            attention=Attention(sharpens=True),
+            rope=ADJACENT,
+            ffn=Ffn(experts="may"),
+            optional_biases=LLAMA_BIASES,
+        ),
         Architecture("qwen2", biases=QKV),
-        Architecture("qwen3", qk_norm="head"),
-        Architecture("qwen3moe", qk_norm="head", experts="must"),
+        Architecture("qwen3", attention=Attention(qk_norm="head")),
+        Architecture("qwen3moe", attention=Attention(qk_norm="head"), ffn=Ffn(experts="must")),
         Architecture(
             "olmo2",
-            pre_norms=False,
-            post_norms=True,
-            qk_norm="whole",
-            window_period=4,
-            window=0,
-            plain_windows=True,
+            attention=Attention(qk_norm="whole"),
+            windows=Windows(4, width=0, unstretched=True),
+            norms=Norms(before=False, after=True),
         ),
-        Architecture("granite", "adjacent", scales=True),
-        Architecture("phi3", partial_rotation=True, fused=True, long_rope=True),
-        Architecture("starcoder2", norm="layer", ffn="gelu", biases=(*QKV, "attn_output", "ffn_up", "ffn_down")),
+        Architecture("granite", rope=ADJACENT, scales=True),
+        Architecture(
+            "phi3",
+            attention=Attention(fused=True),
+            rope=Rope(partial=True, two_contexts=True),
+            ffn=Ffn(fused=True),
+        ),
+        Architecture(
+            "starcoder2",
+            norms=Norms("layer"),
+            ffn=Ffn("gelu"),
+            biases=(*QKV, "attn_output", "ffn_up", "ffn_down"),
+        ),
         Architecture(
             "gemma2",
-            post_norms=True,
-            ffn="geglu",
-            window_period=2,
-            window=4096,
-            softcaps=(50.0, 30.0),
+            attention=Attention(softcap=50.0),
+            windows=Windows(2, width=4096),
+            norms=Norms(after=True),
+            ffn=Ffn("geglu"),
             scale_embedding=True,
+            logit_softcap=30.0,
         ),
         Architecture(
             "gemma3",
-            post_norms=True,
-            qk_norm="head",
-            ffn="geglu",
-            window_period=6,
-            window=0,
-            plain_windows=True,
-            window_rope_base=10000.0,
-            softcaps=(None, 0.0),
+            attention=Attention(qk_norm="head"),
+            windows=Windows(6, width=0, unstretched=True, rope_base=10000.0),
+            norms=Norms(after=True),
+            ffn=Ffn("geglu"),
             scale_embedding=True,
+            logit_softcap=0.0,
         ),
         Architecture(
             "gpt-oss",
-            ffn_norm="post_attention_norm",
-            ffn="swiglu_oai",
+            attention=Attention(sinks=True),
+            windows=Windows(2),
+            norms=Norms(before_ffn="post_attention_norm"),
+            ffn=Ffn("swiglu_oai", experts="must", router="chosen"),
             biases=(*QKV, "attn_output", *EXPERTS),
-            window_period=2,
-            experts="must",
-            router="chosen",
-            sinks=True,
         ),
     )
 }

@@ -25,27 +25,20 @@ MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How positions are stretched. kind "none" has factor 1. Source: llama.cpp `llama-hparams`, YaRN (2309.00071)."""
+    """How positions are stretched. Source: llama.cpp `llama-hparams`, YaRN (2309.00071)."""
 
-    kind: str = "none"
-    factor: float = 1.0
-    original_context: int = 0
-    attn_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    kind: str = "none"  # "none" (with factor 1), "linear" or "yarn"
+    factor: float = 1.0  # positions are divided by it
+    original_context: int = 0  # positions that the model was first trained with; 0: not known
+    attn_factor: float = 1.0  # cos and sin are multiplied by it
+    beta_fast: float = 32.0  # YaRN keeps pairs that turn more often than this within the original context
+    beta_slow: float = 1.0  # YaRN stretches pairs in full that turn less often than this
     log_multiplier: float = 0.0  # of YaRN's sharpening, which it divides; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Hyperparameters of one file; field names follow the GGUF keys, letters follow `model.__init__`.
-
-    norm_epsilon: of the family's kind of norm. slides: layer by layer, whether it sees only the last `sliding_window`
-    positions, itself included; such layers rotate with `rope_freq_base_swa`. softcaps: of attention scores and of
-    logits, 0 for none. Scales multiply embeddings, what a branch adds, and attention scores; logits are divided.
-    defaulted: the optional keys the file does not have, with the value llama.cpp gives them.
-    unread: keys of this architecture that nothing here reads, so that none is dropped unseen.
-    """
+    """Hyperparameters of one file. Field names follow the GGUF keys, letters follow `model.__init__`."""
 
     architecture: Architecture
     name: str
@@ -57,30 +50,30 @@ class ModelConfig:
     head_count_kv: int  # K
     key_length: int  # C
     vocab_size: int  # V
-    norm_epsilon: float
-    rope_dimension_count: int
+    norm_epsilon: float  # of the family's kind of norm
+    rope_dimension_count: int  # rot, the channels of a head that are rotated
     rope_freq_base: float
     rope_scaling: RopeScaling
     expert_count: int  # E, 0 for a dense model
     expert_used_count: int  # X
     expert_feed_forward_length: int = 0  # F of each expert
-    sliding_window: int = 0
-    slides: tuple[bool, ...] = ()
-    rope_freq_base_swa: float = 10000.0
-    softcaps: tuple[float, float] = (0.0, 0.0)
-    embedding_scale: float = 1.0
-    residual_scale: float = 1.0
-    attention_scale: float = 0.0  # 0: 1 / sqrt(C)
+    sliding_window: int = 0  # positions that a query of a sliding layer sees, itself included; 0: no layer slides
+    slides: tuple[bool, ...] = ()  # for each layer, whether it slides
+    rope_freq_base_swa: float = 10000.0  # base of the sliding layers' rotation
+    softcaps: tuple[float, float] = (0.0, 0.0)  # of attention scores and of logits; 0: none
+    embedding_scale: float = 1.0  # embeddings are multiplied by it
+    residual_scale: float = 1.0  # what a branch adds is multiplied by it
+    attention_scale: float = 0.0  # attention scores are multiplied by it; 0: 1 / sqrt(C)
     sharpening: float = 0.0  # queries at position p are multiplied with 1 + sharpening * ln(1 + p // original context)
-    logit_scale: float = 1.0
+    logit_scale: float = 1.0  # logits are divided by it
     pooling: int = 0  # how embeddings are pooled, by llama.cpp's `llama_pooling_type`; 0: the file does not say
-    defaulted: tuple[tuple[str, Any], ...] = ()
-    unread: tuple[str, ...] = ()
+    defaulted: tuple[tuple[str, Any], ...] = ()  # optional keys that the file does not have, with llama.cpp's values
+    unread: tuple[str, ...] = ()  # keys of this architecture that nothing here reads, so that none is dropped unseen
 
     @property
     def plain_attention(self) -> bool:
         """Whether attention is only causal: no windows, soft caps or sinks. The native kernel knows no other."""
-        return not any(self.slides) and not self.softcaps[0] and not self.architecture.sinks
+        return not any(self.slides) and not self.softcaps[0] and not self.architecture.attention.sinks
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> "ModelConfig":
@@ -107,7 +100,7 @@ class ModelConfig:
         rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
         if rotated % 2:
             keys.fail("rope.dimension_count", f"{rotated} is odd")
-        if rotated != head_dim and not arch.partial_rotation:
+        if rotated != head_dim and not arch.rope.partial:
             keys.fail("rope.dimension_count", f"{rotated} is not the head's width of {head_dim}")
         ffn = keys.integer("feed_forward_length", layers=layers)
         experts, used, expert_ffn = _experts(keys, ffn)
@@ -115,8 +108,9 @@ class ModelConfig:
         _refuse_variants(keys, head_dim, rotated)
         # at base 1 every pair would turn alike, and YaRN divide by its logarithm
         base = keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12)
-        sharpening = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6) if arch.sharpens else 0.0
-        norm_key = "attention.layer_norm_epsilon" if arch.norm == "layer" else "attention.layer_norm_rms_epsilon"
+        sharpens = arch.attention.sharpens
+        sharpening = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6) if sharpens else 0.0
+        norm_key = "attention.layer_norm_epsilon" if arch.norms.kind == "layer" else "attention.layer_norm_rms_epsilon"
         return cls(
             architecture=arch,
             name=keys.model_name,
@@ -184,7 +178,7 @@ class _Keys:
     def integer(
         self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1, layers: int = 0
     ) -> int:
-        """layers: when given, the file may have an array with a number for each of so many layers, all equal."""
+        """layers: if not 0, the file may have an array instead, with a number for each layer, all equal."""
         value = self.get(key, default)
         if layers and isinstance(value, np.ndarray):
             if len(value) != layers:
@@ -250,7 +244,7 @@ def _head_dim(keys: _Keys, embed: int, heads: int) -> int:
 
 def _experts(keys: _Keys, ffn: int) -> tuple[int, int, int]:
     """E, X and F of an expert; zeros for a dense model. ffn: F where experts have no width of their own (llama)."""
-    kind = keys.architecture.experts
+    kind = keys.architecture.ffn.experts
     if kind == "never":
         return 0, 0, 0
     must = kind == "must"
@@ -262,44 +256,46 @@ def _experts(keys: _Keys, ffn: int) -> tuple[int, int, int]:
 
 
 def _windows(keys: _Keys, layers: int) -> tuple[int, tuple[bool, ...]]:
-    """The sliding window's width, and which layers have it: each but every so-manieth, or as an array says.
+    """The sliding window's width, and which layers have it: all but every n-th, or as an array says.
 
     Source: llama.cpp `load_swa_pattern`.
     """
-    arch, key = keys.architecture, "attention.sliding_window_pattern"
+    windows, key = keys.architecture.windows, "attention.sliding_window_pattern"
     none = 0, (False,) * layers
-    if not arch.window_period:
+    if not windows.period:
         return none
-    width = keys.integer("attention.sliding_window", default=arch.window, low=0 if arch.window == 0 else 1)
+    width = keys.integer("attention.sliding_window", default=windows.width, low=0 if windows.width == 0 else 1)
     if not width:
         return none
-    pattern = keys.get(key, default=arch.window_period)
+    pattern = keys.get(key, default=windows.period)
     if isinstance(pattern, np.ndarray):
         if len(pattern) != layers or pattern.dtype.kind not in "biu":
             keys.fail(key, f"is no array of {layers} truth values, one for each layer")
         return width, tuple(bool(slides) for slides in pattern)
-    period = keys.integer(key, default=arch.window_period, low=0, high=MAX_LAYERS)
+    period = keys.integer(key, default=windows.period, low=0, high=MAX_LAYERS)
     return width, tuple(not period or layer % period < period - 1 for layer in range(layers))
 
 
 def _sliding_rope_base(keys: _Keys, base: float) -> float:
-    """The base of sliding layers. base: the model's."""
-    arch = keys.architecture
-    default = arch.window_rope_base or base
-    return keys.number("rope.freq_base_swa", default, low=1.001, high=1e12) if arch.window_period else base
+    """The base of the sliding layers' rotation, by default `base`, the model's, or the family's own."""
+    windows = keys.architecture.windows
+    default = windows.rope_base or base
+    return keys.number("rope.freq_base_swa", default, low=1.001, high=1e12) if windows.period else base
 
 
 def _softcaps(keys: _Keys) -> tuple[float, float]:
-    names = ("attn_logit_softcapping", "final_logit_softcapping")
-    attention, final = (
-        0.0 if default is None else keys.number(name, default, low=0.0, high=1e6)
-        for name, default in zip(names, keys.architecture.softcaps, strict=True)
-    )
-    return attention, final
+    """The soft caps of attention scores and of logits, 0 for none."""
+
+    def read(name: str, default: float | None) -> float:
+        return 0.0 if default is None else keys.number(name, default, low=0.0, high=1e6)
+
+    arch = keys.architecture
+    attention = read("attn_logit_softcapping", arch.attention.softcap)
+    return attention, read("final_logit_softcapping", arch.logit_softcap)
 
 
 def _refuse_variants(keys: _Keys, head_dim: int, rotated: int) -> None:
-    """Raises UnsupportedError for keys by which a file asks for what no other file of its family does.
+    """Raises UnsupportedError for keys that change what is computed, unless they have the family's usual value.
 
     Source: the keys that llama.cpp's `load_hparams` reads for every family, and its granite.
     """
@@ -359,7 +355,7 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
     attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
     context = keys.integer("context_length")
     original = 0
-    if kind == "yarn" or keys.architecture.sharpens or keys.architecture.long_rope:
+    if kind == "yarn" or keys.architecture.attention.sharpens or keys.architecture.rope.two_contexts:
         original = keys.integer("rope.scaling.original_context_length", default=context)
     if kind == "none":
         return RopeScaling(attn_factor=attn_factor, original_context=original)
@@ -376,6 +372,6 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0, low=1e-6, high=1e6),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", default=1.0, low=1e-6, high=1e6),
         log_multiplier=keys.number("rope.scaling.yarn_log_multiplier", default=0.0, low=0.0, high=1e6)
-        if keys.architecture.sharpens
+        if keys.architecture.attention.sharpens
         else 0.0,
     )

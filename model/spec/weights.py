@@ -91,9 +91,9 @@ def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
         for m in matrices
         if m.name in arch.biases or m.name in arch.optional_biases
     ]
-    norms = [*(["attn_norm", arch.ffn_norm] if arch.pre_norms else [])]
-    norms += ["post_attention_norm", "post_ffw_norm"] if arch.post_norms else []
-    rope = ("rope_factors_long", "rope_factors_short") if arch.long_rope else ("rope_freqs",)
+    norms = [*(["attn_norm", arch.norms.before_ffn] if arch.norms.before else [])]
+    norms += ["post_attention_norm", "post_ffw_norm"] if arch.norms.after else []
+    rope = ("rope_factors_long", "rope_factors_short") if arch.rope.two_contexts else ("rope_freqs",)
     rotated = cfg.rope_dimension_count // 2
     return (
         Weight("token_embd", (V, D), "rows", vocab, per_layer=False),
@@ -117,7 +117,7 @@ def _attention_matrices(cfg: ModelConfig) -> list[Weight]:
     heads, kv_heads = _head_segments(cfg)
     Q, KV = heads.length, kv_heads.length
     closing = Weight("attn_output", (D, Q), "inputs", (heads,))
-    if cfg.architecture.fused:
+    if cfg.architecture.attention.fused:
         return [Weight("attn_qkv", (Q + 2 * KV, D), "rows", (heads, kv_heads, kv_heads)), closing]
     return [
         Weight("attn_q", (Q, D), "rows", (heads,)),
@@ -130,12 +130,12 @@ def _attention_matrices(cfg: ModelConfig) -> list[Weight]:
 def _attention_vectors(cfg: ModelConfig) -> list[Weight]:
     arch, vectors = cfg.architecture, []
     heads, kv_heads = _head_segments(cfg)
-    if arch.qk_norm == "head":
+    if arch.attention.qk_norm == "head":
         vectors += [Weight(name, (cfg.key_length,), kind="vector") for name in ("attn_q_norm", "attn_k_norm")]
-    elif arch.qk_norm == "whole":
+    elif arch.attention.qk_norm == "whole":
         vectors.append(Weight("attn_q_norm", (heads.length,), "rows", (heads,), "vector"))
         vectors.append(Weight("attn_k_norm", (kv_heads.length,), "rows", (kv_heads,), "vector"))
-    if arch.sinks:
+    if arch.attention.sinks:
         vectors.append(Weight("attn_sinks", (cfg.head_count,), "rows", (Segment("H", cfg.head_count),), "vector"))
     return vectors
 
@@ -153,9 +153,9 @@ def _ffn_matrices(cfg: ModelConfig) -> list[Weight]:
     features = Segment("F", F)
     closing = Weight("ffn_down", (D, F), "inputs", (features,))
     up = Weight("ffn_up", (F, D), "rows", (features,))
-    if arch.fused:
+    if arch.ffn.fused:
         return [Weight("ffn_up", (2 * F, D), "rows", (features, features)), closing]
-    if arch.ffn == "gelu":
+    if arch.ffn.kind == "gelu":
         return [up, closing]
     return [Weight("ffn_gate", (F, D), "rows", (features,)), up, closing]
 
@@ -163,7 +163,7 @@ def _ffn_matrices(cfg: ModelConfig) -> list[Weight]:
 def _norm(arch: Architecture, name: str, width: int, per_layer: bool = True) -> list[Weight]:
     """A norm's weights, and its biases where the family's norm has them."""
     weights = Weight(name, (width,), kind="vector", per_layer=per_layer)
-    if arch.norm != "layer":
+    if arch.norms.kind != "layer":
         return [weights]
     return [weights, Weight(f"{name}.bias", (width,), kind="bias", per_layer=per_layer)]
 

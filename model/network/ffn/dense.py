@@ -13,14 +13,14 @@ OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
 
 def feed_forward(cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics: Numerics) -> jax.Array:
     """(B, T, D), normed -> (B, T, D)."""
-    arch = cfg.architecture
-    if arch.fused:
+    kind = cfg.architecture.ffn.kind
+    if cfg.architecture.ffn.fused:
         gate, up = jnp.split(linear(h, blk, "ffn_up", index, numerics), 2, axis=-1)
-    elif arch.ffn == "gelu":
+    elif kind == "gelu":
         gate = up = linear(h, blk, "ffn_up", index, numerics)
     else:
         gate, up = linears(h, blk, ("ffn_gate", "ffn_up"), index, numerics)
-    return closing(cfg, activate(arch.ffn, gate, up), blk, "ffn_down", index, numerics)
+    return closing(cfg, activate(kind, gate, up), blk, "ffn_down", index, numerics)
 
 
 def activate(kind: str, gate: jax.Array, up: jax.Array) -> jax.Array:

@@ -55,7 +55,7 @@ def moe(
     its rows fill tiles, and one that nobody chose not at all.
     """
     M, D = x.shape
-    experts, weights = route(router, cfg.expert_used_count, cfg.architecture.router)
+    experts, weights = route(router, cfg.expert_used_count, cfg.architecture.ffn.router)
     pairs = M * cfg.expert_used_count
     held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
     flat = experts.reshape(-1) - tensor_number(split) * held
@@ -75,7 +75,7 @@ def moe(
         pair = order[jnp.minimum(at, pairs - 1)]
         filled = at < ends[expert]
         row = pair // cfg.expert_used_count
-        y = _expert(cfg.architecture.ffn, x[row], blk, index, expert, path)
+        y = _expert(cfg.architecture.ffn.kind, x[row], blk, index, expert, path)
         return out.at[row].add(jnp.where(filled[:, None], y * scaled[pair][:, None], 0))
 
     return summed(lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32)), split)

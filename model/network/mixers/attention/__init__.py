@@ -47,19 +47,19 @@ def project(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q (B, T, H, C), k and v (B, T, K, C) of normed inputs (B, T, D), before rotation."""
     heads, kv_heads, width = cfg.head_count, cfg.head_count_kv, cfg.key_length
-    names = ("attn_qkv",) if cfg.architecture.fused else ("attn_q", "attn_k", "attn_v")
+    names = ("attn_qkv",) if cfg.architecture.attention.fused else ("attn_q", "attn_k", "attn_v")
     parts = linears(h, blk, names, index, numerics)
     if not numerics.split.heads:
-        widths = (heads + 2 * kv_heads,) if cfg.architecture.fused else (heads, kv_heads, kv_heads)
+        widths = (heads + 2 * kv_heads,) if cfg.architecture.attention.fused else (heads, kv_heads, kv_heads)
         parts = [gathered(x, n * width, numerics.split) for x, n in zip(parts, widths, strict=True)]
-    if cfg.architecture.fused:
+    if cfg.architecture.attention.fused:
         parts = jnp.split(parts[0], [heads * width, (heads + kv_heads) * width], axis=-1)
     q, k, v = parts
-    if cfg.architecture.qk_norm == "whole":
+    if cfg.architecture.attention.qk_norm == "whole":
         split = numerics.split if numerics.split.heads else WHOLE
         q, k = norm(cfg, q, blk, "attn_q_norm", index, split), norm(cfg, k, blk, "attn_k_norm", index, split)
     q, k, v = _heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads)
-    if cfg.architecture.qk_norm == "head":
+    if cfg.architecture.attention.qk_norm == "head":
         q, k = norm(cfg, q, blk, "attn_q_norm", index), norm(cfg, k, blk, "attn_k_norm", index)
     return q, k, v
 

@@ -31,7 +31,7 @@ class Scores(NamedTuple):
         if any(cfg.slides):
             every = np.where(cfg.slides, cfg.sliding_window, np.iinfo(np.int32).max)
             window = jnp.asarray(every, jnp.int32)[index]
-        sinks = blk["attn_sinks"][index] if cfg.architecture.sinks else None
+        sinks = blk["attn_sinks"][index] if cfg.architecture.attention.sinks else None
         return cls(window, cfg.softcaps[0], sinks)
 
 
