@@ -10,46 +10,48 @@ from packlight.model.text.streaming import TextStream
 from packlight.model.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from packlight.model.sampling.penalties import Steering
     from packlight.serve.engine import Event
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenLogprob:
-    """A chosen token with the model's own log-probability of it, before penalties, bias and temperature.
-
-    token: its text, invalid UTF-8 as U+FFFD. top_logprobs: the most probable token ids with theirs, highest first.
-    """
+    """A chosen token with the model's own log-probability of it, before penalties, bias and temperature."""
 
     token_id: int
-    token: str
+    token: str  # its text, invalid UTF-8 as U+FFFD
     logprob: float
-    top_logprobs: tuple[tuple[int, float], ...]
+    top_logprobs: tuple[tuple[int, float], ...]  # the most probable token ids with theirs, highest first
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
     """What one prompt gave.
 
-    text: the generated pieces' bytes joined, invalid UTF-8 as U+FFFD, the end token left out, cut at a stop string.
-    finish_reason: "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full).
-    timings: ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms, total_s (itl: time between two tokens;
-        those of one launch come together).
-    logprobs: one for each of `token_ids`; None where they were not asked for.
+    The text is the generated pieces' bytes joined, with invalid UTF-8 as U+FFFD. It ends before the end token or a stop
+    string. The timings are ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms and total_s. An itl is the time
+    between two tokens, and those of one launch come together.
     """
 
     text: str
     token_ids: list[int]
     prompt_token_ids: list[int]
-    finish_reason: str
-    timings: dict[str, float | None]
-    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str  # "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full)
+    timings: dict[str, float | None]  # None where there were too few tokens to measure
+    logprobs: list[TokenLogprob] | None = None  # one for each of `token_ids`, where they were wanted
 
 
 class Run:
     """One prompt on its way to a Completion."""
 
-    def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer):
-        self.prompt, self.sampling, self._tokenizer = prompt, sampling, tokenizer
+    prompt: list[int]
+    sampling: SamplingConfig
+    steering: "Steering"  # of its logits; no other run's
+    began: float  # time.perf_counter() when it was submitted
+    complete: bool  # no token follows
+
+    def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer, steering: "Steering"):
+        self.prompt, self.sampling, self.steering, self._tokenizer = prompt, sampling, steering, tokenizer
         self._logprobs: list[TokenLogprob] = []
         self._stream = TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from packlight.model.spec.architectures import ARCHITECTURES
     from packlight.model.text.chat import ChatTemplateError
     from packlight.model.text.tokenizer import Tokenizer
+    from packlight.prepared import Prepared, prepare
     from packlight.quant.formats.table import FORMATS
     from packlight.rendering import render_chat
     from packlight.serve.run import Completion, TokenLogprob
@@ -43,6 +44,7 @@ _HOMES = {  # module -> the public names that it defines
     "model.spec.architectures": ("ARCHITECTURES",),
     "model.text.chat": ("ChatTemplateError",),
     "model.text.tokenizer": ("Tokenizer",),
+    "prepared": ("Prepared", "prepare"),
     "quant.formats.table": ("FORMATS",),
     "rendering": ("render_chat",),
     "serve.run": ("Completion", "TokenLogprob"),
@@ -63,6 +65,7 @@ __all__ = [
     "MemoryLimitError",
     "NonFiniteLogitsError",
     "PacklightError",
+    "Prepared",
     "SamplingConfig",
     "TokenLogprob",
     "Tokenizer",
@@ -70,6 +73,7 @@ __all__ = [
     "format_totals",
     "inspect",
     "load",
+    "prepare",
     "render_chat",
     "unpack",
 ]

@@ -1,10 +1,9 @@
 """A loaded model: `load` and `LLM`, which generate text, chat, and give logits and embeddings.
 
-A thin facade: it knows text and timings, and leaves files to `model`, executables to `compile`, slots to `serve`. jax
-is imported only when a model is loaded; a bad file is refused before that.
+A thin facade: it leaves files to `model`, executables to `compile`, slots and turns to `serve`. jax is imported only
+when a model is loaded, and a bad file is refused before that.
 """
 
-import contextlib
 import dataclasses
 import numbers
 import os
@@ -16,21 +15,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from packlight import demo
-from packlight.common.errors import ConfigError, NonFiniteLogitsError, PacklightError
+from packlight.common.errors import ConfigError, NonFiniteLogitsError
 from packlight.common.text import shown_path
 from packlight.compile.config import CompileConfig
 from packlight.compile.kernels import attention_names
+from packlight.compile.memory import MemoryPlan
+from packlight.compile.plan import Plan
 from packlight.inspection import tensor_layouts, tensor_paths
+from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.grammar import Grammar
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.pooling import POOLINGS, pooling_of
 from packlight.model.text.chat import prompt_ids, render, special_texts, template_of
+from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
 from packlight.prepared import Prepared, prepare
 from packlight.serve.run import Completion, Run
+from packlight.serve.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from packlight.compile.aot import Built
-    from packlight.model.sampling.penalties import Steering
+    from packlight.compile.aot import Built, Executables
+    from packlight.model.weights.placement import Device, Placement
     from packlight.serve.engine import Engine
 
 
@@ -52,13 +57,21 @@ def load(
 
 
 class LLM:
-    """A loaded model with its executables, for one thread at a time; open streams take turns.
+    """A loaded model with its executables, for one thread at a time; open streams take turns."""
 
-    file, model, tokenizer, config, plan: what was loaded, and how. placement: the devices, device: their first; split:
-    how they share the model. executables: what was built, hit or miss.
-    weights_bytes, kv_bytes: what it occupies. memory: the same on each device, with the scratch of the largest step.
-    timings: load_s and compile_s.
-    """
+    file: GGUFFile  # what was loaded
+    model: ModelConfig  # its hyperparameters
+    tokenizer: Tokenizer
+    config: CompileConfig  # what it was built for, with every choice made definite
+    plan: Plan  # the steps that were built
+    executables: "Executables"  # they themselves, each taken from the store or compiled
+    placement: "Placement"  # the devices, and how they share the model
+    device: "Device"  # the first of them
+    engine: "Engine"  # runs token ids, for callers that drive it themselves while no stream is open
+    weights_bytes: int  # of the file's tensors
+    kv_bytes: int  # of the cache, on all devices together
+    memory: MemoryPlan  # what each device holds, with the scratch of the largest step
+    timings: dict[str, float]  # seconds: load_s to read and place the weights, compile_s to build
 
     def __init__(
         self,
@@ -66,56 +79,39 @@ class LLM:
         on_read: Callable[[int, int], None] | None = None,
         on_built: Callable[["Built", int], None] | None = None,
     ):
+        """Reads the weights and builds the executables of what was prepared. Arguments and errors are `load`'s."""
         self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
         self.weights_bytes = sum(info.nbytes for info in self.file.tensors.values())
         prepared.check_memory()
         began = time.perf_counter()
-        self.config, self.plan, self.split = prepared.config, prepared.plan, prepared.split
+        self.config, self.plan, split = prepared.config, prepared.plan, prepared.split
 
         def read(devices: Sequence[int]) -> list[HostWeight]:
             progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
-            return read_weights(self.file, self.model, progress, prepared.layout, self.split, devices)
+            return read_weights(self.file, self.model, progress, prepared.layout, split, devices)
 
-        host = read([0]) if self.split.tensor == 1 else None  # before jax is imported, where no device is to be asked
+        host = read([0]) if split.tensor == 1 else None  # before jax is imported, where no device has to be known
 
         from packlight.compile import aot
         from packlight.model.weights.params import place
         from packlight.serve.engine import Engine
 
-        self.placement = aot.find_devices(self.config, self.split)
+        self.placement = aot.find_devices(self.config, split)
         self.device = self.placement.flat[0]
         params = place(read(self.placement.tensor_numbers) if host is None else host, self.placement)
         loaded = time.perf_counter()
-        count = len(self.plan.steps)
-        self.executables = aot.build(
-            self.model,
-            self.config,
-            self.plan,
-            params,
-            self.placement,
-            lambda b: on_built(b, count) if on_built else None,
-        )
-        self._engine = Engine(
-            self.model,
-            self.config,
-            self.plan,
-            self.executables,
-            params,
-            self.tokenizer.eog_ids,
-            self.placement,
+        built = lambda b: on_built(b, len(self.plan.steps)) if on_built else None  # noqa: E731
+        self.executables = aot.build(self.model, self.config, self.plan, params, self.placement, built)
+        self.engine = Engine(
+            *(self.model, self.config, self.plan, self.executables),
+            *(params, self.tokenizer.eog_ids, self.placement),
         )
         self.memory = dataclasses.replace(prepared.memory, scratch=self.executables.scratch_bytes)
         prepared.check_memory(self.memory.scratch)
-        self._prepared = prepared
-        self._running: dict[int, Run] = {}
-        self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}
-        self.kv_bytes = self._engine.cache_bytes
+        self.kv_bytes = self.engine.cache_bytes
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
-
-    @property
-    def engine(self) -> "Engine":
-        """What runs token ids, for callers that drive it themselves while no stream is open."""
-        return self._engine
+        self._layout, self._prompts = prepared.layout, prepared.prompts
+        self._scheduler = Scheduler(self.engine)
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`; see `Tokenizer.encode`."""
@@ -131,7 +127,7 @@ class LLM:
         Raises ConfigError for no ids or one outside the vocabulary, ContextLengthError for too many, PacklightError
         when open streams hold every slot, NonFiniteLogitsError.
         """
-        return self._engine.logits(self._prepared.ids(ids))
+        return self.engine.logits(self._prompts.ids(ids))
 
     def embed(
         self, prompts: "Sequence[str | Sequence[int]]", pooling: str | None = None, normalize: bool = True
@@ -144,13 +140,13 @@ class LLM:
         ContextLengthError for one that is too long, NonFiniteLogitsError for NaN or infinite states.
         Source: llama.cpp's `llama_pooling_type` and `common_embd_normalize`.
         """
-        pooling = self._prepared.pooling(pooling)
+        pool = POOLINGS[pooling_of(self.model, pooling)]
         if isinstance(prompts, str) or not len(prompts):
             raise ConfigError("embed wants a list of texts, and at least one")
         rows = []
         for prompt in prompts:
-            hidden = self._engine.hidden(self._prepared.fitting(prompt))
-            row = hidden.mean(0) if pooling == "mean" else hidden[-1]
+            hidden = self.engine.hidden(self._prompts.fitting(prompt))
+            row = pool(hidden)
             if not np.isfinite(row).all():
                 raise NonFiniteLogitsError("the model's hidden states are NaN or infinite")
             rows.append(row / max(float(np.linalg.norm(row)), 1e-12) if normalize else row)
@@ -169,7 +165,7 @@ class LLM:
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
-        checked = [self._prepared.prompt(p) for p in prompts]
+        checked = [self._prompts.answerable(p) for p in prompts]
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
             raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
         config = self._checked(sampling)
@@ -178,10 +174,8 @@ class LLM:
             seeded = config.with_seed()
             for i in range(n):
                 seed = ((seeded.seed or 0) + i) % 2**32
-                runs.append(Run(ids, dataclasses.replace(seeded, seed=seed), self.tokenizer))
-        for _ in self._follow(runs):
-            pass
-        completions = [run.completion() for run in runs]
+                runs.append(self._run(ids, dataclasses.replace(seeded, seed=seed)))
+        completions = self._scheduler.complete(runs)
         return completions if several or n > 1 else completions[0]
 
     def chat(
@@ -216,8 +210,7 @@ class LLM:
         """Yields the text of `generate(prompt, ...)` as it comes, in whole characters; the `Completion` is the
         generator's return value. Closing the generator ends the generation. Raises as `generate` does, at the call.
         """
-        run = Run(self._prepared.prompt(prompt), self._checked(sampling).with_seed(), self.tokenizer)
-        return self._stream(run)
+        return self._scheduler.stream(self._run(self._prompts.answerable(prompt), self._checked(sampling).with_seed()))
 
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""
@@ -230,63 +223,13 @@ class LLM:
 
     def layouts(self) -> dict[str, str]:
         """Tensor -> the layout of its packed bytes, ggml's or "rowsN" (`quant.layouts`)."""
-        return tensor_layouts(self.file, self.model, self._prepared.layout)
+        return tensor_layouts(self.file, self.model, self._layout)
 
     def _checked(self, sampling: Mapping[str, Any]) -> SamplingConfig:
         """The sampling config of these fields, checked against the model. Raises ConfigError."""
         config = SamplingConfig(**sampling)
-        self._prepared.check_sampling(config)
+        self._prompts.check_sampling(config)
         return config
 
-    def _steering(self, config: SamplingConfig) -> "Steering":
-        """What a request's history and its grammar do to its logits."""
-        from packlight.model.sampling.penalties import Steering
-
-        breakers = self._breakers(config.dry_sequence_breakers) if config.dries else None
-        constraint = Grammar(self._prepared.vocabulary, config) if config.constrained else None
-        return Steering(config, sorted(self.tokenizer.eog_ids), breakers, constraint)
-
-    def _breakers(self, texts: tuple[str, ...]) -> dict[int, list[tuple[int, ...]]]:
-        if texts not in self._known_breakers:
-            from packlight.model.sampling.penalties import sequence_breakers
-
-            pieces = [self.tokenizer.piece(i) for i in range(self.tokenizer.vocab_size)]
-            self._known_breakers[texts] = sequence_breakers(texts, pieces, lambda text: self.encode(text, False))
-        return self._known_breakers[texts]
-
-    def _stream(self, run: "Run") -> Generator[str, None, Completion]:
-        with contextlib.closing(self._follow([run])) as texts:
-            yield from texts
-        return run.completion()
-
-    def _follow(self, runs: "list[Run]") -> Generator[str, None, None]:
-        """Drives the engine until these runs are complete, yielding each piece of text that becomes safe to show."""
-        steered = [(run, self._steering(run.sampling)) for run in runs if not run.complete]
-        mine = {self._engine.submit(run.prompt, run.sampling, steering=s): run for run, s in steered}
-        for run in runs:
-            run.began = time.perf_counter()
-        self._running |= mine
-        try:
-            done = False
-            while not done:
-                done = all(run.complete for run in runs)  # other streams may have driven them to their end
-                if not done:
-                    self._step()
-                yield from (text for run in runs if (text := run.fresh()))
-                for run in runs:
-                    run.check()
-        finally:
-            for number in mine:
-                self._engine.cancel(number)
-                self._running.pop(number)
-
-    def _step(self) -> None:
-        """Moves the runs under way, also those of other streams, which find their tokens when they are asked."""
-        if self._engine.idle:
-            raise PacklightError("the generation was lost: the step it was in was interrupted")
-        for event in self._engine.step():
-            run = self._running[event.request]
-            if not run.complete:  # a launch may have gone on after a stop string
-                run.take(event)
-            if run.complete:
-                self._engine.cancel(event.request)
+    def _run(self, ids: list[int], config: SamplingConfig) -> Run:
+        return Run(ids, config, self.tokenizer, self._prompts.steering(config))

@@ -253,14 +253,14 @@ def test_long_runs_are_flat(llm, monkeypatch):
         status = pathlib.Path("/proc/self/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) * 1024, len(jax.live_arrays())
 
-    monkeypatch.setattr(llm._engine, "_is_end", np.zeros_like(llm._engine._is_end))  # no text ends early
+    monkeypatch.setattr(llm.engine, "_is_end", np.zeros_like(llm.engine._is_end))  # no text ends early
     llm.generate([5, 6], max_tokens=100, temperature=0)
     before = resident()
-    steps, compiled, cache = sum(llm._engine.steps_run.values()), aot.compile_count(), llm._engine._cache
+    steps, compiled, cache = sum(llm.engine.steps_run.values()), aot.compile_count(), llm.engine._cache
     for seed in range(10):
         llm.generate([[5, 6], [7]], max_tokens=101, temperature=1.0, seed=seed)
     after = resident()
-    assert sum(llm._engine.steps_run.values()) - steps >= 1000
+    assert sum(llm.engine.steps_run.values()) - steps >= 1000
     assert aot.compile_count() == compiled
     assert cache.k.is_deleted()  # donated
     assert cache.v.is_deleted()
@@ -281,9 +281,9 @@ def test_logits_that_are_not_finite_raise(tmp_path, config):
     """R5: finite weights whose products overflow float32 reach no sampler unnoticed."""
     path = write_llama(tmp_path / "m.gguf", layers=1, formats={"output": "F32", "token_embd": "F32"})
     llm = packlight.load(path, config)
-    huge = jax.tree.map(lambda x: x, llm._engine._params)
+    huge = jax.tree.map(lambda x: x, llm.engine._params)
     huge["output_norm"] = jax.device_put(np.full(huge["output_norm"].shape, 3e38, np.float32), llm.device)
-    llm._engine._params = huge
+    llm.engine._params = huge
     with pytest.raises(NonFiniteLogitsError, match="at position 3 are NaN or infinite"):
         llm.generate([5, 6, 7], max_tokens=3)
     with pytest.raises(NonFiniteLogitsError):
@@ -295,14 +295,14 @@ def test_an_interrupted_step_loses_its_requests_and_nothing_else(llm, monkeypatc
     expected = llm.generate([5, 6, 7], max_tokens=6, temperature=0).token_ids
     stream = llm.stream([8, 9], max_tokens=50, temperature=0)
     next(stream)
-    run = type(llm._engine)._run
+    run = type(llm.engine)._run
 
     def interrupted(self, key, *arguments):
         run(self, key, *arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(llm._engine), "_run", interrupted)
+        patch.setattr(type(llm.engine), "_run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate([5, 6, 7], max_tokens=6, temperature=0)
     with pytest.raises(packlight.PacklightError, match="the generation was lost"):
@@ -314,16 +314,16 @@ def test_what_is_not_finite_in_a_slot_harms_nobody_else(path, tmp_path_factory, 
     """Values behind a prompt's end, left by an earlier request or by padding, count as nothing even when infinite."""
     llm = packlight.load(path, config)
     expected = llm.generate([5, 6, 7], max_tokens=4, temperature=0).token_ids
-    poison = jax.tree.map(lambda x: np.full(x.shape, np.inf, x.dtype), (llm._engine._cache.k, llm._engine._cache.v))
+    poison = jax.tree.map(lambda x: np.full(x.shape, np.inf, x.dtype), (llm.engine._cache.k, llm.engine._cache.v))
     k, v = (jax.device_put(x, llm.device, may_alias=False) for x in poison)
-    llm._engine._cache = dataclasses.replace(llm._engine._cache, k=k, v=v)
+    llm.engine._cache = dataclasses.replace(llm.engine._cache, k=k, v=v)
     assert llm.generate([5, 6, 7], max_tokens=4, temperature=0).token_ids == expected
 
 
 def test_a_request_that_fails_leaves_its_neighbour_alone(llm, monkeypatch):
     expected = llm.generate([5, 6, 7], max_tokens=6, temperature=0).text
     good, bad = llm.stream([5, 6, 7], max_tokens=6, temperature=0), llm.stream([8, 9], max_tokens=6, temperature=0)
-    engine, run = llm._engine, type(llm._engine)._run
+    engine, run = llm.engine, type(llm.engine)._run
 
     def spoiled(self, key, *arguments):
         first, *rest = run(self, key, *arguments)

@@ -10,7 +10,8 @@ from running import packlight as command
 from running import write_config
 
 import packlight
-from packlight.prepared import POOLINGS, prepare
+from packlight.model.spec.pooling import POOLINGS, pooling_of
+from packlight.prepared import prepare
 
 GOLDENS = json.loads((GOLDENS_FOLDER / "embedding_goldens.json").read_text())
 
@@ -53,14 +54,14 @@ def test_pooling_and_length(llm):
 def test_the_file_may_say_how_to_pool(tmp_path):
     """Qwen3-Embedding's files say last. Source: llama.cpp's `llama_pooling_type`."""
 
-    def prepared(number):
-        return prepare(write_llama(tmp_path / f"{number}.gguf", extra={"llama.pooling_type": number}))
+    def model(number):
+        return prepare(write_llama(tmp_path / f"{number}.gguf", extra={"llama.pooling_type": number})).model
 
-    assert [prepared(number).pooling(None) for number in (0, 1, 3)] == ["mean", "mean", "last"]
-    assert prepared(3).pooling("mean") == "mean"
+    assert [pooling_of(model(number), None) for number in (0, 1, 3)] == ["mean", "mean", "last"]
+    assert pooling_of(model(3), "mean") == "mean"
     for number, name in ((2, "cls"), (4, "rank"), (9, "9")):
         with pytest.raises(packlight.ConfigError, match=f"pooling '{name}', which the file asks for, is unknown"):
-            prepared(number).pooling(None)
+            pooling_of(model(number), None)
 
 
 @pytest.mark.parametrize(

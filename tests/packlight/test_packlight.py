@@ -179,9 +179,9 @@ def test_a_closed_stream_frees_its_slot(llm):
         stream = llm.stream("hello", temperature=0)
         next(stream)
         stream.close()
-    assert llm._engine.idle
+    assert llm.engine.idle
     llm.stream("hello", temperature=0)  # never started: takes none
-    assert llm._engine.idle
+    assert llm.engine.idle
     assert llm.generate("a", **GREEDY).token_ids == llm.generate(["a"], **GREEDY)[0].token_ids
 
 
@@ -198,7 +198,7 @@ def test_open_streams_take_turns(llm):
     begun = next(left_open)
     assert llm.generate("hello", **drawn[1]).text == alone[1]
     assert begun + "".join(left_open) == alone[0]
-    assert llm._engine.idle
+    assert llm.engine.idle
 
 
 def test_a_prompt_may_be_ids(llm):
@@ -256,7 +256,7 @@ def test_one_bad_prompt_of_a_batch_is_a_typed_error(llm):
             llm.stream(prompts)  # it takes one prompt
     with pytest.raises(packlight.ContextLengthError):
         llm.generate(["hello", [5] * 640])
-    assert llm._engine.idle
+    assert llm.engine.idle
 
 
 def test_bad_values_are_typed_errors_at_the_call(llm):

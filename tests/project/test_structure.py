@@ -32,7 +32,7 @@ NO_JAX = (
     *("common.errors", "common.text", "quant.formats.table", "quant.formats.scales", "model.gguf.reader"),
     *("model.spec.config", "model.spec.weights", "model.spec.sharding", "model.weights.load", "model.text.tokenizer"),
     *("model.text.streaming", "model.sampling.config", "compile.config", "compile.plan", "compile.store", "demo"),
-    *("inspection", "llm", "prepared", "cli.main"),
+    *("model.spec.pooling", "serve.run", "serve.scheduler", "inspection", "llm", "prepared", "prompts", "cli.main"),
 )
 
 

@@ -167,8 +167,8 @@ def generate(values: flags.FlagValues) -> None:
     config = SamplingConfig(**sampling).with_seed()  # bad values are refused before anything is read
     sampling["seed"] = config.seed
     prepared = _prepare(values)
-    prepared.check_sampling(config)
-    prompt = prepared.prompt(text)
+    prepared.prompts.check_sampling(config)
+    prompt = prepared.prompts.answerable(text)
     _join(values, prepared)
     llm = _load(prepared)
     completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
@@ -191,7 +191,7 @@ def chat(values: flags.FlagValues) -> None:
     system = None if values.system is None else _text("system", values.system)
     _model_path(values)  # the embedded one has no chat template
     prepared = _prepare(values)
-    prepared.check_sampling(config)
+    prepared.prompts.check_sampling(config)
     if template is None:
         template_of(prepared.file.metadata, os.path.basename(prepared.file.path))
     talk = Conversation(_load(prepared), template, system, sampling)
@@ -321,6 +321,8 @@ def perplexity(values: flags.FlagValues) -> None:
 
 def embed(values: flags.FlagValues) -> None:
     """Prints a vector of length 1 for each text: a line of numbers, or one JSON object."""
+    from packlight.model.spec.pooling import pooling_of
+
     if (values.file is None) == (values.prompt is None):
         raise ConfigError("give either --prompt, a text, or --file, of texts one a line")
     if values.file is None:
@@ -330,9 +332,9 @@ def embed(values: flags.FlagValues) -> None:
         if not texts:
             raise ConfigError(f"--file={values.file}: holds no text")
     prepared = _prepare(values)
-    pooling = prepared.pooling(values.pooling)
+    pooling = pooling_of(prepared.model, values.pooling)
     for text in texts:
-        prepared.fitting(text)
+        prepared.prompts.fitting(text)
     vectors = _load(prepared).embed(texts, pooling).tolist()
     if values.json:
         write_json({"embeddings": vectors, "pooling": pooling, "dimensions": len(vectors[0])})
@@ -651,7 +653,7 @@ def _load(prepared: "Prepared") -> "packlight.LLM":
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled"
     )
     if not llm.placement.single:
-        say(f"{llm.split}")
+        say(f"{llm.placement.split}")
     warn([*prepared.warnings, *llm.executables.warnings])
     return llm
 
@@ -666,7 +668,7 @@ def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -
         "timings": llm.timings | completion.timings,
         "memory": memory | {"peak_rss_bytes": _peak_rss()},
         "compile": counts,
-        "mesh": dataclasses.asdict(llm.split),
+        "mesh": dataclasses.asdict(llm.placement.split),
         "plan": llm.kernel_paths(),
         "layouts": llm.layouts(),
     }

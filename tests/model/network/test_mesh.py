@@ -88,8 +88,8 @@ def logits_alone(path, ids, data, tensor):
     """Logits through a prefill and a head step only, which is all that is compiled."""
     config = dataclasses.replace(CONFIG, mesh=MeshShape(data, tensor), cpu_kernels="xla", decode_batch=(data,))
     prepared = prepare(path, config)
-    prepared.__dict__["plan"] = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(16,))
-    return packlight.LLM(prepared).logits(ids)
+    planned = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(16,))
+    return packlight.LLM(dataclasses.replace(prepared, planned=planned)).logits(ids)
 
 
 @pytest.mark.parametrize("name", FILES)

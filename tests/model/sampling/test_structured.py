@@ -112,7 +112,7 @@ def test_without_the_library_it_is_named(llm, monkeypatch):
     prepared = prepare(llm.file.path)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(packlight.ConfigError, match=r"pip install 'packlight\[grammar\]'"):
-        prepared.check_sampling(SamplingConfig(regex="a"))
+        prepared.prompts.check_sampling(SamplingConfig(regex="a"))
 
 
 def test_the_command(model, tmp_path):

@@ -1,0 +1,85 @@
+"""The scheduler: steps the engine for the runs under way and hands each its tokens. Knows runs and their order, no
+device and no terminal; imports no jax.
+
+Callers share the steps. Whoever waits for a run of its own moves all others too, and their callers find the tokens
+there when they next look.
+"""
+
+import contextlib
+import time
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
+
+from packlight.common.errors import PacklightError
+from packlight.serve.run import Completion, Run
+
+if TYPE_CHECKING:
+    from packlight.serve.engine import Engine
+
+
+class Scheduler:
+    """The runs under way on one engine, for one thread at a time."""
+
+    def __init__(self, engine: "Engine"):
+        self._engine = engine
+        self._runs: dict[int, Run] = {}  # by the engine's number of the request
+
+    def complete(self, runs: Sequence[Run]) -> list[Completion]:
+        """Drives the runs to their ends, side by side as slots are free. Raises NonFiniteLogitsError when the logits of
+        one are, PacklightError when they were lost in an interrupted step.
+        """
+        for _ in self._follow(runs):
+            pass
+        return [run.completion() for run in runs]
+
+    def stream(self, run: Run) -> Generator[str, None, Completion]:
+        """Yields the run's text as it becomes safe to show and returns its completion. The run begins at the first
+        `next` and ends when the generator is closed. Raises as `complete` does.
+        """
+        with contextlib.closing(self._follow([run])) as texts:
+            yield from texts
+        return run.completion()
+
+    def submit(self, run: Run) -> int:
+        """Queues a run and returns the number to cancel it by. Raises as `Engine.submit` does."""
+        number = self._engine.submit(run.prompt, run.sampling, steering=run.steering)
+        self._runs[number] = run
+        run.began = time.perf_counter()
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Ends a run where it is, queued, running or complete."""
+        self._engine.cancel(number)
+        self._runs.pop(number)
+
+    def step(self) -> None:
+        """Moves the runs under way by one step of the engine. Raises PacklightError when it has none of them left: an
+        interrupted step loses all.
+        """
+        if self._engine.idle:
+            raise PacklightError("the generation was lost: the step it was in was interrupted")
+        for event in self._engine.step():
+            run = self._runs[event.request]
+            if not run.complete:  # a launch may have gone on after a stop string
+                run.take(event)
+            if run.complete:
+                self._engine.cancel(event.request)
+
+    def _follow(self, runs: Sequence[Run]) -> Generator[str, None, None]:
+        """Steps until these runs are complete, yielding each piece of their text that becomes safe to show."""
+        mine: list[int] = []
+        try:
+            for run in runs:
+                if not run.complete:
+                    mine.append(self.submit(run))
+            done = False
+            while not done:
+                done = all(run.complete for run in runs)  # other callers may have driven them to their end
+                if not done:
+                    self.step()
+                yield from (text for run in runs if (text := run.fresh()))
+                for run in runs:
+                    run.check()
+        finally:
+            for number in mine:
+                self.cancel(number)

@@ -1,0 +1,95 @@
+"""What a model can be asked: prompts and sampling, checked against its vocabulary and its context. Imports no jax
+before the first generation.
+"""
+
+import functools
+import numbers
+import reprlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from packlight.common.errors import ConfigError, ContextLengthError
+from packlight.model.sampling.config import SamplingConfig
+from packlight.model.sampling.grammar import Grammar, vocabulary
+from packlight.model.spec.config import ModelConfig
+from packlight.model.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from packlight.model.sampling.penalties import Steering
+
+
+class Prompts:
+    """Checks what callers ask of one model, served with a context of `context` tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, model: ModelConfig, context: int):
+        self._tokenizer, self._model, self._context = tokenizer, model, context
+        self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}
+
+    def ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a text, or ids given as such: checked. Raises ConfigError for none and for impossible ones."""
+        if isinstance(prompt, str):
+            ids = self._tokenizer.encode(prompt) if prompt else []
+        elif isinstance(prompt, list | tuple | np.ndarray) and all(isinstance(i, numbers.Integral) for i in prompt):
+            ids = [int(i) for i in prompt]
+        else:
+            raise ConfigError(f"a prompt is text or a list of token ids, not {' '.join(reprlib.repr(prompt).split())}")
+        if not ids:
+            raise ConfigError("the prompt is empty")
+        for i in ids:
+            if not 0 <= i < self._model.vocab_size:
+                raise ConfigError(f"prompt token id {i} is outside the vocabulary of {self._model.vocab_size}")
+        return ids
+
+    def fitting(self, prompt: str | Sequence[int]) -> list[int]:
+        """`ids` of a prompt that fits the context. Raises ContextLengthError for one that does not."""
+        ids = self.ids(prompt)
+        if len(ids) > self._context:
+            raise ContextLengthError(f"the text has {len(ids)} tokens; the context holds {self._context}")
+        return ids
+
+    def answerable(self, prompt: str | Sequence[int]) -> list[int]:
+        """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not."""
+        ids = self.ids(prompt)
+        if len(ids) >= self._context:
+            longest = self._model.context_length
+            advice = f"shorten it, or ask for more context: the model takes {longest}"
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens, which leaves no room for an answer in a context of "
+                f"{self._context}; {advice if longest > self._context else 'shorten it'}"
+            )
+        return ids
+
+    def check_sampling(self, config: SamplingConfig) -> None:
+        """Raises ConfigError for a logit bias of a token that the vocabulary does not have, and for a JSON schema,
+        regular expression or grammar that is wrong or cannot be honoured.
+        """
+        for token, _ in config.logit_bias:
+            if token >= self._model.vocab_size:
+                raise ConfigError(f"logit_bias of token id {token}: the vocabulary has {self._model.vocab_size}")
+        if config.constrained:
+            Grammar(self._vocabulary, config)
+
+    def steering(self, config: SamplingConfig) -> "Steering":
+        """How the logits of one generation follow from its history and its grammar; each generation needs its own."""
+        from packlight.model.sampling.penalties import Steering
+
+        breakers = self._breakers(config.dry_sequence_breakers) if config.dries else None
+        constraint = Grammar(self._vocabulary, config) if config.constrained else None
+        return Steering(config, sorted(self._tokenizer.eog_ids), breakers, constraint)
+
+    @functools.cached_property
+    def _vocabulary(self) -> Any:
+        """The tokenizer as grammars need it. Raises ConfigError as `model.sampling.grammar.vocabulary` does."""
+        return vocabulary(self._tokenizer)
+
+    def _breakers(self, texts: tuple[str, ...]) -> dict[int, list[tuple[int, ...]]]:
+        """`sequence_breakers` of these texts, found once: it looks at every token of the vocabulary."""
+        if texts not in self._known_breakers:
+            from packlight.model.sampling.penalties import sequence_breakers
+
+            pieces = [self._tokenizer.piece(i) for i in range(self._tokenizer.vocab_size)]
+            encode = functools.partial(self._tokenizer.encode, add_special=False)
+            self._known_breakers[texts] = sequence_breakers(texts, pieces, encode)
+        return self._known_breakers[texts]
