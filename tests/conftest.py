@@ -39,6 +39,15 @@ def shared_path(*parts: str) -> pathlib.Path:
     return path
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "shared: of a fixture under ../shared; a counterpart of ours is beside it")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not SHARED.exists():
+        items[:] = [item for item in items if item.get_closest_marker("shared") is None]
+
+
 MEASURED: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # model file -> fact -> value
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from gguf.gguf_writer import TensorInfo
 
 from packlight.bench.synthetic import Shape, metadata, plan, tensor_chunks
+from packlight.quant.formats.table import Format
 
 _TYPES = {
     "u8": gguf.GGUFValueType.UINT8,
@@ -70,13 +71,27 @@ def write_llama(
         return wanted.get(f"blk.{layer}.{base}", wanted.get(base, default))
 
     tensors = {t.name: t for t in plan(shape, choose)}
-    pairs = metadata(shape, "test") | {key: _typed(value) for key, value in (extra or {}).items()}
+    pairs = metadata(shape, "test") | {key: typed(value) for key, value in (extra or {}).items()}
     pairs = {re.sub("^llama[.]", f"{architecture}.", key): value for key, value in pairs.items()}
     if architecture != "llama":
         pairs["general.architecture"] = ("str", architecture)
     for name in omit:
         del (tensors if name in tensors else pairs)[name]
 
+    packed = {
+        name: (tensor.shape, tensor.format, np.concatenate(list(tensor_chunks(tensor, seed))))
+        for name, tensor in tensors.items()
+    }
+    return write_gguf(path, pairs, packed, alignment)
+
+
+def write_gguf(
+    path: str | os.PathLike,
+    pairs: Mapping[str, tuple[str, Any]],
+    tensors: Mapping[str, tuple[tuple[int, ...], Format, np.ndarray]],
+    alignment: int | None = None,
+) -> pathlib.Path:
+    """Writes a file of these keys, as `typed` gives them, and tensors (shape, format, blocks); returns the path."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.kv_data = [{}]  # drops general.architecture, which the writer puts in by itself
     if alignment is not None:
@@ -87,15 +102,10 @@ def write_llama(
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, sub_type=element)
         else:
             writer.add_key_value(key, value, element)
-    for tensor in tensors.values():
-        packed = np.concatenate(list(tensor_chunks(tensor, seed)))
+    for name, (shape, fmt, packed) in tensors.items():
         # add_tensor would do but for Q2_0, which gguf 0.19 has no name for
-        writer.tensors[-1][tensor.name] = TensorInfo(
-            tensor.shape,
-            tensor.format.type_id,  # type: ignore[arg-type]
-            packed.nbytes,
-            packed,
-        )
+        info = TensorInfo(shape, fmt.type_id, packed.nbytes, packed)  # type: ignore[arg-type]
+        writer.tensors[-1][name] = info
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -103,7 +113,8 @@ def write_llama(
     return pathlib.Path(path)
 
 
-def _typed(value: Any) -> tuple[str, Any]:
+def typed(value: Any) -> tuple[str, Any]:
+    """(type, value) of a key's plain value."""
     match value:
         case tuple():
             return value
@@ -116,5 +127,5 @@ def _typed(value: Any) -> tuple[str, Any]:
         case str():
             return "str", value
         case [first, *_]:
-            return f"[{_typed(first)[0]}]", list(value)
+            return f"[{typed(first)[0]}]", list(value)
     raise TypeError(f"no GGUF type for {value!r}")

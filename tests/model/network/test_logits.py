@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import variant_goldens
-from conftest import GOLDENS_FOLDER, shared_path
 from families import GOLDENS
 from ggufs import write_llama
+from golden_models import OWN, PACKED, gelu_table, golden, shared
 from oracle import Oracle
 from steps import load
 
@@ -18,20 +17,25 @@ from packlight.quant.kernels.native_ops import QTYPES
 from packlight.quant.matmul import matmul
 
 
-@pytest.mark.parametrize("name", GOLDENS)
-def test_logits_and_greedy_ids_equal_llama_cpp(name, record):
-    """DESIGN, Numerics: within 1e-3 of the logits' deviation; greedy ids equal, read off one teacher-forced pass."""
-    folder, stem = name.split("/")
-    golden = np.load(shared_path(folder, f"{stem}.npz"))
-    exact = "_gelu32" if "logits_f32_gelu32" in golden else ""  # without ggml's GELU table in float16
-    ids, greedy = golden["ids"].tolist(), golden[f"greedy_ids_f32{exact}"].tolist()
-    model = load(shared_path(folder, f"{stem}.gguf"))
-    logits = model.all_logits(ids + greedy[:-1], rows=128)
-    expected = golden[f"logits_f32{exact}"]
-    error = np.abs(logits[: len(ids)] - expected).max() / expected.std()
+@pytest.mark.parametrize("name", [*OWN, *shared(GOLDENS)])
+def test_logits_and_greedy_ids_equal_llama_cpp(name, tmp_path, monkeypatch, record):
+    """DESIGN, Numerics: within 1e-3 of the logits' deviation; greedy ids equal, read off one teacher-forced pass. Of
+    ours embeddings too: each number of a last state or a mean is a sum as a logit is, and bounded as one.
+    """
+    told = golden(name, tmp_path)
+    if told.rounded_gelu:
+        gelu_table(monkeypatch)
+    model = load(told.path)
+    hidden = model.prefill(model.empty_cache(), told.ids + told.greedy[:-1], rows=64 if told.own else 128)[1]
+    logits = model.logits(hidden)
+    error = np.abs(told.picked(logits) - told.logits).max() / told.logits.std()
     assert error <= 1e-3
-    assert logits[len(ids) - 1 :].argmax(-1).tolist() == greedy
-    record(name, **facts(shared_path(folder, f"{stem}.gguf")), error=float(error), greedy=len(greedy))
+    assert logits[len(told.ids) - 1 :].argmax(-1).tolist() == told.greedy
+    for pooling, expected in told.embeddings.items():
+        states = np.asarray(hidden)[: len(told.ids)]
+        ours = states.mean(0) if pooling == "mean" else states[-1]
+        assert np.abs(ours - expected).max() <= 1e-3 * expected.std(), pooling
+    record(name, **facts(told.path), error=float(error), greedy=len(told.greedy))
 
 
 def facts(path):
@@ -39,35 +43,6 @@ def facts(path):
     report = packlight.inspect(path)
     formats = [name for name in report["formats"] if name != "F32"] or ["F32"]
     return {"architecture": report["architecture"], "formats": formats}
-
-
-@pytest.mark.parametrize("name", [*variant_goldens.MODELS, *variant_goldens.REVISED])
-def test_variants_equal_llama_cpp(tmp_path, name, record):
-    """Goldens of our own making where none are given: see `variant_goldens`."""
-    golden = np.load(GOLDENS_FOLDER / "variant_goldens.npz")
-    if name in variant_goldens.MODELS:
-        write_llama(tmp_path / "model.gguf", **variant_goldens.MODELS[name])
-    else:
-        variant_goldens.revise(
-            name, shared_path("arch", f"{variant_goldens.REVISED[name][0]}.gguf"), tmp_path / "model.gguf"
-        )
-    model = load(tmp_path / "model.gguf")
-    expected, greedy = golden[f"{name}.logits"], golden[f"{name}.greedy"].tolist()
-    ids = variant_goldens.ids()
-    logits = model.all_logits(ids + greedy[:-1], rows=128)
-    error = np.abs(logits[: len(ids)] - expected).max() / expected.std()
-    assert error <= 1e-3
-    assert logits[len(ids) - 1 :].argmax(-1).tolist() == greedy
-    record(f"own/{name}", **facts(tmp_path / "model.gguf"), error=float(error), greedy=len(greedy))
-
-
-@pytest.mark.parametrize("key", ["attention.temperature_scale", "rope.scaling.yarn_log_multiplier"])
-def test_the_golden_of_ministral_notices_its_keys(tmp_path, key):
-    options = variant_goldens.MODELS["ministral3"]
-    other = options | {"extra": options["extra"] | {f"llama.{key}": 0.0}}
-    expected = np.load(GOLDENS_FOLDER / "variant_goldens.npz")["ministral3.logits"]
-    logits = load(write_llama(tmp_path / "model.gguf", **other)).all_logits(variant_goldens.ids())
-    assert np.abs(logits - expected).max() > 1e-2 * expected.std()
 
 
 VARIANTS = {
@@ -125,7 +100,9 @@ NEAR_TIE = 127 * 1e-5
 
 
 # Compared with the twin too: it takes 5 s to compile each.
-TWINS = [name for name in GOLDENS if "llama-" in name or name.endswith(("gpt-oss", "qwen3moe", "Q8_0", "Q4_K_M"))]
+TWINS = [
+    name for name in (*PACKED, *GOLDENS) if "llama-" in name or name.endswith(("gpt-oss", "qwen3moe", "Q8_0", "Q4_K_M"))
+]
 
 
 def rounding(product, ties):
@@ -143,25 +120,25 @@ def rounding(product, ties):
     return rounded
 
 
-@pytest.mark.parametrize("name", GOLDENS)
-def test_native_kernels_stay_as_close_as_llama_cpp(name, monkeypatch, record):
+@pytest.mark.parametrize("name", [*PACKED, *shared(GOLDENS)])
+def test_native_kernels_stay_as_close_as_llama_cpp(name, tmp_path, monkeypatch, record):
     """DESIGN, Numerics: RMS from `logits_f32` <= 1.5 times llama.cpp's own, which rounds activations to int8 too; and,
     for some files, within 1e-3 of the deviation of the reference path with that rounding in jnp, but for near ties.
     """
-    folder, stem = name.split("/")
-    golden = np.load(shared_path(folder, f"{stem}.npz"))
-    path, ids = shared_path(folder, f"{stem}.gguf"), golden["ids"].tolist()
-    exact = golden["logits_f32"]
+    told = golden(name, tmp_path)
+    path, ids, exact = told.path, told.ids, told.stock_logits
+    assert told.packed_logits is not None
 
     def rms(logits):
-        return np.sqrt(np.mean((logits - exact) ** 2))
+        return np.sqrt(np.mean((told.picked(logits) - exact) ** 2))
 
-    logits = load(path, cpu_kernels="native").all_logits(ids)
-    if rms(golden["logits"]) == 0:  # nothing is rounded: the rule for float32
-        assert np.abs(logits - exact).max() <= 1e-3 * exact.std()
+    logits, theirs = load(path, cpu_kernels="native").all_logits(ids), told.packed_logits
+    bound = np.sqrt(np.mean((theirs - exact) ** 2))
+    if bound == 0:  # nothing is rounded: the rule for float32
+        assert np.abs(told.picked(logits) - exact).max() <= 1e-3 * exact.std()
     else:
-        assert 0 < rms(logits) <= 1.5 * rms(golden["logits"])
-        record(name, rounding=float(rms(logits) / rms(golden["logits"])))
+        assert 0 < rms(logits) <= 1.5 * bound
+        record(name, rounding=float(rms(logits) / bound))
 
     if name not in TWINS:
         return

@@ -11,8 +11,8 @@ import socket
 import jax
 import numpy as np
 import pytest
-from conftest import shared_path
 from ggufs import write_llama
+from golden_models import gelu_table, golden, model, shared
 from running import packlight as command
 from running import succeed, write_config
 
@@ -81,7 +81,8 @@ def test_logits_do_not_depend_on_the_mesh(divided, alone, data, tensor):
 
 
 # Every branch of the split: experts, sinks, fused and biased matrices, norms over all heads, windows, one block a row.
-FILES = ("llama-gqa", "llama-moe", "gpt-oss", "olmo2", "phi3", "starcoder2", "gemma3", "qwen3moe", "llama-f16")
+OWN_FILES = ("llama-gqa", "llama-moe", "gpt-oss", "olmo2", "phi3", "starcoder2", "gemma3", "qwen3moe", "llama")
+FILES = (*OWN_FILES[:-1], "llama-f16")
 
 
 def logits_alone(path, ids, data, tensor):
@@ -92,16 +93,15 @@ def logits_alone(path, ids, data, tensor):
     return packlight.LLM(dataclasses.replace(prepared, planned=planned)).logits(ids)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_eight_devices_equal_llama_cpp(name):
+@pytest.mark.parametrize("name", [*(f"own/{n}" for n in OWN_FILES), *shared(f"arch/{n}" for n in FILES)])
+def test_eight_devices_equal_llama_cpp(name, tmp_path, monkeypatch):
     """DESIGN, Numerics: the bound that holds for one device, and the greedy ids read off one teacher-forced pass."""
-    path = shared_path("arch", f"{name}.gguf")
-    golden = np.load(path.with_suffix(".npz"))
-    exact = "_gelu32" if "logits_f32_gelu32" in golden else ""
-    ids, greedy = golden["ids"].tolist(), golden[f"greedy_ids_f32{exact}"].tolist()
-    logits, expected = logits_alone(path, ids + greedy[:-1], 1, 8), golden[f"logits_f32{exact}"]
-    assert np.abs(logits[: len(ids)] - expected).max() <= 1e-3 * expected.std()
-    assert logits[len(ids) - 1 :].argmax(-1).tolist() == greedy
+    told = golden(name, tmp_path)
+    if told.rounded_gelu:
+        gelu_table(monkeypatch)
+    logits = logits_alone(told.path, told.ids + told.greedy[:-1], 1, 8)
+    assert np.abs(told.picked(logits) - told.logits).max() <= 1e-3 * told.logits.std()
+    assert logits[len(told.ids) - 1 :].argmax(-1).tolist() == told.greedy
 
 
 def split_of(path, tensor):
@@ -140,9 +140,9 @@ def test_a_weight_is_cut_as_its_row_says(divided):
 @pytest.mark.parametrize("tensor", [2, 3, 8])
 @pytest.mark.parametrize("layout", ["ggml", "rows8"])
 @pytest.mark.parametrize("name", ["llama-moe", "phi3", "olmo2", "gpt-oss", "starcoder2", "llama-lowbit"])
-def test_the_parts_make_the_whole(name, layout, tensor):
+def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
     """Every row, block and expert is on a device, in its place; kv heads may be on several; the rest is zeros."""
-    file, cfg, used, split = split_of(shared_path("arch", f"{name}.gguf"), tensor)
+    file, cfg, used, split = split_of(model(f"own/{name}", tmp_path), tensor)
     whole = {host.weight.name: host for host in read_weights(file, cfg)}
     declared = {weight.name: weight for weight in used}
     for host in read_weights(file, cfg, layout=layout, split=split, devices=range(tensor)):

@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import variant_goldens
-from conftest import shared_path
 from families import FAMILIES
-from ggufs import write_llama
+from golden_models import metadata, model
+from recipes import RECIPES
 
 from packlight.common.errors import GGUFError, PacklightError, UnsupportedError
 from packlight.model.gguf.reader import open_gguf
@@ -19,19 +18,13 @@ from packlight.model.spec.weights import check
 OPTIONAL = {"output.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
-OWN = "ministral3"  # of variant_goldens
-
-
-@pytest.fixture(params=[*FAMILIES, OWN])
+@pytest.fixture(params=[*FAMILIES, "ministral3"])
 def file(request, tmp_path):
-    if request.param == OWN:
-        return open_gguf(write_llama(tmp_path / "own.gguf", **variant_goldens.MODELS[OWN]))
-    return open_gguf(shared_path("arch", f"{request.param}.gguf"))
+    return open_gguf(model(f"own/{request.param}", tmp_path))
 
 
-def test_every_family_has_a_test_file():
-    found = {open_gguf(shared_path("arch", f"{n}.gguf")).metadata["general.architecture"] for n in FAMILIES}
-    assert found | {"llama", variant_goldens.MODELS[OWN]["architecture"]} == set(ARCHITECTURES)
+def test_every_architecture_has_a_recipe():
+    assert {recipe.architecture for recipe in RECIPES.values()} == set(ARCHITECTURES)
 
 
 def test_no_tensor_can_be_missing(file):
@@ -76,17 +69,16 @@ def test_every_hyperparameter_changes_the_config(file):
 
 def test_gemmas_largest_models_scale_attention_by_the_embedding():
     """llama.cpp knows the 27B models by their depth."""
-    file = open_gguf(shared_path("arch", "gemma2.gguf"))
-    small = ModelConfig.from_metadata(file.metadata)
-    large = ModelConfig.from_metadata(file.metadata | {"gemma2.block_count": 46})
+    keys = metadata("gemma2")
+    small = ModelConfig.from_metadata(keys)
+    large = ModelConfig.from_metadata(keys | {"gemma2.block_count": 46})
     assert small.attention_scale == 0  # 1 / sqrt(C)
     assert large.attention_scale == (small.embedding_length / small.head_count) ** -0.5
-    assert np.isclose(small.embedding_scale, 16)
+    assert np.isclose(small.embedding_scale, 8)
 
 
 def test_an_unknown_architecture_is_refused_with_the_list():
-    file = open_gguf(shared_path("arch", "qwen2.gguf"))
     with pytest.raises(
         UnsupportedError, match="unknown architecture 'mamba'; supported: llama, mistral3, qwen2, .*gpt-oss"
     ):
-        ModelConfig.from_metadata(file.metadata | {"general.architecture": "mamba"})
+        ModelConfig.from_metadata(metadata("qwen2") | {"general.architecture": "mamba"})

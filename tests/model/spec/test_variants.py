@@ -5,11 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import shared_path
 from ggufs import write_llama
+from golden_models import metadata
 
 from packlight.common.errors import GGUFError, UnsupportedError
-from packlight.model.gguf.reader import open_gguf
 from packlight.model.network.rope import Turns, rope_divisors
 from packlight.model.spec.config import ModelConfig, RopeScaling
 from packlight.prepared import prepare
@@ -19,10 +18,9 @@ WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 
 
 def config(name, without=(), **changes):
-    """A shared file's config with other keys; dots written as __."""
-    file = open_gguf(shared_path("arch", f"{name}.gguf"))
-    arch = file.metadata["general.architecture"]
-    keys = {**file.metadata, **{f"{arch}.{key.replace('__', '.')}": value for key, value in changes.items()}}
+    """A recipe's config with other keys; dots written as __."""
+    arch = metadata(name)["general.architecture"]
+    keys = {**metadata(name), **{f"{arch}.{key.replace('__', '.')}": value for key, value in changes.items()}}
     return ModelConfig.from_metadata({k: v for k, v in keys.items() if k.removeprefix(f"{arch}.") not in without})
 
 
@@ -110,7 +108,7 @@ def test_phi3_takes_the_divisors_of_its_context():
     [
         ("qwen2", {"attention__causal": False}, "key 'qwen2.attention.causal': False is not supported; only True is"),
         ("qwen3", {"nextn_predict_layers": 1}, "key 'qwen3.nextn_predict_layers': 1 is not supported; only 0 is"),
-        ("gemma2", {"attention__key_length_swa": 32}, "'gemma2.attention.key_length_swa': 32 .*; only 64 is"),
+        ("gemma2", {"attention__key_length_swa": 16}, "'gemma2.attention.key_length_swa': 16 .*; only 32 is"),
         ("qwen3moe", {"expert_group_count": 4}, "'qwen3moe.expert_group_count': 4 is not supported"),
         ("granite", {"rope__scaling__finetuned": False}, "'granite.rope.scaling.finetuned': False is not supported"),
     ],
@@ -121,7 +119,7 @@ def test_what_no_other_file_of_the_family_does_is_refused(name, changes, said):
 
 
 def test_neutral_values_of_such_keys_are_read():
-    changes = {"attention__causal": True, "nextn_predict_layers": 0, "attention__key_length_swa": 64}
+    changes = {"attention__causal": True, "nextn_predict_layers": 0, "attention__key_length_swa": 32}
     assert dataclasses.replace(config("gemma2", **changes), defaulted=()) == dataclasses.replace(
         config("gemma2"), defaulted=()
     )

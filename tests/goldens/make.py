@@ -1,0 +1,18 @@
+"""Makes the goldens of this folder again, all or those named, with llama.cpp: the extra `peers`.
+
+python tests/goldens/make.py [NAME ...]
+"""
+
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "helpers")]
+
+import arch_goldens  # noqa: E402  after the path
+
+MAKERS = {"arch": arch_goldens.make}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or MAKERS:
+        MAKERS[name]()

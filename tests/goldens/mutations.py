@@ -1,0 +1,83 @@
+"""Which keys and tensors the goldens of `recipes` notice: each changed alone, and how far that moves our numbers.
+
+    python tests/goldens/mutations.py [NAME ...]
+
+A table of each recipe's changes, with the error that the test of its golden would find, in deviations of the logits;
+ends with 1 if that test would still pass. The keys that only say a tensor's shape are left out: such a file is refused.
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np  # noqa: E402  after the path
+import pytest  # noqa: E402
+from golden_models import gelu_table, golden  # noqa: E402
+from recipe_files import shapes, write  # noqa: E402
+from recipes import RECIPES, Recipe  # noqa: E402
+from steps import load  # noqa: E402
+
+SHAPES = ("block_count", "embedding_length", "feed_forward_length", "expert_count", "expert_feed_forward_length")
+SHAPES += ("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length")
+NOTICED = 1e-3  # of the logits' deviation, where the test fails
+
+
+def changed(key: str, value: Any) -> Any:
+    """Another sane value of a key."""
+    match key.rpartition(".")[2], value:
+        case "type", _:
+            return "none"
+        case "sliding_window_pattern", list():
+            return [not slides for slides in value]
+        case "context_length" | "original_context_length", _:
+            return value * 4
+        case "dimension_count", _:
+            return value - 4
+        case _, int():
+            return value + 1
+        case _:
+            return value * 1.5
+
+
+def mutants(recipe: Recipe) -> Iterator[tuple[str, Recipe, tuple[str, ...]]]:
+    """What changes, the recipe with it, and the vectors that become neutral."""
+    for key, value in recipe.metadata.items():
+        if key not in SHAPES:
+            yield key, dataclasses.replace(recipe, keys={**recipe.keys, key: changed(key, value)}), ()
+    names = [
+        name.removesuffix(".weight") for name, shape in shapes(recipe).items() if len(shape) == 1 or ".bias" in name
+    ]
+    for base in dict.fromkeys(n.split(".", 2)[-1] if n.startswith("blk.") else n for n in names):
+        yield base, recipe, (base,)
+
+
+def main(names: list[str]) -> int:
+    unseen = 0
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = pathlib.Path(folder) / "m.gguf"
+        gelu_table(patch)
+        for name in names or RECIPES:
+            told = golden(f"own/{name}", pathlib.Path(folder))
+            for what, recipe, neutral in mutants(RECIPES[name]):
+                try:
+                    model = load(write(path, recipe, neutral=neutral, twin=True))
+                    logits = told.picked(model.all_logits(told.ids, rows=64))
+                    error = float(np.abs(logits - told.logits).max() / told.logits.std())
+                    found = f"{error:.2g}" if error > NOTICED else f"{error:.2g}  NOT NOTICED"
+                    unseen += error <= NOTICED
+                except ValueError as refused:
+                    found = f"refused: {refused}"
+                print(f"{name:15} {what:45} {found}", flush=True)
+    return int(unseen > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

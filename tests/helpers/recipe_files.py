@@ -1,0 +1,130 @@
+"""Writes the models of `recipes`: their tensors by architecture, and random values that depend on the recipe alone.
+
+The tables are written apart from the product's declaration, and llama.cpp reads what they make. Imports no jax, so
+that whoever has llama-cpp-python makes the same files.
+"""
+
+import math
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable
+
+import gguf
+import numpy as np
+from ggufs import typed, write_gguf
+from recipes import Recipe
+
+from packlight.bench.synthetic import Planned, Shape, metadata, tensor_chunks
+from packlight.quant.formats.table import format_named
+
+VOCAB = 300
+ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
+QK_NORMS = "attn_q_norm attn_k_norm"
+QKV_BIASES = "attn_q.bias attn_k.bias attn_v.bias"
+FFN = "ffn_norm ffn_gate ffn_up ffn_down"
+EXPERTS = "ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps"
+POST_NORMS = "post_attention_norm post_ffw_norm"
+# The tensors of a layer, by architecture; a name without an ending is a weight's.
+LAYERS = {
+    "llama": f"{ATTENTION} {FFN}",
+    "llama moe": f"{ATTENTION} ffn_norm {EXPERTS}",
+    "llama biases": f"{ATTENTION} {FFN} {QKV_BIASES} attn_output.bias ffn_gate.bias ffn_up.bias ffn_down.bias",
+    "mistral3": f"{ATTENTION} {FFN}",
+    "qwen2": f"{ATTENTION} {QKV_BIASES} {FFN}",
+    "qwen3": f"{ATTENTION} {QK_NORMS} {FFN}",
+    "qwen3moe": f"{ATTENTION} {QK_NORMS} ffn_norm {EXPERTS}",
+    "olmo2": f"attn_q attn_k attn_v attn_output whole_q_norm whole_k_norm {POST_NORMS} ffn_gate ffn_up ffn_down",
+    "granite": f"{ATTENTION} {FFN}",
+    "phi3": "attn_norm attn_qkv attn_output ffn_norm fused_up ffn_down",
+    "starcoder2": f"{ATTENTION} attn_norm.bias {QKV_BIASES} attn_output.bias"
+    " ffn_norm ffn_norm.bias ffn_up ffn_up.bias ffn_down ffn_down.bias",
+    "gemma2": f"{ATTENTION} {POST_NORMS} {FFN}",
+    "gemma3": f"{ATTENTION} {QK_NORMS} {POST_NORMS} {FFN}",
+    "gpt-oss": f"{ATTENTION} {QKV_BIASES} attn_output.bias attn_sinks post_attention_norm {EXPERTS}"
+    " ffn_gate_inp.bias ffn_gate_exps.bias ffn_up_exps.bias ffn_down_exps.bias",
+}
+# Letters of `model.__init__`; Q and K: widths of all heads together, P: of q, k and v, X: of an expert, U: gate and up.
+SHAPES = {
+    "attn_q": "QD", "attn_k": "KD", "attn_v": "KD", "attn_qkv": "PD", "attn_output": "DQ",
+    "attn_q_norm": "C", "attn_k_norm": "C", "whole_q_norm": "Q", "whole_k_norm": "K", "attn_sinks": "H",
+    "ffn_gate": "FD", "ffn_up": "FD", "fused_up": "UD", "ffn_down": "DF",
+    "ffn_gate_inp": "ED", "ffn_gate_exps": "EXD", "ffn_up_exps": "EXD", "ffn_down_exps": "EDX",
+}  # fmt: skip
+RENAMED = {"whole_q_norm": "attn_q_norm", "whole_k_norm": "attn_k_norm", "fused_up": "ffn_up"}
+
+
+def shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Every tensor, in file order."""
+    keys = recipe.metadata
+    D, H, F = (keys[f"{name}"] for name in ("embedding_length", "attention.head_count", "feed_forward_length"))
+    C = keys.get("attention.key_length", D // H)
+    Q, K = H * C, keys["attention.head_count_kv"] * C
+    rotated = keys.get("rope.dimension_count", C)
+    X = keys.get("expert_feed_forward_length", F)
+    sizes = {"D": D, "H": H, "F": F, "C": C, "Q": Q, "K": K, "P": Q + 2 * K, "U": 2 * F, "X": X}
+    sizes["E"] = keys.get("expert_count", 0)
+    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, D)}
+    found |= {f"{name}.weight": (rotated // 2,) for name in recipe.rope}
+    for layer in range(keys["block_count"]):
+        for name in LAYERS[recipe.layer or recipe.architecture].split():
+            base, _, ending = name.partition(".")
+            letters = SHAPES.get(base, "D")
+            shape = tuple(sizes[letter] for letter in (letters[:-1] if ending and len(letters) > 1 else letters))
+            found[f"blk.{layer}.{RENAMED.get(base, base)}.{ending or 'weight'}"] = shape
+    found["output_norm.weight"] = (D,)
+    if recipe.architecture == "starcoder2":
+        found["output_norm.bias"] = (D,)
+    if not recipe.tied:
+        found["output.weight"] = (VOCAB, D)
+    return found
+
+
+def write(
+    path: str | os.PathLike,
+    recipe: Recipe,
+    *,
+    twin: bool = False,
+    neutral: Iterable[str] = (),
+) -> pathlib.Path:
+    """Writes the model to `path` and returns the path. twin: with every matrix unpacked to F32.
+
+    neutral: base names ("attn_q.bias") of vectors that become what leaves a model as it would be without them.
+    """
+    arch = recipe.architecture
+    pairs = {k: v for k, v in metadata(Shape(1, 64, 64, 4, 4, VOCAB, 64), "by recipe").items() if "llama." not in k}
+    pairs["general.architecture"] = ("str", arch)
+    pairs |= {f"{arch}.{key}": typed(value) for key, value in recipe.metadata.items()}
+    tensors = {}
+    for name, shape in shapes(recipe).items():
+        base = name.removesuffix(".weight").split(".", 2)[-1] if name.startswith("blk.") else name[: -len(".weight")]
+        if len(shape) == 1 or name.endswith(".bias"):
+            packed, kind = vector(name, shape, recipe.seed, base in neutral), "F32"
+        else:
+            kind = recipe.formats.get(f"{name[:-7]}", recipe.formats.get(base, recipe.formats.get("default", "F32")))
+            packed, kind = matrix(name, shape, kind, recipe.seed, twin)
+        tensors[name] = (shape, format_named(kind), packed)
+    return write_gguf(path, pairs, tensors)
+
+
+def matrix(name: str, shape: tuple[int, ...], kind: str, seed: int, twin: bool) -> tuple[np.ndarray, str]:
+    """Packed blocks, spread by 1/sqrt(in), and their format."""
+    planned = Planned(name, (math.prod(shape[:-1]), shape[-1]), format_named(kind))
+    packed = np.concatenate(list(tensor_chunks(planned, seed)))
+    if not twin or kind == "F32":
+        return packed, kind
+    values = gguf.quants.dequantize(packed.reshape(len(packed), -1), gguf.GGMLQuantizationType[kind])
+    return np.ascontiguousarray(values, np.float32).view(np.uint8), "F32"
+
+
+def vector(name: str, shape: tuple[int, ...], seed: int, neutral: bool) -> np.ndarray:
+    """Norms lie near 1, biases near 0, sinks spread by 1, divisors of frequencies rise from 1."""
+    rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
+    noise = rng.standard_normal(shape, np.float32)
+    if "rope_" in name:
+        values = 1 + np.abs(noise) * (0 if neutral else 2 + 2 * ("long" in name))
+    elif "sinks" in name:
+        values = np.full_like(noise, -30) if neutral else noise
+    else:
+        values = np.float32(name.endswith("norm.weight")) + (0 if neutral else np.float32(0.2) * noise)
+    return values.astype(np.float32).view(np.uint8)

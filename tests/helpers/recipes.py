@@ -1,0 +1,229 @@
+"""Small random models of every architecture, by recipe: what `arch_goldens.npz` has llama.cpp's numbers of.
+
+It knows keys, formats and seeds; `recipe_files` knows tensors and writes the files.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A model. keys are named without the architecture and replace those of BASE; None takes one away."""
+
+    architecture: str
+    keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layer: str = ""  # an entry of LAYERS, where it is not the architecture's
+    tied: bool = False
+    rope: tuple[str, ...] = ()  # tensors of frequency divisors
+    formats: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as `write_llama`'s; "default" is F32
+    seed: int = 0
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The architecture's keys, without its name."""
+        return {key: value for key, value in {**BASE, **self.keys}.items() if value is not None}
+
+
+# The epsilon is large so that another one shows.
+BASE: dict[str, Any] = {
+    "block_count": 2,
+    "context_length": 512,
+    "embedding_length": 64,
+    "feed_forward_length": 96,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 0.01,
+    "rope.freq_base": 10000.0,
+    "rope.dimension_count": None,
+}
+WIDE = {"embedding_length": 256, "feed_forward_length": 512}  # for formats of 256 weights a block
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+HEAD = {"attention.key_length": 32, "attention.value_length": 32}  # not embedding / heads
+EXPERT_KEYS = {"expert_count": 4, "expert_used_count": 2}
+
+
+def scaling(kind: str, factor: float, original: int = 0, **more: float) -> dict[str, Any]:
+    keys = {"type": kind, "factor": factor, "original_context_length": original or None, **more}
+    return {f"rope.scaling.{key}": value for key, value in keys.items()}
+
+
+K_MIX = {"default": "Q4_K", "blk.0.attn_v": "Q6_K", "ffn_down": "Q5_K", "attn_k": "Q3_K", "blk.1.ffn_up": "Q2_K",
+         "output": "Q8_0"}  # fmt: skip
+RECIPES = {
+    "llama": Recipe("llama", {"attention.head_count_kv": 4}),
+    "llama-gqa": Recipe("llama", WIDE, formats=K_MIX),
+    "llama-tied": Recipe(
+        "llama",
+        {"attention.head_count_kv": 1, **WIDE},
+        "llama biases",
+        tied=True,
+        formats={"default": "Q4_0", "attn_q": "Q4_1", "attn_v": "Q5_0", "ffn_up": "Q5_1", "token_embd": "Q8_0"},
+        seed=50,
+    ),
+    "llama-moe": Recipe(
+        "llama",
+        {**WIDE, "feed_forward_length": 256, **EXPERT_KEYS},
+        "llama moe",
+        formats={"default": "Q4_K", "ffn_gate_inp": "F32", "ffn_down_exps": "Q6_K", "output": "Q8_0"},
+        seed=1,
+    ),
+    "llama-lowbit": Recipe(
+        "llama",
+        WIDE,
+        formats={
+            "default": "IQ1_S",
+            "attn_v": "TQ1_0",
+            "attn_output": "TQ2_0",
+            "ffn_down": "IQ1_M",
+            "token_embd": "F16",
+            "output": "BF16",
+        },
+        seed=1,
+    ),
+    "llama-iq": Recipe(
+        "llama",
+        WIDE,
+        formats={
+            "default": "IQ4_XS",
+            "attn_q": "IQ2_XXS",
+            "attn_k": "IQ2_XS",
+            "attn_v": "IQ4_NL",
+            "attn_output": "IQ2_S",
+            "ffn_gate": "IQ3_XXS",
+            "ffn_up": "IQ3_S",
+            "output": "Q6_K",
+        },
+    ),
+    "llama-linear": Recipe("llama", scaling("linear", 4.0)),
+    # llama.cpp reads the betas of YaRN in mistral3 alone.
+    "llama-yarn": Recipe("llama", scaling("yarn", 4.0, 16, attn_factor=1.3)),
+    "llama-rope3": Recipe("llama", {"rope.freq_base": 500000.0}, rope=("rope_freqs",)),
+    # Nemo: heads whose width is not embedding / heads, a large base
+    "nemo": Recipe("llama", {**HEAD, "rope.dimension_count": 32, "rope.freq_base": 1e6}),
+    # 7B v0.1: a window that the tag llama does not have in llama.cpp
+    "window": Recipe("llama", {WINDOW: 8}, seed=1),
+    # Ministral 3: YaRN with its sharpening taken back, queries sharpened beyond the original context
+    "ministral3": Recipe(
+        "mistral3",
+        {
+            **scaling("yarn", 16.0, 16, yarn_beta_fast=4.0, yarn_beta_slow=0.5, yarn_log_multiplier=0.7),
+            "attention.temperature_scale": 0.4,
+        },
+        tied=True,
+    ),
+    "qwen2": Recipe("qwen2", {"rope.freq_base": 1e6, "block_count": 3}, seed=18),
+    "qwen3": Recipe("qwen3", {**HEAD, "rope.freq_base": 1e6}),
+    "qwen3moe": Recipe(
+        "qwen3moe",
+        {
+            **HEAD,
+            "embedding_length": 256,
+            **EXPERT_KEYS,
+            "expert_count": 8,
+            "expert_used_count": 3,
+            "expert_feed_forward_length": 256,
+        },
+        formats={"default": "Q4_K", "ffn_gate_inp": "F32", "ffn_up_exps": "IQ4_XS", "attn_output": "Q8_0"},
+        seed=1,
+    ),
+    "olmo2": Recipe("olmo2", {"rope.freq_base": 500000.0, "block_count": 3}, seed=1),
+    # OLMo 3: windows in some layers, which do not stretch; an array says which
+    "olmo3": Recipe(
+        "olmo2",
+        {WINDOW: 8, PATTERN: [True, False, True], "block_count": 3, **scaling("yarn", 8.0, 16, attn_factor=1.2)},
+    ),
+    "granite": Recipe(
+        "granite",
+        {"logit_scale": 0.5, "residual_scale": 0.7, "embedding_scale": 1.5, "attention.scale": 0.11},
+        tied=True,
+        seed=45,
+    ),
+    "phi3": Recipe(
+        "phi3",
+        {
+            WINDOW: 511,
+            "rope.scaling.original_context_length": 512,
+            "rope.dimension_count": 16,
+            "attention.head_count_kv": 4,
+        },
+    ),
+    "phi3-longrope": Recipe(
+        "phi3",
+        {
+            **HEAD,
+            "embedding_length": 128,
+            "rope.dimension_count": 24,
+            "rope.scaling.original_context_length": 128,
+            "rope.scaling.attn_factor": 1.19,
+        },
+        rope=("rope_factors_long", "rope_factors_short"),
+    ),
+    # Phi 3 in its original context: the short divisors
+    "phi3-short": Recipe(
+        "phi3",
+        {
+            **HEAD,
+            "embedding_length": 128,
+            "rope.dimension_count": 24,
+            "rope.scaling.original_context_length": 512,
+            "rope.scaling.attn_factor": 1.19,
+        },
+        rope=("rope_factors_long", "rope_factors_short"),
+    ),
+    "starcoder2": Recipe(
+        "starcoder2",
+        {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 0.01, "rope.freq_base": 1e5},
+        seed=2,
+    ),
+    "gemma2": Recipe(
+        "gemma2",
+        {**HEAD, WINDOW: 16, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0, "block_count": 4},
+        tied=True,
+    ),
+    # Without a pattern each sixth layer sees everything, and the others turn at base 10000.
+    "gemma3": Recipe(
+        "gemma3",
+        {**HEAD, WINDOW: 12, "rope.freq_base": 1e6, "block_count": 7, "attention.head_count_kv": 1},
+        tied=True,
+        seed=30,
+    ),
+    "gemma3-scaled": Recipe(
+        "gemma3",
+        {
+            **HEAD,
+            WINDOW: 16,
+            PATTERN: 3,
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 5000.0,
+            "block_count": 3,
+            "final_logit_softcapping": 6.0,
+            **scaling("linear", 8.0),
+        },
+        tied=True,
+    ),
+    "gpt-oss": Recipe(
+        "gpt-oss",
+        {
+            **HEAD,
+            "embedding_length": 256,
+            WINDOW: 16,
+            "rope.freq_base": 150000.0,
+            "block_count": 4,
+            **EXPERT_KEYS,
+            "expert_feed_forward_length": 256,
+            **scaling("yarn", 4.0, 16),
+        },
+        formats={
+            "default": "Q8_0",
+            "ffn_gate_inp": "F32",
+            "ffn_gate_exps": "MXFP4",
+            "ffn_up_exps": "MXFP4",
+            "ffn_down_exps": "MXFP4",
+            "attn_q": "Q5_1",
+            "attn_v": "Q4_1",
+        },
+        seed=6,
+    ),
+}
