@@ -23,6 +23,12 @@ def library() -> Any:
     return lib
 
 
+def ggml() -> ctypes.CDLL:
+    """The library beside it that knows the formats."""
+    (path,) = (pathlib.Path(library().__file__).parent / "lib").glob("libggml-base.so")
+    return ctypes.CDLL(os.fspath(path))
+
+
 QUIET = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
 
 

@@ -5,14 +5,17 @@
 
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 
+import format_goldens
 import gguf
 import jax
 import numpy as np
 import pytest
-from conftest import shared_path
+from blocks import SPECIAL_HALVES, clean_blocks, plant
+from conftest import GOLDENS_FOLDER, SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,13 +25,10 @@ from packlight.quant.formats.scales import SCALES, nonfinite_block
 from packlight.quant.formats.table import BY_TYPE_ID, FORMATS, Format, format_named
 
 pytestmark = pytest.mark.shipped
-BATCH = 128
+BATCH = format_goldens.COUNT
+FORMAT_GOLDENS = json.loads((GOLDENS_FOLDER / "format_goldens.json").read_text())
 # Types gguf knows that are never a stored weight: ggml's intermediate formats, integers and f64.
 NOT_WEIGHTS = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
-# +-0, smallest and largest subnormals, smallest normal, largest, 1: the halves a scale can go wrong on.
-SPECIAL_HALVES = np.array(
-    [0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x83FF, 0x0400, 0x8400, 0x7BFF, 0xFBFF, 0x3C00, 0xBC00], np.uint16
-)
 all_formats = pytest.mark.parametrize("qtype", FORMATS)
 
 
@@ -64,29 +64,6 @@ def assert_same_bits(got: np.ndarray, want: np.ndarray) -> None:
     differ = (got.view(np.uint32) != want.view(np.uint32)) & ~(np.isnan(got) & np.isnan(want))
     at = tuple(np.argwhere(differ)[0]) if differ.any() else None
     assert at is None, f"{differ.sum()} values differ, first at {at}: {got[at]!r} for {want[at]!r}"
-
-
-def plant(qtype: str, blocks: np.ndarray, halves: np.ndarray | int) -> None:
-    """Overwrites every float16 scale of each block, in place; the formats without one keep their bytes."""
-    low, high = np.uint16(halves) & 0xFF, np.uint16(halves) >> 8
-    if qtype == "IQ1_M":
-        for at, nibble in zip((49, 51, 53, 55), (low & 15, low >> 4, high & 15, high >> 4), strict=True):
-            blocks[:, at] = (blocks[:, at] & 0x0F) | (nibble << 4)
-    elif qtype not in ("F32", "BF16", "MXFP4", "NVFP4"):
-        for ((high_at, _),) in SCALES[qtype]:
-            blocks[:, high_at - 1], blocks[:, high_at] = low, high
-
-
-def clean_blocks(qtype: str, n: int, seed: int = 0) -> np.ndarray:
-    """Random blocks whose scales are finite: uint8 (n, bytes), the special halves first."""
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (n, FORMATS[qtype].bytes), dtype=np.uint8)
-    halves = rng.integers(0, 0x7C00, n, dtype=np.uint16) | (rng.integers(0, 2, n, dtype=np.uint16) << 15)
-    halves[: len(SPECIAL_HALVES)] = SPECIAL_HALVES[:n]
-    plant(qtype, blocks, halves)
-    for scale in SCALES[qtype] if qtype in ("F32", "BF16", "MXFP4", "NVFP4") else ():
-        blocks[:, scale[-1][0]] &= 0xBF  # clears one of the bits that would all have to be set
-    return blocks
 
 
 def check_sizes(formats: dict[str, Format]) -> None:
@@ -143,8 +120,15 @@ def test_random_blocks(qtype):
 
 
 @all_formats
+def test_values_are_ggmls(qtype):
+    values = decode(qtype, clean_blocks(qtype, BATCH))
+    assert format_goldens.digest(values) == FORMAT_GOLDENS[qtype]
+
+
+@pytest.mark.shared
+@all_formats
 def test_ggmls_stored_values(qtype):
-    with np.load(shared_path("formats", f"{qtype}.npz")) as stored:
+    with np.load(SHARED / "formats" / f"{qtype}.npz") as stored:
         assert (stored["type_id"], stored["block_size"]) == (FORMATS[qtype].type_id, FORMATS[qtype].elements)
         assert_same_bits(decode(qtype, stored["packed"]), stored["values"])
         assert_same_bits(decode(qtype, stored["enc_packed"]), stored["enc_values"])
