@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from ggufs import write_llama
-from running import packlight, succeed, write_config
+from running import packlight, succeed, without_jax, write_config
 
 from packlight.bench import gate, traffic
 from packlight.bench.accelerator import PASSES, ROUNDS, Accelerator
@@ -221,15 +221,22 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "words"), MISTAKES, ids=[line for line, _ in MISTAKES])
-def test_a_mistake_is_one_line_told_before_jax_is_imported(line, words, model, tmp_path):
-    tmp_path.joinpath("jax.py").write_text("raise ImportError('jax was imported')\n")
-    empty = tmp_path / "empty.json"
+@pytest.fixture(scope="module")
+def told(model, tmp_path_factory):
+    """What every line of MISTAKES gives, in one process for all of them."""
+    folder = tmp_path_factory.mktemp("told")
+    empty = folder / "empty.json"
     empty.write_text('[{"results": []}]')
-    other = tmp_path / "other.json"
+    other = folder / "other.json"
     other.write_text(json.dumps(gated(True, 1.0)))
-    arguments = line.format(m=model.path, empty=empty, other=other).split()
-    done = packlight("bench", *arguments, PYTHONPATH=str(tmp_path))
+    lines = [line for line, _ in MISTAKES]
+    words = [["bench", *line.format(m=model.path, empty=empty, other=other).split()] for line in lines]
+    return dict(zip(lines, without_jax(folder, words), strict=True))
+
+
+@pytest.mark.parametrize(("line", "words"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_is_one_line_told_before_jax_is_imported(line, words, told):
+    done = told[line]
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stderr
     assert re.search(words, done.stderr), done.stderr

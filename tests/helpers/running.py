@@ -1,5 +1,7 @@
-"""packlight as its users start it: command lines in processes of their own, and small configs for them."""
+"""packlight as its users start it: command lines, in this process or in one of their own, and small configs for them."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -7,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Iterable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(ROOT / "run.py")]
 SMALL = {"platform": "cpu", "prefill_buckets": [16], "decode_batch": [1], "head_rows": 1}  # three executables
 STEPS = 3
+ELSEWHERE = pathlib.Path(__file__).parent  # where command lines run: anywhere but the repository's root
 
 
 def write_config(path: pathlib.Path, **keys: Any) -> pathlib.Path:
@@ -21,14 +26,21 @@ def write_config(path: pathlib.Path, **keys: Any) -> pathlib.Path:
     return path
 
 
-def packlight(*arguments: Any, stdin: bytes = b"", **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Runs a command line to its end; the variables come on top of this process's. A model may write any line end, so
-    none is translated.
+def packlight(
+    *arguments: Any, stdin: bytes = b"", own_process: bool = False, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a command line to its end. A model may write any line end, so none is translated.
+
+    It runs in this process, which saves the start of Python and of jax, unless `own_process` or variables, which come
+    on top of this process's, ask for another one: for what is counted over a whole process, for memory and for pipes.
     """
+    words = [*map(str, arguments)]
+    if not own_process and not environment:
+        return _run_here(words, stdin)
     done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*COMMAND, *words],
         env=os.environ | environment,
-        cwd=pathlib.Path(__file__).parent,  # anywhere but the repository's root
+        cwd=ELSEWHERE,
         input=stdin,
         capture_output=True,
         timeout=300,
@@ -37,9 +49,66 @@ def packlight(*arguments: Any, stdin: bytes = b"", **environment: str) -> "subpr
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def succeed(*arguments: Any, stdin: bytes = b"", **environment: str) -> "subprocess.CompletedProcess[str]":
+def _run_here(arguments: list[str], stdin: bytes) -> "subprocess.CompletedProcess[str]":
+    """A command line in this process, with streams of its own; signals are handled afterwards as they were before."""
+    from packlight.cli.main import main
+
+    streams = [io.TextIOWrapper(io.BytesIO(each), encoding="utf-8", newline="") for each in (stdin, b"", b"")]
+    _, out, errors = streams
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE)}
+    before = sys.stdin
+    code: Any = 0
+    with contextlib.chdir(ELSEWHERE), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        sys.stdin = streams[0]
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+        except Exception:  # as the interpreter ends a process
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stdin = before
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess([*COMMAND, *arguments], code, _written(out), _written(errors))
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    buffer = stream.buffer
+    assert isinstance(buffer, io.BytesIO)
+    return buffer.getvalue().decode()
+
+
+def without_jax(folder: pathlib.Path, lines: Iterable[list[str]]) -> "list[subprocess.CompletedProcess[str]]":
+    """Runs command lines one after another in one process in which importing jax is an error.
+
+    folder: an empty one, for what stands in jax's place.
+    """
+    (folder / "jax.py").write_text("raise ImportError('jax was imported')\n")
+    code = (
+        "import json, running, sys\n"
+        "json.dump([vars(running.packlight(*line)) for line in json.load(sys.stdin)], sys.stdout)"
+    )
+    path = os.pathsep.join([str(folder), str(ELSEWHERE), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        input=json.dumps(list(lines)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return [subprocess.CompletedProcess(**each) for each in json.loads(done.stdout)]
+
+
+def succeed(
+    *arguments: Any, stdin: bytes = b"", own_process: bool = False, **environment: str
+) -> "subprocess.CompletedProcess[str]":
     """`packlight`, asserting that it exits with 0."""
-    done = packlight(*arguments, stdin=stdin, **environment)
+    done = packlight(*arguments, stdin=stdin, own_process=own_process, **environment)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from badmodels import poked
 from ggufs import write_llama
-from running import COMMAND, packlight, succeed, write_config
+from running import COMMAND, packlight, succeed, without_jax, write_config
 
 from packlight.cli import terminal
 
@@ -137,13 +137,30 @@ MISTAKES = [
 ]
 
 
+def arguments(line: str, files: dict) -> list[str]:
+    return [re.sub(r"\{([^}]+)\}", lambda name: str(files[name[1]]), word) for word in line.split(" ")]
+
+
+@pytest.fixture(scope="module")
+def told(files, tmp_path_factory):
+    """What every line of MISTAKES gives, in one process for all of them."""
+    lines = [line for line, _ in MISTAKES]
+    done = without_jax(tmp_path_factory.mktemp("told"), [arguments(line, files) for line in lines])
+    return dict(zip(lines, done, strict=True))
+
+
 @pytest.mark.parametrize(("line", "words"), MISTAKES, ids=[line[:60] for line, _ in MISTAKES])
-def test_a_mistake_is_one_line_and_exit_code_2(line, words, files, no_jax):
-    arguments = [re.sub(r"\{([^}]+)\}", lambda name: str(files[name[1]]), word) for word in line.split(" ")]
-    done = packlight(*arguments, **no_jax)
+def test_a_mistake_is_one_line_and_exit_code_2(line, words, told):
+    done = told[line]
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"(memory: [^\n]+\n)?error: [^\n]+\n", done.stderr), done.stderr
     assert re.search(words, done.stderr), done.stderr
+
+
+def test_a_mistake_is_the_exit_code_of_the_process(files, no_jax):
+    done = packlight(*arguments("--model={absent} --prompt=x", files), **no_jax)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
 
 
 def test_a_device_that_is_not_there_is_an_error(files, tmp_path):
