@@ -17,7 +17,10 @@ from packlight.common.errors import ConfigError, ContextLengthError, NonFiniteLo
 from packlight.compile import aot
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import StepKey
+from packlight.compile.steps import abstract_arguments
 from packlight.compile.store import EntryError, Store
+from packlight.model.spec.weights import formats
+from packlight.model.weights.params import abstract
 from packlight.prepared import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -79,12 +82,18 @@ def build(path, config):
     """The executables of one head step without a sampler, which compiles in 0.1 s."""
     prepared = prepare(path, config)
     plan = dataclasses.replace(prepared.plan, prefill_buckets=(), decode_batch=(), head_rows=(8,))
-    from packlight.model.spec.weights import formats
-    from packlight.model.weights.params import abstract
-
     placement = aot.find_devices(config)
     params = abstract(prepared.model, formats(prepared.file), placement=placement)
     return aot.build(prepared.model, prepared.config, plan, params, placement)
+
+
+def run_with_zeros(path, config, executables):
+    """What the step of `build` gives when all its arguments are zeros."""
+    prepared = prepare(path, config)
+    ((key, built),) = executables.built.items()
+    params = abstract(prepared.model, formats(prepared.file), placement=aot.find_devices(config))
+    shapes = abstract_arguments(key, prepared.model, prepared.plan, prepared.config, params)
+    return np.asarray(built.call(*jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)))
 
 
 @pytest.fixture
@@ -140,6 +149,8 @@ def test_what_jax_keeps_itself_does_not_spoil_the_store(path, fresh, tmp_path):
         assert build(path, config).misses == 1
         again = build(path, config)  # from our store
         assert (again.hits, again.warnings) == (1, ())
+        logits = run_with_zeros(path, config, again)
+        assert logits.shape == (8, 320)
     assert jax.config.jax_enable_compilation_cache
 
 
