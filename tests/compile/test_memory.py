@@ -20,7 +20,7 @@ from packlight.model.weights.params import place
 from packlight.model.weights.placement import Placement
 from packlight.prepared import prepare
 
-SMALL = CompileConfig(context=64, prefill_buckets=(16,), decode_batch=(1, 3), head_rows=1)
+SMALL = CompileConfig(context=64, prefill_buckets=(16,), decode_batch=(2,), head_rows=1)
 MIXED = {"ffn_down": "Q6_K", "attn_v": "F16", "output": "Q5_0", "token_embd": "Q4_K", "default": "Q4_K"}
 
 
@@ -32,8 +32,8 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return dataclasses.replace(SMALL, cache_dir=str(tmp_path_factory.mktemp("store")))
+def config():
+    return SMALL
 
 
 @pytest.mark.parametrize("change", [{}, {"cpu_kernels": "xla"}, {"kv_dtype": "bfloat16"}, {"decode_batch": (5,)}])
@@ -91,14 +91,14 @@ def test_the_limit_decides_and_is_told_before_loading(path, config):
 
 
 def test_the_command_line_prints_the_plan_or_refuses(path, config, tmp_path):
-    small = write_config(tmp_path / "small.toml", context=64, memory_limit=100_000, cache_dir=config.cache_dir)
+    small = write_config(tmp_path / "small.toml", context=64, memory_limit=100_000)
     for command in (("generate", "--prompt=x"), ("compile",)):
         done = run(*command, f"--model={path}", f"--config={small}")
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(
             r"error: .*model.gguf does not fit: weights [^\n]*0\.1 MB \(config key [^\n]*\n", done.stderr
         )
-    fits = write_config(tmp_path / "fits.toml", context=64, cache_dir=config.cache_dir)
+    fits = write_config(tmp_path / "fits.toml", context=64)
     done = run("compile", f"--model={path}", f"--config={fits}", "--json")
     assert done.stderr.startswith("memory: weights ")
     report = json.loads(done.stdout)["memory"]

@@ -31,6 +31,9 @@ _TYPES = {
     "f64": gguf.GGUFValueType.FLOAT64,
 }
 
+# The shape of the model for tests of behaviour, which writes noise: what is compiled for one of them serves them all.
+NOISE = {"layers": 1, "embed": 32, "context": 4096}
+
 
 def write_llama(
     path: str | os.PathLike,

@@ -12,6 +12,7 @@ from packlight import demo
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.perplexity import cut, measure
+from packlight.prepared import prepare
 from tools.train_demo import card, publish
 
 RECORD = json.loads(demo.MODEL.with_name("record.json").read_text(encoding="utf-8"))
@@ -20,8 +21,7 @@ SAID = f"no --model: using the embedded demo model, {demo.MODEL.stat().st_size /
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    return write_config(folder / "small.toml", cache_dir=str(folder / "cache"))
+    return write_config(tmp_path_factory.mktemp("demo") / "small.toml")
 
 
 def test_the_file_is_small_and_its_matrices_are_packed():
@@ -51,8 +51,8 @@ def test_its_greedy_text_is_the_recorded_one(config):
     assert SAID in done.stderr
 
 
-def test_without_any_arguments_it_continues_a_prompt_of_its_own(tmp_path):
-    done = succeed(XDG_CACHE_HOME=str(tmp_path))
+def test_without_any_arguments_it_continues_a_prompt_of_its_own():
+    done = succeed()
     assert SAID in done.stderr
     assert f"no --prompt: continuing {demo.PROMPT!r}\n" in done.stderr
     assert re.search("[a-z]+ [a-z]+", done.stdout)
@@ -77,7 +77,7 @@ def test_an_empty_name_is_no_missing_one():
 
 
 def test_the_python_api_loads_it():
-    llm = api.load(config=api.CompileConfig(**SMALL | {"prefill_buckets": (16,), "decode_batch": (1,)}))
+    llm = api.load(config=api.CompileConfig(**SMALL | {"prefill_buckets": (16,), "decode_batch": (2,)}))
     assert llm.file.path == str(demo.MODEL)
     assert llm.generate("Return", max_tokens=3, temperature=0).token_ids
 
@@ -85,7 +85,7 @@ def test_the_python_api_loads_it():
 @pytest.mark.slow
 def test_its_held_out_perplexity_is_the_recorded_one():
     held_out = demo.MODEL.with_name("held-out.txt").read_text(encoding="utf-8")
-    prepared = api.prepare(demo.MODEL, context=512)
+    prepared = prepare(demo.MODEL, context=512)
     *_, measured = measure(api.LLM(prepared), cut(prepared.tokenizer, held_out, 512, None), None)
     # int8 activations round differently with a machine's order of sums; that hardly moves a mean of thousands of tokens
     assert measured["perplexity"] == pytest.approx(RECORD["files"]["Q4_K_M"]["perplexity"], rel=2e-3)

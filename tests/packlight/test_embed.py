@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from conftest import GOLDENS_FOLDER, shared_path
-from ggufs import write_llama
+from ggufs import NOISE, write_llama
 from running import packlight as command
 from running import write_config
 
@@ -20,7 +20,7 @@ GOLDENS = json.loads((GOLDENS_FOLDER / "embedding_goldens.json").read_text())
 @pytest.mark.parametrize(("name", "bound"), [("stories260K-k256-f32", 1e-5), ("stories260K-k256-Q4_K_M", 5e-3)])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_embeddings_are_llama_cpps(name, bound, pooling):
-    config = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(1,), store=False)
+    config = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(2,), head_rows=1)
     llm = packlight.load(shared_path("models", f"{name}.gguf"), config)
     (ours,) = llm.embed([GOLDENS["ids"]], pooling)
     assert np.abs(ours - np.array(GOLDENS[name][pooling])).max() < bound
@@ -28,12 +28,16 @@ def test_embeddings_are_llama_cpps(name, bound, pooling):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_llama(tmp_path_factory.mktemp("m") / "m.gguf", layers=1, embed=32, context=64, vocab=271)
+    return write_llama(tmp_path_factory.mktemp("m") / "m.gguf", **NOISE)
 
 
 @pytest.fixture(scope="module")
-def llm(model):
-    config = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(1,), cpu_kernels="xla", store=False)
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config") / "c.toml")
+
+
+@pytest.fixture(scope="module")
+def llm(model, config):
     return packlight.load(model, config)
 
 
@@ -71,7 +75,7 @@ def test_the_file_may_say_how_to_pool(tmp_path):
         (([],), packlight.ConfigError, "a list of texts, and at least one"),
         (("a",), packlight.ConfigError, "a list of texts"),
         (([""],), packlight.ConfigError, "the prompt is empty"),
-        (([[5] * 65],), packlight.ContextLengthError, "65 tokens; the context holds 64"),
+        (([[5] * 4097],), packlight.ContextLengthError, "4097 tokens; the context holds 4096"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(llm, arguments, error, words):
@@ -79,8 +83,7 @@ def test_what_cannot_be_embedded_is_refused(llm, arguments, error, words):
         llm.embed(*arguments)
 
 
-def test_the_command(model, tmp_path):
-    config = write_config(tmp_path / "c.toml", cpu_kernels="xla", cache_dir=str(tmp_path / "store"))
+def test_the_command(model, config, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("one\n\ntwo \N{SNOWMAN}\n", encoding="utf-8")
     flags = ("embed", f"--model={model}", f"--config={config}")

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 from conftest import shared_path
-from ggufs import write_llama
+from ggufs import NOISE, write_llama
 from running import SMALL, succeed, write_config
 
 import packlight
@@ -22,10 +22,9 @@ GREEDY = {"temperature": 0, "max_tokens": 12}
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    """(path, config): a model that writes noise of any bytes, served in two slots of 640 tokens."""
+    """(path, config): a model that writes noise of any bytes, served in two slots of 4096 tokens."""
     folder = tmp_path_factory.mktemp("noise")
-    path = write_llama(folder / "noise.gguf", layers=1, embed=32, context=4096, seed=3)
-    return path, write_config(folder / "c.toml", context=640, decode_batch=[2], cache_dir=str(folder / "store"))
+    return write_llama(folder / "noise.gguf", **NOISE, seed=3), write_config(folder / "c.toml")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_draws_are_the_same_in_every_slot_and_process(llm, noise):
     assert [c.token_ids for c in llm.generate(["hello"] * 3, **drawn)] == [alone.token_ids] * 3
     path, config = noise
     flags = ("--prompt=hello", "--temperature=1", "--seed=7", "--max_tokens=20", "--json")
-    there = json.loads(succeed(f"--model={path}", f"--config={config}", *flags).stdout)
+    there = json.loads(succeed(f"--model={path}", f"--config={config}", *flags, own_process=True).stdout)
     assert there["compile"]["compiled"] == 0
     assert (there["token_ids"], there["text"]) == (alone.token_ids, alone.text)
     assert llm.generate("hello", **drawn | {"seed": 8}).token_ids != alone.token_ids
@@ -131,13 +130,13 @@ def test_the_end_token_first_is_empty_text(llm, fresh):
 
 def test_a_full_context_ends_the_text(fresh):
     llm = fresh()  # no token ends it
-    prompt = [5] * 630
+    prompt = [5] * 4086
     completion = llm.generate(prompt, temperature=0)
     assert (len(completion.token_ids), completion.finish_reason) == (10, "length")
     assert llm.generate(prompt, temperature=0, max_tokens=11).token_ids == completion.token_ids
-    assert len(llm.generate([5] * 639, temperature=0).token_ids) == 1
-    with pytest.raises(packlight.ContextLengthError, match=r"has 640 tokens.*context of 640; shorten it, or .* 4096"):
-        llm.generate([5] * 640)
+    assert len(llm.generate([5] * 4095, temperature=0).token_ids) == 1
+    with pytest.raises(packlight.ContextLengthError, match=r"has 4096 tokens.*context of 4096; shorten it"):
+        llm.generate([5] * 4096)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 9])
@@ -255,7 +254,7 @@ def test_one_bad_prompt_of_a_batch_is_a_typed_error(llm):
         with pytest.raises(packlight.ConfigError, match="a prompt is text"):
             llm.stream(prompts)  # it takes one prompt
     with pytest.raises(packlight.ContextLengthError):
-        llm.generate(["hello", [5] * 640])
+        llm.generate(["hello", [5] * 4096])
     assert llm.engine.idle
 
 
@@ -265,9 +264,9 @@ def test_bad_values_are_typed_errors_at_the_call(llm):
             with pytest.raises(packlight.ConfigError, match=next(iter(bad))):
                 call("hello", **bad)
     with pytest.raises(packlight.ContextLengthError):
-        llm.stream([5] * 640)  # not first when it is read
-    with pytest.raises(packlight.ContextLengthError, match="641 tokens"):
-        llm.logits([5] * 641)
+        llm.stream([5] * 4096)  # not first when it is read
+    with pytest.raises(packlight.ContextLengthError, match="4097 tokens"):
+        llm.logits([5] * 4097)
     assert issubclass(packlight.ContextLengthError, packlight.PacklightError)
 
 
@@ -291,7 +290,7 @@ def test_every_shipped_config_leaves_the_context_to_the_file(noise):
     for platform in ("cpu", "gpu", "tpu"):
         assert default_config(platform).context == 0
     assert prepare(noise[0]).context == prepare(noise[0]).plan.context == 4096
-    assert prepare(*noise).context == 640
+    assert prepare(noise[0], packlight.CompileConfig(context=640)).context == 640
     assert prepare(*noise, context=100).plan.context == 100
 
 
@@ -300,7 +299,7 @@ def test_golden_logits():
     path = shared_path("models", "stories260K-k256-Q4_K_M.gguf")
     golden = np.load(path.with_suffix(".npz"))
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in SMALL.items()}
-    llm = packlight.load(path, packlight.CompileConfig(**settings, store=False, cpu_kernels="xla"))
+    llm = packlight.load(path, packlight.CompileConfig(**settings, cpu_kernels="xla"))
     assert llm.encode("Once upon a time") == golden["ids"].tolist()
     logits, expected = llm.logits(golden["ids"]), golden["logits_f32"]
     assert np.abs(logits - expected).max() <= 1e-3 * expected.std()

@@ -21,7 +21,7 @@ def blocks(path, kind):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands run: a model of packed weights and one of floats, and executables kept for all of them."""
+    """Where the commands run: a model of packed weights and one of floats."""
     made = tmp_path_factory.mktemp("docs")
     small = {"layers": 1, "embed": 256, "heads": 8, "kv_heads": 8, "ffn": 512, "vocab": 320, "context": 300}
     write_llama(made / "model.gguf", formats={"default": "Q4_K", "output": "Q6_K"}, **small)
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("path", [path for path in TEXTS if blocks(path, "sh")], ids=lambda path: path.stem)
 def test_commands(path, folder, monkeypatch):
-    monkeypatch.chdir(folder)
+    monkeypatch.setattr("running.ELSEWHERE", folder)
     for block in blocks(path, "sh"):
         for line in block.splitlines():
             program, *arguments = shlex.split(line)
@@ -41,7 +41,7 @@ def test_commands(path, folder, monkeypatch):
                     (config,) = blocks(path, "toml")
                     (folder / argument.removeprefix("--config=")).write_text(config, encoding="utf-8")
             absolute = [re.sub(r"(?<==)(?=[\w-]+\.(gguf|toml)$)", f"{folder}/", argument) for argument in arguments]
-            assert succeed(*absolute, XDG_CACHE_HOME=str(folder / "cache")).stdout
+            assert succeed(*absolute).stdout
 
 
 def test_links_and_files_that_are_named_exist():

@@ -49,7 +49,7 @@ def test_the_exported_file_gives_the_networks_logits(tmp_path, tokenizer):
     params = jax.tree.map(lambda x: 5 * x, network.init(jax.random.key(0), TINY))  # so that attention is not all alike
     path = tmp_path / "tiny.gguf"
     export.write(path, params, TINY, tokenizer)
-    llm = packlight.load(path, packlight.CompileConfig(**SMALL | {"prefill_buckets": (16,), "decode_batch": (1,)}))
+    llm = packlight.load(path, packlight.CompileConfig(**SMALL | {"prefill_buckets": (16,), "decode_batch": (2,)}))
     ids = llm.encode(TEXTS[1])
     assert ids == [0, *tokenizer.encode(TEXTS[1]).ids]
     expected = np.asarray(network.logits(params, np.array([ids]), TINY)[0])

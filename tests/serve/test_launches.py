@@ -13,7 +13,7 @@ from packlight.compile.config import MeshShape
 from packlight.prepared import prepare
 
 CONFIG = packlight.CompileConfig(
-    context=96, prefill_buckets=(16,), decode_batch=(4,), head_rows=1, cpu_kernels="xla", store=False
+    context=96, prefill_buckets=(16,), decode_batch=(4,), head_rows=1, cpu_kernels="xla"
 )
 PROMPTS = ["hello", "The rain in Spain", "a", "one two three"]
 

@@ -49,13 +49,19 @@ def steered(logits, steering, prompt, generated=()):
     return np.asarray(jax.jit(adjusted)(logits[None], adjustment))[0]
 
 
+@jax.jit
+def _ranks(logits, sampling):
+    """Weights at every rank, the ids that have them, and whether they are exact: one program for every config."""
+    logits = _clean(logits)
+    values, ids = _ranked(logits, logits.shape[1])
+    _, chance = _uniforms(sampling.seed, np.zeros(1, np.int32))
+    weights, settled = _weights(values, _whole(logits, sampling), sampling, chance, logits.shape[1])
+    return weights, ids, settled
+
+
 def probabilities(logits, config):
     """What the chain gives each token of one row, (V,): the draw's weights at every rank, normalized."""
-    s = slot_sampling([config])
-    logits = _clean(logits[None])
-    values, ids = _ranked(logits, logits.shape[1])
-    _, chance = _uniforms(s.seed, np.zeros(1, np.int32))
-    weights, settled = _weights(values, _whole(logits, s), s, chance, logits.shape[1])
+    weights, ids, settled = _ranks(logits[None], slot_sampling([config]))
     assert np.asarray(settled).all()
     out = np.zeros(logits.shape[1])
     out[np.asarray(ids)[0]] = np.asarray(weights)[0]

@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from ggufs import write_llama
+from ggufs import NOISE, write_llama
 from running import packlight as command
 from running import write_config
 
@@ -30,12 +30,16 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model that writes noise, with every byte as a token."""
-    return write_llama(tmp_path_factory.mktemp("noise") / "noise.gguf", layers=1, embed=32, context=512, seed=4)
+    return write_llama(tmp_path_factory.mktemp("noise") / "noise.gguf", **NOISE, seed=4)
 
 
 @pytest.fixture(scope="module")
-def llm(model):
-    config = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(1, 2), cpu_kernels="xla", store=False)
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config") / "c.toml")
+
+
+@pytest.fixture(scope="module")
+def llm(model, config):
     return packlight.load(model, config)
 
 
@@ -115,10 +119,9 @@ def test_without_the_library_it_is_named(llm, monkeypatch):
         prepared.prompts.check_sampling(SamplingConfig(regex="a"))
 
 
-def test_the_command(model, tmp_path):
+def test_the_command(model, config, tmp_path):
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA), encoding="utf-8")
-    config = write_config(tmp_path / "c.toml", cpu_kernels="xla", cache_dir=str(tmp_path / "store"))
     flags = (f"--model={model}", f"--config={config}", "--prompt=x", "--seed=1")
     done = command(*flags, f"--json_schema=@{schema}")
     assert done.returncode == 0, done.stderr

@@ -11,8 +11,9 @@ import time
 
 import pytest
 from conftest import shared_path
-from ggufs import write_llama
+from ggufs import NOISE, write_llama
 from running import COMMAND, write_config
+from running import packlight as run
 
 import packlight
 from packlight.model.text.chat import ChatTemplateError, prompt_ids, render
@@ -133,14 +134,14 @@ TALK = (
 def talker(tmp_path_factory):
     """A model of noise with a template, and a small config."""
     folder = tmp_path_factory.mktemp("talk")
-    path = write_llama(folder / "m.gguf", layers=1, extra={"tokenizer.chat_template": TALK})
-    return path, write_config(folder / "c.toml", cache_dir=str(folder / "store"))
+    path = write_llama(folder / "m.gguf", **NOISE, extra={"tokenizer.chat_template": TALK})
+    return path, write_config(folder / "c.toml")
 
 
 def chat(talker, text, *flags):
     path, config = talker
-    command = [*COMMAND, "chat", f"--model={path}", f"--config={config}", "--temperature=0", "--max_tokens=6", *flags]
-    return subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=300, check=False)
+    command = ["chat", f"--model={path}", f"--config={config}", "--temperature=0", "--max_tokens=6", *flags]
+    return run(*command, stdin=text.encode())
 
 
 def test_chat_keeps_the_history(talker):
@@ -190,10 +191,8 @@ def until(descriptor, words, seen=b""):
     return seen
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_the_talk(tmp_path):
+def test_ctrl_c_stops_an_answer_and_keeps_the_talk(talker):
     """What was said stays in the history: the next prompt is longer than the first by it."""
-    path = write_llama(tmp_path / "m.gguf", layers=1, context=4096, extra={"tokenizer.chat_template": TALK})
-    talker = path, write_config(tmp_path / "c.toml", cache_dir=str(tmp_path / "store"))
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     process = begun(talker, "--ignore_eos", "--max_tokens=1500", stdin=theirs, stdout=subprocess.PIPE, stderr=theirs)
@@ -268,9 +267,7 @@ def test_a_template_can_be_given(talker, tmp_path):
 
 def test_a_file_without_a_template_is_refused_before_it_is_loaded(tmp_path):
     path = write_llama(tmp_path / "m.gguf", layers=1)
-    done = subprocess.run(
-        [*COMMAND, "chat", f"--model={path}"], input="x", capture_output=True, encoding="utf-8", check=False
-    )
+    done = run("chat", f"--model={path}", stdin=b"x")
     assert (done.returncode, done.stdout) == (2, "")
     assert "pass one with --chat_template=FILE" in done.stderr
 
