@@ -14,17 +14,24 @@ PEER_PYTHON ?=
 QUICK := --xla_cpu_use_fusion_emitters=false
 ARGS ?= --max_tokens=64 --temperature=0.3 --seed=1
 
-.PHONY: run test test-slow test-targets lint bench bench-gpu notebooks clean
+.PHONY: run test test-more test-changed test-targets lint bench bench-gpu notebooks clean
 
 run: $(VENV)/installed
 	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") --prompt="$(PROMPT)" $(ARGS)
 
+# every proof once, in 720 seconds of processor time or it fails: six minutes of two idle cores
 test: $(VENV)/installed-dev
-	XLA_FLAGS="$(QUICK)" $(PY) -m pytest -n 2 --dist loadfile -m "not slow and not targets and not shipped"
-	$(PY) -m pytest -m "shipped and not slow"
+	XLA_FLAGS="$(QUICK)" $(PY) -m pytest -n 2 --dist worksteal --budget=600 -m "not product and not targets and not shipped"
+	$(PY) -m pytest --budget=120 -m "shipped and not product"
 
-test-slow: $(VENV)/installed-dev
-	$(PY) -m pytest -m slow
+# the full products, of which `make test` runs some cases
+test-more: $(VENV)/installed-dev
+	XLA_FLAGS="$(QUICK)" $(PY) -m pytest -n 2 --dist worksteal -m "product and not shipped"
+	$(PY) -m pytest -m "shipped and product"
+
+# the tests that import what differs from the last commit, directly or not
+test-changed: $(VENV)/installed-dev
+	XLA_FLAGS="$(QUICK)" $(PY) -m pytest --changed -m "not product and not targets and not shipped"
 
 test-targets: $(TARGETS_VENV)/installed
 	$(TARGETS_VENV)/bin/python -m pytest -m targets tests/compile/targets

@@ -1,6 +1,7 @@
 """Test setup: 8 fake CPU devices, strict JAX promotion rules, the shared fixtures' folder, and what tests record.
 
 `pytest --record=FILE` writes what tests measured of each model file: `tests/checks.json`, for the README's table.
+`pytest --budget=SECONDS` fails when the run takes more processor time than that.
 """
 
 import collections
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import pytest
+from processor import Processor
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -39,10 +41,6 @@ def shared_path(*parts: str) -> pathlib.Path:
     return path
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "shared: of a fixture under ../shared; a counterpart of ours is beside it")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not SHARED.exists():
         items[:] = [item for item in items if item.get_closest_marker("shared") is None]
@@ -53,6 +51,11 @@ MEASURED: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # model fil
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", help="JSON file for what tests measure of each model file")
+    parser.addoption("--budget", type=float, help="processor seconds that the run may take, of all processes together")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Processor(config.getoption("budget")))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -208,7 +208,7 @@ def mutated(raw, rng):
     return raw
 
 
-@pytest.mark.parametrize("seeds", [range(2000), pytest.param(range(2000, 102_000), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [range(2000), pytest.param(range(2000, 102_000), marks=pytest.mark.product)])
 def test_mutated(seeds, tmp_path):
     """Damaged shipped configs: a config with a bounded plan, or one line."""
     path, refused = tmp_path / "c.toml", 0

@@ -73,7 +73,7 @@ def test_every_byte_counts(store, unread):
     refusal(store, "damaged")
 
 
-@pytest.mark.parametrize("seeds", [range(2000), pytest.param(range(2000, 102_000), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [range(2000), pytest.param(range(2000, 102_000), marks=pytest.mark.product)])
 def test_mutated(seeds, store, unread):
     raw = store.path(DIGEST).read_bytes()
     for seed in seeds:

@@ -27,8 +27,8 @@ PACKED = [f"own/{name}" for name, recipe in RECIPES.items() if recipe.formats]
 
 
 def shared(names: Iterable[str]) -> list:
-    """Parameters that are not collected where ../shared is absent."""
-    return [pytest.param(name, marks=pytest.mark.shared) for name in names]
+    """Parameters for `make test-more`, not collected where ../shared is absent: ours stand for each of them."""
+    return [pytest.param(name, marks=(pytest.mark.shared, pytest.mark.product)) for name in names]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""packlight as its users start it: command lines, in this process or in one of their own, and small configs for them."""
+"""packlight as its users start it: command lines, in this process or one of their own, and small configs for them."""
 
 import contextlib
 import io

@@ -82,7 +82,7 @@ def test_the_python_api_loads_it():
     assert llm.generate("Return", max_tokens=3, temperature=0).token_ids
 
 
-@pytest.mark.slow
+@pytest.mark.product
 def test_its_held_out_perplexity_is_the_recorded_one():
     held_out = demo.MODEL.with_name("held-out.txt").read_text(encoding="utf-8")
     prepared = prepare(demo.MODEL, context=512)

@@ -8,6 +8,7 @@ from conftest import GOLDENS_FOLDER, shared_path
 from ggufs import NOISE, write_llama
 from running import packlight as command
 from running import write_config
+from tiers import product
 
 import packlight
 from packlight.model.spec.pooling import POOLINGS, pooling_of
@@ -17,7 +18,7 @@ GOLDENS = json.loads((GOLDENS_FOLDER / "embedding_goldens.json").read_text())
 
 
 # float32: the layers' accumulated rounding; Q4_K_M: an activation that rounds the other way at a tie, once or twice
-@pytest.mark.parametrize(("name", "bound"), [("stories260K-k256-f32", 1e-5), ("stories260K-k256-Q4_K_M", 5e-3)])
+@pytest.mark.parametrize(("name", "bound"), [("stories260K-k256-f32", 1e-5), product("stories260K-k256-Q4_K_M", 5e-3)])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_embeddings_are_llama_cpps(name, bound, pooling):
     config = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(2,), head_rows=1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from packed import random_weights
+from tiers import tiered
 
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build
@@ -112,7 +113,7 @@ def test_a_prompt_unpacks_each_weight_once(qtype):
         assert took[name] <= 1.25 * (took["product"] + took["unpack"]), took
 
 
-@pytest.mark.parametrize("qtype", FORMATS)
+@pytest.mark.parametrize("qtype", tiered(FORMATS, ("Q4_0", "Q4_K", "F16")))
 def test_no_row_of_a_prompt_unpacks_on_its_own(qtype):
     """R9, in the program: 127 rows more cost their products, 2 operations a weight of a tile, and nothing else.
 

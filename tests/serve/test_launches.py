@@ -7,14 +7,13 @@ import jax
 import numpy as np
 import pytest
 from ggufs import write_llama
+from tiers import product
 
 import packlight
 from packlight.compile.config import MeshShape
 from packlight.prepared import prepare
 
-CONFIG = packlight.CompileConfig(
-    context=96, prefill_buckets=(16,), decode_batch=(4,), head_rows=1, cpu_kernels="xla"
-)
+CONFIG = packlight.CompileConfig(context=96, prefill_buckets=(16,), decode_batch=(4,), head_rows=1, cpu_kernels="xla")
 PROMPTS = ["hello", "The rain in Spain", "a", "one two three"]
 
 
@@ -184,7 +183,7 @@ def test_logits_that_are_not_finite_end_their_slot(path, single):
     assert [event.token for event in events if event.request == 1] == other
 
 
-@pytest.mark.parametrize("mesh", [MeshShape(2, 2), MeshShape(1, 4)])
+@pytest.mark.parametrize("mesh", [MeshShape(2, 2), product(MeshShape(1, 4))])
 def test_a_mesh_launches_together(path, single, mesh):
     """Groups whose slots end at different times run the same number of rounds."""
     llm = load(path, 5, mesh=mesh)

@@ -63,7 +63,7 @@ def probabilities(logits, config):
     """What the chain gives each token of one row, (V,): the draw's weights at every rank, normalized."""
     weights, ids, settled = _ranks(logits[None], slot_sampling([config]))
     assert np.asarray(settled).all()
-    out = np.zeros(logits.shape[1])
+    out = np.zeros(len(logits))
     out[np.asarray(ids)[0]] = np.asarray(weights)[0]
     return out / out.sum()
 

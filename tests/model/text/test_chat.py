@@ -14,6 +14,7 @@ from conftest import shared_path
 from ggufs import NOISE, write_llama
 from running import COMMAND, write_config
 from running import packlight as run
+from tiers import tiered
 
 import packlight
 from packlight.model.text.chat import ChatTemplateError, prompt_ids, render
@@ -70,9 +71,10 @@ ATTACKS = {
     "squaring": "{% set ns = namespace(x=2) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "filler": "{{ lipsum(n=100000000) }}",
 }
+TO_THE_LIMIT = {"more power", "squaring", "filler"}  # which run until the 5 s of a template are over, as two others do
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", tiered(ATTACKS, ATTACKS.keys() - TO_THE_LIMIT))
 def test_a_hostile_template_is_one_error_in_bounded_time(name):
     began = time.perf_counter()
     with pytest.raises(ChatTemplateError) as caught:

@@ -16,6 +16,7 @@ import pytest
 from conftest import shared_path
 from ggufs import NOISE, write_llama
 from running import COMMAND, STEPS, packlight, succeed, write_config
+from tiers import tiered
 
 GREEDY = ("--prompt=Once upon a time", "--max_tokens=64", "--temperature=0")
 STORIES = "stories260K-k256-Q4_K_M"
@@ -59,7 +60,7 @@ def one_object(done: "subprocess.CompletedProcess[str]") -> dict:
     return json.loads(done.stdout, parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("name", tiered([*FAST, *SLOW], [STORIES]))
 def test_greedy_text_is_llama_cpps(name, small):
     """R1 at the command line: 64 greedy tokens of each trained model, text and ids."""
     path, golden, arrays = stories(name)

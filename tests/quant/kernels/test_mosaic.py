@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import product
 
 from packlight.bench.blocks import random_blocks
 from packlight.quant.formats.table import FORMATS, path_of
@@ -81,6 +82,12 @@ def test_recipes_give_the_formats_values(qtype):
         assert sorted(elements) == list(range(256))
 
 
+TPU_CASES = [
+    (qtype, 1 + 8 * (i % 2)) if qtype in ("Q8_0", "Q4_K", "Q6_K") else product(qtype, 1 + 8 * (i % 2))
+    for i, qtype in enumerate(SUPERBLOCKS)
+]  # each interpretation takes a second
+
+
 def check(x: np.ndarray, values: np.ndarray, y: jax.Array, extra: float = 0.0) -> None:
     """`y` is x @ values.T within the rounding of a float32 sum (test_matmul.py), plus `extra` of each product."""
     magnitude = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64).T
@@ -89,7 +96,7 @@ def check(x: np.ndarray, values: np.ndarray, y: jax.Array, extra: float = 0.0) -
     np.testing.assert_array_less(error, (x.shape[1] * UNIT + extra) * magnitude + 1e-30)
 
 
-@pytest.mark.parametrize(("qtype", "rows"), [(qtype, 1 + 8 * (i % 2)) for i, qtype in enumerate(SUPERBLOCKS)])
+@pytest.mark.parametrize(("qtype", "rows"), TPU_CASES)
 def test_tpu_kernel(qtype, rows):
     blocks = random_matrix(qtype, 130)
     values = np.asarray(values_of(blocks, qtype))

@@ -1,0 +1,78 @@
+"""What a run of the tests costs in processor time: the dearest tests are shown, and too much of it is a failure.
+
+Wall time says little where a machine does other work too. Processor time counts what tests start as well.
+"""
+
+import collections
+import os
+from typing import Any
+
+import pytest
+
+SHOWN = 15
+
+
+def seconds() -> float:
+    """Processor time of this process and of those it started and waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class Processor:
+    """A plugin that adds up processor time over all processes of a run, and holds it to the budget if there is one."""
+
+    def __init__(self, budget: float | None):
+        self._budget = budget
+        self._at = 0.0  # the time when the phase of a test began
+        self._workers = 0.0
+        self._total = 0.0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self) -> None:
+        self._at = seconds()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
+        report = yield
+        before, self._at = self._at, seconds()
+        report.user_properties = [(self._name(report.when), self._at - before)]
+        return report
+
+    @staticmethod
+    def _name(phase: str) -> str:
+        return f"processor seconds of {phase}"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker of pytest-xdist has ended."""
+        self._workers += getattr(node, "workeroutput", {}).get("processor", 0.0)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        given = getattr(session.config, "workeroutput", None)
+        if given is not None:
+            given["processor"] = seconds()
+            return
+        times = os.times()
+        own = times.user + times.system
+        self._total = own + self._workers if self._workers else seconds()
+        if self._budget is not None and self._total > self._budget and not session.exitstatus:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        spent: dict[str, float] = collections.defaultdict(float)
+        for reports in terminalreporter.stats.values():
+            for report in reports:
+                for name, value in getattr(report, "user_properties", ()):
+                    if name == self._name(getattr(report, "when", "")):
+                        spent[report.nodeid] += value
+        if not spent:
+            return
+        terminalreporter.section(f"processor seconds: {self._total:.0f}" + self._judgement())
+        for nodeid in sorted(spent, key=lambda nodeid: -spent[nodeid])[:SHOWN]:
+            terminalreporter.write_line(f"{spent[nodeid]:6.1f} {nodeid[:100]}")
+
+    def _judgement(self) -> str:
+        if self._budget is None:
+            return ""
+        return f" of {self._budget:.0f}" + (": TOO MUCH, the run fails" if self._total > self._budget else "")
