@@ -9,10 +9,19 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "helpers")]
 
-import arch_goldens  # noqa: E402  after the path
+import arch_goldens  # noqa: E402
 import format_goldens  # noqa: E402
+import pretokenizer_goldens  # noqa: E402
+import tokenizer_goldens  # noqa: E402
+import wpm_goldens  # noqa: E402
 
-MAKERS = {"arch": arch_goldens.make, "format": format_goldens.make}
+MAKERS = {
+    "arch": arch_goldens.make,
+    "format": format_goldens.make,
+    "pretokenizer": pretokenizer_goldens.make,
+    "tokenizer": tokenizer_goldens.make,
+    "wpm": wpm_goldens.make,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MAKERS:

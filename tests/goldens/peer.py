@@ -91,3 +91,45 @@ class Peer:
 
     def close(self) -> None:
         self.lib.llama_model_free(self.model)
+
+
+class Vocab:
+    """A file's vocabulary in llama.cpp."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.lib = library()
+        params = self.lib.llama_model_default_params()
+        params.vocab_only = True
+        self.model = self.lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.model:
+            sys.exit(f"llama.cpp does not load {pathlib.Path(path).name}")
+        self.vocab = self.lib.llama_model_get_vocab(self.model)
+        self.size = self.lib.llama_vocab_n_tokens(self.vocab)
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a generation."""
+        return [i for i in range(self.size) if self.lib.llama_vocab_is_eog(self.vocab, i)]
+
+    def encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        raw = text.encode()
+        buffer = (ctypes.c_int32 * (len(raw) + 8))()
+        count = self.lib.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), add_special, parse_special)
+        assert count >= 0
+        return list(buffer[:count])
+
+    def decode(self, ids: list[int]) -> bytes:
+        """llama_detokenize, which tidies spaces away in some vocabularies."""
+        buffer, tokens = ctypes.create_string_buffer(1 << 16), (ctypes.c_int32 * len(ids))(*ids)
+        count = self.lib.llama_detokenize(self.vocab, tokens, len(ids), buffer, 1 << 16, 0, 1)
+        assert count >= 0
+        return buffer.raw[:count]
+
+    def piece(self, token_id: int) -> bytes:
+        buffer = ctypes.create_string_buffer(1 << 10)
+        count = self.lib.llama_token_to_piece(self.vocab, token_id, buffer, 1 << 10, 0, True)
+        assert count >= 0
+        return buffer.raw[:count]
+
+    def close(self) -> None:
+        self.lib.llama_model_free(self.model)

@@ -1,26 +1,24 @@
-"""What llama.cpp makes of texts under every pre-tokenizer name, as digests: how `pretokenizer_goldens.json` was made.
+"""What llama.cpp makes of texts under every pre-tokenizer name, as digests: how `pretokenizer_goldens.json` is made.
 
-    python tests/goldens/pretokenizer_goldens.py VOCABS NAME ... > tests/goldens/pretokenizer_goldens.json
-
-VOCABS is the folder of real vocabularies (`ggml-vocab-NAME.gguf`, `extra-NAME.json`); runs where llama-cpp-python is
-installed and imports nothing of packlight. A vocabulary is loaded once under each name, the rest of it unchanged.
+Under the small vocabulary of `vocabularies`, and under the real ones of ../shared where that is; they are then loaded
+under each name, the rest of them unchanged.
 """
 
-import ctypes
 import hashlib
 import json
-import os
 import pathlib
 import random
-import sys
 import tempfile
 
+from peer import Vocab
+from vocabularies import ALPHABET, bpe, write_vocabulary
+from wpm_goldens import TEXTS
+
+from packlight.model.text.pretokenizers import PRETOKENIZERS
+
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "vocabs"
 VOCABS = ("gpt-2", "llama-bpe")
 OF_A_VOCABULARY = ("special", "special_unparsed", "add_special")  # kinds of strings that name special tokens
-ALPHABET = (
-    "aZ\u00e9\u00c9\u0416\u0436\u4e2d\u3042\u30ab\uac00\u0e01\u0915\u094d\u0301 \t\n\r0159\u0665\u00b2.,!?'/-_$+"
-    "\u3002\u20ac\u00ab\U0001f600\u00a0\u2028"
-)
 WORDS = (
     "I'll",
     "HELLO",
@@ -35,10 +33,12 @@ WORDS = (
 )
 
 
-def texts(extra: pathlib.Path) -> list[str]:
-    """Those of the fixture that hold no special token, and seeded random ones."""
-    records = json.loads(extra.read_text(encoding="utf-8"))["strings"]
-    found = [r["text"] for r in records if r["kind"] not in OF_A_VOCABULARY and len(r["text"]) < 2000]
+def texts(extra: pathlib.Path | None = None) -> list[str]:
+    """Those of a fixture that hold no special token, or our own, and seeded random ones."""
+    found = [*TEXTS]
+    if extra is not None:
+        records = json.loads(extra.read_text(encoding="utf-8"))["strings"]
+        found = [r["text"] for r in records if r["kind"] not in OF_A_VOCABULARY and len(r["text"]) < 2000]
     rng = random.Random(1)
     found += ["".join(rng.choices(ALPHABET, k=rng.randint(1, 40))) for _ in range(300)]
     return found + [
@@ -59,37 +59,21 @@ def named(vocab: bytes, pre: str) -> bytes:
     return vocab[:at] + len(pre).to_bytes(8, "little") + pre.encode() + vocab[at + 8 + length :]
 
 
-def main() -> None:
-    import llama_cpp as lib  # pyright: ignore[reportMissingImports]
-
-    quiet = lib.llama_log_callback(lambda *_: None)
-    lib.llama_log_set(quiet, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    folder, names = pathlib.Path(sys.argv[1]), sys.argv[2:]
-    out: dict[str, dict[str, str]] = {}
-    for vocab_name in VOCABS:
-        data = (folder / f"ggml-vocab-{vocab_name}.gguf").read_bytes()
-        strings = texts(folder / f"extra-{vocab_name}.json")
-        for name in names:
-            with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
-                file.write(named(data, name))
-                file.flush()
-                params = lib.llama_model_default_params()
-                params.vocab_only = True
-                model = lib.llama_model_load_from_file(os.fsencode(file.name), params)
-            if not model:
-                sys.exit(f"llama.cpp does not know {name}")
-            vocab = lib.llama_model_get_vocab(model)
-            buffer = (ctypes.c_int32 * 8192)()
-            ids = []
-            for text in strings:
-                raw = text.encode()
-                ids.append(list(buffer[: lib.llama_tokenize(vocab, raw, len(raw), buffer, 8192, False, False)]))
-            out.setdefault(name, {})[vocab_name] = digest(ids)
-            lib.llama_model_free(model)
-    json.dump(out, sys.stdout, indent=1)
-    print()
-
-
-if __name__ == "__main__":
-    main()
+def make() -> None:
+    path = pathlib.Path(__file__).with_suffix(".json")
+    out: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    sources = [("own", texts())]
+    if SHARED.exists():
+        sources += [(name, texts(SHARED / f"extra-{name}.json")) for name in VOCABS]
+    with tempfile.TemporaryDirectory() as folder:
+        for source, strings in sources:
+            file = pathlib.Path(folder) / "m.gguf"
+            write_vocabulary(file, bpe("default"))
+            data = (file if source == "own" else SHARED / f"ggml-vocab-{source}.gguf").read_bytes()
+            for name in PRETOKENIZERS:
+                file.write_bytes(named(data, name))
+                vocab = Vocab(file)
+                ids = [vocab.encode(text, False, False) for text in strings]
+                out.setdefault(name, {})[source] = digest(ids)
+                vocab.close()
+    path.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")

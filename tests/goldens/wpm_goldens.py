@@ -1,20 +1,18 @@
-"""What llama.cpp makes of texts under a small WordPiece vocabulary: how `wpm_goldens.json` was made.
-
-    python tests/goldens/wpm_goldens.py write FOLDER  # the files, with packlight's environment
-    python tests/goldens/wpm_goldens.py run FOLDER > tests/goldens/wpm_goldens.json  # with llama-cpp-python's
+"""What llama.cpp makes of texts under a small WordPiece vocabulary: how `wpm_goldens.json` is made.
 
 The files depend on this module alone; tests write them anew.
 """
 
-import ctypes
 import hashlib
 import json
 import os
 import pathlib
 import random
-import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from peer import Vocab
 
 KEY = "tokenizer.ggml."
 LOWERCASE, STRIP_ACCENTS = KEY + "normalizer.lowercase", KEY + "normalizer.strip_accents"
@@ -182,68 +180,24 @@ def digest(found: Any) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
-class Vocab:
-    """A file in llama.cpp."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        import llama_cpp as lib  # pyright: ignore[reportMissingImports]
-
-        params = lib.llama_model_default_params()
-        params.vocab_only = True
-        self.lib, self.model = lib, lib.llama_model_load_from_file(os.fsencode(path), params)
-        if not self.model:
-            sys.exit(f"llama.cpp does not load {path}")
-        self.vocab = lib.llama_model_get_vocab(self.model)
-        self.size = lib.llama_vocab_n_tokens(self.vocab)
-
-    def encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        raw = text.encode()
-        buffer = (ctypes.c_int32 * (len(raw) + 8))()
-        count = self.lib.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), add_special, parse_special)
-        assert count >= 0
-        return list(buffer[:count])
-
-    def decode(self, ids: list[int]) -> str:
-        """llama_detokenize with its space clean-up, in hex."""
-        buffer = ctypes.create_string_buffer(1 << 16)
-        count = self.lib.llama_detokenize(
-            self.vocab, (ctypes.c_int32 * len(ids))(*ids), len(ids), buffer, 1 << 16, 0, 1
-        )
-        assert count >= 0
-        return buffer.raw[:count].hex()
-
-    def piece(self, token_id: int) -> str:
-        """The bytes of a token, in hex."""
-        buffer = ctypes.create_string_buffer(1 << 10)
-        count = self.lib.llama_token_to_piece(self.vocab, token_id, buffer, 1 << 10, 0, True)
-        assert count >= 0
-        return buffer.raw[:count].hex()
-
-
-def run(folder: pathlib.Path) -> None:
-    import llama_cpp as lib  # pyright: ignore[reportMissingImports]
-
-    quiet = lib.llama_log_callback(lambda *_: None)
-    lib.llama_log_set(quiet, ctypes.c_void_p(0))
-    lib.llama_backend_init()
+def make() -> None:
     out: dict[str, Any] = {}
-    for name in VARIANTS:
-        vocab = Vocab(folder / f"{name}.gguf")
-        ids = [vocab.encode(text, True, True) for text in TEXTS]
-        out[name] = {
-            "ids": [json.dumps(row, separators=(",", ":")) for row in ids],
-            "plain": digest([vocab.encode(text, False, False) for text in TEXTS]),
-            "random": digest([vocab.encode(t, s, p) for t in random_texts() for s in (0, 1) for p in (0, 1)]),
-            "texts": digest([vocab.decode(row) for row in ids + random_ids()]),
-            "pieces": digest([vocab.piece(i) for i in range(vocab.size)]),
-            "ends": [i for i in range(vocab.size) if lib.llama_vocab_is_eog(vocab.vocab, i)],
-        }
-    for name in ONE_STEP:
-        vocab = Vocab(folder / f"{name}.alphabet.gguf")
-        out[name]["characters"] = {block: digest(vocab.encode(text, False, False)) for block, text in blocks()}
-    json.dump(out, sys.stdout, indent=1)
-    print()
-
-
-if __name__ == "__main__":
-    {"write": write_all, "run": run}[sys.argv[1]](pathlib.Path(sys.argv[2]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_all(folder)
+        for name in VARIANTS:
+            vocab = Vocab(folder / f"{name}.gguf")
+            ids = [vocab.encode(text, True, True) for text in TEXTS]
+            out[name] = {
+                "ids": [json.dumps(row, separators=(",", ":")) for row in ids],
+                "plain": digest([vocab.encode(text, False, False) for text in TEXTS]),
+                "random": digest([vocab.encode(t, s, p) for t in random_texts() for s in (0, 1) for p in (0, 1)]),
+                "texts": digest([vocab.decode(row).hex() for row in ids + random_ids()]),
+                "pieces": digest([vocab.piece(i).hex() for i in range(vocab.size)]),
+                "ends": vocab.ends,
+            }
+        for name in ONE_STEP:
+            vocab = Vocab(folder / f"{name}.alphabet.gguf")
+            out[name]["characters"] = {block: digest(vocab.encode(text, False, False)) for block, text in blocks()}
+    text = json.dumps(out, indent=1) + "\n"
+    pathlib.Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")

@@ -120,11 +120,11 @@ def matrix(name: str, shape: tuple[int, ...], kind: str, seed: int, twin: bool) 
 def vector(name: str, shape: tuple[int, ...], seed: int, neutral: bool) -> np.ndarray:
     """Norms lie near 1, biases near 0, sinks spread by 1, divisors of frequencies rise from 1."""
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
-    noise = rng.standard_normal(shape, np.float32)
+    noise = rng.standard_normal(shape, np.float32) * np.float32(not neutral)
     if "rope_" in name:
-        values = 1 + np.abs(noise) * (0 if neutral else 2 + 2 * ("long" in name))
+        values = 1 + np.abs(noise) * np.float32(4 if "long" in name else 2)
     elif "sinks" in name:
-        values = np.full_like(noise, -30) if neutral else noise
+        values = noise - np.float32(30 * neutral)
     else:
-        values = np.float32(name.endswith("norm.weight")) + (0 if neutral else np.float32(0.2) * noise)
-    return values.astype(np.float32).view(np.uint8)
+        values = np.float32(name.endswith("norm.weight")) + np.float32(0.2) * noise
+    return values.view(np.uint8)

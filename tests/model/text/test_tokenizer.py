@@ -3,6 +3,7 @@
 import functools
 import gc
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -15,11 +16,15 @@ import unicodedata
 import numpy as np
 import pretokenizer_goldens
 import pytest
+import tokenizer_goldens
 import tokenizers
+import vocabularies
 from cleanup import cleaned
 from conftest import GOLDENS_FOLDER, shared_path
+from golden_models import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wpm_goldens import TEXTS as TOLD_TEXTS
 
 from packlight.common.errors import ConfigError, GGUFError, UnsupportedError
 from packlight.model.gguf.reader import open_gguf
@@ -27,6 +32,7 @@ from packlight.model.text.bpe import merge
 from packlight.model.text.pretokenizers import PRETOKENIZERS, Splitter, class_of
 from packlight.model.text.tokenizer import Tokenizer
 
+OWN = json.loads((GOLDENS_FOLDER / "tokenizer_goldens.json").read_text())
 VOCABS = ["llama-spm", "llama-bpe", "gpt-2", "qwen2", "phi-3", "deepseek-llm", "starcoder"]
 CLEANED = {"llama-bpe", "gpt-2", "starcoder"}  # where llama_detokenize tidies spaces away
 
@@ -44,6 +50,36 @@ def extra(name: str) -> dict:
 # ---- llama.cpp's vectors
 
 
+@functools.cache
+def own(name: str) -> Tokenizer:
+    return Tokenizer.from_metadata(tokenizer_goldens.VARIANTS[name])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_encodes_as_llama_cpp(name):
+    told, encode = OWN[name], own(name).encode
+    for text, ids in zip(TOLD_TEXTS, map(json.loads, told["ids"]), strict=False):
+        assert encode(text, True, True) == ids, repr(text)
+    kinds = [(special, parse) for special in (False, True) for parse in (False, True)]
+    texts = (*TOLD_TEXTS, *tokenizer_goldens.random_texts())
+    assert tokenizer_goldens.digest([encode(text, *kind) for text in texts for kind in kinds]) == told["all"]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_decodes_as_llama_cpp(name):
+    told, ours = OWN[name], own(name)
+    assert tokenizer_goldens.digest([ours.piece(i).hex() for i in range(ours.vocab_size)]) == told["pieces"]
+    assert ours.eog_ids == frozenset(told["ends"])
+    rows = [ours.encode(text, True, True) for text in TOLD_TEXTS] + tokenizer_goldens.random_ids(ours.vocab_size)
+    decoded = [ours.decode(row) for row in rows]
+    if name in CLEANED:
+        joined = [b"".join(map(ours.piece, row)) for row in rows]
+        assert decoded == [text.decode("utf-8", "replace") for text in joined]
+        decoded = [cleaned(text).decode("utf-8", "replace") for text in joined]
+    assert tokenizer_goldens.digest(decoded) == told["texts"]
+
+
+@pytest.mark.shared
 @pytest.mark.parametrize("name", VOCABS)
 def test_vectors(name):
     texts = shared_path("vocabs", f"ggml-vocab-{name}.gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
@@ -54,12 +90,15 @@ def test_vectors(name):
         assert load(name).encode(text, add_special=False) == [int(word) for word in line.split()], repr(text)
 
 
-@pytest.mark.parametrize("vocab", pretokenizer_goldens.VOCABS)
+@pytest.mark.parametrize("vocab", ["own", *shared(pretokenizer_goldens.VOCABS)])
 def test_every_pretokenizer_cuts_as_llama_cpp(vocab):
     goldens = json.loads((GOLDENS_FOLDER / "pretokenizer_goldens.json").read_text())
     assert set(goldens) == set(PRETOKENIZERS)
-    metadata = open_gguf(shared_path("vocabs", f"ggml-vocab-{vocab}.gguf")).metadata
-    texts = pretokenizer_goldens.texts(shared_path("vocabs", f"extra-{vocab}.json"))
+    if vocab == "own":
+        metadata, texts = vocabularies.bpe("default"), pretokenizer_goldens.texts()
+    else:
+        metadata = open_gguf(shared_path("vocabs", f"ggml-vocab-{vocab}.gguf")).metadata
+        texts = pretokenizer_goldens.texts(shared_path("vocabs", f"extra-{vocab}.json"))
     for pre in PRES:
         tokenizer = Tokenizer.from_metadata({**metadata, "tokenizer.ggml.pre": pre})
         digest = pretokenizer_goldens.digest([tokenizer.encode(text, add_special=False) for text in texts])
@@ -68,6 +107,7 @@ def test_every_pretokenizer_cuts_as_llama_cpp(vocab):
                 assert goldens[name][vocab] == digest, name
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", VOCABS)
 def test_extra_strings(name):
     for row in extra(name)["strings"]:
@@ -78,6 +118,7 @@ def expected_text(row: dict) -> bytes:
     return bytes.fromhex(row["detok_hex"]) if "detok_hex" in row else row["detok"].encode()
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", VOCABS)
 def test_decode(name):
     tokenizer = load(name)
@@ -93,6 +134,7 @@ def test_decode(name):
     assert (differing > 0) == (name in CLEANED)
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", VOCABS)
 def test_facts_and_pieces(name):
     tokenizer, facts = load(name), extra(name)["facts"]
@@ -109,6 +151,7 @@ def test_facts_and_pieces(name):
         assert [tokenizer.piece(i).hex() for i in row["ids"]] == row["pieces_hex"]
 
 
+@pytest.mark.shared
 def test_file_with_an_impossible_padding_id():
     tokenizer = Tokenizer.from_metadata(open_gguf(shared_path("models", "stories260K-f32.gguf")).metadata)
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (512, 1, 2)
@@ -131,7 +174,7 @@ def shapes() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", VOCABS)
+@pytest.mark.parametrize("name", [*(f"own {name}" for name in OWN), *shared(VOCABS)])
 def test_100_kb_in_a_second(name):
     """The worst is 0.5 s on an idle core. What the machine and the suite's own heap add is kept out: this thread's CPU
     time, with the objects of earlier tests out of the garbage collector's sight, and a second try on a new tokenizer,
@@ -145,17 +188,28 @@ def test_100_kb_in_a_second(name):
         assert tokenizer.decode(ids) == text
         return spent
 
+    made = own if name.startswith("own ") else load
+    name = name.removeprefix("own ")
     gc.collect()
     gc.freeze()
     try:
         for shape, text in shapes().items():
-            assert seconds(load(name), text) < 1.0 or seconds(load.__wrapped__(name), text) < 1.0, shape
+            assert seconds(made(name), text) < 1.0 or seconds(made.__wrapped__(name), text) < 1.0, shape
     finally:
         gc.unfreeze()
 
 
 def test_a_big_vocabulary_loads_fast():
-    metadata = open_gguf(shared_path("vocabs", "ggml-vocab-llama-bpe.gguf")).metadata
+    """Of as many tokens and merges as Llama 3's."""
+    metadata = vocabularies.bpe("llama-bpe")
+    tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
+    more = [f"{a}{b}" for a, b in itertools.islice(itertools.product(tokens, tokens), 128_256)]
+    metadata["tokenizer.ggml.tokens"] = [*dict.fromkeys([*tokens, *more])]
+    metadata["tokenizer.ggml.token_type"] = np.ones(len(metadata["tokenizer.ggml.tokens"]), np.int32)
+    metadata["tokenizer.ggml.merges"] = [
+        *merges,
+        *(f"{a} {b}" for a, b in itertools.islice(itertools.product(tokens, tokens), 280_147)),
+    ]
     start = time.process_time()
     Tokenizer.from_metadata(metadata).encode("Hello wörld, internationalization")
     assert time.process_time() - start < 1.0  # 0.2 s on an idle core
