@@ -1,12 +1,12 @@
-"""The README's tables from the records in `bench/results` and of the tests: their numbers are never written by hand.
+"""The documents' tables from the records in `bench/results` and of the tests: no number there is written by hand.
 
-python -m packlight.bench.render          # rewrites the parts of README.md between the markers
+python -m packlight.bench.render      # rewrites what stands between the markers in README.md and docs/
 """
 
 import json
 import pathlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -14,6 +14,13 @@ RESULTS = ROOT / "bench" / "results"
 CHECKS = ROOT / "tests" / "checks.json"  # pytest --record=tests/checks.json tests/model/network/test_logits.py
 MODELS = ("tinyllama-1.1b", "tinyllama-1.1b-batch", "tinyllama-1.1b-xla", "llama-3.2-1b", "llama-2-7b")
 ACCELERATED = ("gpu-tinyllama-1.1b", "gpu-tinyllama-1.1b-pp2048", "gpu-llama-3-8b", "gpu-llama-3-8b-pp2048")
+SUMMARY = {  # the rows of the README's table: record -> tests; the rest is in docs/speed.md
+    "tinyllama-1.1b": ("pp512", "tg128", "tg128 @ d4096"),
+    "tinyllama-1.1b-batch": ("tg128 b8",),
+    "tinyllama-1.1b-xla": ("tg16",),
+    "llama-2-7b": ("tg32",),
+    "gpu-llama-3-8b": ("pp512", "tg128"),
+}
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 Record = dict[str, Any]
 
@@ -25,9 +32,27 @@ def records(folder: pathlib.Path = RESULTS) -> dict[str, list[Record]]:
 
 def tables(found: dict[str, list[Record]]) -> str:
     """All tables that the records give, as Markdown, machine by machine; empty when there are none."""
+    return "\n".join(filter(None, (_tables(_latest(found, kind)) for kind in _kinds(found))))
+
+
+def summary(found: dict[str, list[Record]]) -> str:
+    """One short table of the rows in SUMMARY, for every kind of machine that has them; empty when there are none."""
+    rows = []
+    for kind in _kinds(found):
+        latest = _latest(found, kind)
+        for name, tests in SUMMARY.items():
+            measured = latest.get(name, {}).get("results", ())
+            for row in (row for row in measured if row["test"] in tests):
+                cells = _cells(latest[name], row)
+                rows.append([_label(name, latest[name]), _machine_name(kind), *cells[:2], *cells[-3:]])
+    head = ("model", "machine", "test", "tokens/s", "llama.cpp", "ratio", "range")
+    return _table(head, rows) if rows else ""
+
+
+def _kinds(found: dict[str, list[Record]]) -> list[tuple[str, str]]:
+    """The kinds of machines of all records, in the order in which they were first measured."""
     everything = sorted((record for runs in found.values() for record in runs), key=lambda r: r["machine"]["date"])
-    kinds = dict.fromkeys(map(_kind, everything))
-    return "\n".join(filter(None, (_tables(_latest(found, kind)) for kind in kinds)))
+    return list(dict.fromkeys(map(_kind, everything)))
 
 
 def _kind(record: Record) -> tuple[str, str]:
@@ -36,6 +61,10 @@ def _kind(record: Record) -> tuple[str, str]:
     if record.get("backend", "cpu") != "cpu":
         return record["device"], ""
     return machine["cpu"], machine.get("vectors", "")
+
+
+def _machine_name(kind: tuple[str, str]) -> str:
+    return " with ".join(filter(None, kind))
 
 
 def _latest(found: dict[str, list[Record]], kind: tuple[str, str]) -> dict[str, Record]:
@@ -54,7 +83,7 @@ def _tables(found: dict[str, Record]) -> str:
 
 def _machine(runs: Iterable[Record]) -> str:
     runs = list(runs)
-    kinds = sorted({(" with ".join(filter(None, _kind(r))), r["threads"], r["machine"]["jax"]) for r in runs})
+    kinds = sorted({(_machine_name(_kind(r)), r["threads"], r["machine"]["jax"]) for r in runs})
     peers = sorted({f"{r['peer']['name']} ({r['peer']['version']})" for r in runs if "peer" in r})
     days = sorted({r["machine"]["date"][:10] for r in runs})
     where = "; ".join(f"{name}, {threads} threads, jax {jax}" for name, threads, jax in kinds)
@@ -78,15 +107,16 @@ def _models(runs: dict[str, Record]) -> str:
     for name in (*MODELS, *ACCELERATED):
         if name in runs:
             record = runs[name]
-            kernels = record.get("kernels", "native")
-            model = name.removeprefix("gpu-").removesuffix("-batch").removesuffix("-xla").removesuffix("-pp2048")
-            label = f"{model} {_mix(record)}"
-            rows += [
-                [label if kernels == "native" else f"{label}, `{kernels}`", *cells]
-                for cells in (_cells(record, row) for row in record["results"])
-            ]
+            rows += [[_label(name, record), *_cells(record, row)] for row in record["results"]]
     head = ("model", "test", "tokens/s", "GB/s", "of bandwidth", "of GEMM", "llama.cpp", "ratio", "range")
     return _table(head, rows) if rows else ""
+
+
+def _label(name: str, record: Record) -> str:
+    """The model of a record, and the kernels where they are not the usual ones."""
+    model = name.removeprefix("gpu-").removesuffix("-batch").removesuffix("-xla").removesuffix("-pp2048")
+    kernels = record.get("kernels", "native")
+    return f"{model} {_mix(record)}" + ("" if kernels == "native" else f", `{kernels}`")
 
 
 def _unpacked(runs: dict[str, Record]) -> str:
@@ -241,25 +271,34 @@ def models(checks: dict[str, Record]) -> str:
     return text + _table(head, rows)
 
 
-def rendered(readme: str, region: str, text: str) -> str:
-    """README text with the part between a region's markers replaced. Raises ValueError without markers."""
+def rendered(document: str, region: str, text: str) -> str:
+    """A document's text with the part between a region's markers replaced. Raises ValueError without markers."""
     begin, end = f"<!-- {region}:begin -->", f"<!-- {region}:end -->"
-    before, opened, rest = readme.partition(begin)
+    before, opened, rest = document.partition(begin)
     _, closed, after = rest.partition(end)
     if not opened or not closed:
-        raise ValueError(f"README.md has no {begin} ... {end}")
+        raise ValueError(f"there is no {begin} ... {end}")
     return f"{before}{begin}\n{text}{end}{after}"
 
 
-def readme(text: str) -> str:
-    """The README's text with all its tables as the records say."""
-    text = rendered(text, "bench", tables(records()))
-    return rendered(text, "models", models(json.loads(CHECKS.read_text(encoding="utf-8"))))
+REGIONS: dict[str, dict[str, Callable[[], str]]] = {  # document -> what stands between which markers
+    "README.md": {"speed": lambda: summary(records())},
+    "docs/speed.md": {"bench": lambda: tables(records())},
+    "docs/models.md": {"models": lambda: models(json.loads(CHECKS.read_text(encoding="utf-8")))},
+}
+
+
+def document(name: str, text: str) -> str:
+    """The text of a document of REGIONS with all its tables as the records say."""
+    for region, table in REGIONS[name].items():
+        text = rendered(text, region, table())
+    return text
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in REGIONS:
+        path = ROOT / name
+        path.write_text(document(name, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Everything the README's speed tables show, measured on synthetic models: `make bench`.
+"""Everything the tables of `docs/speed.md` show, measured on synthetic models: `make bench`.
 
     python -m packlight.bench.suite [--only=NAME,NAME] [--models=FOLDER] [--peer_python=PATH] [--reps=5]
                                      [--results=FOLDER]
@@ -95,7 +95,7 @@ def run(name: str, models: pathlib.Path, peer: str | None, results: pathlib.Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m packlight.bench.suite", description="measure what the README shows"
+        prog="python -m packlight.bench.suite", description="measure what docs/speed.md shows"
     )
     parser.add_argument("--only", help=f"entries, commas between: {', '.join(SUITE)}")
     parser.add_argument("--models", default="bench-models", help="folder of the synthetic models")

@@ -1,4 +1,4 @@
-"""The suite behind the README's speed tables, and the tables."""
+"""The suite behind the tables of the README and docs/speed.md, and the tables."""
 
 import json
 import re
@@ -12,10 +12,18 @@ from packlight.model.spec.architectures import ARCHITECTURES
 from packlight.quant.layouts import FIELDS
 
 
-def test_the_readme_shows_what_the_records_say():
-    """R29: nobody writes a number there by hand."""
-    text = (render.ROOT / "README.md").read_text(encoding="utf-8")
-    assert render.readme(text) == text
+@pytest.mark.parametrize("name", render.REGIONS)
+def test_documents_show_what_the_records_say(name):
+    """R29: nobody writes a number there by hand, and no marked part is forgotten."""
+    text = (render.ROOT / name).read_text(encoding="utf-8")
+    assert render.document(name, text) == text
+    assert set(re.findall(r"<!-- (\w+):begin -->", text)) == set(render.REGIONS[name])
+
+
+def test_every_marked_part_is_rendered():
+    pages = [*render.ROOT.glob("*.md"), *render.ROOT.glob("docs/*.md")]
+    marked = [path for path in pages if re.search(r"<!-- \w+:begin -->", path.read_text("utf-8"))]
+    assert {str(path.relative_to(render.ROOT)) for path in marked} == set(render.REGIONS)
 
 
 def test_the_table_of_models_has_every_golden():

@@ -7,6 +7,7 @@ import shlex
 import pytest
 from ggufs import write_llama
 from running import succeed
+from test_structure import FLOORS
 
 from packlight.bench.render import ROOT
 
@@ -53,6 +54,48 @@ def test_links_and_files_that_are_named_exist():
             r"`((?:common|quant|model|compile|serve|src|configs|tests|bench|docs|tools)/[\w./-]+\.\w+)`", text
         ):
             assert (ROOT / named).exists(), f"{path.name}: {named}"
+
+
+READING = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+READ = re.findall(r"^\d+\. `([^`]+)`: (.*(?:\n   .*)*)", READING, re.MULTILINE)  # (file, what is said of it)
+
+
+def test_the_files_to_read_are_twelve_and_about_2000_lines():
+    lines = [len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file, _ in READ]
+    assert len(lines) == 12
+    assert 1500 < sum(lines) < 2600, dict(zip(READ, lines, strict=True))
+
+
+@pytest.mark.parametrize(("file", "text"), READ, ids=[file for file, _ in READ])
+def test_what_to_look_at_is_there(file, text):
+    """Names of files are checked above; every other name in an entry stands in its file."""
+    source = (ROOT / file).read_text(encoding="utf-8")
+    for name in re.findall(r"`([\w.]+)`", text):
+        if not name.endswith(".py"):
+            assert re.search(rf"\b{name.rpartition('.')[2]}\b", source), f"{file} has no {name}"
+
+
+def test_central_types_are_where_the_documents_say():
+    table = READING.partition("## The central types")[2].partition("\n\nThree")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if "`" in row]
+    assert len(rows) == 9
+    for row in rows:
+        for name, file in zip(*(re.findall(r"`([\w./]+)`", cell) for cell in row), strict=True):
+            assert f"\nclass {name}" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for path in ROOT.glob("docs/*.md"):
+        assert path.name == "README.md" or f"]({path.name})" in index, path.name
+
+
+def test_the_rooms_are_drawn_in_the_order_of_their_floors():
+    """The drawing in docs/reading.md has the floors of test_structure, lowest first."""
+    drawing = READING.partition("## The rooms of the house")[2].split("```")[1].replace("src/packlight/cli/", "cli/")
+    floors = [line for line in drawing.replace("src/", "").splitlines() if line[:1].strip()]
+    drawn = [re.findall(r"(?:^|\s)([\w/]+)/(?=\s)", line) for line in floors]
+    assert [sorted(room.replace("/", ".") for room in rooms) for rooms in drawn] == [sorted(rooms) for rooms in FLOORS]
 
 
 def test_error_lines_of_the_troubleshooting_are_real():
