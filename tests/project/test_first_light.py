@@ -65,7 +65,10 @@ def test_an_unknown_step_is_one_line_that_lists_them(out):
 def test_values(out):
     made = [values.product("Q4_K", 3, jnp.bfloat16, 40, 256), values.product("Q8_0", 1, jnp.float32, 24, 256)]
     scores = values.Scores(jnp.int32(30), 5.0, jnp.zeros(4))
-    made += [values.attend(64, 2, jnp.bfloat16, scores, 5, 40), values.attend(64, 2, jnp.bfloat16, values.PLAIN, 1, 50)]
+    made += [
+        values.attend(64, 2, jnp.bfloat16, scores, 5, 40),
+        values.attend(64, 2, jnp.bfloat16, values.Scores(), 1, 50),
+    ]
     assert all(case["ok"] and case["same"] for case in made), made
     assert {case for case, _ in values.products() + values.attentions()} == {values.product, values.attend}
 

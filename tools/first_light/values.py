@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from packlight.model.network.mixers.attention import PLAIN, Cache, Rows, Scores, attention
+from packlight.model.network.mixers.attention import Cache, Rows, Scores, attention
 from packlight.quant.layouts import SUPERBLOCKS
 from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import QTensor, unpack
@@ -80,7 +80,7 @@ def attend(width: int, group: int, dtype: Any, scores: Scores, tokens: int, star
     kernel = "whole" if tokens == 1 else "mosaic" if common.on_gpu() else "tiled"
     got, twin = run(kernel), run("tiled")
     error = float(np.linalg.norm(got - twin) / np.linalg.norm(twin))
-    kind = "plain" if scores is PLAIN else "window" if scores.sinks is None else "window, softcap, sinks"
+    kind = "plain" if scores.window is None else "window" if scores.sinks is None else "window, softcap, sinks"
     return {
         "what": f"attention {kernel} {width} group {group} {np.dtype(dtype).name} {kind} {tokens}@{start}",
         "error": error,
@@ -109,15 +109,15 @@ def products() -> list[Job]:
 
 def attentions() -> list[Job]:
     """The widths of heads that the kernel knows, with and without what families do to scores."""
-    hot = Scores(jnp.int32(100), 5.0, jnp.zeros(4))
+    plain, hot = Scores(), Scores(jnp.int32(100), 5.0, jnp.zeros(4))
     cases = [
-        (128, 4, jnp.bfloat16, PLAIN, 512, 0),
-        (64, 8, jnp.bfloat16, PLAIN, 77, 300),
-        (128, 7, jnp.float16, PLAIN, 33, 64),
+        (128, 4, jnp.bfloat16, plain, 512, 0),
+        (64, 8, jnp.bfloat16, plain, 77, 300),
+        (128, 7, jnp.float16, plain, 33, 64),
         (64, 2, jnp.bfloat16, hot, 130, 150),
         (192, 1, jnp.float16, Scores(window=jnp.int32(70)), 90, 100),
         (256, 2, jnp.bfloat16, hot, 64, 200),
-        (128, 4, jnp.bfloat16, PLAIN, 1, 700),
+        (128, 4, jnp.bfloat16, plain, 1, 700),
     ]
     return [(attend, case) for case in cases]
 
