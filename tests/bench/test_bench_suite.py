@@ -64,9 +64,27 @@ def test_tables_show_losses_and_change_with_a_record(tmp_path):
     assert "XLA's bfloat16 matrix product" in text
     assert "| llama-3-8b Q4_K_M, `mosaic_gpu` | tg8 | 5.0 |" in text
     assert "| Q4_K_M | tg8 | 2.50 | 2.40–2.60 |" in text
-    assert render.tables({}) == ""
+    assert render.tables({}) == render.summary({}) == ""
     with pytest.raises(ValueError, match="bench:begin"):
         render.rendered("no markers", "bench", text)
+
+
+def test_the_summary_has_the_chosen_rows_of_every_machine():
+    row = {"median": 5.0, "gb_s": 3.0, "share_of_limit": 0.5, "share_of_gemm": 0.1}
+    record = {
+        "file": "m-Q4_K_M.gguf",
+        "machine": {"cpu": "C", "date": "2026-01-02"},
+        "results": [row | {"test": "pp512"}, row | {"test": "tg128"}, row | {"test": "tg7"}],
+        "peer": {"results": [{"test": "tg128", "median": 10.0}]},
+        "ratio_details": {"tg128": {"median": 0.5, "spread": [0.4, 0.6]}},
+    }
+    other = record | {"machine": record["machine"] | {"vectors": "AVX2"}, "results": record["results"][:1]}
+    text = render.summary({"tinyllama-1.1b": [record, other], "format-Q8_0": [record]})
+    assert text.splitlines()[2:] == [
+        "| tinyllama-1.1b Q4_K_M | C | pp512 | 5.0 |  |  |  |",
+        "| tinyllama-1.1b Q4_K_M | C | tg128 | 5.0 | 10.0 | **0.50** | 0.40–0.60 |",
+        "| tinyllama-1.1b Q4_K_M | C with AVX2 | pp512 | 5.0 |  |  |  |",
+    ]
 
 
 def test_start_up_has_bounds():
