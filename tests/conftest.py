@@ -1,6 +1,7 @@
 """Test setup: 8 fake CPU devices, strict JAX promotion rules, the shared fixtures' folder, and what tests record.
 
 `pytest --record=FILE` writes what tests measured of each model file: `tests/checks.json`, for the README's table.
+`pytest --changed` runs only what a change since the last commit can reach.
 `pytest --budget=SECONDS` fails when the run takes more processor time than that.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import pytest
+from changed import Changed
 from processor import Processor
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -52,10 +54,13 @@ MEASURED: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # model fil
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", help="JSON file for what tests measure of each model file")
     parser.addoption("--budget", type=float, help="processor seconds that the run may take, of all processes together")
+    parser.addoption("--changed", action="store_true", help="only tests that import what differs from the last commit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Processor(config.getoption("budget")))
+    if config.getoption("changed"):
+        config.pluginmanager.register(Changed())
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -60,8 +60,7 @@ class Model:
     def __init__(self, folder):
         formats = {"default": "Q4_K", "output": "Q6_K"}
         self.path = write_llama(folder / "m.gguf", layers=2, embed=256, ffn=512, context=256, formats=formats)
-        self.store = str(folder / "store")
-        self.config = write_config(folder / "c.toml", cache_dir=self.store, cpu_kernels="xla")
+        self.config = write_config(folder / "c.toml", cpu_kernels="xla", decode_batch=[1])
         self.flags = (f"--model={self.path}", f"--config={self.config}", "--prompt_tokens=24", "--gen_tokens=4")
 
 
@@ -130,7 +129,7 @@ def test_the_gate_fails_on_a_slowdown_and_only_then(tmp_path):
     formats = {"default": "Q4_K"}
     big = write_llama(tmp_path / "m.gguf", layers=1, embed=1024, ffn=2048, vocab=8192, context=64, formats=formats)
     configs = {
-        kernels: write_config(tmp_path / f"{kernels}.toml", cache_dir=str(tmp_path / "store"), cpu_kernels=kernels)
+        kernels: write_config(tmp_path / f"{kernels}.toml", decode_batch=[1], cpu_kernels=kernels)
         for kernels in ("xla", "reference")
     }
     baseline = tmp_path / "baseline.json"
@@ -378,7 +377,7 @@ def test_a_repetition_starts_where_the_last_one_did(model):
     import packlight
 
     config = packlight.CompileConfig(
-        prefill_buckets=(16,), decode_batch=(1, 2), head_rows=1, context=64, cache_dir=model.store, cpu_kernels="xla"
+        prefill_buckets=(16,), decode_batch=(1, 2), head_rows=1, context=64, cpu_kernels="xla"
     )
     llm = packlight.load(model.path, config)
     program = Packlight("xla", llm)

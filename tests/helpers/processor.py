@@ -18,6 +18,13 @@ def seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+def seconds_of(pid: int) -> float:
+    """Processor time of a process that runs."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        fields = file.read().rpartition(")")[2].split()  # behind the program's name, which may hold spaces
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Processor:
     """A plugin that adds up processor time over all processes of a run, and holds it to the budget if there is one."""
 

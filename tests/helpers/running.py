@@ -139,5 +139,6 @@ def interrupt(folder: pathlib.Path, beginning: str, *arguments: Any) -> "subproc
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    text, errors = process.communicate(timeout=60)
+    # A compilation under way is heard of the key at its end: seconds of an idle machine, a minute of a busy one.
+    text, errors = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, text, errors)

@@ -11,12 +11,14 @@ from conftest import GOLDENS_FOLDER, shared_path
 from ggufs import write_llama
 from running import interrupt, write_config
 from running import packlight as command
+from tiers import tiered
 
 import packlight
 from packlight.common.errors import ConfigError
 from packlight.perplexity import Base, cut, divergence, log_softmax, measure
 
 LENGTH = perplexity_goldens.LENGTH
+QUANTIZED = [name for name in perplexity_goldens.MODELS if name != perplexity_goldens.BASE]
 GOLDENS = json.loads((GOLDENS_FOLDER / "perplexity_goldens.json").read_text())
 
 
@@ -26,7 +28,7 @@ def last(steps):
 
 
 def load(path, kernels="auto"):
-    config = packlight.CompileConfig(prefill_buckets=(LENGTH,), decode_batch=(1,), cpu_kernels=kernels, store=False)
+    config = packlight.CompileConfig(prefill_buckets=(LENGTH,), decode_batch=(1,), cpu_kernels=kernels)
     return packlight.load(path, config)
 
 
@@ -47,7 +49,7 @@ def test_float32_perplexity_is_llama_cpps(base_file):
     assert base_file[1]["perplexity_error"] == pytest.approx(golden["perplexity_error"], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in perplexity_goldens.MODELS if name != perplexity_goldens.BASE])
+@pytest.mark.parametrize("name", tiered(QUANTIZED, ["stories260K-k256-Q4_K_M"]))
 def test_quantized_models_agree_with_llama_cpp_within_the_error_bars(base_file, name):
     golden = GOLDENS[name]
     result = last(divergence(load(shared_path("models", f"{name}.gguf")), Base.open(str(base_file[0])), 10**6))
@@ -122,7 +124,7 @@ def test_an_interrupted_run_leaves_no_file(tiny, tmp_path):
 def test_ctrl_c_leaves_no_file(tmp_path):
     """In the middle of the measurement, whose 4 MB of predictions a chunk take a while to write."""
     model = write_llama(tmp_path / "m.gguf", layers=1, embed=32, vocab=4096, context=512)
-    config = write_config(tmp_path / "c.toml", cpu_kernels="xla", store=False)
+    config = write_config(tmp_path / "c.toml", cpu_kernels="xla")
     (tmp_path / "text").write_text("Once upon a time " * 20_000, encoding="utf-8")
     flags = [
         f"--model={model}",
@@ -145,7 +147,7 @@ def test_the_command(tmp_path):
     model = write_llama(tmp_path / "m.gguf", layers=1, embed=32, vocab=271)
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time " * 40, encoding="utf-8")
-    config = write_config(tmp_path / "c.toml", cpu_kernels="xla", cache_dir=str(tmp_path / "store"))
+    config = write_config(tmp_path / "c.toml", cpu_kernels="xla")
     flags = ("perplexity", f"--model={model}", f"--config={config}")
     base = tmp_path / "base"
     done = command(*flags, f"--file={text}", "--context=32", "--chunks=3", f"--save_logits={base}")

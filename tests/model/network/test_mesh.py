@@ -15,6 +15,7 @@ from ggufs import write_llama
 from golden_models import gelu_table, golden, model, shared
 from running import packlight as command
 from running import succeed, write_config
+from tiers import product
 
 import packlight
 from packlight.compile import aot
@@ -31,7 +32,7 @@ from packlight.quant.formats.table import FORMATS
 from packlight.quant.layouts import unpack
 
 IDS = np.random.default_rng(3).integers(3, 250, 21).tolist()
-CONFIG = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(4,), head_rows=16, store=False)
+CONFIG = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(4,), head_rows=16)
 
 
 def on(path, data, tensor, **changes):
@@ -74,7 +75,7 @@ def test_a_mesh_says_what_one_device_says(divided, alone, data, tensor, kernels)
     assert cache.length.sharding.is_equivalent_to(llm.placement.sharding(jax.sharding.PartitionSpec("data")), 1)
 
 
-@pytest.mark.parametrize(("data", "tensor"), [(1, 2), (1, 4), (4, 1)])
+@pytest.mark.parametrize(("data", "tensor"), [product(1, 2), product(1, 4), (4, 1)])
 def test_logits_do_not_depend_on_the_mesh(divided, alone, data, tensor):
     expected, _ = alone["xla"]
     assert np.abs(logits_alone(divided, IDS, data, tensor) - expected).max() <= 1e-4 * expected.std()
@@ -245,7 +246,8 @@ def test_two_processes_write_what_one_does(tmp_path, divided):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     group = [f"--coordinator={address}", "--num_processes=2"]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        first, second = pool.map(lambda i: command(*flags, *group, f"--process_id={i}"), range(2))
+        each = pool.map(lambda i: command(*flags, *group, f"--process_id={i}", own_process=True), range(2))
+        first, second = each
     assert (first.returncode, second.returncode) == (0, 0), (first.stderr, second.stderr)
     assert second.stdout == ""
     assert "mesh data 1, tensor 4" in first.stderr
@@ -265,6 +267,7 @@ def test_two_processes_write_what_one_does(tmp_path, divided):
 )
 def test_processes_that_do_not_fit_are_refused(tmp_path, divided, flags, message):
     config = write_config(tmp_path / "c.toml", **{"mesh.tensor": 4})
-    done = command(f"--model={divided}", f"--config={config}", "--prompt=ab", "--temperature=0", *flags)
+    given = (f"--model={divided}", f"--config={config}", "--prompt=ab", "--temperature=0", *flags)
+    done = command(*given, own_process=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 
 import pytest
 from conftest import shared_path
 from ggufs import NOISE, write_llama
+from processor import seconds
 from running import COMMAND, write_config
 from running import packlight as run
 from tiers import tiered
@@ -76,10 +76,10 @@ TO_THE_LIMIT = {"more power", "squaring", "filler"}  # which run until the 5 s o
 
 @pytest.mark.parametrize("name", tiered(ATTACKS, ATTACKS.keys() - TO_THE_LIMIT))
 def test_a_hostile_template_is_one_error_in_bounded_time(name):
-    began = time.perf_counter()
+    began = seconds()
     with pytest.raises(ChatTemplateError) as caught:
         render(ATTACKS[name], HELLO)
-    assert time.perf_counter() - began < 25
+    assert seconds() - began < 10
     assert str(caught.value).startswith("chat template: ")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
