@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from packed import random_weights
-from tiers import tiered
+from tiers import product, tiered
 
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build
@@ -33,12 +33,16 @@ def check(x: np.ndarray, values: np.ndarray, y: jax.Array) -> None:
     np.testing.assert_array_less(np.abs(np.asarray(y) - exact), bound + 1e-30)
 
 
-@pytest.mark.parametrize("qtype", FORMATS)
-def test_every_format_on_every_path(qtype):
+SOME = ("Q4_0", "Q4_K", "F16")
+EVERY = [(path, qtype) for path in PATHS for qtype in FORMATS]
+EACH = [(path, qtype) for path, qtype in EVERY if path == "xla" or qtype in SOME]
+
+
+@pytest.mark.parametrize(("path", "qtype"), [each if each in EACH else product(*each) for each in EVERY])
+def test_every_format_on_every_path(path, qtype):
     w = random_weights(qtype, 48, 512)  # not square: a transposed read cannot pass
     x = np.random.default_rng(1).normal(size=(3, 512)).astype(np.float32)
-    for path in PATHS:
-        check(x, np.asarray(w.unpack()), jax.jit(matmul, static_argnums=2)(x, w, path))
+    check(x, np.asarray(w.unpack()), jax.jit(matmul, static_argnums=2)(x, w, path))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_a_prompt_unpacks_each_weight_once(qtype):
         assert took[name] <= 1.25 * (took["product"] + took["unpack"]), took
 
 
-@pytest.mark.parametrize("qtype", tiered(FORMATS, ("Q4_0", "Q4_K", "F16")))
+@pytest.mark.parametrize("qtype", tiered(FORMATS, SOME))
 def test_no_row_of_a_prompt_unpacks_on_its_own(qtype):
     """R9, in the program: 127 rows more cost their products, 2 operations a weight of a tile, and nothing else.
 
