@@ -92,7 +92,9 @@ def test_scratch_is_a_tile_not_the_matrix():
 
 @pytest.mark.parametrize("qtype", ["Q4_K", "Q6_K", "Q8_0"])
 def test_a_prompt_unpacks_each_weight_once(qtype):
-    """R9: 128 rows take at most 1.25 of a float32 product with unpacked weights plus one unpacking; medians in turn."""
+    """R9: 128 rows take at most 1.25 of a float32 product with unpacked weights plus one unpacking; medians of
+    processor time in turn, as a busy machine would stretch a clock's.
+    """
     w = random_weights(qtype, 5632, 2048)
     x = jnp.asarray(np.random.default_rng(6).normal(size=(128, 2048)), jnp.float32)
     values = jax.jit(lambda w: w.unpack())(w)
@@ -109,9 +111,9 @@ def test_a_prompt_unpacks_each_weight_once(qtype):
     seconds = {name: [] for name in runs}
     for _ in range(8):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run().block_until_ready()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     took = {name: statistics.median(every[1:]) for name, every in seconds.items()}  # the first of each compiles
     for name in runs.keys() & {"xla", "native"}:
         assert took[name] <= 1.25 * (took["product"] + took["unpack"]), took
