@@ -8,10 +8,15 @@ import stat
 from collections.abc import Iterator
 
 
+def partial_path(path: str) -> str:
+    """Where `whole_file` of this process keeps what is to become `path`."""
+    return f"{path}.{os.getpid()}.tmp"
+
+
 @contextlib.contextmanager
 def whole_file(path: str) -> Iterator[str]:
     """The path of a file to write in place of `path`, whose name it takes at the end; it goes away when that fails."""
-    partial = f"{path}.{os.getpid()}.tmp"
+    partial = partial_path(path)
     try:
         yield partial
         os.replace(partial, path)

@@ -132,12 +132,15 @@ print(peak() - before)
     return int(done.stdout)
 
 
-def interrupt(folder: pathlib.Path, beginning: str, *arguments: Any) -> "subprocess.CompletedProcess[str]":
-    """Runs a command line and presses Ctrl-C once `folder` has a file whose name begins so."""
+def interrupt(
+    folder: pathlib.Path, beginning: str, *arguments: Any, after: float = 0.0
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a command line and presses Ctrl-C once `folder` has a file whose name begins so, `after` so many seconds."""
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not any(path.name.startswith(beginning) for path in folder.iterdir()):
         assert process.poll() is None
         time.sleep(0.02)
+    time.sleep(after)
     process.send_signal(signal.SIGINT)
     # A compilation under way is heard of the key at its end: seconds of an idle machine, a minute of a busy one.
     text, errors = process.communicate(timeout=600)

@@ -37,6 +37,7 @@ from packlight.cli.terminal import (
     write_json,
 )
 from packlight.common.errors import ConfigError, PacklightError
+from packlight.common.files import partial_path
 from packlight.compile.config import read_config
 from packlight.prepared import Prepared, prepare
 
@@ -272,7 +273,7 @@ def quantize(values: flags.FlagValues) -> None:
     if values.type is None:
         raise ConfigError("--type is missing: what to quantize to, such as Q4_K_M")
     out = values.out or f"{os.path.splitext(path)[0]}-{values.type}.gguf"
-    with _unwound(), Bar() as bar:
+    with _unwound(out), Bar() as bar:
         bar.start("quantize", os.path.getsize(path) if os.path.isfile(path) else 0, unit="B", unit_scale=True)
         report = quantize_file(path, values.type, out, bar.advance)
     if values.json:
@@ -307,7 +308,7 @@ def perplexity(values: flags.FlagValues) -> None:
         chunks = len(tokens)
         steps = measure(_load(prepared), tokens, values.save_logits)
     result: dict[str, Any] = {}
-    with _unwound(), contextlib.closing(steps), Bar() as bar:
+    with _unwound(values.save_logits), contextlib.closing(steps), Bar() as bar:
         bar.start("predict", chunks, unit="chunk")
         for so_far in steps:
             result = so_far
@@ -444,13 +445,23 @@ def _interrupted(*_) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _unwound() -> Iterator[None]:
-    """Ctrl-C inside is an exception first, so that an unfinished file goes, and then the end."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _unwound(path: str | None) -> Iterator[None]:
+    """Ctrl-C inside also removes the unfinished file at `path`.
+
+    It is no exception: jax swallows one in its callback for garbage collection, and crashes on one during its import.
+    """
+
+    def leave(*_) -> NoReturn:
+        if path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(partial_path(path))
+        _interrupted()
+
+    signal.signal(signal.SIGINT, leave)
     try:
         yield
-    except KeyboardInterrupt:
-        _interrupted()
+    finally:
+        signal.signal(signal.SIGINT, _interrupted)
 
 
 def _dispatch(arguments: list[str]) -> None:

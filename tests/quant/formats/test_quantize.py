@@ -184,9 +184,10 @@ def test_what_cannot_be_quantized_leaves_no_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.gguf", "packed.gguf"]
 
 
-def test_ctrl_c_leaves_no_file(tmp_path):
+@pytest.mark.parametrize("after", [0, 0.1, 0.3])  # while jax is imported, and while it compiles
+def test_ctrl_c_leaves_no_file(tmp_path, after):
     source = write_llama(tmp_path / "m.gguf", layers=1, embed=2048, ffn=8192, vocab=4096, formats=FLOATS)
     flags = ["quantize", f"--model={source}", "--type=Q4_K_M", f"--out={tmp_path / 'q.gguf'}"]
-    done = interrupt(tmp_path, "q.gguf.", *flags)
+    done = interrupt(tmp_path, "q.gguf.", *flags, after=after)
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
