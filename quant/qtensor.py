@@ -16,7 +16,7 @@ from packlight.quant.layouts import FIELDS, GROUP, LANES, LAYOUTS, blocks_shape,
 class QTensor:
     """A matrix (or a stack of them) of shape (..., out, K) whose rows are packed blocks. A pytree with one leaf.
 
-    Build it with `QTensor.of`, which checks these invariants; code that receives a QTensor may rely on them:
+    Code that receives a QTensor may rely on these invariants:
 
     - `qtype` is a key of `quant.formats.table.FORMATS`, F32, F16 and BF16 included (a block is then one element);
     - in layout "ggml", `blocks` is uint8 of shape (..., out, n_blocks, block_bytes), the bytes exactly as ggml stores
@@ -25,8 +25,10 @@ class QTensor:
       say what part of it is no padding; in layout "ggml" they are None;
     - the block axis is an axis of its own, so that cutting along it or along rows never cuts a block.
 
-    The constructor itself checks nothing: jax rebuilds the dataclass through it with leaves that are no arrays (shape
-    structs, shardings, `vmap` axes, None). Equality is identity, as for arrays; the format and the layout are static.
+    The constructor checks nothing: jax rebuilds the dataclass through it with leaves that are no arrays (shape structs,
+    shardings, `vmap` axes, None). `QTensor.of` checks. Where a mesh's devices share the blocks, the invariants hold for
+    each device's part, which is what traced code sees; code that joins the parts checks each with `check_blocks`.
+    Equality is identity, as for arrays; the format and the layout are static.
     """
 
     blocks: jax.Array  # uint8 (..., out, n_blocks, block_bytes)
@@ -49,21 +51,9 @@ class QTensor:
         rows, width: `out` and K, which layouts other than ggml's do not say. Raises UnsupportedError for an unknown
         format or layout, ValueError for another dtype or shape.
         """
-        if layout not in LAYOUTS:
-            raise UnsupportedError(f"unknown layout {layout!r}; there are: {', '.join(LAYOUTS)}")
         if layout == "ggml":
-            _check_blocks(blocks, qtype, min_ndim=3)
             rows = width = None
-        else:
-            fmt = format_named(qtype)
-            if rows is None or width is None or blocks.ndim < 3 or blocks.dtype != np.uint8:
-                raise ValueError(
-                    f"{qtype} in layout {layout}: {blocks.dtype} {blocks.shape} for {rows} x {width} weights"
-                )
-            if blocks.shape[-3:] != blocks_shape(rows, width // fmt.elements, fmt.bytes, layout, qtype):
-                raise ValueError(
-                    f"{qtype} in layout {layout}: blocks {blocks.shape} do not hold {rows} x {width} weights"
-                )
+        check_blocks(blocks, qtype, layout, rows, width)
         return cls(blocks, qtype, layout, rows, width)  # pyright: ignore[reportArgumentType]  # a numpy leaf
 
     @property
@@ -89,13 +79,38 @@ class QTensor:
             raise UnsupportedError(f"a {self.qtype} QTensor in layout {self.layout!r}, where 'ggml' is needed")
 
 
+def check_blocks(
+    blocks: jax.Array | np.ndarray,
+    qtype: str,
+    layout: str = "ggml",
+    rows: int | None = None,
+    width: int | None = None,
+) -> None:
+    """Refuses packed bytes that are no matrices, or no `rows` x `width` ones, of a format in a layout.
+
+    In layout "ggml" the blocks alone say how many weights they hold, and rows and width may be None. Raises
+    UnsupportedError for an unknown format or layout, ValueError for another dtype or shape.
+    """
+    if layout not in LAYOUTS:
+        raise UnsupportedError(f"unknown layout {layout!r}; there are: {', '.join(LAYOUTS)}")
+    fmt = format_named(qtype)
+    if layout == "ggml":
+        _check_bytes(blocks, qtype, min_ndim=3)
+        if rows is None or width is None:
+            return
+    if rows is None or width is None or blocks.ndim < 3 or blocks.dtype != np.uint8:
+        raise ValueError(f"{qtype} in layout {layout}: {blocks.dtype} {blocks.shape} for {rows} x {width} weights")
+    if blocks.shape[-3:] != blocks_shape(rows, width // fmt.elements, fmt.bytes, layout, qtype):
+        raise ValueError(f"{qtype} in layout {layout}: blocks {blocks.shape} do not hold {rows} x {width} weights")
+
+
 def unpack(blocks: jax.Array | np.ndarray, qtype: str) -> jax.Array:
     """The weights in rows of packed blocks: uint8 (..., n_blocks, block_bytes) -> float32 (..., K).
 
     K is n_blocks * elements. Traceable; equal to ggml's values bit for bit on CPU. Raises UnsupportedError for an
     unknown format and ValueError for another dtype or shape.
     """
-    _check_blocks(blocks, qtype, min_ndim=2)
+    _check_bytes(blocks, qtype, min_ndim=2)
     values = format_named(qtype).unpack(jnp.asarray(blocks))  # (..., n_blocks, elements)
     *lead, n_blocks, elements = values.shape
     return values.reshape(*lead, n_blocks * elements)  # explicit, because -1 is ambiguous when an axis is 0
@@ -144,7 +159,7 @@ def _take_superblocks(w: QTensor, ids: jax.Array) -> jax.Array:
     return blocks[..., : w.shape[-1] // fmt.elements, :]
 
 
-def _check_blocks(blocks: jax.Array | np.ndarray, qtype: str, min_ndim: int) -> None:
+def _check_bytes(blocks: jax.Array | np.ndarray, qtype: str, min_ndim: int) -> None:
     size = format_named(qtype).bytes
     if blocks.dtype != np.uint8 or blocks.ndim < min_ndim or blocks.shape[-1] != size:
         want = "..., out, n_blocks" if min_ndim == 3 else "..., n_blocks"

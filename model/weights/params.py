@@ -1,5 +1,6 @@
 """The parameter tree, as shapes and as arrays: QTensors, stacks of them, and float32 vectors, under GGUF names."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,10 +11,10 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, cut
 from packlight.model.spec.weights import Axis, Weight, group_by_format, is_tied, layout_of, used_weights
 from packlight.model.weights.load import HostWeight
-from packlight.model.weights.placement import Placement, along
+from packlight.model.weights.placement import Placement, cut_along
 from packlight.model.weights.stack import Stack
 from packlight.quant import layouts
-from packlight.quant.qtensor import QTensor
+from packlight.quant.qtensor import QTensor, check_blocks
 
 Params = dict[str, Any]
 
@@ -32,8 +33,9 @@ def abstract(
     """The parameter tree with `jax.ShapeDtypeStruct` leaves, for a file whose tensors have `formats`.
 
     Matrices are QTensors (per-layer ones a Stack of them, under "blk"), vectors float32 (per-layer ones `(L, n)`).
-    layout: what the kernels read, where a format has it. placement: the leaves say how they lie on it; shapes are of
-    all devices' parts together, padding included; a QTensor's `rows` and `width` are of one, as traced code sees it.
+    layout: what the kernels read; a format that does not have it stays in ggml's.
+    placement: the leaves say how they lie on its devices. Their shapes are of all devices' parts together, padding
+        included; a QTensor's `rows` and `width` are one part's, as traced code sees it.
     Raises GGUFError as `used_weights` does.
     """
     tree: Params = {"blk": {}}
@@ -43,72 +45,84 @@ def abstract(
     for weight in used:
         qtypes = [formats[name] for name in weight.tensors(cfg.block_count)]
         kept = [layout_of(weight, qtype, layout, tied) for qtype in qtypes]
-        axis = cut(cfg, split, weight, 0).axis
-
-        def whole(shape: tuple[int, ...], dtype: Any, layout: str, weight: Weight = weight, axis: Axis = axis) -> Any:
-            at = _position(weight, axis, layout)
-            full = (n * split.tensor if i == at else n for i, n in enumerate(shape))
-            sharding = None if placement is None else placement.sharding(along(at))
-            return jax.ShapeDtypeStruct(tuple(full), dtype, sharding=sharding)
-
-        (tree["blk"] if weight.per_layer else tree)[weight.name] = _abstract(
-            split.part(cfg, weight), qtypes, kept, whole
-        )
+        join = functools.partial(_join_shapes, placement, weight, cut(cfg, split, weight, 0).axis)
+        target = tree["blk"] if weight.per_layer else tree
+        target[weight.name] = _abstract_weight(split.part(cfg, weight), qtypes, kept, join)
     return tree
 
 
-def _position(weight: Weight, axis: Axis, layout: str) -> int | None:
-    """The axis of a weight's arrays, layers and blocks counted, along which devices share it."""
-    if not axis:
-        return None
-    if axis == "experts":
-        return int(weight.per_layer)
-    ndim = len(weight.shape) + weight.per_layer + (not weight.is_vector)
-    return ndim + (-1 if weight.is_vector else layouts.axis_of(axis, layout))
+def _abstract_weight(part: Weight, qtypes: list[str], kept: list[str], join: Callable[..., Any]) -> Any:
+    """One weight's leaf or leaves.
 
-
-def _abstract(weight: Weight, qtypes: list[str], kept: list[str], whole: Callable[..., Any]) -> Any:
-    """whole: (shape of a device's part, dtype, layout) -> all of it."""
-    if weight.is_vector:
-        return whole((len(qtypes), *weight.shape) if weight.per_layer else weight.shape, jnp.float32, "ggml")
+    qtypes, kept: the format and the layout of each tensor.
+    join: makes the leaf of all devices from the shape of one's part, its dtype and its layout.
+    """
+    if part.is_vector:
+        return join((len(qtypes), *part.shape) if part.per_layer else part.shape, jnp.float32, "ggml")
     order, places = group_by_format(qtypes)
 
     def matrix(qtype: str, lead: tuple[int, ...]) -> QTensor:
         layout = kept[qtypes.index(qtype)]
-        blocks = whole((*lead, *weight.blocks_shape(qtype, layout)), jnp.uint8, layout)
-        return _matrix(weight, blocks, qtype, layout)
+        return _matrix(part, join((*lead, *part.blocks_shape(qtype, layout)), jnp.uint8, layout), qtype, layout)
 
-    if not weight.per_layer:
+    if not part.per_layer:
         return matrix(qtypes[0], ())
     return Stack(tuple(matrix(q, (qtypes.count(q),)) for q in order), places)
+
+
+def _join_shapes(
+    placement: Placement | None, weight: Weight, axis: Axis, shape: tuple[int, ...], dtype: Any, layout: str
+) -> Any:
+    """The ShapeDtypeStruct of all devices' parts together, given the shape of one."""
+    if placement is None:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    at = _array_axis(weight, axis, layout)
+    full = tuple(n * placement.split.tensor if i == at else n for i, n in enumerate(shape))
+    return jax.ShapeDtypeStruct(full, dtype, sharding=placement.sharding(cut_along(at)))
+
+
+def _array_axis(weight: Weight, axis: Axis, layout: str) -> int | None:
+    """The axis of a weight's arrays, which have layers and blocks too, along which devices share it."""
+    if not axis:
+        return None
+    if weight.is_vector or axis == "experts":
+        return weight.per_layer + weight.position(axis)
+    return weight.per_layer + len(weight.shape) + 1 + layouts.axis_of(axis, layout)
 
 
 def place(weights: list[HostWeight], placement: Placement) -> Params:
     """The parameter tree on the devices. On a CPU the aligned host buffers become the arrays, uncopied.
 
-    Empties `weights`, so that no host copy outlives its transfer.
+    Empties `weights`, so that no host copy outlives its transfer. Raises ValueError where a buffer does not hold the
+    matrix that it should.
     """
     tree: Params = {"blk": {}}
     weights.reverse()
     while weights:
         host = weights.pop()
-        arrays = [
-            placement.join({n: buffers[g] for n, buffers in host.parts.items()}, _position(host.weight, host.axis, at))
-            for g, at in enumerate(host.layouts)
-        ]
         target = tree["blk"] if host.weight.per_layer else tree
+        arrays = [_join_parts(host, group, placement) for group in range(len(host.layouts))]
         if host.weight.is_vector:
             target[host.weight.name] = arrays[0]
-        elif host.weight.per_layer:
-            target[host.weight.name] = Stack(
-                tuple(_matrix(host.weight, *each) for each in zip(arrays, host.qtypes, host.layouts, strict=True)),
-                host.places,
-            )
-        else:
-            target[host.weight.name] = _matrix(host.weight, arrays[0], host.qtypes[0], host.layouts[0])
+            continue
+        groups = tuple(_matrix(host.weight, *each) for each in zip(arrays, host.qtypes, host.layouts, strict=True))
+        target[host.weight.name] = Stack(groups, host.places) if host.weight.per_layer else groups[0]
     return tree
 
 
-def _matrix(weight: Weight, blocks: jax.Array, qtype: str, layout: str) -> QTensor:
-    """weight: one device's part. Unchecked, since blocks may be those of all devices."""
-    return QTensor(blocks, qtype, layout, *((None, None) if layout == "ggml" else weight.shape[-2:]))
+def _join_parts(host: HostWeight, group: int, placement: Placement) -> jax.Array:
+    """One array from the devices' buffers of a group, which are checked first."""
+    layout = host.layouts[group]
+    buffers = {device: parts[group] for device, parts in host.parts.items()}
+    if not host.weight.is_vector:
+        for blocks in buffers.values():
+            check_blocks(blocks, host.qtypes[group], layout, *host.weight.shape[-2:])
+    return placement.join(buffers, _array_axis(host.weight, host.axis, layout))
+
+
+def _matrix(part: Weight, blocks: jax.Array, qtype: str, layout: str) -> QTensor:
+    """A QTensor of all devices' blocks, which says how many weights one device's part of them holds.
+
+    Unchecked: the shapes of `abstract` follow from the declaration, and `place` has checked each part.
+    """
+    return QTensor(blocks, qtype, layout, *((None, None) if layout == "ggml" else part.shape[-2:]))

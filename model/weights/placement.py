@@ -1,4 +1,4 @@
-"""Where arrays lie: one device, or a mesh of them with the axes of `model.spec.sharding`. No weights, no steps."""
+"""Where arrays lie: one device, or a mesh of them. Knows the axes of `model.spec.sharding`, no weights, no steps."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,16 +15,14 @@ P = jax.sharding.PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Devices in an array (data, tensor), and how they share a model. Where the devices belong to several processes,
-    each reads and places the parts of its own.
-    """
+    """The devices, and how they share a model. Each of several processes reads and places its own devices' parts."""
 
-    devices: tuple[tuple[Device, ...], ...]
+    devices: tuple[tuple[Device, ...], ...]  # (data, tensor)
     split: Split = WHOLE
 
     @classmethod
     def on(cls, devices: list[Device], split: Split = WHOLE) -> "Placement":
-        """As many of `devices` as the split wants, neighbours along tensor."""
+        """Takes as many of `devices` as the split wants. Neighbours in the list are neighbours along tensor."""
         rows = (devices[row * split.tensor : (row + 1) * split.tensor] for row in range(split.data))
         return cls(tuple(map(tuple, rows)), split)
 
@@ -34,7 +32,7 @@ class Placement:
 
     @property
     def local(self) -> list[Device]:
-        """Those of this process."""
+        """The devices of this process."""
         return [device for device in self.flat if device.process_index == jax.process_index()]
 
     @property
@@ -58,8 +56,9 @@ class Placement:
         return jax.sharding.NamedSharding(self.mesh, spec)
 
     def put(self, tree: Any, spec: P = P(), alias: bool = True) -> Any:  # noqa: B008
-        """Host arrays, the same in every process, onto the devices; uncopied where a CPU can use them in place, unless
-        `alias` is false, as it must be for what is donated.
+        """Brings host arrays, which are the same in every process, onto the devices.
+
+        alias: a CPU may use them in place, uncopied. False for arrays that are donated.
         """
         sharding, may_alias = self.sharding(spec), None if alias else False
 
@@ -73,9 +72,10 @@ class Placement:
         return jax.tree.map(one, tree)
 
     def join(self, parts: Mapping[int, np.ndarray], axis: int | None) -> jax.Array:
-        """One array from this process's parts by number along the tensor axis, which follow each other along `axis`.
+        """One array of all devices, from the parts of this process's devices.
 
-        None: the only part is what every device holds.
+        parts: by the device's number along the tensor axis. axis: of the array, along which the parts follow each
+            other; None where every device holds parts[0].
         """
         if self.single:
             return jax.device_put(parts[0], self.flat[0])
@@ -89,9 +89,9 @@ class Placement:
         shape = list(local[0].shape)
         if axis is not None:
             shape[axis] *= self.split.tensor
-        return jax.make_array_from_single_device_arrays(tuple(shape), self.sharding(along(axis)), local)
+        return jax.make_array_from_single_device_arrays(tuple(shape), self.sharding(cut_along(axis)), local)
 
 
-def along(axis: int | None) -> P:
-    """The spec of an array whose parts on the tensor axis follow each other along `axis`; None: none is cut."""
+def cut_along(axis: int | None) -> P:
+    """The spec of an array that the tensor devices share along `axis`. None: each of them holds all of it."""
     return P() if axis is None else P(*[None] * axis, TENSOR)

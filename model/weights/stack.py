@@ -15,18 +15,17 @@ from packlight.quant.qtensor import QTensor
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """One tensor of every layer, grouped by format.
+    """One tensor of every layer, grouped by format."""
 
-    groups: QTensors whose blocks are `(layers of this format, ..., out, N, block_bytes)`.
-    places: per layer, (group, index in the group).
-    """
-
-    groups: tuple[QTensor, ...]
-    places: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
+    groups: tuple[QTensor, ...]  # one for each format; blocks (layers of this format, ..., out, N, block_bytes)
+    places: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})  # layer -> (group, index in it)
 
 
 def stacked_matmul(x: jax.Array, stack: Stack, index: jax.Array, path: str, inner: tuple = ()) -> jax.Array:
-    """x (M, in) times the matrix of layer `index` (then `inner`, an expert): float32 (M, out)."""
+    """x (M, in) times the matrix of layer `index`: float32 (M, out).
+
+    inner: the expert, where a layer has a matrix for each.
+    """
     return stacked_matmul_many(x, [stack], index, path, inner)[0]
 
 
@@ -35,7 +34,8 @@ def stacked_matmul_many(
 ) -> list[jax.Array]:
     """x (M, in) times layer `index`'s matrix of each stack: float32 (M, out) each.
 
-    Layers whose matrices have the same formats share a branch, in which the matrices of one path are one call.
+    Layers whose matrices have the same formats share a branch of a switch. In it, one call multiplies all the matrices
+    that go the same kernel path.
     """
     groups = [tuple(stack.places[layer][0] for stack in stacks) for layer in range(len(stacks[0].places))]
     signatures = list(dict.fromkeys(groups))

@@ -11,7 +11,7 @@ import pytest
 from packlight.common.errors import UnsupportedError
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.layouts import pack
-from packlight.quant.qtensor import QTensor, gather_rows, unpack
+from packlight.quant.qtensor import QTensor, check_blocks, gather_rows, unpack
 
 OUT, N_BLOCKS = 5, 3  # non-square in every sense
 
@@ -77,6 +77,15 @@ def test_another_layout_is_refused_by_name(w):
         packed.unpack()
     with pytest.raises(ValueError, match="do not hold 1000 x 768 weights"):
         QTensor.of(packed.blocks, w.qtype, "rows8", 1000, w.shape[1])
+
+
+def test_blocks_are_checked_against_the_weights_they_should_hold(w):
+    """In ggml's layout too, where `QTensor.of` takes the blocks' word for it."""
+    check_blocks(w.blocks, w.qtype)
+    check_blocks(w.blocks, w.qtype, "ggml", *w.shape)
+    for rows, width in ((OUT + 1, w.shape[1]), (OUT, w.shape[1] + 256)):
+        with pytest.raises(ValueError, match=f"do not hold {rows} x {width} weights"):
+            check_blocks(w.blocks, w.qtype, "ggml", rows, width)
 
 
 def test_pytree_has_one_leaf_and_static_names(w):

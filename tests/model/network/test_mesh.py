@@ -26,7 +26,8 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Cut, Piece, Split, cut, make_split
 from packlight.model.spec.weights import Segment, Weight, check, formats
 from packlight.model.weights.load import read_weights
-from packlight.model.weights.params import abstract
+from packlight.model.weights.params import abstract, place
+from packlight.model.weights.placement import Placement
 from packlight.prepared import prepare
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.layouts import unpack
@@ -179,6 +180,19 @@ def plain(weight, buffer, qtype, layout):
     flat = buffer.reshape(-1, *buffer.shape[-3:])
     rows = np.stack([unpack(one, qtype, layout, weight.shape[-2]) for one in flat])
     return rows.reshape(*buffer.shape[:-3], *rows.shape[1:])
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("layout", ["ggml", "rows8"])
+def test_a_part_of_the_wrong_shape_is_not_placed(divided, layout, tensor):
+    """The last device's part of one weight, without its last row or its last blocks."""
+    file, cfg, _, split = split_of(divided, tensor)
+    for axis in (-3, -2):
+        host = read_weights(file, cfg, layout=layout, split=split, devices=range(tensor))
+        buffers = next(each for each in host if each.weight.name == "attn_q").parts[tensor - 1]
+        buffers[0] = np.delete(buffers[0], -1, axis)
+        with pytest.raises(ValueError, match=f"in layout {layout}: .* do not hold {2048 // tensor} x 256 weights"):
+            place(host, Placement.on(jax.devices(), split))
 
 
 def test_a_device_reads_its_own_bytes(divided, monkeypatch):
