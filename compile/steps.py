@@ -18,8 +18,8 @@ from packlight.compile.plan import Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
 from packlight.model.network.forward import embed, head, layers
 from packlight.model.network.state import Cache, Numerics, Rows
+from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
-from packlight.model.sampling.penalties import Adjustment, nothing, table_size
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
 from packlight.model.weights.params import Params, shaped

@@ -21,9 +21,10 @@ from packlight.compile.aot import Executables
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import Plan, StepKey
 from packlight.compile.steps import abstract_cache, cache_specs, samples
+from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import Picked, SlotSampling, slot_sampling
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.penalties import Adjustment, Steering, nothing, table_size
+from packlight.model.sampling.penalties import Steering
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params

@@ -2,24 +2,12 @@
 
 The chain is llama.cpp's default order: top-n-sigma, top-k, typical-p, top-p, min-p, XTC, temperature (dynamic too), one
 draw; or, where asked for, temperature and Mirostat. All but the last see probabilities before the temperature. Bias
-and penalties come before: `model.sampling.penalties`. Tokens are ranked by logit, highest first, equal logits by lower
-id first; every step takes tokens out of that order. All steps but typical-p and XTC keep a prefix of it.
+and penalties come before: `model.sampling.adjust`. Every step takes tokens out of the order of ranks
+(`model.sampling.rank`). All steps but typical-p and XTC keep a prefix of it.
 
-Two paths give the same ids bit for bit. The short one ranks the `cap` highest logits with `lax.top_k`; the long one
-ranks all V. A row takes the long one only where its kept set may reach beyond `cap`: the choice is made from the row
-itself, never from its neighbours. Medians in ms, normal logits (sd 3), 2 CPU cores shared with other work, jax 0.10.2;
-two scripts, each interleaving its own rows (11 rounds; 15 rounds, 7 for the sort), so compare within a block:
-
-    V, B                                 32000, 1   32000, 4   128256, 1   128256, 4
-    `sample`: all greedy                      0.4        0.7         0.6         1.0
-    `sample`: defaults (top-k 40), short      0.5        1.3         0.9         2.4
-    `sample`: top-k off, short                0.5        1.4         0.9         3.5
-    `sample`: top-k off, long                11         43          52         190
-
-    ranking: `lax.top_k(logits, 256)`         0.3        0.8         0.5         2.0
-    ranking: groups of 32, then top_k         0.4        1.0         0.6         1.4
-    threshold: bisection on the bits          0.5        3.2         4.9         8.7
-    ranking: `lax.sort` of values and ids    12         41          53         192
+Two paths give the same ids bit for bit. The short one ranks the `cap` highest logits with `lax.top_k`. The long one
+ranks all V, in 20 to 50 times as long (bench/LOG.md). A row takes the long one only where its kept set may reach
+beyond `cap`: the choice is made from the row itself, never from its neighbours.
 """
 
 from collections.abc import Sequence
@@ -30,16 +18,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from packlight.model.sampling.adjust import Adjustment, adjusted
 from packlight.model.sampling.config import MOST_LOGPROBS, SamplingConfig
-from packlight.model.sampling.penalties import Adjustment, adjusted
-
-CAP = 256
-TINY = float(np.finfo(np.float32).tiny)
-HUGE = float(np.finfo(np.float32).max)
+from packlight.model.sampling.rank import (
+    CAP,
+    HUGE,
+    TINY,
+    Array,
+    below_best,
+    best_kept,
+    clean,
+    deviation,
+    finite,
+    first_true,
+    leading,
+    mass,
+    prefix_sums,
+    ranked,
+    total_of,
+    value_at,
+)
 
 INTEGERS = {"top_k": np.int32, "seed": np.uint32, "mirostat": np.int32, "logprobs": np.int32}
 MIROSTAT_TOKENS = 100  # the most probable ones, from which version 1 estimates how probabilities fall
-Array = jax.Array | np.ndarray
 
 
 class SlotSampling(NamedTuple):
@@ -85,7 +86,7 @@ def slot_sampling(configs: Sequence[SamplingConfig | None]) -> SlotSampling:
 
 
 def _dtype(name: str) -> type:
-    return np.int32 if name == "position" else INTEGERS.get(name, np.float32)
+    return INTEGERS.get(name, np.float32)
 
 
 class Picked(NamedTuple):
@@ -120,7 +121,7 @@ def pick(
     def logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
         logp = jax.nn.log_softmax(logits, axis=1)
         _, top = lax.top_k(logits, min(MOST_LOGPROBS, logits.shape[1]))
-        return _at(logp, ids), jnp.take_along_axis(logp, top, axis=1), top
+        return value_at(logp, ids), jnp.take_along_axis(logp, top, axis=1), top
 
     def no_logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
         shape = len(logits), min(MOST_LOGPROBS, logits.shape[1])
@@ -128,13 +129,6 @@ def pick(
 
     reported = lax.cond(jnp.any(sampling.logprobs >= 0), logprobs, no_logprobs)
     return Picked(ids, is_end[ids], finite(logits), mu, *reported)
-
-
-def finite(
-    logits: Array,  # (B, V) f32
-) -> jax.Array:  # (B,) bool
-    """True for each row without NaN and infinities. `sample` answers either way; the engine raises on False."""
-    return jnp.all(jnp.isfinite(logits), axis=-1)
 
 
 def sample(
@@ -170,13 +164,13 @@ def sample(
 
     def draw() -> tuple[jax.Array, jax.Array]:
         uniform, chance = _uniforms(s.seed, position)
-        ranked = _clean(logits)
-        whole = lax.cond(jnp.any(~greedy), lambda x: _whole(x, s), _no_whole, ranked)
+        cleaned = clean(logits)
+        whole = lax.cond(jnp.any(~greedy), lambda x: _whole(x, s), _no_whole, cleaned)
 
         def at(n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-            values, ids = _ranked(ranked, n)
+            values, ids = ranked(cleaned, n)
             rank, mu, settled = _draw(values, whole, s, uniform, chance, vocab)
-            return _at(ids, jnp.where(greedy, 0, rank)), jnp.where(s.mirostat > 0, mu, s.mirostat_mu), settled
+            return value_at(ids, jnp.where(greedy, 0, rank)), jnp.where(s.mirostat > 0, mu, s.mirostat_mu), settled
 
         ids, mu, settled = at(cap)
         if cap == vocab:
@@ -190,30 +184,8 @@ def sample(
         return lax.cond(jnp.any(unsettled), long, lambda: (ids, mu))
 
     return lax.cond(
-        jnp.all(greedy), lambda: (lax.argmax(_clean(logits), 1, jnp.int32), jnp.asarray(s.mirostat_mu)), draw
+        jnp.all(greedy), lambda: (lax.argmax(clean(logits), 1, jnp.int32), jnp.asarray(s.mirostat_mu)), draw
     )
-
-
-def _clean(
-    logits: Array,  # (B, V) f32
-) -> jax.Array:  # (B, V) f32
-    """Logits that every comparison orders alike: NaN is -inf, and -0 and subnormals are 0."""
-    logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
-    return jnp.where(jnp.abs(logits) < TINY, 0.0, logits)
-
-
-def _ranked(
-    logits: jax.Array,  # (B, V) f32
-    n: int,
-) -> tuple[jax.Array, jax.Array]:  # values (B, n) f32, ids (B, n) i32
-    """The n highest logits and their ids, equal logits by lower id.
-
-    The barrier keeps the fast kernel: XLA:CPU first sees a full sort and a slice, and turns the pair into its TopK
-    call only if no consumer slices the result further. Without it (32000, n = 256) takes 12 ms instead of 0.3. One for
-    each result: around both, XLA aborts when it partitions the step (it takes the pair for the call's own tuple).
-    """
-    values, ids = lax.top_k(logits, n)
-    return lax.optimization_barrier(values), lax.optimization_barrier(ids)
 
 
 class _Whole(NamedTuple):
@@ -234,16 +206,16 @@ def _draw(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # rank (B,) i32, mu (B,) f32, settled (B,) bool
     """The drawn rank, Mirostat's next state, and whether N logits were enough to know them. N = vocab settles all.
 
-    Bit-equal for every sufficient N: a prefix sum depends on its prefix alone (`_prefix_sums`), and where a total is
+    Bit-equal for every sufficient N: a prefix sum depends on its prefix alone (`prefix_sums`), and where a total is
     compared with prefix sums it is the largest of them, not a sum of its own. Largest rather than last, because
     rounding makes such prefix sums dip by an ulp here and there; that is also why a token of weight 0 is masked out
-    rather than trusted to add nothing. Other totals are sums whose order does not depend on N (`_total`).
+    rather than trusted to add nothing. Other totals are sums whose order does not depend on N (`total_of`).
     """
     weights, settled = _weights(values, whole, s, chance, vocab)
-    sums = jnp.where(weights > 0, _prefix_sums(weights), 0.0)
+    sums = jnp.where(weights > 0, prefix_sums(weights), 0.0)
     total = jnp.max(sums, axis=1)
-    chosen = _first(sums > (uniform * total)[:, None])  # u < 1, so the target is below the maximum
-    surprise = jnp.where(total > 0, -jnp.log2(_at(weights, chosen) / total), s.mirostat_tau)
+    chosen = first_true(sums > (uniform * total)[:, None])  # u < 1, so the target is below the maximum
+    surprise = jnp.where(total > 0, -jnp.log2(value_at(weights, chosen) / total), s.mirostat_tau)
     mu = s.mirostat_mu - s.mirostat_eta * (surprise - s.mirostat_tau)
     return chosen, jnp.asarray(mu), settled
 
@@ -265,9 +237,9 @@ def _weights(
     settled = jnp.where(s.mirostat > 0, mirostat[1], settled)
     temperature = jnp.where(s.mirostat > 0, s.temperature, temperature)
     weights = jnp.where(
-        keep, jnp.exp(_below(values, _best(values, keep)) / jnp.clip(temperature, TINY, HUGE)[:, None]), 0.0
+        keep, jnp.exp(below_best(values, best_kept(values, keep)) / jnp.clip(temperature, TINY, HUGE)[:, None]), 0.0
     )
-    weights = jnp.where(temperature[:, None] >= TINY, weights, (rank == _first(keep)[:, None]).astype(jnp.float32))
+    weights = jnp.where(temperature[:, None] >= TINY, weights, (rank == first_true(keep)[:, None]).astype(jnp.float32))
     return weights, settled | (values.shape[1] == vocab)
 
 
@@ -282,29 +254,18 @@ def _chain(
     """What the steps before the draw leave."""
     n = values.shape[1]
     none, every = jnp.zeros(values.shape, jnp.bool_), rank >= 0
-    below = _below(values, values[:, :1])
+    below = below_best(values, values[:, :1])
 
-    sigma = s.top_n_sigma > 0
-    within = values >= values[:, :1] - (s.top_n_sigma * whole.deviation)[:, None]
-    top_k = jnp.where(s.top_k < 1, vocab, jnp.minimum(s.top_k, vocab))
-    cut = jnp.minimum(top_k, jnp.where(sigma, _prefix(within, vocab), vocab))
+    cut, sigma = _top_n_sigma_and_top_k(values, whole, s, vocab)
     keep = rank < cut[:, None]
     complete = cut <= n  # all that top-n-sigma and top-k leave is here
 
     typical = s.typical_p < 1
     keep &= lax.cond(jnp.any(typical), lambda: _typical(below, rank, keep, s.typical_p), lambda: every)
 
-    sums = _prefix_sums(jnp.where(keep, jnp.exp(below), 0.0))
-    uncut = (cut == vocab) & ~typical
-    total = jnp.where(uncut, whole.mass, jnp.max(sums, axis=1))
-    reached = keep & (sums >= (s.top_p * total)[:, None])
-    top_p = jnp.where(jnp.any(reached, axis=1), _first(reached) + 1, vocab)
-    top_p = jnp.where(s.top_p >= 1, vocab, jnp.where(jnp.isnan(s.top_p), _first(keep) + 1, top_p))
-
-    best = _best(values, keep)
-    fails = keep & ~(values >= best + jnp.log(s.min_p)[:, None])
-    min_p = jnp.where((s.min_p <= 0) | ~jnp.any(fails, axis=1), vocab, _first(fails))
-    kept = jnp.maximum(jnp.minimum(jnp.minimum(cut, top_p), min_p), _first(keep) + 1)  # all fail (NaN): one stays
+    top_p, uncut = _top_p(below, keep, cut, typical, whole, s, vocab)
+    min_p = _min_p(values, keep, s, vocab)
+    kept = jnp.maximum(jnp.minimum(jnp.minimum(cut, top_p), min_p), first_true(keep) + 1)  # all fail (NaN): one stays
     keep &= rank < kept[:, None]
     settled = (complete | (uncut & ~sigma) | ((s.top_p >= 1) & ~typical)) & (kept <= n) & (complete | ~typical)
 
@@ -316,34 +277,72 @@ def _chain(
     return keep, jnp.where(dynamic, temperature, s.temperature), settled
 
 
+def _top_n_sigma_and_top_k(
+    values: jax.Array,  # (B, N) f32
+    whole: _Whole,
+    s: SlotSampling,
+    vocab: int,
+) -> tuple[jax.Array, Array]:  # (B,) i32, (B,) bool
+    """How many ranks both leave, vocab for all that there are, and whether top-n-sigma is on."""
+    sigma = s.top_n_sigma > 0
+    within = values >= values[:, :1] - (s.top_n_sigma * whole.deviation)[:, None]
+    top_k = jnp.where(s.top_k < 1, vocab, jnp.minimum(s.top_k, vocab))
+    return jnp.minimum(top_k, jnp.where(sigma, leading(within, vocab), vocab)), sigma
+
+
 def _typical(below: jax.Array, rank: jax.Array, keep: jax.Array, p: Array) -> jax.Array:  # (B, N) bool
     """The tokens whose surprise is nearest the expected one, until their probabilities exceed p."""
     weights = jnp.where(keep, jnp.exp(below), 0.0)
-    total = _total(weights)
+    total = total_of(weights)
     probability, surprise = weights / total, jnp.log(total) - below
-    expected = _total(jnp.where(weights > 0, probability * surprise, 0.0))
+    expected = total_of(jnp.where(weights > 0, probability * surprise, 0.0))
     distance = jnp.where(weights > 0, jnp.abs(surprise - expected), jnp.inf)
     _, by_rank, probability = lax.sort((distance, rank, probability), dimension=1, is_stable=True, num_keys=1)
-    over = _prefix_sums(probability) > p[:, None]
-    last = jnp.where(jnp.any(over, axis=1), _first(over), rank.shape[1])
+    over = prefix_sums(probability) > p[:, None]
+    last = jnp.where(jnp.any(over, axis=1), first_true(over), rank.shape[1])
     chosen = rank <= last[:, None]  # positions in the order of distance
     chosen = jax.vmap(lambda ranks, c: jnp.zeros(c.shape, jnp.bool_).at[ranks].set(c))(by_rank, chosen)
     return jnp.where((p < 1)[:, None], chosen & (weights > 0), keep)
 
 
+def _top_p(
+    below: jax.Array,  # (B, N) f32
+    keep: jax.Array,  # (B, N) bool
+    cut: jax.Array,  # (B,) i32: how many ranks top-n-sigma and top-k leave
+    typical: Array,  # (B,) bool: typical-p is on
+    whole: _Whole,
+    s: SlotSampling,
+    vocab: int,
+) -> tuple[jax.Array, jax.Array]:  # (B,) i32, (B,) bool
+    """How many ranks top-p leaves, vocab where it is off, and whether no step before it took anything out."""
+    sums = prefix_sums(jnp.where(keep, jnp.exp(below), 0.0))
+    uncut = (cut == vocab) & ~typical
+    total = jnp.where(uncut, whole.mass, jnp.max(sums, axis=1))
+    reached = keep & (sums >= (s.top_p * total)[:, None])
+    top_p = jnp.where(jnp.any(reached, axis=1), first_true(reached) + 1, vocab)
+    return jnp.where(s.top_p >= 1, vocab, jnp.where(jnp.isnan(s.top_p), first_true(keep) + 1, top_p)), uncut
+
+
+def _min_p(values: jax.Array, keep: jax.Array, s: SlotSampling, vocab: int) -> jax.Array:  # (B,) i32
+    """How many ranks min-p leaves, vocab where it is off or takes nothing out."""
+    best = best_kept(values, keep)
+    fails = keep & ~(values >= best + jnp.log(s.min_p)[:, None])
+    return jnp.where((s.min_p <= 0) | ~jnp.any(fails, axis=1), vocab, first_true(fails))
+
+
 def _xtc(below: jax.Array, rank: jax.Array, keep: jax.Array, threshold: Array) -> jax.Array:  # (B, N) bool
     """The tokens that XTC drops: all at least as probable as the threshold but the least probable of them."""
     weights = jnp.where(keep, jnp.exp(below), 0.0)
-    above = keep & (weights >= threshold[:, None] * _total(weights))
+    above = keep & (weights >= threshold[:, None] * total_of(weights))
     last = jnp.max(jnp.where(above, rank, -1), axis=1, keepdims=True)
     return above & (rank < last)
 
 
 def _dynamic(values: jax.Array, keep: jax.Array, s: SlotSampling) -> jax.Array:  # (B,) f32
     """The temperature between temperature -/+ range that the entropy of what is kept asks for; one token needs none."""
-    weights = jnp.where(keep, jnp.exp(_below(values, _best(values, keep))), 0.0)
-    p = weights / _total(weights)
-    entropy = _total(jnp.where(p > 0, -p * jnp.log(p), 0.0))[:, 0]
+    weights = jnp.where(keep, jnp.exp(below_best(values, best_kept(values, keep))), 0.0)
+    p = weights / total_of(weights)
+    entropy = total_of(jnp.where(p > 0, -p * jnp.log(p), 0.0))[:, 0]
     share = entropy / jnp.log(jnp.maximum(jnp.sum(keep, axis=1, dtype=jnp.int32), 2).astype(jnp.float32))
     low, high = jnp.maximum(s.temperature - s.dynatemp_range, 0.0), s.temperature + s.dynatemp_range
     return low + (high - low) * share**s.dynatemp_exponent
@@ -356,9 +355,9 @@ def _mirostat(
     tokens whose surprise is at most mu. Source: 2007.14966.
     """
     n = values.shape[1]
-    heated = _below(values, values[:, :1]) / jnp.clip(s.temperature, TINY, HUGE)[:, None]
+    heated = below_best(values, values[:, :1]) / jnp.clip(s.temperature, TINY, HUGE)[:, None]
     surprise = (jnp.log(whole.heated)[:, None] - heated) / jnp.log(jnp.float32(2))
-    within = jnp.maximum(_prefix(surprise <= s.mirostat_mu[:, None], vocab), 1)
+    within = jnp.maximum(leading(surprise <= s.mirostat_mu[:, None], vocab), 1)
 
     m = min(MIROSTAT_TOKENS, n)
     t = jnp.log((jnp.arange(m - 1, dtype=jnp.float32) + 2) / (jnp.arange(m - 1, dtype=jnp.float32) + 1))
@@ -373,25 +372,6 @@ def _mirostat(
     return rank < jnp.where(greedy, 1, kept)[:, None], ((kept <= n) & known) | greedy
 
 
-def _best(values: jax.Array, keep: jax.Array) -> jax.Array:  # (B, 1) f32
-    """The highest logit that is kept."""
-    return _at(values, _first(keep))[:, None]
-
-
-def _below(
-    values: jax.Array,  # (B, N) f32
-    best: jax.Array,  # (B, 1) f32
-) -> jax.Array:  # (B, N) f32
-    """How far each logit is below the best: 0 for the best, even if infinite, -inf for -inf."""
-    below = jnp.where(values == best, 0.0, values - best)  # +inf - +inf is NaN
-    return jnp.where(values == -jnp.inf, -jnp.inf, below)  # which must weigh nothing even where it is the best
-
-
-def _prefix(mask: jax.Array, vocab: int) -> jax.Array:  # (B,) i32
-    """How many elements are True before the first False; vocab where none is seen to be False."""
-    return jnp.where(jnp.all(mask, axis=1), vocab, _first(~mask))
-
-
 def _whole(
     logits: jax.Array,  # (B, V) f32
     s: SlotSampling,
@@ -399,69 +379,21 @@ def _whole(
     """Facts of the rows, each computed only where a slot needs it."""
     best = jnp.max(logits, axis=1, keepdims=True)
 
-    def mass(temperature: jax.Array) -> jax.Array:
-        weights = jnp.where(logits == best, 1.0, jnp.exp((logits - best) / temperature[:, None]))
-        return jnp.sum(jnp.where(logits == -jnp.inf, 0.0, weights), axis=1)
-
-    def deviation() -> jax.Array:
-        known = jnp.isfinite(logits)
-        count = jnp.maximum(jnp.sum(known, axis=1, keepdims=True, dtype=jnp.int32), 1).astype(jnp.float32)
-        mean = jnp.sum(jnp.where(known, logits, 0.0), axis=1, keepdims=True) / count
-        return jnp.sqrt(jnp.sum(jnp.where(known, (logits - mean) ** 2, 0.0), axis=1) / count[:, 0])
+    def heated() -> jax.Array:
+        return mass(logits, best, jnp.clip(s.temperature, TINY, HUGE))
 
     zeros = jnp.zeros(logits.shape[0], jnp.float32)
     uncut = (s.top_k < 1) | (s.top_k >= logits.shape[1])
     return _Whole(
-        lax.cond(jnp.any(uncut), lambda: mass(zeros + 1), lambda: zeros),
-        lax.cond(jnp.any(s.mirostat > 0), lambda: mass(jnp.clip(s.temperature, TINY, HUGE)), lambda: zeros),
-        lax.cond(jnp.any(s.top_n_sigma > 0), deviation, lambda: zeros),
+        lax.cond(jnp.any(uncut), lambda: mass(logits, best, zeros + 1), lambda: zeros),
+        lax.cond(jnp.any(s.mirostat > 0), heated, lambda: zeros),
+        lax.cond(jnp.any(s.top_n_sigma > 0), lambda: deviation(logits), lambda: zeros),
     )
 
 
 def _no_whole(logits: jax.Array) -> _Whole:
     zeros = jnp.zeros(logits.shape[0], jnp.float32)
     return _Whole(zeros, zeros, zeros)
-
-
-def _prefix_sums(
-    x: jax.Array,  # (B, N) f32
-) -> jax.Array:  # (B, N) f32
-    """Inclusive prefix sums by doubling; the additions behind element i are the same for every N > i.
-
-    (A larger N adds steps that add 0.) `jnp.cumsum` leaves the order to the backend, so it may vary with N.
-    `associative_scan` is 3 times as fast at N = 128256 (long path only: 2 of 190 ms), and 0.4-1.3 s slower to compile.
-    """
-    n = x.shape[1]
-    zeros = jnp.zeros_like(x)
-
-    def double(step: jax.Array, x: jax.Array) -> jax.Array:
-        shift = jnp.left_shift(jnp.int32(1), step)
-        return x + lax.dynamic_slice_in_dim(jnp.concatenate([zeros, x], axis=1), n - shift, n, axis=1)
-
-    return lax.fori_loop(0, (n - 1).bit_length(), double, x)
-
-
-def _total(
-    x: jax.Array,  # (B, N) f32, zero behind what an N of `cap` would hold
-) -> jax.Array:  # (B, 1) f32
-    """Sums in pieces of CAP, so that a longer row adds only pieces of zeros."""
-    batch, n = x.shape
-    pieces = jnp.pad(x, ((0, 0), (0, -n % CAP))).reshape(batch, -1, CAP)
-    return jnp.sum(jnp.sum(pieces, axis=2), axis=1, keepdims=True)
-
-
-def _first(
-    mask: jax.Array,  # (B, N) bool
-) -> jax.Array:  # (B,) i32
-    """Index of the first True, 0 where there is none."""
-    return lax.argmax(mask, 1, jnp.int32)
-
-
-def _at(
-    x: jax.Array,  # (B, N)
-    rank: jax.Array,  # (B,) i32
-) -> jax.Array:  # (B,)
-    return jnp.take_along_axis(x, rank[:, None], axis=1)[:, 0]
 
 
 def _uniforms(
@@ -482,7 +414,7 @@ def _check(logits: Array, sampling: SlotSampling, position: Array, cap: int) -> 
     if cap < 1:
         raise ValueError(f"cap must be positive, not {cap}")
     slots = logits.shape[:1]
-    for name, array in {**sampling._asdict(), "position": position}.items():
-        dtype = _dtype(name)
+    expected = [(name, array, _dtype(name)) for name, array in sampling._asdict().items()]
+    for name, array, dtype in (*expected, ("position", position, np.int32)):
         if array.shape != slots or array.dtype != dtype:
             raise ValueError(f"{name} must be {np.dtype(dtype)} {slots}, not {array.dtype} {array.shape}")

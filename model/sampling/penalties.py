@@ -1,5 +1,6 @@
-"""What a request's history and wishes do to its logits before the sampler sees them: logit bias, penalties, DRY, and
-the tokens that a grammar allows. The host finds the few tokens that change, the device changes them.
+"""What a request's history and wishes do to its logits: biases, penalties, DRY, and what a grammar allows.
+
+The host finds the few tokens that change and writes them into the tables of `model.sampling.adjust`. Knows no device.
 
 Source: llama.cpp `llama-sampler.cpp`, `llama_sampler_{logit_bias,penalties,dry}_apply`.
 """
@@ -7,28 +8,15 @@ Source: llama.cpp `llama-sampler.cpp`, `llama_sampler_{logit_bias,penalties,dry}
 import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from packlight.model.sampling.config import MOST_BIASES, SamplingConfig
+from packlight.model.sampling.adjust import Adjustment
+from packlight.model.sampling.config import SamplingConfig
 
 LOG_FLOAT32_MAX = 88.7228391
 LONGEST_TAIL = 20  # tokens of a sequence breaker after the first
-Array = jax.Array | np.ndarray
-
-
-class Adjustment(NamedTuple):
-    """How logits change, for B slots. An unused entry of the table has id V."""
-
-    ids: Array  # (B, N) i32, no id twice in a row
-    bias: Array  # (B, N) f32, added first
-    repeat: Array  # (B, N) f32: what is positive then is divided by it, the rest multiplied
-    minus: Array  # (B, N) f32, subtracted last
-    allowed: Array  # (B, ceil(V / 32)) u32: bit i of word w is token 32 w + i
 
 
 class Constraint(Protocol):
@@ -37,38 +25,6 @@ class Constraint(Protocol):
     def allowed(self, generated: Sequence[int]) -> np.ndarray:
         """Bits of the tokens that may follow, uint32 (ceil(V / 32),)."""
         ...
-
-
-def table_size(vocab: int, context: int) -> int:
-    """N that any request fits: every token of its context, and its biases."""
-    return min(vocab, context + MOST_BIASES)
-
-
-def nothing(slots: int, vocab: int, size: int) -> Adjustment:
-    """The adjustment that changes no logit."""
-    bias, minus = np.zeros((slots, size), np.float32), np.zeros((slots, size), np.float32)
-    words = np.full((slots, -(-vocab // 32)), 0xFFFFFFFF, np.uint32)
-    return Adjustment(np.full((slots, size), vocab, np.int32), bias, np.ones_like(bias), minus, words)
-
-
-def adjusted(
-    logits: jax.Array,  # (B, V) f32
-    adjustment: Adjustment,
-) -> jax.Array:  # (B, V) f32
-    """The logits that the sampler is to see. Costs a look at the tables when there is nothing to change."""
-    vocab = logits.shape[1]
-
-    def tables(logits: jax.Array) -> jax.Array:
-        x = jnp.take_along_axis(logits, jnp.minimum(adjustment.ids, vocab - 1), axis=1) + adjustment.bias
-        x = jnp.where(x <= 0, x * adjustment.repeat, x / adjustment.repeat) - adjustment.minus
-        return jax.vmap(lambda row, ids, new: row.at[ids].set(new, mode="drop"))(logits, adjustment.ids, x)
-
-    def mask(logits: jax.Array) -> jax.Array:
-        bits = (adjustment.allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None, :]) & jnp.uint32(1)
-        return jnp.where(bits.reshape(len(logits), -1)[:, :vocab] == 1, logits, -jnp.inf)
-
-    logits = lax.cond(jnp.any(adjustment.ids < vocab), tables, lambda x: x, logits)
-    return lax.cond(jnp.any(adjustment.allowed != jnp.uint32(0xFFFFFFFF)), mask, lambda x: x, logits)
 
 
 class Steering:

@@ -12,9 +12,9 @@ from packlight.compile.kernels import layout
 from packlight.compile.plan import StepKey, make_plan
 from packlight.compile.steps import abstract_arguments, abstract_cache, make_step
 from packlight.model.gguf.reader import open_gguf
+from packlight.model.sampling.adjust import nothing, table_size
 from packlight.model.sampling.chain import slot_sampling
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.penalties import nothing, table_size
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.weights import formats
 from packlight.model.weights.params import abstract

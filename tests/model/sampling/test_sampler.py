@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from packlight.common.errors import ConfigError
-from packlight.model.sampling.chain import CAP, SlotSampling, _draw, _Whole, finite, sample, slot_sampling
+from packlight.model.sampling.chain import SlotSampling, _draw, _Whole, sample, slot_sampling
 from packlight.model.sampling.config import SamplingConfig
+from packlight.model.sampling.rank import CAP, finite
 
 OFF = SamplingConfig(temperature=1, top_k=0, top_p=1, min_p=0, seed=0)
 sample_jit = jax.jit(sample, static_argnames="cap")

@@ -11,10 +11,8 @@ from conftest import GOLDENS_FOLDER, shared_path
 
 from packlight.common.errors import ConfigError
 from packlight.model.gguf.reader import open_gguf
+from packlight.model.sampling.adjust import Adjustment, adjusted, nothing, table_size
 from packlight.model.sampling.chain import (
-    CAP,
-    _clean,
-    _ranked,
     _uniforms,
     _weights,
     _whole,
@@ -23,15 +21,8 @@ from packlight.model.sampling.chain import (
     slot_sampling,
 )
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.penalties import (
-    Adjustment,
-    Steering,
-    adjusted,
-    nothing,
-    repetitions,
-    sequence_breakers,
-    table_size,
-)
+from packlight.model.sampling.penalties import Steering, repetitions, sequence_breakers
+from packlight.model.sampling.rank import CAP, clean, ranked
 from packlight.model.text.tokenizer import Tokenizer
 
 GOLDENS = json.loads((GOLDENS_FOLDER / "sampler_goldens.json").read_text())
@@ -52,8 +43,8 @@ def steered(logits, steering, prompt, generated=()):
 @jax.jit
 def _ranks(logits, sampling):
     """Weights at every rank, the ids that have them, and whether they are exact: one program for every config."""
-    logits = _clean(logits)
-    values, ids = _ranked(logits, logits.shape[1])
+    logits = clean(logits)
+    values, ids = ranked(logits, logits.shape[1])
     _, chance = _uniforms(sampling.seed, np.zeros(1, np.int32))
     weights, settled = _weights(values, _whole(logits, sampling), sampling, chance, logits.shape[1])
     return weights, ids, settled
