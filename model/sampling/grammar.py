@@ -10,7 +10,8 @@ import numpy as np
 
 from packlight.common.errors import ConfigError, PacklightError
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.text.tokenizer import CONTROL, UNKNOWN, Tokenizer
+from packlight.model.text.specials import TokenType
+from packlight.model.text.tokenizer import Tokenizer
 
 # Between the parts of JSON; bounded as llama.cpp bounds it, because weak models would write nothing else.
 WHITE_SPACE = r"( |\n{1,2}[ \t]{0,20})?"
@@ -26,7 +27,7 @@ class _Vocabulary:
         self.eos_token_id = min(tokenizer.eog_ids)
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
-        held_back = np.isin(tokenizer.token_types, (CONTROL, UNKNOWN))
+        held_back = np.isin(tokenizer.token_types, (TokenType.CONTROL, TokenType.UNKNOWN))
         self.special_token_ids = sorted({*np.flatnonzero(held_back).tolist(), *tokenizer.eog_ids})
         self._tokenizer = tokenizer
 

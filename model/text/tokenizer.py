@@ -1,61 +1,24 @@
 """Text to token ids and back, exactly as llama.cpp does it, from a GGUF file's `tokenizer.ggml.*` metadata.
 
-Knows which metadata keys there are and what llama.cpp makes of them: special tokens, their types and where they cut a
-text, beginning and end of sequence, the ids that end a generation. Knows neither how plain text is encoded (`bpe`,
-`spm`, `wpm`) nor how text is streamed, and needs no jax.
+It puts together what its neighbours know: which tokens are special and where they cut a text (`specials`), and how
+plain text is encoded (`bpe`, `spm`, `wpm`). Knows nothing of how text is streamed, and needs no jax.
 
 Source: llama.cpp src/llama-vocab.cpp, unless said otherwise.
 """
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from packlight.common.errors import ConfigError, GGUFError, UnsupportedError
+from packlight.common.errors import ConfigError
 from packlight.common.text import naming, shown
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.text import bpe, spm, wpm
+from packlight.model.text.keys import choice, fail, flag, numbers, strings
 from packlight.model.text.pretokenizers import PRETOKENIZERS
+from packlight.model.text.specials import Specials, TokenType, needed_id
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-
-_KEY = "tokenizer.ggml."
 _MODELS = ("llama", "gpt2", "bert")
-
-# llama.cpp's ids for a file that names none.
-_DEFAULT_IDS = {
-    "llama": {"bos": 1, "eos": 2},
-    "gpt2": {"bos": 11, "eos": 11},
-    "bert": {"bos": 101, "unknown": 100, "seperator": 102},  # GGUF spells it so
-}
-
-# Special tokens known by their text where the file does not give their id.
-_BY_TEXT = {
-    "eot": "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT] "
-    "<\uff5cend\u2581of\u2581sentence\uff5c> <end_of_utterance>",
-    "eom": "<|eom_id|>",
-    "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <\uff5cfim\u2581begin\uff5c> <PRE> \u2581<PRE> "
-    "<|code_prefix|> <|prefix|>",
-    "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <\uff5cfim\u2581hole\uff5c> <SUF> \u2581<SUF> "
-    "<|code_suffix|> <|suffix|>",
-    "fim_mid": "<|fim_middle|> <fim-middle> <fim_middle> <\uff5cfim\u2581end\uff5c> <MID> \u2581<MID> "
-    "<|code_middle|> <|middle|>",
-    "fim_pad": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]",
-    "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
-    "fim_sep": "<|file_sep|>",
-}
-_OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
-
-# Whatever the file says of them, these end a generation.
-_ENDS = (
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
-    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<\uff5cend\u2581of\u2581sentence\uff5c> [e~["
-)
-_ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 _C_SPACES = " \t\n\v\f\r"
 
@@ -71,39 +34,16 @@ class Tokenizer:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         """See `from_metadata`."""
-        self._metadata = metadata
-        self.kind = _choice(metadata, "model", _MODELS, "tokenizer")
+        self.kind = choice(metadata, "model", _MODELS, "tokenizer")
         self._tokens, self._vocab = _read_tokens(metadata)
         self.vocab_size = len(self._tokens)
-        self.token_types = self._read_types()
-        if self.kind == "llama":
-            self._coder = spm.SPM(self._vocab, _numbers(metadata, "scores", self.vocab_size, ("float32", "int32")))
-            self._normal_piece = spm.piece
-            default_bos = True
-        elif self.kind == "bert":
-            lowercase = self._flag("normalizer.lowercase", True)
-            strip_accents = self._flag("normalizer.strip_accents", lowercase)
-            self._coder = wpm.WPM(self._vocab, self._needed_id("unknown"), lowercase, strip_accents)
-            self._normal_piece = spm.piece
-            default_bos = True
-        else:
-            pre = PRETOKENIZERS[_choice(metadata, "pre", PRETOKENIZERS, "pre-tokenizer", missing="default")]
-            self._coder = bpe.BPE(self._vocab, _strings(metadata, "merges"), pre)
-            self._normal_piece = bpe.piece
-            default_bos = pre.add_bos
-        self._space_prefix = self._flag("add_space_prefix", self.kind == "llama")
-        self._find_special_ids()
-        self.add_bos = self._flag("add_bos_token", default_bos)
-        self.add_eos = self._flag("add_eos_token", False)
-        if self.kind == "bert":  # which frames every text, whatever these flags say
-            self.add_bos, self.add_eos = True, False
-            self.bos_id, self.end_id = self._needed_id("bos"), self._needed_id("seperator")
-        else:
-            self.end_id = self.eos_id if self.add_eos else None
-        for flag, token_id, name in ((self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos")):
-            if flag and token_id is None:
-                _fail(f"{name}_token_id", f"is missing, but a {name} token is to be added")
-        self._specials = self._list_specials()
+        self._coder, self._normal_piece, default_bos = _plain_text(metadata, self.kind, self._vocab)
+        self._space_prefix = flag(metadata, "add_space_prefix", self.kind == "llama")
+        self._specials = Specials.read(metadata, self.kind, self._tokens, self._vocab, default_bos)
+        self.token_types = self._specials.types
+        self.bos_id, self.eos_id, self.end_id = self._specials.bos_id, self._specials.eos_id, self._specials.end_id
+        self.add_bos, self.add_eos = self._specials.add_bos, self._specials.add_eos
+        self.eog_ids = self._specials.eog_ids
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
@@ -170,11 +110,11 @@ class Tokenizer:
             raise ConfigError(f"token id {token_id} is not in 0..{self.vocab_size - 1}")
         token = self._tokens[token_id]
         match int(self.token_types[token_id]):
-            case 1:  # NORMAL
+            case TokenType.NORMAL:
                 return self._normal_piece(token)
-            case 2 | 3 | 4:  # UNKNOWN, CONTROL, USER_DEFINED
+            case TokenType.UNKNOWN | TokenType.CONTROL | TokenType.USER_DEFINED:
                 return token.encode()
-            case 6:  # BYTE
+            case TokenType.BYTE:
                 return bytes([int(token[3:5], 16)])
             case _:
                 return b""
@@ -183,157 +123,49 @@ class Tokenizer:
         """`text` cut at its special tokens, which are tried longest first, each on all the text still left."""
         fragments: list[str | int] = [text] if text else []
         characters = set(text)
-        for special, token_id, token_type in self._specials:
-            if token_type != USER_DEFINED and not parse_special:
+        for special, token_id, token_type in self._specials.in_text:
+            if token_type != TokenType.USER_DEFINED and not parse_special:
                 continue
             # the set spares a search of the whole text for nearly every one of a vocabulary's thousands
             if characters.issuperset(special) and special in text:
-                before, after = token_id in self._strip_before, token_id in self._strip_after
+                before, after = token_id in self._specials.strip_before, token_id in self._specials.strip_after
                 fragments = [part for f in fragments for part in _cut(f, special, token_id, before, after)]
         return fragments
 
-    def _list_specials(self) -> list[tuple[str, int, int]]:
-        """(text, id, type) of what `_partition` looks for, the longest first; of equal lengths the lowest id."""
-        ids = np.flatnonzero(np.isin(self.token_types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
-        specials = [(self._tokens[i], i, int(self.token_types[i])) for i in ids]
-        specials.sort(key=lambda special: -len(special[0].encode()))
-        self._strip_before, self._strip_after = self._greedy_specials(specials)
-        return specials
 
-    def _greedy_specials(self, specials: list[tuple[str, int, int]]) -> tuple[frozenset[int], frozenset[int]]:
-        """The ids that swallow the white space before and after them. No key says so; llama.cpp goes by names."""
-        keys = (_KEY + "pre", "general.architecture", "general.name")
-        pre, architecture, name = (str(self._metadata.get(key, "")) for key in keys)
-        name = name.lower()
-        if re.search("jina-v2-(de|es|code)", pre) or re.search("nomic-bert-moe|jina-bert-v3", architecture):
-            mask = "<mask>"
-        elif "phi-3" in name or "phi3" in name:
-            plain = ("<unk>", "<s>", "<|endoftext|>")
-            return frozenset(), frozenset(i for text, i, _ in specials if text not in plain)
-        else:
-            mask = "[MASK]" if "modern-bert" in name else ""
-        return frozenset({self._vocab[mask]} if mask in self._vocab else ()), frozenset()
+class _PlainText(NamedTuple):
+    """How a kind of vocabulary reads and writes text without special tokens."""
 
-    def _find_special_ids(self) -> None:
-        """Sets `bos_id`, `eos_id` and `eog_ids`, and corrects the types of tokens that are special by their text."""
-        defaults = {name: i for name, i in _DEFAULT_IDS[self.kind].items() if i < self.vocab_size}
-        self.bos_id = self._special_id("bos", defaults.get("bos"), strict=True)
-        self.eos_id = self._special_id("eos", defaults.get("eos"), strict=True)
-        ids: dict[str, int | None] = {}
-        for name, texts in _BY_TEXT.items():
-            ids[name] = self._special_id(_OLD_KEYS.get(name, name), self._special_id(name, None))
-            found = [self._vocab[text] for text in texts.split() if text in self._vocab]
-            if ids[name] is None and found:
-                ids[name] = min(found)
-                self.token_types[min(found)] = CONTROL
-        ends = {self._vocab[text] for text in _ENDS.split() if text in self._vocab}
-        self.token_types[list(ends)] = CONTROL
-        self.token_types[[self._vocab[text] for text in _ALWAYS_SHOWN if text in self._vocab]] = USER_DEFINED
-        ends |= {ids[name] for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")} | {self.eos_id}
-        self.eog_ids = frozenset(self._without_false_ends({i for i in ends if i is not None}))
-
-    def _without_false_ends(self, ends: set[int]) -> set[int]:
-        """`ends` without what other ends show to be something else (gpt-oss, Solar Open; Gemma 4)."""
-        texts = {self._tokens[i] for i in ends}
-        call = bool(texts & {"<|call|>", "<|calls|>"})
-        if "<|end|>" in texts and call and texts & {"<|return|>", "<|flush|>"}:
-            ends.discard(self._vocab["<|end|>"])
-            self.token_types[self._vocab["<|end|>"]] = USER_DEFINED
-        if {"<|tool_response>", "</s>"} <= texts:
-            ends.discard(self._vocab["</s>"])
-            self.token_types[self._vocab["</s>"]] = NORMAL
-        return ends
-
-    def _special_id(self, name: str, default: int | None, strict: bool = False) -> int | None:
-        """The file's id; `default` where it is absent or, unless `strict`, out of range (llama.cpp warns)."""
-        key = f"{name}_token_id"
-        value = self._metadata.get(_KEY + key)
-        if value is None:
-            return default
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            _fail(key, f"is {shown(repr(value))}, not a token id")
-        if 0 <= value < self.vocab_size:
-            return int(value)
-        if strict:
-            _fail(key, f"is {value}, but the vocabulary ends at {self.vocab_size - 1}")
-        return default
-
-    def _needed_id(self, name: str) -> int:
-        """A special id that no text can do without."""
-        default = _DEFAULT_IDS[self.kind][name]
-        found = self._special_id(name, default if default < self.vocab_size else None, strict=True)
-        if found is None:
-            _fail(f"{name}_token_id", f"is missing, and a vocabulary of {self.vocab_size} tokens has no id {default}")
-        return found
-
-    def _flag(self, key: str, default: bool) -> bool:
-        value = self._metadata.get(_KEY + key, default)
-        if not isinstance(value, (bool, np.bool_)):
-            _fail(key, f"is {shown(repr(value))}, neither true nor false")
-        return bool(value)
-
-    def _read_types(self) -> np.ndarray:
-        """(V,) int32, all NORMAL if the file has none; byte tokens are well-formed after this."""
-        types = _numbers(self._metadata, "token_type", self.vocab_size, ("int32",))
-        if types is None:
-            return np.full(self.vocab_size, NORMAL, np.int32)
-        for i in np.flatnonzero(types == BYTE).tolist():
-            token = self._tokens[i]
-            digits = token[3:5]
-            if token != f"<0x{digits}>" or len(digits) != 2 or not set(digits) <= set("0123456789abcdefABCDEF"):
-                _fail("tokens", f"has '{shown(token)}' as id {i}, a byte token, which must read like '<0x0A>'")
-        return types.copy()
+    coder: bpe.BPE | spm.SPM | wpm.WPM
+    piece: Callable[[str], bytes]  # the bytes of a normal token
+    add_bos: bool  # whether texts begin with bos where the file does not say
 
 
-def _fail(key: str, what: str) -> NoReturn:
-    raise GGUFError(f"key '{_KEY}{key}' {what}")
-
-
-def _choice(
-    metadata: Mapping[str, Any], key: str, supported: Iterable[str], what: str, missing: str | None = None
-) -> str:
-    """The string at `key`, which must be one of `supported`."""
-    value = metadata.get(_KEY + key, missing)
-    if value is None:
-        _fail(key, "is missing")
-    if not isinstance(value, str):
-        _fail(key, f"is {shown(repr(value))}, not a name")
-    if value not in supported:
-        raise UnsupportedError(f"{what} '{shown(value)}' ({_KEY}{key}); supported: {', '.join(sorted(supported))}")
-    return value
-
-
-def _strings(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
-    values = metadata.get(_KEY + key)
-    if values is None:
-        _fail(key, "is missing")
-    if not isinstance(values, list) or not set(map(type, values)) <= {str}:
-        _fail(key, "is not an array of strings")
-    return values
+def _plain_text(metadata: Mapping[str, Any], kind: str, vocab: Mapping[str, int]) -> _PlainText:
+    match kind:
+        case "llama":
+            scores = numbers(metadata, "scores", len(vocab), ("float32", "int32"))
+            return _PlainText(spm.SPM(vocab, scores), spm.piece, True)
+        case "bert":
+            lowercase = flag(metadata, "normalizer.lowercase", True)
+            strip_accents = flag(metadata, "normalizer.strip_accents", lowercase)
+            unknown = needed_id(metadata, kind, "unknown", len(vocab))
+            return _PlainText(wpm.WPM(vocab, unknown, lowercase, strip_accents), spm.piece, True)
+        case _:
+            pre = PRETOKENIZERS[choice(metadata, "pre", PRETOKENIZERS, "pre-tokenizer", missing="default")]
+            return _PlainText(bpe.BPE(vocab, strings(metadata, "merges"), pre), bpe.piece, pre.add_bos)
 
 
 def _read_tokens(metadata: Mapping[str, Any]) -> tuple[list[str], dict[str, int]]:
     """The tokens by id and the ids by token. An empty token gets a name, as in llama.cpp."""
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(_strings(metadata, "tokens"))]
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(strings(metadata, "tokens"))]
     if not tokens:
-        _fail("tokens", "is empty")
+        fail("tokens", "is empty")
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(vocab) != len(tokens):
         first = next(i for i, token in enumerate(tokens) if vocab[token] != i)
-        _fail("tokens", f"has '{shown(tokens[first])}' twice, as ids {first} and {vocab[tokens[first]]}")
+        fail("tokens", f"has '{shown(tokens[first])}' twice, as ids {first} and {vocab[tokens[first]]}")
     return tokens, vocab
-
-
-def _numbers(metadata: Mapping[str, Any], key: str, length: int, dtypes: tuple[str, ...]) -> np.ndarray | None:
-    """The array at `key`, None if there is none."""
-    values = metadata.get(_KEY + key)
-    if values is None:
-        return None
-    if not isinstance(values, np.ndarray) or values.dtype.name not in dtypes or values.ndim != 1:
-        _fail(key, f"is not an array of {' or '.join(dtypes)}")
-    if len(values) != length:
-        _fail(key, f"has {len(values)} elements for {length} tokens")
-    return values
 
 
 def _sound(text: str) -> str:
