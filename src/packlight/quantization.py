@@ -18,6 +18,7 @@ from packlight.common.errors import ConfigError, GGUFError
 from packlight.common.files import whole_file
 from packlight.common.text import shown, shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo, open_gguf, read_part
+from packlight.model.gguf.writer import byte_shape, write_like
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.mixes import fitting_format, is_quantized, mixed_format
 from packlight.model.spec.weights import check
@@ -47,24 +48,8 @@ def quantize_file(
         raise ConfigError(f"{shown_path(out)} is there already")
     each: dict[str, dict[str, Any]] = {}
     with _writing(out) as partial:
-        writer = gguf.GGUFWriter(partial, str(file.metadata["general.architecture"]))
-        _add_metadata(writer, file, kind)
-        for info in file.tensors.values():
-            shape, qtype = _byte_shape(info, formats[info.name]), gguf.GGMLQuantizationType[formats[info.name]]
-            nbytes = int(np.prod(shape, dtype=np.int64))
-            writer.add_tensor_info(info.name, shape, np.dtype(np.uint8), nbytes, qtype)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for info in file.tensors.values():
-            name = formats[info.name]
-            packed, error = _packed(info, name, progress)
-            writer.write_tensor_data(packed)
-            total = each.setdefault(name, {"weights": 0, "bytes": 0, "rms_error": 0.0})
-            total["weights"] += math.prod(info.shape)
-            total["bytes"] += packed.size
-            total["rms_error"] += error
-        writer.close()
+        packed = _all_packed(file, formats, each, progress)
+        write_like(file, partial, formats, packed, gguf.LlamaFileType[f"MOSTLY_{kind}"])
     for total in each.values():
         total["rms_error"] = (total["rms_error"] / total["weights"]) ** 0.5
     return {"path": out, "type": kind, "bytes_before": file.file_bytes, "bytes": os.path.getsize(out), "formats": each}
@@ -98,6 +83,20 @@ def plan_formats(file: GGUFFile, kind: str) -> dict[str, str]:
     return formats
 
 
+def _all_packed(
+    file: GGUFFile, formats: dict[str, str], each: dict[str, dict[str, Any]], progress: Callable[[int], None]
+) -> Iterator[np.ndarray]:
+    """The bytes of each tensor in its format; adds weights, bytes and squared errors to `each` format's totals."""
+    for info in file.tensors.values():
+        name = formats[info.name]
+        packed, error = _packed(info, name, progress)
+        total = each.setdefault(name, {"weights": 0, "bytes": 0, "rms_error": 0.0})
+        total["weights"] += math.prod(info.shape)
+        total["bytes"] += packed.size
+        total["rms_error"] += error
+        yield packed
+
+
 def _packed(info: TensorInfo, name: str, progress: Callable[[int], None]) -> tuple[np.ndarray, float]:
     """A tensor's bytes in format `name`, uint8, and the sum of its squared errors. Raises GGUFError."""
     fmt, width = FORMATS[name], info.shape[-1]
@@ -117,7 +116,7 @@ def _packed(info: TensorInfo, name: str, progress: Callable[[int], None]) -> tup
             packed[place], error = quantized(values.reshape(-1, fmt.elements), name)
             squares += error
         progress(part.nbytes)
-    return packed.reshape(_byte_shape(info, name)), squares
+    return packed.reshape(byte_shape(info, name)), squares
 
 
 def quantized(values: np.ndarray, name: str) -> tuple[np.ndarray, float]:
@@ -151,27 +150,6 @@ def _program(name: str) -> Callable[[np.ndarray], tuple[Any, Any]]:
         return blocks, ((unpack(blocks) - x) ** 2).sum()
 
     return program
-
-
-def _byte_shape(info: TensorInfo, name: str) -> tuple[int, ...]:
-    fmt = FORMATS[name]
-    return (*info.shape[:-1], info.shape[-1] // fmt.elements * fmt.bytes)
-
-
-def _add_metadata(writer: gguf.GGUFWriter, file: GGUFFile, kind: str) -> None:
-    """All keys of the source, in its types, but those of a split file; the file type is the new one."""
-    for field in gguf.GGUFReader(file.path).fields.values():
-        if field.name.startswith(("GGUF.", "split.")) or field.name in ("general.architecture", "general.file_type"):
-            continue
-        try:
-            value = field.contents()
-        except UnicodeDecodeError:
-            raise GGUFError(f"{shown_path(file.path)}: key '{shown(field.name)}' is not UTF-8") from None
-        nested = field.types[1] if len(field.types) > 1 else None
-        writer.add_key_value(field.name, value, field.types[0], nested)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
-    if "general.quantization_version" not in file.metadata:
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
 @contextlib.contextmanager

@@ -115,6 +115,16 @@ def test_halves_are_read_too(stored, tmp_path):
     assert made.tensors["blk.0.ffn_norm.weight"].format.name == "F32"
 
 
+def test_the_alignment_is_kept(tmp_path):
+    source = write_llama(tmp_path / "m.gguf", layers=1, embed=256, ffn=256, vocab=300, formats=FLOATS, alignment=128)
+    quantization.quantize_file(str(source), "Q4_0", str(tmp_path / "q.gguf"))
+    made = open_gguf(tmp_path / "q.gguf")
+    assert made.alignment == 128
+    np.testing.assert_array_equal(
+        values_of(made, "output_norm.weight"), values_of(open_gguf(source), "output_norm.weight")
+    )
+
+
 def test_mixes_for_experts_fused_matrices_and_narrow_rows():
     def mix(kind, base, layer=5, **facts):
         return mixed_format(kind, base, layer, **{"layers": 32, "heads": 32, "kv_heads": 8, "tied": False} | facts)

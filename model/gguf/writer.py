@@ -1,0 +1,72 @@
+"""Writes a GGUF file like another one: its keys in their types, its tensors in formats that the caller chooses.
+
+It knows the container and nothing of models. The writing is gguf-py's, which may read the source too, because
+`open_gguf` has found it sound. A split source becomes one file.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import gguf
+import numpy as np
+
+from packlight.common.errors import GGUFError
+from packlight.common.text import shown, shown_path
+from packlight.model.gguf.reader import GGUFFile, TensorInfo
+from packlight.quant.formats.table import FORMATS
+
+OF_THE_FILE = ("GGUF.", "split.")  # fields that tell of the container, not of the model
+
+
+def write_like(
+    source: GGUFFile,
+    path: str,
+    formats: Mapping[str, str],
+    packed: Iterable[np.ndarray],
+    file_type: gguf.LlamaFileType | None = None,
+) -> None:
+    """Writes the tensors of `source` in their formats of `formats`, tensor name -> format name, to `path`.
+
+    packed: the bytes of each tensor, uint8 of the shape `byte_shape`, in the order of the file. They are taken one at a
+        time, so that an iterator can make them when they are written.
+    file_type: the value of "general.file_type"; None leaves what the source has.
+    Raises GGUFError for a key that is not UTF-8, and OSError.
+    """
+    writer = gguf.GGUFWriter(path, str(source.metadata["general.architecture"]))
+    _add_keys(writer, source, file_type)
+    for info in source.tensors.values():
+        shape = byte_shape(info, formats[info.name])
+        nbytes = int(np.prod(shape, dtype=np.int64))
+        qtype = gguf.GGMLQuantizationType[formats[info.name]]
+        writer.add_tensor_info(info.name, shape, np.dtype(np.uint8), nbytes, qtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for blocks in packed:
+        writer.write_tensor_data(blocks)
+    writer.close()
+
+
+def byte_shape(info: TensorInfo, name: str) -> tuple[int, ...]:
+    """The shape of a tensor's bytes in format `name`: its own with the bytes of a row in place of the weights."""
+    fmt = FORMATS[name]
+    return (*info.shape[:-1], info.shape[-1] // fmt.elements * fmt.bytes)
+
+
+def _add_keys(writer: gguf.GGUFWriter, source: GGUFFile, file_type: gguf.LlamaFileType | None) -> None:
+    for field in gguf.GGUFReader(source.path).fields.values():
+        if field.name == "general.alignment":
+            writer.add_custom_alignment(source.alignment)  # as a plain key it would not move the tensors
+            continue
+        ours = field.name == "general.file_type" and file_type is not None
+        if ours or field.name.startswith(OF_THE_FILE) or field.name == "general.architecture":
+            continue
+        try:
+            value = field.contents()
+        except UnicodeDecodeError:
+            raise GGUFError(f"{shown_path(source.path)}: key '{shown(field.name)}' is not UTF-8") from None
+        nested = field.types[1] if len(field.types) > 1 else None
+        writer.add_key_value(field.name, value, field.types[0], nested)
+    if file_type is not None:
+        writer.add_file_type(file_type)
+    if "general.quantization_version" not in source.metadata:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
