@@ -1,0 +1,126 @@
+"""The scheduler over an engine that only counts: who gets which token, who is cancelled, what an interrupt loses."""
+
+import itertools
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ggufs import write_llama
+
+from packlight.common.errors import NonFiniteLogitsError, PacklightError
+from packlight.model.sampling.config import SamplingConfig
+from packlight.model.text.tokenizer import Tokenizer
+from packlight.serve.run import Run
+from packlight.serve.scheduler import Scheduler
+
+LETTERS = 259  # the first id behind the special tokens and the bytes
+
+
+class Counting:
+    """An engine that gives each request the tokens LETTERS, LETTERS + 1, ..., one a step, until its max_tokens."""
+
+    def __init__(self):
+        self.requests: dict[int, tuple[int, int]] = {}  # number -> tokens given, tokens wanted
+        self.numbers = itertools.count()
+        self.fail = False
+        self.steps = 0
+
+    @property
+    def idle(self):
+        return not self.requests
+
+    def submit(self, prompt, sampling, steering):
+        number = next(self.numbers)
+        self.requests[number] = 0, sampling.max_tokens
+        return number
+
+    def cancel(self, number):
+        self.requests.pop(number, None)
+
+    def step(self):
+        self.steps += 1
+        events = []
+        for number, (given, wanted) in list(self.requests.items()):
+            ended = "error" if self.fail else "length" if given + 1 == wanted else None
+            events.append(
+                SimpleNamespace(
+                    request=number,
+                    token=LETTERS + given,
+                    ended=ended,
+                    position=given,
+                    time=time.perf_counter(),
+                    logprob=None,
+                )
+            )
+            self.requests[number] = given + 1, wanted
+            if ended:
+                self.cancel(number)
+        return events
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return Tokenizer.from_gguf(write_llama(tmp_path_factory.mktemp("m") / "m.gguf", layers=1, embed=32))
+
+
+@pytest.fixture
+def engine() -> Any:
+    return Counting()
+
+
+@pytest.fixture
+def run(tokenizer):
+    steering: Any = None
+
+    def make(tokens, **sampling):
+        return Run([5], SamplingConfig(max_tokens=tokens, **sampling), tokenizer, steering)
+
+    return make
+
+
+def test_runs_side_by_side_get_their_own_tokens(engine, run):
+    completions = Scheduler(engine).complete([run(3), run(0), run(5)])
+    assert [len(c.token_ids) for c in completions] == [3, 0, 5]
+    assert all(c.token_ids == list(range(LETTERS, LETTERS + len(c.token_ids))) for c in completions)
+    assert engine.steps == 5
+    assert engine.idle
+
+
+def test_a_caller_moves_the_runs_of_others(engine, run):
+    scheduler = Scheduler(engine)
+    first = run(4)
+    stream = scheduler.stream(first)
+    assert engine.idle  # it begins when it is read
+    begun = next(stream)
+    scheduler.complete([run(6)])
+    assert first.complete
+    steps = engine.steps
+    assert begun + "".join(stream) == first.completion().text
+    assert engine.steps == steps
+
+
+def test_a_closed_stream_and_a_stop_string_end_their_requests(engine, run, tokenizer):
+    scheduler = Scheduler(engine)
+    stream = scheduler.stream(run(9))
+    next(stream)
+    stream.close()
+    assert engine.idle
+    stop = tokenizer.piece(LETTERS + 2).decode()
+    (completion,) = scheduler.complete([run(9, stop=[stop])])
+    assert completion.finish_reason == "stop"
+    assert (engine.steps, engine.idle) == (1 + 3, True)
+
+
+def test_a_run_that_fails_or_is_lost_says_so_and_leaves_nothing(engine, run):
+    scheduler = Scheduler(engine)
+    engine.fail = True
+    with pytest.raises(NonFiniteLogitsError, match="at position 0"):
+        scheduler.complete([run(3)])
+    engine.fail = False
+    stream = scheduler.stream(run(3))
+    next(stream)
+    engine.requests.clear()  # as an interrupted step does
+    with pytest.raises(PacklightError, match="the generation was lost"):
+        list(stream)
+    assert len(scheduler.complete([run(2)])[0].token_ids) == 2
