@@ -134,9 +134,10 @@ class LLM:
     ) -> np.ndarray:
         """A vector for each text or list of token ids: float32 (prompts, D).
 
-        pooling: "mean" of the hidden states behind the last norm, over all tokens, or that of the "last" token; None is
-        what the file says, or mean.
-        normalize: to length 1. Raises ConfigError for an unknown pooling, no prompts, or an impossible one,
+        pooling: "mean" averages the hidden states behind the last norm over all tokens, "last" takes that of the last
+            token. None does what the file says, or "mean" where it says nothing.
+        normalize: scales each vector to length 1.
+        Raises ConfigError for an unknown pooling, no prompts, or an impossible one,
         ContextLengthError for one that is too long, NonFiniteLogitsError for NaN or infinite states.
         Source: llama.cpp's `llama_pooling_type` and `common_embd_normalize`.
         """

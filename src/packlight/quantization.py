@@ -1,7 +1,7 @@
 """`packlight quantize`: a smaller GGUF file from one of floats, tensor by tensor, in llama.cpp's mixes.
 
-A few million weights are read, quantized and written at a time; of what is on its way only the packed bytes of one
-tensor are held. The file appears whole or not at all.
+It chooses each tensor's format and quantizes; `model/gguf/writer.py` writes. A million weights are read and quantized
+at a time, and memory holds the packed bytes of one tensor. The file appears whole or not at all.
 """
 
 import contextlib

@@ -21,7 +21,8 @@ def render_chat(
     strftime_now: str | None = None,
     **vars: Any,  # noqa: A002  the name templates' variables have in the field
 ) -> str:
-    """The prompt that a chat template makes of a conversation; see `model.text.chat.render`.
+    """The prompt that a chat template makes of a conversation; see `model.text.chat.render`, whose parameters are
+    spelled again here because this is the public signature.
 
     path_or_template: a GGUF file, whose own template and special tokens are used, or the text of a template.
     Raises ConfigError for what is no conversation, ChatTemplateError when there is no template, or it refuses the
