@@ -9,7 +9,7 @@ import pytest
 from ggufs import write_llama
 from running import STEPS, succeed, write_config
 
-from packlight.cli.terminal import target_text
+from packlight.cli.tables import target_text
 from packlight.common.errors import ConfigError
 from packlight.compile.config import PLATFORMS, default_config
 from packlight.compile.plan import StepKey

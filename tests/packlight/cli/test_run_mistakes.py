@@ -11,7 +11,7 @@ from badmodels import poked
 from ggufs import write_llama
 from running import COMMAND, packlight, succeed, without_jax, write_config
 
-from packlight.cli import terminal
+from packlight.cli import tables
 
 TINY = {"layers": 1, "embed": 32, "vocab": 270}
 
@@ -229,8 +229,8 @@ def test_importing_packlight_imports_no_jax(no_jax):
 
 def test_a_table_is_as_wide_as_it_must_be():
     rows = [("a", "1", "x"), ("bbb", "1,000", "y")]
-    assert terminal.table(("name", ">n", "c"), rows) == "name      n  c\na         1  x\nbbb   1,000  y\n"
-    assert terminal.table(("name", ">n"), []) == "name  n\n"
+    assert tables.table(("name", ">n", "c"), rows) == "name      n  c\na         1  x\nbbb   1,000  y\n"
+    assert tables.table(("name", ">n"), []) == "name  n\n"
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense"])

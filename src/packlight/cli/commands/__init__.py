@@ -1,0 +1,12 @@
+"""The commands, one file each, in the order in which help lists them."""
+
+from packlight.cli.commands.bench import COMMAND as BENCH
+from packlight.cli.commands.chat import COMMAND as CHAT
+from packlight.cli.commands.compile import COMMAND as COMPILE
+from packlight.cli.commands.embed import COMMAND as EMBED
+from packlight.cli.commands.generate import COMMAND as GENERATE
+from packlight.cli.commands.inspect import COMMAND as INSPECT
+from packlight.cli.commands.perplexity import COMMAND as PERPLEXITY
+from packlight.cli.commands.quantize import COMMAND as QUANTIZE
+
+COMMANDS = {command.name: command for command in (GENERATE, CHAT, INSPECT, COMPILE, QUANTIZE, EMBED, PERPLEXITY, BENCH)}

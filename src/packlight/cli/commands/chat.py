@@ -1,0 +1,43 @@
+"""`packlight chat`: a conversation with a model."""
+
+import os
+import signal
+import sys
+
+from absl import flags
+
+from packlight.cli.flags import SAMPLING, Command
+from packlight.cli.inputs import file_text, model_path, sampling_fields, text_of
+from packlight.cli.terminal import say
+
+
+def run(values: flags.FlagValues) -> None:
+    """Talks with the model in its own chat template until the input ends."""
+    from packlight.cli.conversation import Conversation, read_line
+    from packlight.cli.loading import load, prepared_from
+    from packlight.model.sampling.config import SamplingConfig
+    from packlight.model.text.chat import template_of
+
+    sampling = sampling_fields(values)
+    config = SamplingConfig(**sampling)  # bad values are refused before anything is read
+    template = None if values.chat_template is None else file_text("chat_template", values.chat_template)
+    system = None if values.system is None else text_of("system", values.system)
+    model_path(values)  # the embedded one has no chat template
+    prepared = prepared_from(values)
+    prepared.check_sampling(config)
+    if template is None:
+        template_of(prepared.file.metadata, os.path.basename(prepared.file.path))
+    talk = Conversation(load(prepared), template, system, sampling)
+    if sys.stdin.isatty():
+        say("/help lists the commands, Ctrl-D ends")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    talk.run(read_line)
+
+
+COMMAND = Command(
+    "chat",
+    "talk with a model in its own chat template",
+    "packlight chat --model=model.gguf --system='Answer in one sentence.'",
+    ("model", "system", "chat_template", *SAMPLING, "config", "context"),
+    run,
+)

@@ -1,0 +1,40 @@
+"""`packlight embed`: vectors of texts."""
+
+from absl import flags
+
+from packlight.cli.flags import Command
+from packlight.cli.inputs import file_text, text_of
+from packlight.cli.terminal import write, write_json
+from packlight.common.errors import ConfigError
+
+
+def run(values: flags.FlagValues) -> None:
+    """Prints a vector of length 1 for each text: a line of numbers, or one JSON object."""
+    from packlight.cli.loading import load, prepared_from
+
+    if (values.file is None) == (values.prompt is None):
+        raise ConfigError("give either --prompt, a text, or --file, of texts one a line")
+    if values.file is None:
+        texts = [text_of("prompt", values.prompt)]
+    else:
+        texts = [line for line in file_text("file", values.file).splitlines() if line.strip()]
+        if not texts:
+            raise ConfigError(f"--file={values.file}: holds no text")
+    prepared = prepared_from(values)
+    pooling = prepared.pooling(values.pooling)
+    for text in texts:
+        prepared.fitting(text)
+    vectors = load(prepared).embed(texts, pooling).tolist()
+    if values.json:
+        write_json({"embeddings": vectors, "pooling": pooling, "dimensions": len(vectors[0])})
+    else:
+        write("".join(" ".join(f"{x:.8g}" for x in vector) + "\n" for vector in vectors))
+
+
+COMMAND = Command(
+    "embed",
+    "turn texts into vectors",
+    "packlight embed --model=model.gguf --prompt='A text'",
+    ("model", "prompt", "file", "pooling", "config", "context", "json"),
+    run,
+)

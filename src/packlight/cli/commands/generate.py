@@ -1,0 +1,112 @@
+"""`packlight generate`: the continuation of a prompt."""
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from packlight import demo
+from packlight.cli.flags import PROCESSES, SAMPLING, Command
+from packlight.cli.inputs import file_text, sampling_fields, text_of
+from packlight.cli.terminal import follow, reserve_stdout, say, speed, write, write_json
+from packlight.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    import packlight
+    from packlight.prepared import Prepared
+
+
+def run(values: flags.FlagValues) -> None:
+    """Writes the continuation of a prompt as it is generated, or one JSON object with everything about it."""
+    from packlight.cli.loading import load, prepared_from
+
+    text = _prompt_text(values)
+    from packlight.model.sampling.config import SamplingConfig
+
+    sampling = sampling_fields(values) | {"logprobs": values.logprobs}
+    if values.logprobs is not None and not values.json:
+        raise ConfigError("--logprobs is for --json, which is missing")
+    config = SamplingConfig(**sampling).with_seed()  # bad values are refused before anything is read
+    sampling["seed"] = config.seed
+    prepared = prepared_from(values)
+    prepared.check_sampling(config)
+    prompt = prepared.prompt(text)
+    _join(values, prepared)
+    llm = load(prepared)
+    completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
+    if values.json:
+        write_json(_generate_report(llm, completion) | {"seed": sampling["seed"]})
+    else:
+        write("\n")
+        say(speed(completion) + (f"; seed {sampling['seed']}" if values.temperature else ""))
+
+
+def _prompt_text(values: flags.FlagValues) -> str:
+    """The text to continue: a flag's, a file's, or what is piped in; a file's last line end is not part of it."""
+    if values.prompt is not None and values.prompt_file is not None:
+        raise ConfigError("give either --prompt or --prompt_file")
+    if values.prompt is not None:
+        return text_of("prompt", values.prompt)
+    if values.prompt_file is not None:
+        return file_text("prompt_file", values.prompt_file).removesuffix("\n")
+    try:
+        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeError:
+        raise ConfigError("stdin is not UTF-8 text") from None
+    if not text and values.model is not None:
+        raise ConfigError("--prompt is missing: the text to continue")
+    if not text:
+        say(f"no --prompt: continuing {demo.PROMPT!r}")
+    return text or demo.PROMPT
+
+
+def _join(values: flags.FlagValues, prepared: "Prepared") -> None:
+    """Joins the processes that the flags name, if any; the product of all but the first goes nowhere."""
+    given = [name for name in PROCESSES if values[name].value is not None]
+    if not given:
+        return
+    if missing := [name for name in PROCESSES if name not in given]:
+        raise ConfigError(f"--{given[0]} goes with --{missing[0]}, which is missing")
+    if values.temperature and values.seed is None:
+        raise ConfigError("--seed is missing: several processes must draw alike")
+    from packlight.compile.processes import join
+
+    reserve_stdout(keep=values.process_id == 0)
+    join(values.coordinator, values.num_processes, values.process_id, prepared.config)
+
+
+def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -> dict[str, Any]:
+    from packlight.compile.aot import compile_count
+
+    memory = {"weights_bytes": llm.weights_bytes, "kv_bytes": llm.kv_bytes, "scratch_bytes": llm.memory.scratch}
+    counts = {"hits": llm.executables.hits, "misses": llm.executables.misses, "compiled": compile_count()}
+    return {
+        **dataclasses.asdict(completion),
+        "timings": llm.timings | completion.timings,
+        "memory": memory | {"peak_rss_bytes": _peak_rss()},
+        "compile": counts,
+        "mesh": dataclasses.asdict(llm.split),
+        "plan": llm.kernel_paths(),
+        "layouts": llm.layouts(),
+    }
+
+
+def _peak_rss() -> int:
+    """The process's largest resident set so far, in bytes."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+COMMAND = Command(
+    "generate",
+    "write the continuation of a prompt (what is done when no command is named)",
+    "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
+    ("model", "prompt", "prompt_file", *SAMPLING, "logprobs", "config", "context", *PROCESSES, "json"),
+    run,
+)

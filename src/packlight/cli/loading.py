@@ -1,0 +1,73 @@
+"""A model as the commands prepare and load it: with progress bars, and the plan in brief on stderr."""
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+import packlight
+from packlight.cli.inputs import model_or_demo
+from packlight.cli.terminal import Bar, say, warn
+from packlight.compile.config import read_config
+from packlight.prepared import Prepared, prepare
+
+if TYPE_CHECKING:
+    from packlight.compile.memory import Limit
+    from packlight.compile.targets import targets
+
+
+def prepared_from(
+    values: flags.FlagValues, context: int | None = None, target: "targets.Target | None" = None
+) -> "Prepared":
+    """File, config and context that the flags name, checked; context: instead of the flag's."""
+
+    path = model_or_demo(values)
+    config = read_config(values.config) if values.config is not None else None
+    if target is not None:
+        config = target.config(config)
+        target.check_compiler()
+    return prepare(path, config, values.context if context is None else context)
+
+
+def say_memory(prepared: "Prepared", limit: "Limit | None") -> None:
+    """The memory plan on stderr, before anything is loaded. Raises MemoryLimitError when it does not fit."""
+    if limit is not None:
+        limit.check(prepared.memory, os.path.basename(prepared.file.path))
+    devices = prepared.split.data * prepared.split.tensor
+    where = f" on each of {devices} devices" if devices > 1 else ""
+    say(f"memory{where}: {prepared.memory}" + ("" if limit is None else f" of {limit}"))
+
+
+def load(prepared: "Prepared") -> "packlight.LLM":
+    """The prepared model, with progress bars and the plan in brief on stderr."""
+    say_memory(prepared, prepared.memory_limit)
+    left = sum(info.nbytes for info in prepared.file.tensors.values())
+    with Bar() as bar:
+        bar.start("load", left, unit="B", unit_scale=True)
+
+        def on_read(nbytes: int, _total: int) -> None:
+            nonlocal left
+            left -= nbytes
+            bar.advance(nbytes)
+            if not left:
+                bar.start("compile", len(prepared.plan.steps), unit="step")
+
+        llm = packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1))
+    mix = ", ".join(f"{name} x{entry['tensors']}" for name, entry in packlight.format_totals(llm.file).items())
+    layouts = llm.layouts()
+    kinds = Counter((path, layouts.get(name, "ggml")) for name, path in llm.kernel_paths().items())
+    paths = ", ".join(
+        f"{path} x{n}" + (f" ({layout})" if layout != "ggml" else "") for (path, layout), n in kinds.most_common()
+    )
+    say(f"{os.path.basename(llm.file.path)}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}")
+    launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
+    say(
+        f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
+        f"context {llm.plan.context}, slots {llm.plan.slots}{launch}; "
+        f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled"
+    )
+    if not llm.placement.single:
+        say(f"{llm.split}")
+    warn([*prepared.warnings, *llm.executables.warnings])
+    return llm
