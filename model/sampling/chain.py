@@ -11,7 +11,7 @@ beyond `cap`: the choice is made from the row itself, never from its neighbours.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from packlight.model.sampling.adjust import Adjustment, adjusted
-from packlight.model.sampling.config import MOST_LOGPROBS, SamplingConfig
+from packlight.model.sampling.config import MOST_LOGPROBS, PARAMETERS, SamplingConfig
 from packlight.model.sampling.rank import (
     CAP,
     HUGE,
@@ -39,7 +39,8 @@ from packlight.model.sampling.rank import (
     value_at,
 )
 
-INTEGERS = {"top_k": np.int32, "seed": np.uint32, "mirostat": np.int32, "logprobs": np.int32}
+DTYPES = {parameter.name: np.dtype(parameter.dtype) for parameter in PARAMETERS if parameter.dtype}
+DTYPES |= {"mirostat_mu": np.dtype(np.float32)}  # a state, not a parameter
 MIROSTAT_TOKENS = 100  # the most probable ones, from which version 1 estimates how probabilities fall
 
 
@@ -73,20 +74,11 @@ def slot_sampling(configs: Sequence[SamplingConfig | None]) -> SlotSampling:
         if config is not None and config.seed is None and config.temperature >= TINY:
             raise ValueError(f"slot {slot}: seed is None; call SamplingConfig.with_seed() once when the request starts")
     filled = [SamplingConfig(temperature=0, seed=0) if config is None else config for config in configs]
-    derived = {
-        "mirostat_mu": lambda config: 2 * config.mirostat_tau,
-        "logprobs": lambda config: -1 if config.logprobs is None else config.logprobs,
-        "seed": lambda config: config.seed or 0,
-    }
-    values = {
-        name: [derived[name](config) if name in derived else getattr(config, name) for config in filled]
-        for name in SlotSampling._fields
-    }
-    return SlotSampling(**{name: np.array(column, _dtype(name)) for name, column in values.items()})
-
-
-def _dtype(name: str) -> type:
-    return INTEGERS.get(name, np.float32)
+    values: dict[str, list[Any]] = {"mirostat_mu": [2 * config.mirostat_tau for config in filled]}
+    for name, absent in ((parameter.name, parameter.absent) for parameter in PARAMETERS if parameter.dtype):
+        given = [getattr(config, name) for config in filled]
+        values[name] = [absent if value is None else value for value in given]
+    return SlotSampling(**{name: np.array(column, DTYPES[name]) for name, column in values.items()})
 
 
 class Picked(NamedTuple):
@@ -414,7 +406,7 @@ def _check(logits: Array, sampling: SlotSampling, position: Array, cap: int) -> 
     if cap < 1:
         raise ValueError(f"cap must be positive, not {cap}")
     slots = logits.shape[:1]
-    expected = [(name, array, _dtype(name)) for name, array in sampling._asdict().items()]
-    for name, array, dtype in (*expected, ("position", position, np.int32)):
-        if array.shape != slots or array.dtype != dtype:
-            raise ValueError(f"{name} must be {np.dtype(dtype)} {slots}, not {array.dtype} {array.shape}")
+    dtypes = DTYPES | {"position": np.dtype(np.int32)}
+    for name, array in {**sampling._asdict(), "position": position}.items():
+        if array.shape != slots or array.dtype != dtypes[name]:
+            raise ValueError(f"{name} must be {dtypes[name]} {slots}, not {array.dtype} {array.shape}")

@@ -1,106 +1,174 @@
-"""What the user asks of the sampler. Knows ranges and defaults; knows no arrays, no text model, and imports no jax."""
+"""What the user asks of the sampler: the table of sampling parameters. Knows no arrays, no text model, and no jax.
+
+A new parameter is one field here. Its check, documentation and flag follow; one that an executable takes also becomes
+a field of `model.sampling.chain.SlotSampling`, where the code that uses it reads it.
+"""
 
 import dataclasses
-import math
-import numbers
-import reprlib
 import secrets
-from collections.abc import Mapping
 from typing import Any
 
 from packlight.common.errors import ConfigError
+from packlight.model.sampling.parameters import (
+    FLOAT32_MAX,
+    UINT32_MAX,
+    Biases,
+    Integer,
+    Real,
+    Schema,
+    Switch,
+    Text,
+    Texts,
+    documentation,
+    row,
+    rows,
+)
 
-FLOAT32_MAX = float.fromhex("0x1.fffffep127")
-INT32_MAX = 2**31 - 1
-UINT32_MAX = 2**32 - 1
 MOST_LOGPROBS = 20  # as the OpenAI API and vLLM have it
 MOST_BIASES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How one request picks its tokens: a chain in llama.cpp's order with its defaults, each step as named here.
+    """How one request picks its tokens: a chain in llama.cpp's order with its defaults.
 
-    logit_bias          token id -> added to its logit; -inf forbids it. At most 1024
-    ignore_eos          tokens that end a generation are forbidden
-    repeat_penalty      logits of recent tokens are divided by it (multiplied if negative); 1 disables
-    frequency_penalty   subtracted from a recent token's logit as often as it occurs; 0 disables
-    presence_penalty    subtracted from a recent token's logit once; 0 disables
-    repeat_last_n       how many tokens, prompt included, are recent; -1 is all, 0 disables these penalties
-    dry_multiplier      DRY: multiplier * base^(n - allowed_length) is subtracted from the logit of a token that would
-                        extend a repeated sequence of n >= allowed_length tokens; 0 disables
-    dry_base, dry_allowed_length
-    dry_penalty_last_n  tokens to look for repetitions in; -1 is all, 0 disables
-    dry_sequence_breakers  texts over which no repetition reaches
-    top_n_sigma         keep logits within n standard deviations of the best; <= 0 disables
-    top_k               keep the k most probable tokens; 0 disables
-    typical_p           keep the tokens whose surprise is nearest the expected one, until they hold p; 1 disables
-    top_p               keep the fewest most probable tokens whose probabilities reach p; 1 disables, 0 keeps one
-    min_p               keep tokens at least min_p times as probable as the best one; 0 disables, 1 keeps the best
-    xtc_probability     how often to drop all tokens of at least xtc_threshold but the least probable; 0 disables
-    xtc_threshold       over 0.5 disables
-    temperature         >= 0; 0 is greedy (a value below float32's smallest normal, 1.2e-38, is too)
-    dynatemp_range      the temperature is between temperature -/+ this, by the entropy left; 0 disables
-    dynatemp_exponent   how entropy maps to it
-    mirostat            1 or 2: logit bias and temperature, then Mirostat in place of every other step; 0 disables
-    mirostat_tau, mirostat_eta   its target surprise in bits, its learning rate
-    seed                uint32; None asks for a random one, which `with_seed` draws
-    max_tokens          None is "until the end token or the context's end"; 0 gives empty text
-    stop                strings that end the text; a list becomes a tuple
-    logprobs            None, or how many of the most probable tokens to report beside each chosen one, 0 to 20
-    json_schema, regex, grammar   what the text must be (one of them): a JSON schema (text or mapping), a regular
-                        expression, a grammar (llama.cpp's GBNF, or llguidance's Lark). Needs the extra "grammar"
-
-    Numbers of other types (numpy's) become Python's. Raises ConfigError naming the field and the value: wrong type
-    (bool and str are no numbers, one str is no list of stop strings), NaN, infinite, or out of range.
+    Numbers of other types (numpy's) become Python's, lists become tuples. Raises ConfigError naming the field and the
+    value: wrong type (bool and str are no numbers, one str is no list of texts), NaN, infinite, or out of range.
     Source: llama.cpp `common_params_sampling` for defaults and for what disables a step.
     """
 
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    seed: int | None = None
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    ignore_eos: bool = False
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repeat_last_n: int = 64
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int = 64
-    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
-    top_n_sigma: float = -1.0
-    typical_p: float = 1.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    dynatemp_range: float = 0.0
-    dynatemp_exponent: float = 1.0
-    mirostat: int = 0
-    mirostat_tau: float = 5.0
-    mirostat_eta: float = 0.1
-    logprobs: int | None = None
-    json_schema: str | None = None
-    regex: str | None = None
-    grammar: str | None = None
+    temperature: float = row(
+        0.8,
+        Real(0.0),
+        "how freely tokens are drawn; 0 is greedy",
+        more="A value below float32's smallest normal, 1.2e-38, is greedy too.",
+        dtype="float32",
+    )
+    top_k: int = row(40, Integer(0), "draw from the k most probable tokens; 0 is off", dtype="int32")
+    top_p: float = row(
+        0.95,
+        Real(0.0, 1.0),
+        "draw from the most probable tokens that reach p; 1 is off",
+        more="These are as few as possible: 0 keeps one.",
+        dtype="float32",
+    )
+    min_p: float = row(
+        0.05,
+        Real(0.0, 1.0),
+        "draw from tokens at least min_p times the best; 0 is off",
+        more="1 keeps the best.",
+        dtype="float32",
+    )
+    seed: int | None = row(
+        None,
+        Integer(0, UINT32_MAX, optional=True),
+        "seed of the draws (default: a random one, which is shown)",
+        more="`with_seed` draws the random one.",
+        dtype="uint32",
+    )
+    max_tokens: int | None = row(
+        None,
+        Integer(0, optional=True),
+        "tokens to generate at most (default: until the end)",
+        more="The end is an end token or that of the context; 0 gives an empty text.",
+    )
+    stop: tuple[str, ...] = row((), Texts(), "end before this text; may be given several times")
+    logit_bias: tuple[tuple[int, float], ...] = row(
+        (),
+        Biases(MOST_BIASES),
+        "TOKEN_ID+BIAS or TOKEN_ID-BIAS, also -inf; may be given several times",
+        more="A mapping from token ids to what is added to their logits, at most 1024; -inf forbids a token.",
+    )
+    ignore_eos: bool = row(False, Switch(), "forbid the tokens that end a text")
+    repeat_penalty: float = row(
+        1.0,
+        Real(2.0**-126),
+        "divide the logits of recent tokens by this; 1 is off",
+        more="Negative logits are multiplied.",
+    )
+    frequency_penalty: float = row(
+        0.0, Real(-FLOAT32_MAX), "take this off a recent token's logit each time it occurs", more="0 is off."
+    )
+    presence_penalty: float = row(
+        0.0, Real(-FLOAT32_MAX), "take this off a recent token's logit once", more="0 is off."
+    )
+    repeat_last_n: int = row(
+        64, Integer(-1), "tokens that count as recent; -1 is all", more="They include the prompt's. 0: no penalties."
+    )
+    dry_multiplier: float = row(
+        0.0,
+        Real(0.0),
+        "penalty on tokens that go on repeating a sequence (DRY); 0 is off",
+        more="After n >= allowed_length repeated tokens the next one costs multiplier * base^(n - allowed_length).",
+    )
+    dry_base: float = row(1.75, Real(0.0), "DRY: growth of the penalty per token")
+    dry_allowed_length: int = row(2, Integer(1), "DRY: length of a sequence that may repeat freely")
+    dry_penalty_last_n: int = row(
+        64, Integer(-1), "DRY: tokens to look for repetitions in; -1 is all", more="0 turns DRY off."
+    )
+    dry_sequence_breakers: tuple[str, ...] = row(
+        ("\n", ":", '"', "*"), Texts(), "DRY: a text no repetition reaches over"
+    )
+    top_n_sigma: float = row(
+        -1.0,
+        Real(-1.0),
+        "draw from logits within n standard deviations of the best; -1 is off",
+        more="0 is off too.",
+        dtype="float32",
+    )
+    typical_p: float = row(
+        1.0, Real(0.0, 1.0), "draw from the tokens of typical surprise that hold p; 1 is off", dtype="float32"
+    )
+    xtc_probability: float = row(
+        0.0,
+        Real(0.0, 1.0),
+        "how often to drop the most probable tokens (XTC); 0 is off",
+        more="The least probable of those that reach the threshold stays.",
+        dtype="float32",
+    )
+    xtc_threshold: float = row(
+        0.1,
+        Real(0.0, 1.0),
+        "probability from which XTC drops all tokens but one",
+        more="Over 0.5 is off.",
+        dtype="float32",
+    )
+    dynatemp_range: float = row(
+        0.0, Real(0.0), "vary the temperature by this much with the entropy; 0 is off", dtype="float32"
+    )
+    dynatemp_exponent: float = row(1.0, Real(0.0), "how entropy maps to the temperature", dtype="float32")
+    mirostat: int = row(
+        0,
+        Integer(0, 2),
+        "Mirostat version 1 or 2 in place of the other steps; 0 is off",
+        more="Only the logit bias and the temperature come before it.",
+        dtype="int32",
+    )
+    mirostat_tau: float = row(5.0, Real(0.0), "Mirostat: surprise to aim at, in bits", dtype="float32")
+    mirostat_eta: float = row(0.1, Real(0.0), "Mirostat: learning rate", dtype="float32")
+    logprobs: int | None = row(
+        None,
+        Integer(0, MOST_LOGPROBS, optional=True),
+        "with --json: log-probabilities of the n most probable tokens, up to 20",
+        more="They are reported beside each token that was chosen.",
+        dtype="int32",
+        absent=-1,
+    )
+    json_schema: str | None = row(
+        None,
+        Schema(),
+        "write JSON that matches this schema; @FILE reads it from a file",
+        more='A text or a mapping. This and the next two exclude each other and need the extra "grammar".',
+    )
+    regex: str | None = row(None, Text(), "write text that matches this regular expression")
+    grammar: str | None = row(
+        None, Text(from_file=True), "write text that matches this grammar (GBNF or Lark); @FILE reads a file"
+    )
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {name: _real(name, getattr(self, name), *limits) for name, limits in REALS.items()}
-        checked |= {name: _integer(name, getattr(self, name), *limits) for name, limits in INTEGERS.items()}
-        for name in ("stop", "dry_sequence_breakers"):
-            checked[name] = _texts(name, getattr(self, name))
-        for name in ("regex", "grammar"):
-            checked[name] = None if getattr(self, name) is None else _text(name, getattr(self, name))
-        checked["json_schema"] = _schema(self.json_schema)
-        checked["logit_bias"] = _biases(self.logit_bias)
-        if not isinstance(self.ignore_eos, bool):
-            raise ConfigError(f"ignore_eos must be true or false, not {reprlib.repr(self.ignore_eos)}")
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        for parameter in PARAMETERS:
+            checked = parameter.kind.check(parameter.name, getattr(self, parameter.name))
+            object.__setattr__(self, parameter.name, checked)
         if sum(value is not None for value in (self.json_schema, self.regex, self.grammar)) > 1:
             raise ConfigError("json_schema, regex and grammar exclude each other: a text must be one of them")
 
@@ -125,120 +193,17 @@ class SamplingConfig:
         return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbits(32))
 
 
-# Field -> smallest and largest value; None among the integers where the default is None, which stays.
-REALS = {
-    "temperature": (0.0, FLOAT32_MAX),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repeat_penalty": (2.0**-126, FLOAT32_MAX),
-    "frequency_penalty": (-FLOAT32_MAX, FLOAT32_MAX),
-    "presence_penalty": (-FLOAT32_MAX, FLOAT32_MAX),
-    "dry_multiplier": (0.0, FLOAT32_MAX),
-    "dry_base": (0.0, FLOAT32_MAX),
-    "top_n_sigma": (-1.0, FLOAT32_MAX),
-    "typical_p": (0.0, 1.0),
-    "xtc_probability": (0.0, 1.0),
-    "xtc_threshold": (0.0, 1.0),
-    "dynatemp_range": (0.0, FLOAT32_MAX),
-    "dynatemp_exponent": (0.0, FLOAT32_MAX),
-    "mirostat_tau": (0.0, FLOAT32_MAX),
-    "mirostat_eta": (0.0, FLOAT32_MAX),
-}
-INTEGERS = {
-    "top_k": (0, INT32_MAX),
-    "seed": (0, UINT32_MAX),
-    "max_tokens": (0, INT32_MAX),
-    "repeat_last_n": (-1, INT32_MAX),
-    "dry_allowed_length": (1, INT32_MAX),
-    "dry_penalty_last_n": (-1, INT32_MAX),
-    "mirostat": (0, 2),
-    "logprobs": (0, MOST_LOGPROBS),
-}
-OPTIONAL = ("seed", "max_tokens", "logprobs")
+PARAMETERS = rows(SamplingConfig)
+SamplingConfig.__doc__ = f"{SamplingConfig.__doc__}\n{documentation(PARAMETERS)}\n"
 
 
-def _real(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ConfigError(f"{name} must be a number, not {reprlib.repr(value)} ({type(value).__name__})")
-    try:
-        number = float(value)
-    except OverflowError:  # an int beyond float64
-        number = math.inf
-    if not (low <= number <= high):  # also true of NaN
-        if high < FLOAT32_MAX:
-            limit = f"between {low:g} and {high:g}"
-        elif low > 0:
-            limit = "finite in float32 and positive"
-        else:
-            limit = "finite in float32" + ("" if low < -1 else " and at least -1" if low else " and not negative")
-        raise ConfigError(f"{name} must be {limit}, not {reprlib.repr(value)}")
-    return number + 0.0  # -0.0 becomes 0.0
+def sampling_config(**fields: Any) -> SamplingConfig:
+    """The config of these fields. Raises ConfigError for a bad value, and for an unknown name, naming the nearest."""
+    known = [parameter.name for parameter in PARAMETERS]
+    for name in fields:
+        if name not in known:
+            import difflib
 
-
-def _integer(name: str, value: Any, low: int, high: int) -> int | None:
-    if value is None and name in OPTIONAL:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ConfigError(f"{name} must be an integer, not {reprlib.repr(value)} ({type(value).__name__})")
-    number = int(value)
-    if not low <= number <= high:
-        raise ConfigError(f"{name} must be between {low} and {high}, not {reprlib.repr(value)}")
-    return number
-
-
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (tuple, list)):
-        raise ConfigError(f"{name} must be a list of strings, not {reprlib.repr(value)} ({type(value).__name__})")
-    for text in value:
-        if not isinstance(text, str):
-            raise ConfigError(f"{name} must hold strings, not {reprlib.repr(text)} ({type(text).__name__})")
-        if not text:
-            raise ConfigError(f"{name} must not hold an empty string: ''")
-        if _unsound(text):
-            raise ConfigError(f"{name} must hold valid Unicode, not {reprlib.repr(text)}")
-    return tuple(value)
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or _unsound(value):
-        raise ConfigError(f"{name} must be a text, not {reprlib.repr(value)} ({type(value).__name__})")
-    return value
-
-
-def _unsound(text: str) -> bool:
-    """Whether a text has a surrogate, which has no UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _schema(value: Any) -> str | None:
-    """A JSON schema as text; a mapping is written as JSON."""
-    if isinstance(value, Mapping):
-        import json
-
-        try:
-            return json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"json_schema is not JSON: {error}") from None
-    return None if value is None else _text("json_schema", value)
-
-
-def _biases(value: Any) -> tuple[tuple[int, float], ...]:
-    """Pairs of token id and bias, by id, from a mapping or pairs."""
-    pairs = value.items() if isinstance(value, Mapping) else value
-    if not isinstance(pairs, (tuple, list, type({}.items()))):
-        raise ConfigError(f"logit_bias must map token ids to numbers, not {reprlib.repr(value)}")
-    biases: dict[int, float] = {}
-    for pair in pairs:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ConfigError(f"logit_bias must map token ids to numbers, not {reprlib.repr(value)}")
-        token, bias = pair
-        known = _integer("logit_bias's token id", token, 0, INT32_MAX)
-        assert known is not None
-        biases[known] = -math.inf if bias == -math.inf else _real("logit_bias", bias, -FLOAT32_MAX, FLOAT32_MAX)
-    if len(biases) > MOST_BIASES:
-        raise ConfigError(f"logit_bias has {len(biases)} tokens; at most {MOST_BIASES}")
-    return tuple(sorted(biases.items()))
+            (nearest,) = difflib.get_close_matches(name, known, 1, cutoff=0.0)
+            raise ConfigError(f"unknown sampling parameter {name!r}; the nearest known one is {nearest!r}")
+    return SamplingConfig(**fields)

@@ -23,7 +23,7 @@ from packlight.compile.memory import MemoryPlan
 from packlight.compile.plan import Plan
 from packlight.inspection import tensor_layouts, tensor_paths
 from packlight.model.gguf.reader import GGUFFile
-from packlight.model.sampling.config import SamplingConfig
+from packlight.model.sampling.config import SamplingConfig, sampling_config
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.pooling import POOLINGS, pooling_of
 from packlight.model.text.chat import prompt_ids, render, special_texts, template_of
@@ -228,7 +228,7 @@ class LLM:
 
     def _checked(self, sampling: Mapping[str, Any]) -> SamplingConfig:
         """The sampling config of these fields, checked against the model. Raises ConfigError."""
-        config = SamplingConfig(**sampling)
+        config = sampling_config(**sampling)
         self._prompts.check_sampling(config)
         return config
 

@@ -7,51 +7,32 @@ from typing import Any
 from absl import flags
 
 from packlight.bench.options import FLAGS as BENCH_FLAGS
+from packlight.model.sampling.config import PARAMETERS
+from packlight.model.sampling.parameters import Biases, Integer, Parameter, Real, Schema, Switch, Text, Texts
 
-# Every flag: how absl defines it, its default, what it means. `COMMANDS` says which command has which.
-FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
+FlagRow = tuple[Callable[..., Any], Any, str]  # how absl defines it, its default, what it means
+KINDS: dict[type, Callable[..., Any]] = {  # of sampling parameters
+    Real: flags.DEFINE_float,
+    Integer: flags.DEFINE_integer,
+    Switch: flags.DEFINE_bool,
+    Text: flags.DEFINE_string,
+    Schema: flags.DEFINE_string,
+    Texts: flags.DEFINE_multi_string,
+    Biases: flags.DEFINE_multi_string,
+}
+
+
+def _flag_of(parameter: Parameter) -> FlagRow:
+    default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    return KINDS[type(parameter.kind)], default, parameter.help
+
+
+# Every flag; a command's row says which of them it takes.
+FLAGS: dict[str, FlagRow] = {
     "model": (flags.DEFINE_string, None, "GGUF file; of a split one, its first part"),
     "prompt": (flags.DEFINE_string, None, "the text: to continue, or to embed"),
     "prompt_file": (flags.DEFINE_string, None, "file with the text to continue (default: what comes on stdin)"),
-    "max_tokens": (flags.DEFINE_integer, None, "tokens to generate at most (default: until the end)"),
-    "temperature": (flags.DEFINE_float, 0.8, "how freely tokens are drawn; 0 is greedy"),
-    "top_k": (flags.DEFINE_integer, 40, "draw from the k most probable tokens; 0 is off"),
-    "top_p": (flags.DEFINE_float, 0.95, "draw from the most probable tokens that reach p; 1 is off"),
-    "min_p": (flags.DEFINE_float, 0.05, "draw from tokens at least min_p times the best; 0 is off"),
-    "top_n_sigma": (flags.DEFINE_float, -1.0, "draw from logits within n standard deviations of the best; -1 is off"),
-    "typical_p": (flags.DEFINE_float, 1.0, "draw from the tokens of typical surprise that hold p; 1 is off"),
-    "xtc_probability": (flags.DEFINE_float, 0.0, "how often to drop the most probable tokens (XTC); 0 is off"),
-    "xtc_threshold": (flags.DEFINE_float, 0.1, "probability from which XTC drops all tokens but one"),
-    "dynatemp_range": (flags.DEFINE_float, 0.0, "vary the temperature by this much with the entropy; 0 is off"),
-    "dynatemp_exponent": (flags.DEFINE_float, 1.0, "how entropy maps to the temperature"),
-    "repeat_penalty": (flags.DEFINE_float, 1.0, "divide the logits of recent tokens by this; 1 is off"),
-    "frequency_penalty": (flags.DEFINE_float, 0.0, "take this off a recent token's logit each time it occurs"),
-    "presence_penalty": (flags.DEFINE_float, 0.0, "take this off a recent token's logit once"),
-    "repeat_last_n": (flags.DEFINE_integer, 64, "tokens that count as recent; -1 is all"),
-    "dry_multiplier": (flags.DEFINE_float, 0.0, "penalty on tokens that go on repeating a sequence (DRY); 0 is off"),
-    "dry_base": (flags.DEFINE_float, 1.75, "DRY: growth of the penalty per token"),
-    "dry_allowed_length": (flags.DEFINE_integer, 2, "DRY: length of a sequence that may repeat freely"),
-    "dry_penalty_last_n": (flags.DEFINE_integer, 64, "DRY: tokens to look for repetitions in; -1 is all"),
-    "dry_sequence_breakers": (
-        flags.DEFINE_multi_string,
-        ["\n", ":", '"', "*"],
-        "DRY: a text no repetition reaches over",
-    ),
-    "mirostat": (flags.DEFINE_integer, 0, "Mirostat version 1 or 2 in place of the other steps; 0 is off"),
-    "mirostat_tau": (flags.DEFINE_float, 5.0, "Mirostat: surprise to aim at, in bits"),
-    "mirostat_eta": (flags.DEFINE_float, 0.1, "Mirostat: learning rate"),
-    "logit_bias": (
-        flags.DEFINE_multi_string,
-        [],
-        "TOKEN_ID+BIAS or TOKEN_ID-BIAS, also -inf; may be given several times",
-    ),
-    "ignore_eos": (flags.DEFINE_bool, False, "forbid the tokens that end a text"),
-    "json_schema": (flags.DEFINE_string, None, "write JSON that matches this schema; @FILE reads it from a file"),
-    "regex": (flags.DEFINE_string, None, "write text that matches this regular expression"),
-    "grammar": (flags.DEFINE_string, None, "write text that matches this grammar (GBNF or Lark); @FILE reads a file"),
-    "logprobs": (flags.DEFINE_integer, None, "with --json: log-probabilities of the n most probable tokens, up to 20"),
-    "seed": (flags.DEFINE_integer, None, "seed of the draws (default: a random one, which is shown)"),
-    "stop": (flags.DEFINE_multi_string, [], "end before this text; may be given several times"),
+    **{parameter.name: _flag_of(parameter) for parameter in PARAMETERS},
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
     "coordinator": (flags.DEFINE_string, None, "host:port of process 0, when several processes run one model together"),
     "num_processes": (flags.DEFINE_integer, None, "how many processes there are; the config's mesh spans them all"),
@@ -78,13 +59,7 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
     **BENCH_FLAGS,
 }
-SAMPLING = (
-    *("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "top_n_sigma", "typical_p"),
-    *("xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent", "repeat_penalty", "frequency_penalty"),
-    *("presence_penalty", "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
-    *("dry_sequence_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "logit_bias", "ignore_eos"),
-    *("json_schema", "regex", "grammar"),
-)
+SAMPLING = tuple(parameter.name for parameter in PARAMETERS)
 PROCESSES = ("coordinator", "num_processes", "process_id")
 
 

@@ -7,27 +7,40 @@ from typing import Any
 from absl import flags
 
 from packlight import demo
-from packlight.cli.flags import SAMPLING
 from packlight.cli.terminal import say
 from packlight.common.errors import ConfigError
+from packlight.model.sampling.config import PARAMETERS
+from packlight.model.sampling.parameters import Biases, Parameter, Schema, Text, Texts
 
 
 def sampling_fields(values: flags.FlagValues) -> dict[str, Any]:
-    """The fields of a sampling config that the flags name; texts are read and split, numbers not checked."""
-    sampling: dict[str, Any] = {name: values[name].value for name in SAMPLING}
-    for name in ("stop", "dry_sequence_breakers"):
-        sampling[name] = [text_of(name, text) for text in sampling[name]]
-    for name in ("json_schema", "regex", "grammar"):
-        if sampling[name] is not None:
-            text = text_of(name, sampling[name])
-            sampling[name] = file_text(name, text[1:]) if text.startswith("@") and name != "regex" else text
-    biases = {}
-    for given in sampling["logit_bias"]:
-        parts = re.fullmatch(r"(\d+)([+-](?:\d+\.?\d*|\.\d+|inf))", given)
-        if parts is None:
-            raise ConfigError(f"--logit_bias={given} is not TOKEN_ID+BIAS or TOKEN_ID-BIAS")
-        biases[int(parts[1])] = float(parts[2])
-    return sampling | {"logit_bias": biases}
+    """The sampling parameters that the command has flags for; texts are read and split, numbers not checked."""
+    return {
+        parameter.name: _given(parameter, values[parameter.name].value)
+        for parameter in PARAMETERS
+        if parameter.name in values
+    }
+
+
+def _given(parameter: Parameter, value: Any) -> Any:
+    """What a flag's value means."""
+    match parameter.kind:
+        case Texts():
+            return [text_of(parameter.name, text) for text in value]
+        case Biases():
+            return dict(_bias(parameter.name, text) for text in value)
+        case Text(from_file) | Schema(from_file) if value is not None:
+            text = text_of(parameter.name, value)
+            return file_text(parameter.name, text[1:]) if from_file and text.startswith("@") else text
+        case _:
+            return value
+
+
+def _bias(flag: str, text: str) -> tuple[int, float]:
+    parts = re.fullmatch(r"(\d+)([+-](?:\d+\.?\d*|\.\d+|inf))", text)
+    if parts is None:
+        raise ConfigError(f"--{flag}={text} is not TOKEN_ID+BIAS or TOKEN_ID-BIAS")
+    return int(parts[1]), float(parts[2])
 
 
 def text_of(flag: str, value: str) -> str:

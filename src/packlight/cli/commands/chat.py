@@ -38,6 +38,6 @@ COMMAND = Command(
     "chat",
     "talk with a model in its own chat template",
     "packlight chat --model=model.gguf --system='Answer in one sentence.'",
-    ("model", "system", "chat_template", *SAMPLING, "config", "context"),
+    ("model", "system", "chat_template", *(name for name in SAMPLING if name != "logprobs"), "config", "context"),
     run,
 )

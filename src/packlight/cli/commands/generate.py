@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 def run(values: flags.FlagValues) -> None:
     """Writes the continuation of a prompt as it is generated, or one JSON object with everything about it."""
     from packlight.cli.loading import load, prepared_from
-
-    text = _prompt_text(values)
     from packlight.model.sampling.config import SamplingConfig
 
-    sampling = sampling_fields(values) | {"logprobs": values.logprobs}
+    text = _prompt_text(values)
+    sampling = sampling_fields(values)
     if values.logprobs is not None and not values.json:
         raise ConfigError("--logprobs is for --json, which is missing")
     config = SamplingConfig(**sampling).with_seed()  # bad values are refused before anything is read
@@ -107,6 +106,6 @@ COMMAND = Command(
     "generate",
     "write the continuation of a prompt (what is done when no command is named)",
     "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
-    ("model", "prompt", "prompt_file", *SAMPLING, "logprobs", "config", "context", *PROCESSES, "json"),
+    ("model", "prompt", "prompt_file", *SAMPLING, "config", "context", *PROCESSES, "json"),
     run,
 )
