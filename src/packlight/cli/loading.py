@@ -39,9 +39,18 @@ def say_memory(prepared: "Prepared", limit: "Limit | None") -> None:
     say(f"memory{where}: {prepared.memory}" + ("" if limit is None else f" of {limit}"))
 
 
-def load(prepared: "Prepared") -> "packlight.LLM":
-    """The prepared model, with progress bars and the plan in brief on stderr."""
+def load(prepared: Prepared) -> "packlight.LLM":
+    """The prepared model; memory, plan and warnings are said on stderr, where progress bars show the way there."""
     say_memory(prepared, prepared.memory_limit)
+    llm = _load(prepared)
+    for line in describe(llm):
+        say(line)
+    warn([*prepared.warnings, *llm.executables.warnings])
+    return llm
+
+
+def _load(prepared: Prepared) -> "packlight.LLM":
+    """The prepared model, with progress bars."""
     left = sum(info.nbytes for info in prepared.file.tensors.values())
     with Bar() as bar:
         bar.start("load", left, unit="B", unit_scale=True)
@@ -53,21 +62,23 @@ def load(prepared: "Prepared") -> "packlight.LLM":
             if not left:
                 bar.start("compile", len(prepared.plan.steps), unit="step")
 
-        llm = packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1))
+        return packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1))
+
+
+def describe(llm: "packlight.LLM") -> list[str]:
+    """The plan in brief: the file with its formats, the kernels and executables, the mesh if there is one."""
     mix = ", ".join(f"{name} x{entry['tensors']}" for name, entry in packlight.format_totals(llm.file).items())
     layouts = llm.layouts()
     kinds = Counter((path, layouts.get(name, "ggml")) for name, path in llm.kernel_paths().items())
     paths = ", ".join(
         f"{path} x{n}" + (f" ({layout})" if layout != "ggml" else "") for (path, layout), n in kinds.most_common()
     )
-    say(f"{os.path.basename(llm.file.path)}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}")
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
-    say(
+    name = os.path.basename(llm.file.path)
+    return [
+        f"{name}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}",
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
         f"context {llm.plan.context}, slots {llm.plan.slots}{launch}; "
-        f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled"
-    )
-    if not llm.placement.single:
-        say(f"{llm.split}")
-    warn([*prepared.warnings, *llm.executables.warnings])
-    return llm
+        f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
+        *([] if llm.placement.single else [f"{llm.split}"]),
+    ]

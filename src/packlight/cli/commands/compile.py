@@ -11,8 +11,10 @@ from packlight.cli.tables import compile_text, target_text
 from packlight.cli.terminal import Bar, say, warn, write, write_json
 
 if TYPE_CHECKING:
+    from packlight.compile.aot import Executables
     from packlight.compile.memory import Limit, MemoryPlan
     from packlight.compile.targets import targets
+    from packlight.model.weights.placement import Placement
     from packlight.prepared import Prepared
 
 
@@ -25,47 +27,75 @@ def run(values: flags.FlagValues) -> None:
     prepared = prepared_from(values, target=target)
     limit = _limit(prepared, target)
     say_memory(prepared, limit)
-    from packlight.compile import aot
-    from packlight.compile.kernels import attention_names
-    from packlight.compile.targets import report
-    from packlight.model.spec.weights import formats
-    from packlight.model.weights.params import abstract
-
-    there = target if target is not None and target.chip is not None else None
-    config, split = prepared.config, prepared.split
-    if there is None:
-        placement = aot.find_devices(config, split)
-    else:
-        placement = aot.place_on(targets.devices(there), split, f"--target={there.name}")
-    params = abstract(prepared.model, formats(prepared.file), prepared.layout, placement)
-    attention = attention_names(config, prepared.model, placement.flat[0])
-    say(f"{placement.flat[0].device_kind}: attention {attention}")
-    with Bar() as bar:
-        bar.start("compile", len(prepared.plan.steps), unit="step")
-        executables = aot.build(
-            *(prepared.model, config, prepared.plan, params, placement),
-            lambda _: bar.advance(1),
-            load=there is None,
-        )
+    executables, attention = _build(prepared, target)
     warn([*prepared.warnings, *executables.warnings])
     memory = dataclasses.replace(prepared.memory, scratch=executables.scratch_bytes)
     say(f"memory with scratch: {memory}")
-    file, model, kv_dtype = prepared.file, prepared.model, prepared.config.kv_dtype
-    rows = [
-        report.step_row(built)
-        if target is None
-        else report.target_row(built, target, file, model, kv_dtype, split, memory, limit)
-        for built in executables.built.values()
-    ]
+    rows = _rows(prepared, target, executables, memory, limit)
     if values.json:
-        counts = {"hits": executables.hits, "misses": executables.misses, "compiled": aot.compile_count()}
-        result = {"executables": rows, "compile": counts, "memory": _memory_report(memory, limit)}
+        result = {"executables": rows, "compile": _counts(executables), "memory": _memory_report(memory, limit)}
         result["attention"] = attention
         write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))
     else:
         write(compile_text(rows) if target is None else target_text(rows))
     if limit is not None:
         limit.check(memory, os.path.basename(prepared.file.path))
+
+
+def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Executables, str]":
+    """Every executable of the plan, and the name of what computes attention. Those for a chip are not loaded."""
+    from packlight.compile import aot
+    from packlight.compile.kernels import attention_names
+    from packlight.model.spec.weights import formats
+    from packlight.model.weights.params import abstract
+
+    placement = _placement(prepared, target)
+    params = abstract(prepared.model, formats(prepared.file), prepared.layout, placement)
+    attention = attention_names(prepared.config, prepared.model, placement.flat[0])
+    say(f"{placement.flat[0].device_kind}: attention {attention}")
+    with Bar() as bar:
+        bar.start("compile", len(prepared.plan.steps), unit="step")
+        executables = aot.build(
+            *(prepared.model, prepared.config, prepared.plan, params, placement),
+            lambda _: bar.advance(1),
+            load=target is None or target.chip is None,
+        )
+    return executables, attention
+
+
+def _placement(prepared: "Prepared", target: "targets.Target | None") -> "Placement":
+    """The devices of the target's chip, which need not be here, or those of this machine."""
+    from packlight.compile import aot
+    from packlight.compile.targets import targets
+
+    if target is None or target.chip is None:
+        return aot.find_devices(prepared.config, prepared.split)
+    return aot.place_on(targets.devices(target), prepared.split, f"--target={target.name}")
+
+
+def _rows(
+    prepared: "Prepared",
+    target: "targets.Target | None",
+    executables: "Executables",
+    memory: "MemoryPlan",
+    limit: "Limit | None",
+) -> list[dict[str, Any]]:
+    """What is reported of each executable: more for a target than for this machine."""
+    from packlight.compile.targets import report
+
+    if target is None:
+        return [report.step_row(built) for built in executables.built.values()]
+    file, model, kv_dtype = prepared.file, prepared.model, prepared.config.kv_dtype
+    return [
+        report.target_row(built, target, file, model, kv_dtype, prepared.split, memory, limit)
+        for built in executables.built.values()
+    ]
+
+
+def _counts(executables: "Executables") -> dict[str, int]:
+    from packlight.compile.aot import compile_count
+
+    return {"hits": executables.hits, "misses": executables.misses, "compiled": compile_count()}
 
 
 def _limit(prepared: "Prepared", target: "targets.Target | None") -> "Limit | None":
