@@ -80,5 +80,5 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
         f"context {llm.plan.context}, slots {llm.plan.slots}{launch}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
-        *([] if llm.placement.single else [f"{llm.split}"]),
+        *([] if llm.placement.single else [f"{llm.placement.split}"]),
     ]

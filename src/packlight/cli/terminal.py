@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from packlight.common.files import partial_path
+
 if TYPE_CHECKING:
     from packlight import Completion
 
@@ -98,10 +100,20 @@ def interrupted(*_) -> NoReturn:
 
 
 @contextlib.contextmanager
-def unwound() -> Iterator[None]:
-    """Ctrl-C inside is an exception first, so that an unfinished file goes, and then the end."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def unwound(path: str | None) -> Iterator[None]:
+    """Ctrl-C inside also removes the unfinished file at `path`.
+
+    It is no exception: jax swallows one in its callback for garbage collection, and crashes on one during its import.
+    """
+
+    def leave(*_) -> NoReturn:
+        if path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(partial_path(path))
+        interrupted()
+
+    signal.signal(signal.SIGINT, leave)
     try:
         yield
-    except KeyboardInterrupt:
-        interrupted()
+    finally:
+        signal.signal(signal.SIGINT, interrupted)

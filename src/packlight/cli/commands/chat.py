@@ -24,7 +24,7 @@ def run(values: flags.FlagValues) -> None:
     system = None if values.system is None else text_of("system", values.system)
     model_path(values)  # the embedded one has no chat template
     prepared = prepared_from(values)
-    prepared.check_sampling(config)
+    prepared.prompts.check_sampling(config)
     if template is None:
         template_of(prepared.file.metadata, os.path.basename(prepared.file.path))
     talk = Conversation(load(prepared), template, system, sampling)

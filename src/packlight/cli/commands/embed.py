@@ -11,6 +11,7 @@ from packlight.common.errors import ConfigError
 def run(values: flags.FlagValues) -> None:
     """Prints a vector of length 1 for each text: a line of numbers, or one JSON object."""
     from packlight.cli.loading import load, prepared_from
+    from packlight.model.spec.pooling import pooling_of
 
     if (values.file is None) == (values.prompt is None):
         raise ConfigError("give either --prompt, a text, or --file, of texts one a line")
@@ -21,9 +22,9 @@ def run(values: flags.FlagValues) -> None:
         if not texts:
             raise ConfigError(f"--file={values.file}: holds no text")
     prepared = prepared_from(values)
-    pooling = prepared.pooling(values.pooling)
+    pooling = pooling_of(prepared.model, values.pooling)
     for text in texts:
-        prepared.fitting(text)
+        prepared.prompts.fitting(text)
     vectors = load(prepared).embed(texts, pooling).tolist()
     if values.json:
         write_json({"embeddings": vectors, "pooling": pooling, "dimensions": len(vectors[0])})

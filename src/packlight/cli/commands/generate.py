@@ -29,8 +29,8 @@ def run(values: flags.FlagValues) -> None:
     config = SamplingConfig(**sampling).with_seed()  # bad values are refused before anything is read
     sampling["seed"] = config.seed
     prepared = prepared_from(values)
-    prepared.check_sampling(config)
-    prompt = prepared.prompt(text)
+    prepared.prompts.check_sampling(config)
+    prompt = prepared.prompts.answerable(text)
     _join(values, prepared)
     llm = load(prepared)
     completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
@@ -85,7 +85,7 @@ def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -
         "timings": llm.timings | completion.timings,
         "memory": memory | {"peak_rss_bytes": _peak_rss()},
         "compile": counts,
-        "mesh": dataclasses.asdict(llm.split),
+        "mesh": dataclasses.asdict(llm.placement.split),
         "plan": llm.kernel_paths(),
         "layouts": llm.layouts(),
     }

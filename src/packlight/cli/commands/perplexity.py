@@ -41,7 +41,7 @@ def run(values: flags.FlagValues) -> None:
         chunks = len(tokens)
         steps = measure(load(prepared), tokens, values.save_logits)
     result: dict[str, Any] = {}
-    with unwound(), contextlib.closing(steps), Bar() as bar:
+    with unwound(values.save_logits), contextlib.closing(steps), Bar() as bar:
         bar.start("predict", chunks, unit="chunk")
         for so_far in steps:
             result = so_far
