@@ -97,14 +97,21 @@ def write(
     pairs |= {f"{arch}.{key}": typed(value) for key, value in recipe.metadata.items()}
     tensors = {}
     for name, shape in shapes(recipe).items():
-        base = name.removesuffix(".weight").split(".", 2)[-1] if name.startswith("blk.") else name[: -len(".weight")]
+        base = base_name(name)
         if len(shape) == 1 or name.endswith(".bias"):
             packed, kind = vector(name, shape, recipe.seed, base in neutral), "F32"
         else:
-            kind = recipe.formats.get(f"{name[:-7]}", recipe.formats.get(base, recipe.formats.get("default", "F32")))
+            kind = recipe.formats.get(
+                name.removesuffix(".weight"), recipe.formats.get(base, recipe.formats.get("default", "F32"))
+            )
             packed, kind = matrix(name, shape, kind, recipe.seed, twin)
         tensors[name] = (shape, format_named(kind), packed)
     return write_gguf(path, pairs, tensors)
+
+
+def base_name(name: str) -> str:
+    """ "attn_q" of "blk.0.attn_q.weight", "attn_q.bias" of its bias."""
+    return name.removesuffix(".weight").split(".", 2 * name.startswith("blk."))[-1]
 
 
 def matrix(name: str, shape: tuple[int, ...], kind: str, seed: int, twin: bool) -> tuple[np.ndarray, str]:

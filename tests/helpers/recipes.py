@@ -108,7 +108,7 @@ RECIPES = {
     "ministral3": Recipe(
         "mistral3",
         {
-            **scaling("yarn", 16.0, 16, yarn_beta_fast=4.0, yarn_beta_slow=0.5, yarn_log_multiplier=0.7),
+            **scaling("yarn", 16.0, 16, yarn_beta_fast=0.25, yarn_beta_slow=0.06, yarn_log_multiplier=0.7),
             "attention.temperature_scale": 0.4,
         },
         tied=True,

@@ -104,6 +104,7 @@ def test_metadata_is_gguf_pys(mixed_file):
     assert file.metadata["tokenizer.ggml.token_type"].dtype == np.int32
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", ["models/stories260K-k256-Q4_K_M.gguf", "arch/gpt-oss.gguf", "arch/llama-lowbit.gguf"])
 def test_real_files_match_gguf_py(name):
     assert wrong_tensors(shared_path(name)) == []

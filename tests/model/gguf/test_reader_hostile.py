@@ -68,6 +68,7 @@ def test_kind(kind, raws, words, tmp_path):
             assert re.search(words, str(error)), f"case {i}: {error}"
 
 
+@pytest.mark.shared
 def test_every_kind_of_the_list_has_a_case():
     listed = json.loads(shared_path("badgguf", "index.json").read_text())["kinds"]
     container = {kind for kind in listed if not kind.startswith("model_")}
@@ -75,6 +76,7 @@ def test_every_kind_of_the_list_has_a_case():
     assert container - {kind for kind, *_ in CASES} == {"kv_random_good", "truncated", "mutated"}
 
 
+@pytest.mark.shared
 def test_example_files():
     entries = json.loads(shared_path("badgguf", "index.json").read_text())["entries"]
     assert len(entries) == 23

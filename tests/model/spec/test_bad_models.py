@@ -19,6 +19,7 @@ import pytest
 from badmodels import KINDS, TINY, opened, tiny
 from conftest import shared_path
 from ggufs import write_llama
+from golden_models import model
 from hostile import mutated
 
 import packlight
@@ -143,11 +144,13 @@ def test_memory_is_bounded(outcomes):
     assert outcomes[1] < 50_000  # KB, over all cases; measured 4,000
 
 
+@pytest.mark.shared
 def test_every_kind_of_the_list_has_cases():
     listed = json.loads(shared_path("badgguf", "index.json").read_text())["kinds"]
     assert {kind for kind in listed if kind.startswith("model_")} == set(KINDS)
 
 
+@pytest.mark.shared
 def test_example_files():
     entries = json.loads(shared_path("badgguf", "index.json").read_text())["entries"]
     paths = {entry["file"]: str(shared_path("badgguf", entry["file"])) for entry in entries}
@@ -175,9 +178,9 @@ def test_vocabularies_are_inspected():
 
 
 @pytest.mark.parametrize("name", ["llama-moe", "llama-rope3", "llama-tied", "llama-lowbit"])
-def test_tensors_are_all_used_and_all_needed(name):
+def test_tensors_are_all_used_and_all_needed(name, tmp_path):
     """What is read is what the file holds; without any one tensor, or with one more, the model is refused by name."""
-    file = open_gguf(shared_path("arch", f"{name}.gguf"))
+    file = open_gguf(model(f"own/{name}", tmp_path))
     cfg = ModelConfig.from_gguf(file)
     used = [tensor for weight in check(file, cfg) for tensor in weight.tensors(cfg.block_count)]
     assert sorted(used) == sorted(file.tensors)
