@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-import variant_goldens
 from families import GOLDENS
+from golden_models import OWN
 
 from packlight.bench import render, startup, suite
 from packlight.model.spec.architectures import ARCHITECTURES
@@ -28,8 +28,7 @@ def test_every_marked_part_is_rendered():
 
 def test_the_table_of_models_has_every_golden():
     checks = json.loads(render.CHECKS.read_text(encoding="utf-8"))
-    own = [*variant_goldens.MODELS, *variant_goldens.REVISED]
-    assert set(checks) == {*GOLDENS, *(f"own/{name}" for name in own)}
+    assert set(checks) == {*GOLDENS, *OWN}
     assert {check["architecture"] for check in checks.values()} == set(ARCHITECTURES)
 
 
