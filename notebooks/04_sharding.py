@@ -49,7 +49,7 @@ EIGHT = packlight.CompileConfig(
     mesh=MeshShape(data=2, tensor=4), context=128, prefill_buckets=(16,), decode_batch=(2,), xla_options=QUICK
 )
 one, eight = packlight.load(MODEL), packlight.load(MODEL, EIGHT)
-print(eight.split)
+print(eight.placement.split)
 print(eight.placement.mesh)
 
 # %%
