@@ -9,6 +9,7 @@ import collections
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,7 +59,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Processor(config.getoption("budget")))
+    kept = CACHE / f"kept-{re.sub(r'[^a-z]+', '-', config.getoption('markexpr'))}"
+    config.pluginmanager.register(Processor(config.getoption("budget"), kept))
     if config.getoption("changed"):
         config.pluginmanager.register(Changed())
 
