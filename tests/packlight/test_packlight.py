@@ -263,6 +263,8 @@ def test_bad_values_are_typed_errors_at_the_call(llm):
         for call in (llm.generate, llm.stream):
             with pytest.raises(packlight.ConfigError, match=next(iter(bad))):
                 call("hello", **bad)
+    with pytest.raises(packlight.ConfigError, match="'temprature'; the nearest known one is 'temperature'"):
+        llm.generate("hello", temprature=0)
     with pytest.raises(packlight.ContextLengthError):
         llm.stream([5] * 4096)  # not first when it is read
     with pytest.raises(packlight.ContextLengthError, match="4097 tokens"):
