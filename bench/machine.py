@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -67,8 +68,15 @@ def file_facts(path: str) -> dict[str, Any]:
 
 
 def peak_rss(pid: int | str = "self") -> int:
-    """A process's largest resident set so far, in bytes; 0 where the system does not tell."""
-    return next((1024 * int(line.split()[1]) for line in _lines(f"/proc/{pid}/status") if line.startswith("VmHWM")), 0)
+    """A process's largest resident set so far, in bytes; 0 where the system does not tell it of another process."""
+    for line in _lines(f"/proc/{pid}/status"):
+        if line.startswith("VmHWM"):
+            return 1024 * int(line.split()[1])
+    if pid != "self":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -13,15 +13,15 @@ from packlight.compile.config import read_config
 from packlight.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
+    from packlight.compile.aot import Executables
     from packlight.compile.memory import Limit
     from packlight.compile.targets import targets
 
 
 def prepared_from(
     values: flags.FlagValues, context: int | None = None, target: "targets.Target | None" = None
-) -> "Prepared":
+) -> Prepared:
     """File, config and context that the flags name, checked; context: instead of the flag's."""
-
     path = model_or_demo(values)
     config = read_config(values.config) if values.config is not None else None
     if target is not None:
@@ -30,7 +30,7 @@ def prepared_from(
     return prepare(path, config, values.context if context is None else context)
 
 
-def say_memory(prepared: "Prepared", limit: "Limit | None") -> None:
+def say_memory(prepared: Prepared, limit: "Limit | None") -> None:
     """The memory plan on stderr, before anything is loaded. Raises MemoryLimitError when it does not fit."""
     if limit is not None:
         limit.check(prepared.memory, os.path.basename(prepared.file.path))
@@ -47,6 +47,13 @@ def load(prepared: Prepared) -> "packlight.LLM":
         say(line)
     warn([*prepared.warnings, *llm.executables.warnings])
     return llm
+
+
+def compile_counts(executables: "Executables") -> dict[str, int]:
+    """How many executables came from the store, how many were compiled for it, and all compilations of the process."""
+    from packlight.compile.aot import compile_count
+
+    return {"hits": executables.hits, "misses": executables.misses, "compiled": compile_count()}
 
 
 def _load(prepared: Prepared) -> "packlight.LLM":

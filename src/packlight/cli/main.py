@@ -74,7 +74,3 @@ def _help() -> str:
         "Without --model, generate, inspect, compile, embed and perplexity use the embedded demo model.\n"
     )
     return "\n".join([head, *(command.help() for command in COMMANDS.values())])
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(values: flags.FlagValues) -> None:
     """Builds and stores every executable of a config, for this machine or another; prints a table of them."""
-    from packlight.cli.loading import prepared_from, say_memory
+    from packlight.cli.loading import compile_counts, prepared_from, say_memory
     from packlight.compile.targets import targets
 
     target = None if values.target is None else targets.parse(values.target)
@@ -33,7 +33,7 @@ def run(values: flags.FlagValues) -> None:
     say(f"memory with scratch: {memory}")
     rows = _rows(prepared, target, executables, memory, limit)
     if values.json:
-        result = {"executables": rows, "compile": _counts(executables), "memory": _memory_report(memory, limit)}
+        result = {"executables": rows, "compile": compile_counts(executables), "memory": _memory_report(memory, limit)}
         result["attention"] = attention
         write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))
     else:
@@ -90,12 +90,6 @@ def _rows(
         report.target_row(built, target, file, model, kv_dtype, prepared.split, memory, limit)
         for built in executables.built.values()
     ]
-
-
-def _counts(executables: "Executables") -> dict[str, int]:
-    from packlight.compile.aot import compile_count
-
-    return {"hits": executables.hits, "misses": executables.misses, "compiled": compile_count()}
 
 
 def _limit(prepared: "Prepared", target: "targets.Target | None") -> "Limit | None":

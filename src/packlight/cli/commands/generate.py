@@ -76,30 +76,19 @@ def _join(values: flags.FlagValues, prepared: "Prepared") -> None:
 
 
 def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -> dict[str, Any]:
-    from packlight.compile.aot import compile_count
+    from packlight.bench.machine import peak_rss
+    from packlight.cli.loading import compile_counts
 
     memory = {"weights_bytes": llm.weights_bytes, "kv_bytes": llm.kv_bytes, "scratch_bytes": llm.memory.scratch}
-    counts = {"hits": llm.executables.hits, "misses": llm.executables.misses, "compiled": compile_count()}
     return {
         **dataclasses.asdict(completion),
         "timings": llm.timings | completion.timings,
-        "memory": memory | {"peak_rss_bytes": _peak_rss()},
-        "compile": counts,
+        "memory": memory | {"peak_rss_bytes": peak_rss()},
+        "compile": compile_counts(llm.executables),
         "mesh": dataclasses.asdict(llm.placement.split),
         "plan": llm.kernel_paths(),
         "layouts": llm.layouts(),
     }
-
-
-def _peak_rss() -> int:
-    """The process's largest resident set so far, in bytes."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 COMMAND = Command(
