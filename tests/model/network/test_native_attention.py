@@ -1,12 +1,12 @@
 """Native attention: against float64 numpy and against XLA's formulation, for every instruction set of this CPU."""
 
 import functools
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from at_once import assert_eight_devices_finish
 
 from packlight.model.network.mixers.attention.cache import write_cache
 from packlight.model.network.mixers.attention.native import PART, native_attention
@@ -218,8 +218,6 @@ def test_a_place_outside_the_cache_is_an_error(index, slot):
 @pytest.mark.parametrize("threads", [2, 8])
 def test_eight_devices_at_once_finish(threads):
     """Each device's calling thread may be one of the pool's, so a call that waited for its helpers would never end."""
-    devices = jax.devices()
-    assert len(devices) == 8
     q, k, v, *rest = case((1, 1, 4, 8, 64), start=(1900,), capacity=2048)
     want = np.asarray(native(q, k, v, *rest, 2048, threads=1))
 
@@ -230,20 +228,7 @@ def test_eight_devices_at_once_finish(threads):
 
         return jax.lax.fori_loop(0, 20, step, jnp.zeros(want.shape))
 
-    failures = []
-
-    def run(device):
-        y = steps(*jax.device_put((q, k, v, *rest), device))
-        if not np.array_equal(y, want):
-            failures.append(device)
-
-    runs = [threading.Thread(target=run, args=(d,), daemon=True) for d in devices]
-    for t in runs:
-        t.start()
-    for t in runs:
-        t.join(timeout=60)
-    assert not any(t.is_alive() for t in runs)
-    assert not failures
+    assert_eight_devices_finish(steps, (q, k, v, *rest), want)
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(4, 1), (1, 16)])
