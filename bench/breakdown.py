@@ -81,13 +81,14 @@ def measure(model: str, tokens: int, depth: int) -> dict[str, Any]:
 
     import packlight
     from packlight.bench.programs import Packlight
+    from packlight.compile.plan import Phase
 
     case = Case("tg", tokens, depth=depth)
     config = packlight.CompileConfig(context=case.context, decode_batch=(1,))
     llm = packlight.load(model, config)
     if llm.config.kernel_path != "native":
         raise ConfigError(f"a breakdown needs native kernels; here run: {llm.config.kernel_path}")
-    (key,) = (key for key in llm.executables.built if key.phase == "decode")
+    (key,) = (key for key in llm.executables.built if key.phase is Phase.DECODE)
     parts = parts_of(llm.executables[key].as_text())  # pyright: ignore[reportFunctionMemberAccess]
     program = Packlight("native", llm)
     program.start(case)

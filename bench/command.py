@@ -1,4 +1,4 @@
-"""The `bench` command: prepares everything, runs the cases, and makes one record of it."""
+"""The `bench` command: says what is to be loaded, runs the cases on it, and makes one record of them."""
 
 import contextlib
 import dataclasses
@@ -8,10 +8,9 @@ import pathlib
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
+from functools import cached_property
 from typing import Any
-
-import numpy as np
 
 import packlight
 from packlight.bench import gate, traffic
@@ -19,7 +18,7 @@ from packlight.bench.cases import Case, make_cases
 from packlight.bench.machine import file_facts, machine, peak_rss, threads
 from packlight.bench.measure import Limits, Runs, ratio, row
 from packlight.bench.options import RECORD_KEYS, TWINS, Options, read_records
-from packlight.bench.peers import KV_BYTES, UBATCH, LlamaBench, LlamaCpp, peer_python
+from packlight.bench.peers import KV_DTYPE, UBATCH, LlamaBench, LlamaCpp, peer_python
 from packlight.bench.programs import Packlight
 from packlight.bench.twin import write_twin
 from packlight.bench.worker import Worker
@@ -28,38 +27,76 @@ from packlight.common.files import whole_file
 from packlight.prepared import Prepared, prepare
 
 LIMITS = pathlib.Path(__file__).parent / "limits.py"
-Load = Callable[["Prepared"], "packlight.LLM"]
-Say = Callable[[str], None]
 
 
-def bench(path: str, config: str | None, options: Options, load: Load, say: Say) -> dict[str, Any]:
-    """Measures the model at `path` and returns the record. load: makes an LLM of what is prepared; say: a line of
-    progress.
+class Bench:
+    """A measurement of the model at `path`: what is to be loaded for it, and, once that is there, the measurement.
 
-    Raises PacklightError for whatever a user can mend: file, config, lengths, peer.
+    A context: at its end the files that it made for some paths are gone. Raises PacklightError for whatever a user can
+    mend: file, config, lengths, peer.
     """
-    cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
-    prepared = prepare(path, config)
-    if prepared.config.platform != "cpu" and options.compare:
-        raise ConfigError(f"--compare runs llama.cpp on the CPU; the config's platform is {prepared.config.platform!r}")
-    python = peer_python(options.peer_python) if options.compare and not options.llama_bench else None
-    if options.gate is not None:
-        gate.baseline(options.gate, file_facts(path)["sha256"])  # a mistake is told before minutes of measuring
-    with contextlib.ExitStack() as stack:
-        peer = None
-        if options.llama_bench:
-            peer = stack.enter_context(LlamaBench(options.llama_bench, path, threads()))
-        elif python:
-            peer = stack.enter_context(LlamaCpp(python, path, threads(), prepared.model.vocab_size))
-        for line in prepared.warnings:
-            say(line)
-        ours = _programs(_fitted(prepared, cases), options.paths, load, stack)
-        limits = _limits(ours[0].llm, stack)
-        runs = Runs()
-        for case in cases:
-            runs.take(case, [*ours, *([peer] if peer else [])], options.reps, limits)
-            say(_progress(case, runs))
-        return _record(path, cases, ours, peer, runs)
+
+    def __init__(self, path: str, config: str | None, options: Options):
+        self.path, self.options = path, options
+        self.cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
+        prepared = prepare(path, config)
+        platform = prepared.config.platform
+        if platform != "cpu" and options.compare:
+            raise ConfigError(f"--compare runs llama.cpp on the CPU; the config's platform is {platform!r}")
+        compared = options.compare and not options.llama_bench
+        self._peer_python = peer_python(options.peer_python) if compared else None
+        if options.gate is not None:
+            gate.baseline(options.gate, file_facts(path)["sha256"])  # a mistake is told before minutes of measuring
+        self._own = _fitted(prepared, self.cases)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def prepared(self) -> dict[str, Prepared]:
+        """Kernel path -> what to load for it: the config's own first, then the others that were asked for."""
+        config = self._own.config
+        found = {config.kernel_path: self._own}
+        for path in self.options.paths:
+            if path not in found and path in TWINS:
+                twin = dataclasses.replace(config, cpu_kernels="xla") if config.platform == "cpu" else config
+                found[path] = prepare(self._twin(path), twin)
+            elif path not in found:
+                variant = dataclasses.replace(config, cpu_kernels=path)
+                found[path] = dataclasses.replace(self._own, named=variant)
+        return found
+
+    def measure(self, llms: "Sequence[packlight.LLM]") -> Generator[str, None, dict[str, Any]]:
+        """Measures the models that were loaded from `prepared`, in that order, each with weights of its own.
+
+        Yields a line of progress for every case; the record is the generator's return value.
+        """
+        ours = [Packlight(name, llm) for name, llm in zip(self.prepared, llms, strict=True)]
+        with contextlib.ExitStack() as stack:
+            peer = self._peer(stack)
+            limits = _limits(llms[0], stack)
+            runs = Runs()
+            for case in self.cases:
+                runs.take(case, [*ours, *([peer] if peer else [])], self.options.reps, limits)
+                yield _progress(case, runs)
+            return _record(self.path, self.cases, ours, peer, runs)
+
+    def _peer(self, stack: contextlib.ExitStack) -> LlamaBench | LlamaCpp | None:
+        if self.options.llama_bench:
+            return stack.enter_context(LlamaBench(self.options.llama_bench, self.path, threads()))
+        if self._peer_python:
+            vocab = self._own.model.vocab_size
+            return stack.enter_context(LlamaCpp(self._peer_python, self.path, threads(), vocab))
+        return None
+
+    def _twin(self, path: str) -> str:
+        """The same model with unpacked matrices, in a file that is gone with the context."""
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+        return write_twin(self._own.file, os.path.join(folder, f"{path}.gguf"), TWINS[path])
 
 
 def _limits(llm: "packlight.LLM", stack: contextlib.ExitStack) -> Limits:
@@ -71,7 +108,7 @@ def _limits(llm: "packlight.LLM", stack: contextlib.ExitStack) -> Limits:
     return Accelerator(llm.device)
 
 
-def _fitted(prepared: "Prepared", cases: Sequence[Case]) -> "Prepared":
+def _fitted(prepared: Prepared, cases: Sequence[Case]) -> Prepared:
     """The same file under its config with the context and the slots that the cases need."""
     longest = max(case.context for case in cases)
     if longest > prepared.model.context_length:
@@ -87,25 +124,6 @@ def _fitted(prepared: "Prepared", cases: Sequence[Case]) -> "Prepared":
     return dataclasses.replace(prepared, named=fitted, named_context=None)
 
 
-def _programs(prepared: "Prepared", paths: Sequence[str], load: Load, stack: contextlib.ExitStack) -> list[Packlight]:
-    """The config's own kernels first, then the other paths that were asked for, each with weights of its own."""
-    own = prepared.config.kernel_path
-    programs = [Packlight(own, load(prepared))]
-    for path in paths:
-        if path == own:
-            continue
-        variant = prepared.config
-        if path not in TWINS or variant.platform == "cpu":
-            variant = dataclasses.replace(variant, cpu_kernels="xla" if path in TWINS else path)
-        if path in TWINS:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            twin = write_twin(prepared.file, os.path.join(folder, f"{path}.gguf"), TWINS[path])
-            programs.append(Packlight(path, load(prepare(twin, variant))))
-        else:
-            programs.append(Packlight(path, load(dataclasses.replace(prepared, named=variant))))
-    return programs
-
-
 def _progress(case: Case, runs: Runs) -> str:
     def mean(samples: Sequence[Any]) -> float:
         return case.batch * case.tokens * len(samples) / sum(sample.seconds for sample in samples)
@@ -118,7 +136,7 @@ def _rows(
     cases: Sequence[Case], name: str, llm: "packlight.LLM", runs: Runs, peer: bool = False
 ) -> list[dict[str, Any]]:
     """The results of one program; a peer's traffic is that of the same file with its own cache and chunks."""
-    itemsize = KV_BYTES if peer else np.dtype(_numpy_name(llm.config.kv_dtype)).itemsize
+    kv_dtype = KV_DTYPE if peer else llm.config.kv_dtype
     rows = []
     for case in cases:
         if samples := runs.samples[case.name].get(name):
@@ -127,13 +145,9 @@ def _rows(
                 chunks = [min(UBATCH, case.tokens - at) for at in range(0, case.tokens, UBATCH)]
             elif case.phase == "pp":
                 chunks = [chunk.count for chunk in llm.plan.chunks(0, case.tokens)]
-            moved = traffic.moved(case, llm.file, llm.model, chunks, itemsize)
+            moved = traffic.moved(case, llm.file, llm.model, chunks, kv_dtype)
             rows.append(row(case, samples, moved, traffic.flops(case, llm.file, llm.model), runs.limits))
     return rows
-
-
-def _numpy_name(dtype: str) -> str:
-    return "float16" if dtype == "bfloat16" else dtype  # of the same size
 
 
 def _record(path: str, cases: Sequence[Case], ours: Sequence[Packlight], peer: Any, runs: Runs) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from packlight.common.errors import ConfigError
 
 WORKER = pathlib.Path(__file__).parent / "peer.py"
 UBATCH = 512  # tokens llama.cpp runs at a time, its default
-KV_BYTES = 2  # its cache is float16
+KV_DTYPE = "float16"  # of its cache
 
 
 def peer_python(named: str | None) -> str:

@@ -7,23 +7,24 @@ from packlight.compile.targets.traffic import (
     attention_flops,
     head_bytes,
     head_flops,
-    kv_bytes,
     matrix_flops,
     weight_bytes,
 )
 from packlight.model.gguf.reader import GGUFFile
+from packlight.model.spec.cache import position_bytes
 from packlight.model.spec.config import ModelConfig
 
 
-def moved(case: Case, file: GGUFFile, cfg: ModelConfig, chunks: Sequence[int], itemsize: int) -> float:
-    """Bytes read in one repetition. chunks: how a prompt's tokens are run; itemsize: of the cache."""
+def moved(case: Case, file: GGUFFile, cfg: ModelConfig, chunks: Sequence[int], kv_dtype: str) -> float:
+    """Bytes read in one repetition. chunks: how a prompt's tokens are run."""
+    position = position_bytes(cfg, kv_dtype)
     if case.phase == "tg":
         positions = sum(case.filled + i + 1 for i in range(case.tokens))
         weights = case.tokens * weight_bytes(file, cfg, case.batch)
-        return weights + case.batch * kv_bytes(cfg, positions, itemsize)
+        return weights + case.batch * positions * position
     weights = sum(weight_bytes(file, cfg, rows, head=False) for rows in chunks)
     seen = sum(sum(chunks[: i + 1]) for i in range(len(chunks)))
-    return weights + head_bytes(file) + kv_bytes(cfg, seen, itemsize)
+    return weights + head_bytes(file) + seen * position
 
 
 def flops(case: Case, file: GGUFFile, cfg: ModelConfig) -> float:

@@ -19,57 +19,39 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.monitoring
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from packlight.common.errors import ConfigError, MemoryLimitError
 from packlight.common.text import shown
 from packlight.compile.config import CompileConfig
-from packlight.compile.kernels import has_wgmma
-from packlight.compile.plan import Plan, StepKey
-from packlight.compile.steps import CACHE_ARGUMENT, make_step, on_mesh, placed_arguments
+from packlight.compile.plan import StepKey
+from packlight.compile.steps import Steps
 from packlight.compile.store import EntryError, Store
 from packlight.compile.targets.targets import compiler_version
-from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import Device, Placement
 from packlight.quant.kernels import native_ops
 
 TRACED = ("quant", "model", "compile")  # the folders whose sources decide what is compiled
-BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-_compiles: list[float] = []
-
-
-def _count_compile(event: str, duration_secs: float, **_) -> None:
-    if event == BACKEND_COMPILE_EVENT:
-        _compiles.append(duration_secs)
-
-
-jax.monitoring.register_event_duration_secs_listener(_count_compile)
-
-
-def compile_count() -> int:
-    """Backend compilations in this process since this module was imported, whoever asked for them."""
-    return len(_compiles)
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """One executable and how it came to be. Bytes are per device, new_bytes those of outputs that reuse no argument;
-    flops and bytes_accessed are XLA's estimate, which counts a loop's body once, or None where it gives none."""
+    """One executable and how it came to be. All bytes are of one device."""
 
     key: StepKey
     call: Callable[..., Any]
-    hit: bool
-    seconds: float
+    warnings: tuple[str, ...]  # what a user should know of its way into the store or out of it
+    hit: bool  # it came from the store
+    seconds: float  # that it took
     argument_bytes: int
     output_bytes: int
-    new_bytes: int
+    new_bytes: int  # of outputs that reuse no argument
     scratch_bytes: int
-    flops: float | None
-    bytes_accessed: float | None
+    flops: float | None  # by XLA's estimate, which counts a loop's body once; None where it gives none
+    bytes_accessed: float | None  # by the same estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,43 +122,30 @@ def _devices() -> list[Device]:
 
 
 def build(
-    cfg: ModelConfig,
-    config: CompileConfig,
-    plan: Plan,
-    params: Params,
-    placement: Placement,
-    progress: Callable[[Built], None] = lambda built: None,
-    load: bool = True,
+    steps: Steps, params: Params, progress: Callable[[Built], None] = lambda built: None, load: bool = True
 ) -> Executables:
-    """Compiles or loads every step of `plan`; `progress` is called as each is done.
+    """Compiles or loads every step of a plan; `progress` is called as each is done.
 
     params: the tree of arrays, or of shapes that say how they lie on the devices, as `model.weights.params` gives it.
     load: take what the store has; without it, as for a device that is not there (`compile.targets.targets`), every step
     is compiled and stored. Raises MemoryLimitError when XLA finds that a step does not fit the device, ConfigError for
     an impossible option.
     """
-    warnings: list[str] = []
-    store = Store(config.store_dir) if config.store else None
+    config = steps.config
+    store, warnings = Store(config.store_dir) if config.store else None, []
     if store is not None and store.problem:
         warnings.append(f"executables are not kept: {store.problem}")
         store = None
-    if config.kernel_path == "native":
+    if steps.kernels.path == "native":
         native_ops.register()  # before an executable that calls the kernels is loaded
-
-    def one(key: StepKey) -> Built:
-        arguments = placed_arguments(key, cfg, plan, config, params, placement)
-        digest = entry_digest(key, cfg, config, plan.context, arguments, placement)
-        step = make_step(key, cfg, config, plan.context, placement.split, has_wgmma(placement.flat[0]))
-        if not placement.single:
-            step = on_mesh(step, key, placement, arguments)
-        return _build_one(key, step, config, arguments, digest, placement, store, warnings, load)
-
+    builder = Builder(steps, params, store, load)
     built = {}
     # For a CPU one at a time: XLA shares each out among the cores, and a second one at work takes 225 MB more.
     pool = concurrent.futures.ThreadPoolExecutor(1 if config.platform == "cpu" else os.cpu_count())
     try:
         with _without_jax_cache():
-            for future in concurrent.futures.as_completed([pool.submit(one, key) for key in plan.steps]):
+            futures = [pool.submit(builder.build, key) for key in steps.plan.steps]
+            for future in concurrent.futures.as_completed(futures):
                 done = future.result()
                 built[done.key] = done
                 progress(done)
@@ -184,7 +153,9 @@ def build(
         pool.shutdown(wait=False, cancel_futures=True)  # an interrupt or an error waits for no compilation under way
     if not all(b.hit for b in built.values()):
         _return_freed_memory()
-    return Executables({key: built[key] for key in plan.steps}, tuple(dict.fromkeys(warnings)))
+    in_order = {key: built[key] for key in steps.plan.steps}
+    warnings += [line for each in in_order.values() for line in each.warnings]
+    return Executables(in_order, tuple(dict.fromkeys(warnings)))
 
 
 @contextlib.contextmanager
@@ -210,84 +181,89 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _build_one(
-    key: StepKey,
-    step: Callable[..., Any],
-    config: CompileConfig,
-    arguments: tuple[Any, ...],
-    digest: str,
-    placement: Placement,
-    store: Store | None,
-    warnings: list[str],
-    load: bool,
-) -> Built:
-    began = time.perf_counter()
-    if store is not None and load:
+@dataclasses.dataclass(frozen=True)
+class Builder:
+    """Makes the executables of a plan's steps, each by itself: several threads may use it at once."""
+
+    steps: Steps
+    params: Params  # arrays, or shapes that say how they lie on the devices
+    store: Store | None
+    load: bool  # take what the store has
+
+    def build(self, key: StepKey) -> Built:
+        """The step's executable, from the store or compiled, and then kept there. Raises as `build` does."""
+        began = time.perf_counter()
+        digest = entry_digest(self.steps, key, self.params)
+        call, damaged = self._load(key, digest) if self.load else (None, ())
+        hit = call is not None
+        call = self._compile(key) if call is None else call
+        not_kept = () if hit else self._keep(digest, call)
+        memory, cost = call.memory_analysis(), call.cost_analysis() or {}
+        return Built(
+            key,
+            call,
+            (*damaged, *not_kept),
+            hit,
+            time.perf_counter() - began,
+            memory.argument_size_in_bytes if memory else 0,
+            memory.output_size_in_bytes if memory else 0,
+            memory.output_size_in_bytes - memory.alias_size_in_bytes if memory else 0,
+            memory.temp_size_in_bytes if memory else 0,
+            cost.get("flops"),
+            cost.get("bytes accessed"),
+        )
+
+    def _load(self, key: StepKey, digest: str) -> tuple[Any | None, tuple[str, ...]]:
+        """The stored executable, or None; and what is wrong with an entry that is there and cannot be used."""
         try:
-            entry = store.read(digest)
-            if entry is not None:
-                call = serialize_executable.deserialize_and_load(*entry, execution_devices=placement.flat)
-                return _report(key, call, True, began)
-        except Exception as error:  # whatever keeps an entry from loading, a pickle's errors are of every kind
+            entry = None if self.store is None else self.store.read(digest)
+            if entry is None:
+                return None, ()
+            devices = self.steps.placement.flat
+            return serialize_executable.deserialize_and_load(*entry, execution_devices=devices), ()
+        except Exception as error:  # whatever keeps an entry from loading: a pickle's errors are of every kind
             reason = str(error).partition("\n")[0] if isinstance(error, EntryError) else repr(error)
-            warnings.append(f"stored executable {key} is compiled again: {shown(reason, 200)}")
-    donated = () if key.phase == "head" else (CACHE_ARGUMENT,)
-    with jax.enable_x64(False):  # a user's 64-bit default must not change the steps
-        lowered = jax.jit(step, donate_argnums=donated).lower(*arguments)
-    try:
-        call = lowered.compile(compiler_options=dict(config.xla_options))
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        if reason.startswith("RESOURCE_EXHAUSTED"):
-            raise MemoryLimitError(f"{key} does not fit {placement.flat[0].device_kind}: {reason}") from None
-        if config.xla_options:
-            raise ConfigError(f"config key 'xla_options': {reason}") from None
-        raise
-    if store is not None:
+            return None, (f"stored executable {key} is compiled again: {shown(reason, 200)}",)
+
+    def _compile(self, key: StepKey) -> jax.stages.Compiled:
+        options, device = self.steps.config.xla_options, self.steps.placement.flat[0]
+        lowered = self.steps.lower(key, self.params)
         try:
-            store.write(digest, serialize_executable.serialize(call))
+            return lowered.compile(compiler_options=dict(options))
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).splitlines()[0]
+            if reason.startswith("RESOURCE_EXHAUSTED"):
+                raise MemoryLimitError(f"{key} does not fit {device.device_kind}: {reason}") from None
+            if options:
+                raise ConfigError(f"config key 'xla_options': {reason}") from None
+            raise
+
+    def _keep(self, digest: str, call: jax.stages.Compiled) -> tuple[str, ...]:
+        """Stores an executable; what kept it from being stored."""
+        if self.store is None:
+            return ()
+        try:
+            self.store.write(digest, serialize_executable.serialize(call))
         except (OSError, ValueError, RuntimeError) as error:  # the latter two where a backend cannot serialize
-            warnings.append(f"executables are not kept: {store.folder}: {str(error).partition(chr(10))[0]}")
-    return _report(key, call, False, began)
+            return (f"executables are not kept: {self.store.folder}: {str(error).partition(chr(10))[0]}",)
+        return ()
 
 
-def _report(key: StepKey, call: Any, hit: bool, began: float) -> Built:
-    memory, cost = call.memory_analysis(), call.cost_analysis() or {}
-    return Built(
-        key,
-        call,
-        hit,
-        time.perf_counter() - began,
-        memory.argument_size_in_bytes if memory else 0,
-        memory.output_size_in_bytes if memory else 0,
-        memory.output_size_in_bytes - memory.alias_size_in_bytes if memory else 0,
-        memory.temp_size_in_bytes if memory else 0,
-        cost.get("flops"),
-        cost.get("bytes accessed"),
-    )
-
-
-def entry_digest(
-    key: StepKey,
-    cfg: ModelConfig,
-    config: CompileConfig,
-    context: int,
-    arguments: tuple[Any, ...],
-    placement: Placement,
-) -> str:
+def entry_digest(steps: Steps, key: StepKey, params: Params) -> str:
     """Names an executable by everything that could change it: 64 hex digits."""
-    leaves, tree = jax.tree.flatten(arguments)
+    config, placement = steps.config, steps.placement
+    leaves, tree = jax.tree.flatten(steps.arguments(key, params))
     device = placement.flat[0]
     facts = {
         "step": str(key),
         "arguments": [str(tree), *(f"{x.dtype}{x.shape}" for x in leaves)],
-        "model": repr(dataclasses.replace(cfg, name="", defaulted=(), unread=())),
-        "config": [context, config.kernel_path, config.activation_dtype, repr(config.xla_options)],
+        "model": repr(dataclasses.replace(steps.model, name="", defaulted=(), unread=())),
+        "config": [steps.plan.context, steps.kernels.path, config.activation_dtype, repr(config.xla_options)],
         "device": [device.platform, device.device_kind, *compiler_version(device)],
         "mesh": [repr(placement.split), [[each.id for each in row] for row in placement.devices], jax.process_index()],
         "versions": [jax.__version__, importlib.metadata.version("jaxlib"), platform.python_version()],
         "host": host_features() if device.platform == "cpu" else "",
-        "native": native_ops.register() if config.kernel_path == "native" else "",
+        "native": native_ops.register() if steps.kernels.path == "native" else "",
         "flags": os.environ.get("XLA_FLAGS", ""),
         "code": code_hash(),
     }

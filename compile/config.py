@@ -139,7 +139,7 @@ class CompileConfig:
 
     @property
     def kernel_path(self) -> str:
-        """The kernel path that matrix products take, once `compile.kernels.settle` has decided what `auto` is."""
+        """The kernel path that a config with definite kernels asks for: one out of `compile.kernels.build_kernels`."""
         if self.platform != "cpu":
             return f"mosaic_{self.platform}"
         assert self.cpu_kernels != "auto"

@@ -1,18 +1,26 @@
-"""Which kernels a config gets on a machine: `auto` made definite, the layout they read, attention. Imports no jax."""
+"""Which kernels a config gets on a machine: `auto` made definite, and the kernel of every tensor and of attention.
+
+Imports no jax.
+"""
 
 import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from packlight.compile.config import CompileConfig
 from packlight.model.spec.config import MOSAIC_CACHES, MOSAIC_WIDTHS, ModelConfig
+from packlight.model.spec.weights import is_tied, used_weights
+from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build
+from packlight.quant.layouts import FIELDS, SUPERBLOCKS
 
 
-def settle(config: CompileConfig) -> tuple[CompileConfig, str | None]:
+def build_kernels(config: CompileConfig) -> tuple[CompileConfig, str | None]:
     """`config` with definite `cpu_kernels`, and a line for the user when `auto` could not be the native kernels.
 
-    Builds the native library when it is asked for or may be used. Raises NativeBuildError when "native" was asked for
-    by name and cannot be built.
+    Builds the native library when it is asked for or may be used, which takes seconds the first time. Raises
+    NativeBuildError when "native" was asked for by name and cannot be built.
     """
     if config.platform != "cpu" or config.cpu_kernels not in ("auto", "native"):
         return config, None
@@ -28,50 +36,96 @@ def settle(config: CompileConfig) -> tuple[CompileConfig, str | None]:
 
 
 def expected(config: CompileConfig) -> CompileConfig:
-    """What `settle` will most likely give, without building anything: for `inspect`."""
+    """What `build_kernels` will most likely give, without building anything: for `inspect`."""
     if config.platform != "cpu" or config.cpu_kernels != "auto":
         return config
     native = config.activation_dtype == "float32" and native_build.has_compiler()
     return dataclasses.replace(config, cpu_kernels="native" if native else "xla")
 
 
-def layout(config: CompileConfig) -> str:
-    """The layout of packed matrices that a settled config's kernels read, where a format has one of its own."""
-    match config.kernel_path:
-        case "native":
-            lanes = native_build.lanes()
-            return "ggml" if lanes == 1 else f"rows{lanes}"
-        case "mosaic_gpu":
-            return "words"
-        case "mosaic_tpu":
-            return "columns"
-        case _:
-            return "ggml"
+def product_paths(path: str) -> dict[str, str]:
+    """Format -> the kernel path of products with matrices of it, where a config asks for `path`.
 
-
-def attention(config: CompileConfig, cfg: ModelConfig, tokens: int, wgmma: bool) -> str:
-    """The kernel of `model.network.mixers.attention.attention` for steps with `tokens` queries a row, under a settled
-    config.
-
-    wgmma: whether the device has the tensor-core instructions that "mosaic" is made of (`has_wgmma`).
+    Native and Mosaic kernels are for the formats that have a layout for them; the rest take `xla`.
     """
-    match config.kernel_path:
-        case "native" if cfg.plain_attention:
-            return "native"
-        case "mosaic_gpu" if tokens == 1:
-            return "whole"
-        case "mosaic_gpu" if wgmma and cfg.key_length in MOSAIC_WIDTHS and config.kv_dtype in MOSAIC_CACHES:
-            return "mosaic"
-        case _:
-            return "tiled"
+    known = {"native": FIELDS, "mosaic_gpu": SUPERBLOCKS, "mosaic_tpu": SUPERBLOCKS}.get(path, FORMATS)
+    return {qtype: path if qtype in known else "xla" for qtype in FORMATS}
 
 
-def attention_names(config: CompileConfig, cfg: ModelConfig, device: Any) -> str:
-    """What the plan says of `attention`."""
-    made_by_xla = {"whole": "xla", "tiled": "xla"}
-    chosen = (attention(config, cfg, tokens, has_wgmma(device)) for tokens in (2, 1))
-    prompts, single = (made_by_xla.get(kernel, kernel) for kernel in chosen)
-    return prompts if prompts == single else f"{prompts} for prompts, {single} for single tokens"
+@dataclasses.dataclass(frozen=True)
+class KernelPlan:
+    """Which kernel reads every tensor of a model, in which layout, and which computes attention.
+
+    Loader, memory plan, steps and reports all read it; nothing else decides.
+    """
+
+    path: str  # what the config asks for
+    products: Mapping[str, str]  # format -> the kernel path of products, as `product_paths` gives it
+    tensors: Mapping[str, str]  # tensor -> what reads it: a path; "gather", "gather+PATH" an embedding; "f32" a vector
+    multiplied: Mapping[str, str]  # tensor that a product reads -> its format
+    plain: bool  # attention has neither windows nor soft caps nor sinks
+    mosaic: bool  # Mosaic's attention has heads of this width and a cache of this type
+
+    @classmethod
+    def of(cls, config: CompileConfig, cfg: ModelConfig, formats: Mapping[str, str]) -> "KernelPlan":
+        """The plan under a config with definite kernels, of a model whose tensors have `formats`."""
+        products = product_paths(config.kernel_path)
+        used = used_weights(cfg, formats)
+        tied = is_tied(used)
+        tensors, multiplied = {}, {}
+        for weight in used:
+            for name in weight.tensors(cfg.block_count):
+                path, looked_up = products[formats[name]], weight.name == "token_embd"
+                if weight.is_vector:
+                    tensors[name] = "f32"
+                    continue
+                tensors[name] = path if not looked_up else f"gather+{path}" if tied else "gather"
+                if tied or not looked_up:
+                    multiplied[name] = formats[name]
+        mosaic = cfg.key_length in MOSAIC_WIDTHS and config.kv_dtype in MOSAIC_CACHES
+        return cls(config.kernel_path, products, tensors, multiplied, cfg.plain_attention, mosaic)
+
+    @cached_property
+    def layout(self) -> str:
+        """The layout of packed matrices that the path's kernels read. Native ones must have been built."""
+        match self.path:
+            case "native":
+                lanes = native_build.lanes()
+                return "ggml" if lanes == 1 else f"rows{lanes}"
+            case "mosaic_gpu":
+                return "words"
+            case "mosaic_tpu":
+                return "columns"
+            case _:
+                return "ggml"
+
+    @cached_property
+    def layouts(self) -> dict[str, str]:
+        """Packed tensor -> the layout that it is kept in: ggml's where no product of the path reads it."""
+        read = {name for name, qtype in self.multiplied.items() if self.products[qtype] == self.path}
+        return {name: self.layout if name in read else "ggml" for name, by in self.tensors.items() if by != "f32"}
+
+    def attention(self, tokens: int, wgmma: bool) -> str:
+        """The kernel of `model.network.mixers.attention.attention` for steps with `tokens` queries a row.
+
+        wgmma: whether the device has the tensor-core instructions that "mosaic" is made of (`has_wgmma`).
+        """
+        match self.path:
+            case "native" if self.plain:
+                return "native"
+            case "mosaic_gpu" if tokens == 1:
+                return "whole"
+            case "mosaic_gpu" if wgmma and self.mosaic:
+                return "mosaic"
+            case _:
+                return "tiled"
+
+    def attention_names(self, device: Any) -> str:
+        """What is said of `attention` on a jax device."""
+        made_by_xla = {"whole": "xla", "tiled": "xla"}
+        chosen = (self.attention(tokens, has_wgmma(device)) for tokens in (2, 1))
+        prompts, single = (made_by_xla.get(kernel, kernel) for kernel in chosen)
+        return prompts if prompts == single else f"{prompts} for prompts, {single} for single tokens"
 
 
 def has_wgmma(device: Any) -> bool:

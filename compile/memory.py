@@ -8,18 +8,17 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packlight.common.errors import MemoryLimitError
 from packlight.compile.config import CompileConfig
-from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
+from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split
-from packlight.model.spec.weights import check, is_tied, layout_of
+from packlight.model.spec.weights import check
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 PROC = pathlib.Path("/proc")
 
@@ -65,23 +64,18 @@ def megabytes(count: float) -> str:
 
 
 def plan_memory(
-    file: GGUFFile, cfg: ModelConfig, config: CompileConfig, plan: Plan, layout: str, split: Split
+    file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], split: Split, cache: CacheShape
 ) -> MemoryPlan:
-    """Weights as they lie in each device's memory when kernels read `layout`, and the cache of its slots."""
-    used = check(file, cfg)
-    tied = is_tied(used)
+    """Weights as they lie in each device's memory under `KernelPlan.layouts`, and the cache of its slots."""
     weights = 0
-    for weight in used:
+    for weight in check(file, cfg):
         part = split.part(cfg, weight)
         for name in weight.tensors(cfg.block_count):
-            qtype = file.tensors[name].format.name
             if weight.is_vector:
                 weights += 4 * math.prod(part.shape)
             else:
-                weights += math.prod(part.blocks_shape(qtype, layout_of(weight, qtype, layout, tied)))
-    slots = plan.slots // split.data
-    elements = cfg.block_count * slots * split.local(cfg).head_count_kv * plan.capacity * cfg.key_length
-    return MemoryPlan(weights, 2 * elements * ITEM_BYTES[config.kv_dtype] + 4 * slots)
+                weights += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
+    return MemoryPlan(weights, cache.device_bytes)
 
 
 def config_limit(config: CompileConfig) -> Limit | None:

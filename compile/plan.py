@@ -5,6 +5,7 @@ Three phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden s
 """
 
 import dataclasses
+import enum
 from collections.abc import Collection
 
 from packlight.common.errors import ConfigError
@@ -14,18 +15,22 @@ from packlight.model.spec.config import CACHE_TILE
 PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
 
 
+class Phase(enum.StrEnum):
+    """What a step does."""
+
+    PREFILL = enum.auto()
+    HEAD = enum.auto()
+    DECODE = enum.auto()
+
+
 @dataclasses.dataclass(frozen=True, order=True)
 class StepKey:
-    """One executable. phase: prefill, head or decode.
+    """One executable."""
 
-    rows: prefill tokens, head rows or decode slots. length: cached positions the step sees (0 for head). tokens: that a
-    decode step gives each slot at most.
-    """
-
-    phase: str
-    rows: int
-    length: int = 0
-    tokens: int = 1
+    phase: Phase
+    rows: int  # prefill tokens, head rows or decode slots
+    length: int = 0  # cached positions that the step sees; 0 for the head
+    tokens: int = 1  # that a decode step gives each slot at most
 
     def __str__(self) -> str:
         several = f" x{self.tokens}" if self.tokens > 1 else ""
@@ -62,12 +67,12 @@ class Plan:
     @property
     def steps(self) -> tuple[StepKey, ...]:
         """Every executable, in the order they are listed and built."""
-        prefill = [StepKey("prefill", t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
-        head = [StepKey("head", r) for r in self.head_rows]
+        prefill = [StepKey(Phase.PREFILL, t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
+        head = [StepKey(Phase.HEAD, r) for r in self.head_rows]
         return (*prefill, *head, *(self._decode(b, s) for b in self.decode_batch for s in self.lengths))
 
     def _decode(self, batch: int, length: int) -> StepKey:
-        return StepKey("decode", batch, length, self.tokens_per_launch)
+        return StepKey(Phase.DECODE, batch, length, self.tokens_per_launch)
 
     def chunks(self, start: int, count: int) -> tuple[Chunk, ...]:
         """How `count` tokens from position `start` are run: full largest buckets, then the cheapest way for the rest.
@@ -86,7 +91,7 @@ class Plan:
         chunks, at = [], end - count
         while at < end:
             rows = rows_at[at]
-            chunks.append(Chunk(StepKey("prefill", rows, self.length(at + rows)), at, min(end - at, rows)))
+            chunks.append(Chunk(StepKey(Phase.PREFILL, rows, self.length(at + rows)), at, min(end - at, rows)))
             at += rows
         return tuple(chunks)
 
@@ -118,7 +123,7 @@ class Plan:
 
     def head_key(self, rows: int) -> StepKey:
         """The head step for up to `rows` rows, or the largest there is."""
-        return StepKey("head", next((r for r in self.head_rows if r >= rows), self.head_rows[-1]))
+        return StepKey(Phase.HEAD, next((r for r in self.head_rows if r >= rows), self.head_rows[-1]))
 
 
 def make_plan(config: CompileConfig, file_context: int) -> Plan:

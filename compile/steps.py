@@ -1,139 +1,190 @@
-"""The three traced steps, prefill, head and decode, and the abstract arguments each is lowered from.
+"""The traced steps, prefill, head and decode, and what each is lowered from.
 
 Weights are arguments, the cache is donated, and whatever differs between requests is an array: nothing a user
 changes while serving leads to another executable.
+
+A step takes the weights, the cache (None for the head, which needs none) and a NamedTuple of all else.
+`Steps.arguments` gives the shape of each field and its place on the devices; executables are lowered from that, and
+the engine calls them with the same classes.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from packlight.compile.config import CompileConfig
-from packlight.compile.kernels import attention
-from packlight.compile.plan import Plan, StepKey
+from packlight.compile.kernels import KernelPlan, has_wgmma
+from packlight.compile.plan import Phase, Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
 from packlight.model.network.forward import embed, head, layers
 from packlight.model.network.state import Cache, Numerics, Rows
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
+from packlight.model.spec.cache import Buffer, CacheShape
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
-from packlight.model.weights.params import Params, shaped
+from packlight.model.spec.sharding import DATA
+from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P, Placement
 
-CACHE_ARGUMENT = 1  # position of the donated cache in prefill and decode
+Argument = Any  # a jax.Array where a step is traced, numpy's where it is called
 
 
-def abstract_cache(cfg: ModelConfig, plan: Plan, config: CompileConfig, split: Split = WHOLE) -> Cache:
-    """The cache's shapes: one for all executables of a plan."""
-    shape = (cfg.block_count, plan.slots, split.cache_heads(cfg), plan.capacity, cfg.key_length)
-    buffer = shaped(shape, jnp.dtype(config.kv_dtype))
-    return Cache(buffer, buffer, shaped((plan.slots,), jnp.int32))
+class PrefillArgs(NamedTuple):
+    """A chunk of one slot's prompt, the same on all devices."""
+
+    tokens: Argument  # int32 (T,), padded
+    slot: Argument  # int32 ()
+    start: Argument  # int32 (), position of tokens[0]
+    real: Argument  # int32 (), tokens that are no padding
 
 
-def cache_specs(split: Split) -> Cache:
-    """How the cache lies on a mesh: slots along "data", kv heads along "tensor" unless every device computes all."""
-    buffer: Any = P(None, DATA, TENSOR if split.heads else None)
-    return Cache(buffer, buffer, P(DATA))  # pyright: ignore[reportArgumentType]  # specs in the place of arrays
+class PrefillResult(NamedTuple):
+    """What the chunk leaves."""
+
+    cache: Cache
+    hidden: jax.Array  # float32 (T, D)
+    last: jax.Array  # float32 (1, D), of the last real token
 
 
-def make_step(
-    key: StepKey, cfg: ModelConfig, config: CompileConfig, context: int, split: Split = WHOLE, wgmma: bool = False
-) -> Callable[..., Any]:
-    """The traceable function of `key`, as one device of `split` runs it; see `prefill`, `head_step` and `decode` for
-    arguments and results.
+class Choice(NamedTuple):
+    """How the token behind one row of logits is picked: what `pick` takes after the logits."""
 
-    context: tokens that a slot may hold, which chooses between phi3's two sets of frequencies. wgmma: see
-    `compile.kernels.attention`.
-    """
-    kernel = attention(config, cfg, key.rows if key.phase == "prefill" else 1, wgmma)
-    numerics = Numerics(config.kernel_path, jnp.dtype(config.activation_dtype), key.length, context, split, kernel)
-    match key.phase:
-        case "prefill":
-            step = prefill
-        case "head":
-            step = head_step
-        case "decode":
-            step = functools.partial(decode, key.tokens)
-        case _:
-            raise ValueError(f"unknown phase in {key}")
-
-    def traced(*args):
-        return step(split.local(cfg), numerics, *args)
-
-    traced.__name__ = key.phase
-    return traced
+    adjustment: Adjustment
+    sampling: SlotSampling
+    position: Argument  # int32 (1,)
+    is_end: Argument  # bool (V,), tokens that end a generation
 
 
-def on_mesh(step: Callable[..., Any], key: StepKey, placement: Placement, arguments: tuple[Any, ...]) -> Callable:
-    """`step` run by every device of a mesh on its parts of `arguments` (`abstract_arguments`, placed)."""
-    specs = tuple(jax.tree.map(lambda x: x.sharding.spec, argument) for argument in arguments)
-    cache = cache_specs(placement.split)
-    results = {"prefill": (cache, P(), P()), "head": P(), "decode": (cache, P())}[key.phase]
-    # Every device computes what is replicated from the same numbers; the check knows no foreign calls.
-    mapped = jax.shard_map(step, mesh=placement.mesh, in_specs=specs, out_specs=results, check_vma=False)
-    mapped.__name__ = key.phase
-    return mapped
+class HeadArgs(NamedTuple):
+    """Hidden states whose logits are wanted, the same on all devices."""
+
+    hidden: Argument  # float32 (R, D)
+    choice: Choice | None  # of one row, which may begin a text; None of more
 
 
-def placed_arguments(
-    key: StepKey,
-    cfg: ModelConfig,
-    plan: Plan,
-    config: CompileConfig,
-    params: Params,
-    placement: Placement,
-) -> tuple[Any, ...]:
-    """`abstract_arguments` that say how they lie on the devices; the parameters, arrays or shapes, do so already."""
+class HeadResult(NamedTuple):
+    """Logits, and what follows them."""
 
-    def put(tree: Any, specs: Any) -> Any:
-        def one(spec, part):
-            sharding = placement.sharding(spec)
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part)
-
-        return jax.tree.map(one, specs, tree, is_leaf=lambda x: isinstance(x, P))
-
-    _, *rest = abstract_arguments(key, cfg, plan, config, params, placement.split)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
-    specs: list[Any] = [P()] * len(rest)
-    if key.phase != "head":
-        specs[0] = cache_specs(placement.split)
-    if key.phase == "decode":
-        specs[1:-1] = [P(DATA)] * (len(rest) - 2)
-    return params, *(put(*each) for each in zip(rest, specs, strict=True))
+    logits: jax.Array  # float32 (R, V)
+    picked: Picked | None  # where there is a choice
+    finite: jax.Array | None  # bool (R,), rows without NaN and infinity, where there is none: `picked` says it too
 
 
-def abstract_arguments(
-    key: StepKey, cfg: ModelConfig, plan: Plan, config: CompileConfig, params: Params, split: Split = WHOLE
-) -> tuple[Any, ...]:
-    """The arguments of `make_step(key)` as shapes, in order, of all devices together."""
-    cache = abstract_cache(cfg, plan, config, split)
-    rows = key.rows
+class DecodeArgs(NamedTuple):
+    """One launch of B slots, which the data groups share like the cache's."""
 
-    def ints(*shape):
-        return shaped(shape, jnp.int32)
+    tokens: Argument  # int32 (B,), the last token of each slot
+    wanted: Argument  # int32 (B,), tokens to give each slot, 0 to the key's `tokens`
+    past_end: Argument  # bool (B,), whether the slot goes on after an end token
+    adjustment: Adjustment  # of B slots, for all the tokens
+    sampling: SlotSampling  # each (B,)
+    is_end: Argument  # bool (V,), tokens that end a generation
 
-    def floats(*shape):
-        return shaped(shape, jnp.float32)
 
-    def flags(*shape):
-        return shaped(shape, jnp.bool_)
+class DecodeResult(NamedTuple):
+    """What the launch leaves."""
 
-    asked = slot_sampling([None] * rows), nothing(rows, cfg.vocab_size, table_size(cfg.vocab_size, plan.context))
-    sampling, adjustment = jax.tree.map(lambda x: shaped(x.shape, x.dtype), asked)
-    match key.phase:
-        case "prefill":
-            return params, cache, ints(rows), ints(), ints(), ints()
-        case "head":
-            hidden = floats(rows, cfg.embedding_length)
-            following = adjustment, sampling, ints(rows), flags(cfg.vocab_size)
-            return params, hidden, *(following if samples(key) else ())
-        case _:
-            return params, cache, ints(rows), ints(rows), flags(rows), adjustment, sampling, flags(cfg.vocab_size)
+    cache: Cache
+    picked: Picked  # each (B, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What the steps of a plan have in common, and from it each one's function and the shapes of its arguments."""
+
+    model: ModelConfig
+    config: CompileConfig  # with definite kernels
+    plan: Plan
+    kernels: KernelPlan
+    placement: Placement
+
+    @property
+    def buffers(self) -> dict[str, Buffer]:
+        """The arrays of the cache."""
+        plan, split = self.plan, self.placement.split
+        return CacheShape(self.model, plan.slots, plan.capacity, self.config.kv_dtype, split).buffers
+
+    def cache(self) -> Cache:
+        """The cache as shapes with their places on the devices: one for all executables."""
+        buffers = self.buffers.items()
+        return Cache(**{name: self._shaped(jnp.dtype(b.dtype), *b.shape, spec=P(*b.axes)) for name, b in buffers})
+
+    def empty_cache(self) -> Cache:
+        """The cache as zeros on the devices, which may be donated."""
+
+        def zeros(buffer: Buffer) -> jax.Array:
+            host = np.zeros(buffer.shape, jnp.dtype(buffer.dtype))
+            return self.placement.put(host, P(*buffer.axes), alias=False)
+
+        return Cache(**{name: zeros(buffer) for name, buffer in self.buffers.items()})
+
+    def arguments(self, key: StepKey, params: Params) -> tuple[Params, Cache | None, Any]:
+        """What the step is called with: shapes of all devices' parts together, with their places.
+
+        params: arrays, or shapes that say how they lie on the devices.
+        """
+        shared = P(DATA) if key.phase is Phase.DECODE else P()
+        array = functools.partial(self._shaped, spec=shared)
+        ints = functools.partial(array, jnp.int32)
+        rows, vocab = key.rows, self.model.vocab_size
+        neutral = nothing(rows, vocab, table_size(vocab, self.plan.context)), slot_sampling([None] * rows)
+        adjustment, sampling = jax.tree.map(lambda x: array(x.dtype, *x.shape), neutral)
+        is_end = self._shaped(jnp.bool_, vocab, spec=P())
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+        match key.phase:
+            case Phase.PREFILL:
+                return params, self.cache(), PrefillArgs(ints(rows), ints(), ints(), ints())
+            case Phase.HEAD:
+                choice = Choice(adjustment, sampling, ints(rows), is_end) if rows == 1 else None
+                return params, None, HeadArgs(array(jnp.float32, rows, self.model.embedding_length), choice)
+            case Phase.DECODE:
+                flags = array(jnp.bool_, rows)
+                return params, self.cache(), DecodeArgs(ints(rows), ints(rows), flags, adjustment, sampling, is_end)
+
+    def function(self, key: StepKey) -> Callable[[Params, Cache | None, Any], Any]:
+        """The traceable step, as one device runs it; see `prefill`, `head_step` and `decode`."""
+        split, config = self.placement.split, self.config
+        queries = key.rows if key.phase is Phase.PREFILL else 1
+        kernel = self.kernels.attention(queries, has_wgmma(self.placement.flat[0]))
+        dtype = jnp.dtype(config.activation_dtype)
+        numerics = Numerics(self.kernels.products, dtype, key.length, self.plan.context, split, kernel)
+        run = {Phase.PREFILL: prefill, Phase.HEAD: head_step, Phase.DECODE: functools.partial(decode, key.tokens)}
+
+        def step(params: Params, cache: Cache | None, args: Any) -> Any:
+            return run[key.phase](split.local(self.model), numerics, params, cache, args)
+
+        return step
+
+    def lower(self, key: StepKey, params: Params) -> jax.stages.Lowered:
+        """The step, lowered for the devices; its cache is donated. params: as for `arguments`."""
+        arguments = self.arguments(key, params)
+        step = self.function(key)
+        if not self.placement.single:
+            step = self._on_mesh(step, key, arguments)
+        step.__name__ = key.phase.value  # profiles and the program's text show it
+        with jax.enable_x64(False):  # a user's 64-bit default must not change the steps
+            return jax.jit(step, donate_argnames="cache").lower(*arguments)
+
+    def _on_mesh(self, step: Callable[..., Any], key: StepKey, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """`step` run by every device of the mesh on its parts of the arguments."""
+        specs = jax.tree.map(lambda x: x.sharding.spec, arguments)
+        cache: Any = specs[1]
+        replicated: Any = P()
+        results = {
+            Phase.PREFILL: PrefillResult(cache, replicated, replicated),
+            Phase.HEAD: replicated,
+            Phase.DECODE: DecodeResult(cache, replicated),
+        }[key.phase]
+        # Every device computes what is replicated from the same numbers; the check knows no foreign calls.
+        return jax.shard_map(step, mesh=self.placement.mesh, in_specs=specs, out_specs=results, check_vma=False)
+
+    def _shaped(self, dtype: Any, *shape: int, spec: P) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.placement.sharding(spec))
 
 
 def prefill(
@@ -141,42 +192,43 @@ def prefill(
     numerics: Numerics,
     params: Params,
     cache: Cache,
-    tokens: jax.Array,  # int32 (T,), padded
-    slot: jax.Array,  # int32 ()
-    start: jax.Array,  # int32 (), position of tokens[0]
-    count: jax.Array,  # int32 (), tokens that are real
-) -> tuple[Cache, jax.Array, jax.Array]:
-    """Runs a chunk of one slot's prompt: the cache, hidden states float32 (T, D), and the last real one (1, D).
+    args: PrefillArgs,
+) -> PrefillResult:
+    """Runs a chunk of one slot's prompt.
 
     Padding writes keys and values behind the real ones, where no query looks before they are overwritten.
     """
+    tokens, slot, start, real = args
     split, mine = numerics.split, jnp.ones((), jnp.bool_)
     if split.data > 1:  # the other groups run along and leave their slots as they are
         group, slot = jnp.divmod(slot, jnp.int32(cache.length.shape[0]))
         mine = group == data_number(split)
-    rows = Rows(slot, start[None], (start + count)[None], mine[None])
+    rows = Rows(slot, start[None], (start + real)[None], mine[None])
     hidden, cache = layers(cfg, params, embed(cfg, params, tokens[None], split), cache, rows, numerics)
     hidden = from_owner(hidden[0], mine, split)
-    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1)
-    length = cache.length.at[slot].set(jnp.where(mine, start + count, cache.length[slot]))
-    return dataclasses.replace(cache, length=length), hidden, last
+    last = jax.lax.dynamic_slice_in_dim(hidden, real - 1, 1)
+    length = cache.length.at[slot].set(jnp.where(mine, start + real, cache.length[slot]))
+    return PrefillResult(dataclasses.replace(cache, length=length), hidden, last)
 
 
-def samples(key: StepKey) -> bool:
-    """Whether a head step picks what follows: one row may begin a text, more are asked for their logits."""
-    return key.rows == 1
+def head_step(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, args: HeadArgs) -> HeadResult:
+    """Turns hidden states into logits and, where there is a choice, into the token that follows."""
+    logits = head(cfg, params, args.hidden, numerics)
+    if args.choice is None:
+        return HeadResult(logits, None, finite(logits))
+    return HeadResult(logits, pick(logits, *args.choice), None)
 
 
-def head_step(
-    cfg: ModelConfig,
-    numerics: Numerics,
-    params: Params,
-    hidden: jax.Array,  # float32 (R, D)
-    *following: Any,  # of one row, what `pick` takes after the logits
-) -> tuple[jax.Array, jax.Array | Picked]:
-    """Logits float32 (R, V), and which rows are finite, bool (R,); for one row what follows it."""
-    logits = head(cfg, params, hidden, numerics)
-    return logits, pick(logits, *following) if following else finite(logits)
+class Launch(NamedTuple):
+    """What a launch of several tokens carries from one to the next."""
+
+    done: jax.Array  # int32 (), tokens that every slot has had its turn for
+    any_running: jax.Array  # bool (), of any data group
+    cache: Cache
+    tokens: jax.Array  # int32 (B,), the last of each slot
+    running: jax.Array  # bool (B,)
+    mu: jax.Array  # float32 (B,), Mirostat's state
+    picked: Picked  # each (B, at_most), filled up to `done`
 
 
 def decode(
@@ -185,44 +237,42 @@ def decode(
     numerics: Numerics,
     params: Params,
     cache: Cache,
-    tokens: jax.Array,  # int32 (B,), the last token of each slot
-    wanted: jax.Array,  # int32 (B,), tokens to give each slot, 0 to at_most
-    past_end: jax.Array,  # bool (B,), whether the slot goes on after an end token
-    adjustment: Adjustment,  # of B slots, for all the tokens
-    sampling: SlotSampling,  # each (B,)
-    is_end: jax.Array,  # bool (V,), tokens that end a generation
-) -> tuple[Cache, Picked]:
-    """Tokens for slots 0..B-1, of each data group where there are several: the cache, and what all got, (B, at_most).
+    args: DecodeArgs,
+) -> DecodeResult:
+    """Picks up to `at_most` tokens for slots 0..B-1, of each data group where there are several.
 
     A slot runs until it has what is wanted, or an end token, or logits that are not finite; what is picked for it
     after that means nothing. One that does not run keeps its cache and its length; it counts as empty, so that what it
     held does not lengthen the attention loop.
     """
-    batch, split = tokens.shape[0], numerics.split
+    split, batch = numerics.split, args.tokens.shape[0]
 
-    def one(cache: Cache, tokens: jax.Array, running: jax.Array, sampling: SlotSampling) -> tuple[Cache, Picked]:
+    def one(cache: Cache, tokens: jax.Array, running: jax.Array, mu: jax.Array) -> tuple[Cache, Picked]:
         start = jnp.where(running, cache.length[:batch], 0)
         rows = Rows(jnp.int32(0), start, start + 1, running)
         x = embed(cfg, params, tokens[:, None], split)
         hidden, cache = layers(cfg, params, x, cache, rows, numerics)
-        picked = pick(head(cfg, params, hidden[:, 0], numerics), adjustment, sampling, start + 1, is_end)
+        logits, sampling = head(cfg, params, hidden[:, 0], numerics), args.sampling._replace(mirostat_mu=mu)
+        picked = pick(logits, args.adjustment, sampling, start + 1, args.is_end)
         length = cache.length.at[:batch].add(running.astype(jnp.int32))
         return dataclasses.replace(cache, length=length), picked
 
-    def following(state):
-        done, _, cache, tokens, running, mu, all_picked = state
-        cache, picked = one(cache, tokens, running, sampling._replace(mirostat_mu=mu))
-        all_picked = jax.tree.map(lambda every, new: every.at[:, done].set(new), all_picked, picked)
-        done += 1
-        running &= (done < wanted) & picked.finite & (past_end | ~picked.is_end)
-        return done, anywhere(jnp.any(running), split), cache, picked.ids, running, picked.mirostat_mu, all_picked
+    def following(state: Launch) -> Launch:
+        cache, picked = one(state.cache, state.tokens, state.running, state.mu)
+        all_picked = jax.tree.map(lambda every, new: every.at[:, state.done].set(new), state.picked, picked)
+        done = state.done + 1
+        goes_on = (done < args.wanted) & picked.finite & (args.past_end | ~picked.is_end)
+        running = state.running & goes_on
+        any_running = anywhere(jnp.any(running), split)
+        return Launch(done, any_running, cache, picked.ids, running, picked.mirostat_mu, all_picked)
 
-    running = wanted > 0
+    running, mu = args.wanted > 0, jnp.asarray(args.sampling.mirostat_mu)
     if at_most == 1:
-        cache, picked = one(cache, tokens, running, sampling)
+        cache, picked = one(cache, args.tokens, running, mu)
         picked = jax.tree.map(lambda x: x[:, None], picked)
     else:
-        room = nothing_picked(batch, at_most, cfg.vocab_size)
-        state = jnp.int32(0), anywhere(jnp.any(running), split), cache, tokens, running, sampling.mirostat_mu, room
-        *_, cache, _, _, _, picked = jax.lax.while_loop(lambda state: state[1], following, state)
-    return cache, jax.tree.map(lambda x: rows_of_all(x, split), picked)
+        room, any_running = nothing_picked(batch, at_most, cfg.vocab_size), anywhere(jnp.any(running), split)
+        first = Launch(jnp.int32(0), any_running, cache, args.tokens, running, mu, room)
+        last = jax.lax.while_loop(lambda state: state.any_running, following, first)
+        cache, picked = last.cache, last.picked
+    return DecodeResult(cache, jax.tree.map(lambda x: rows_of_all(x, split), picked))

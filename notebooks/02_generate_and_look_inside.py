@@ -194,8 +194,8 @@ plt.show()
 # %%
 assert cfg.architecture.name == "llama"
 prepared = prepare(MODEL)
-params = place(read_weights(llm.file, cfg, layout=prepared.layout), llm.placement)
-numerics = Numerics(llm.config.kernel_path, jnp.dtype(jnp.float32), llm.plan.capacity, llm.plan.context)
+params = place(read_weights(llm.file, cfg, layouts=prepared.kernels.layouts), llm.placement)
+numerics = Numerics(prepared.kernels.products, jnp.dtype(jnp.float32), llm.plan.capacity, llm.plan.context)
 
 
 def forward(ids):

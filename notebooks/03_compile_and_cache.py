@@ -17,7 +17,7 @@ import packlight
 from packlight import demo
 from packlight.compile import aot
 from packlight.compile.config import parse_config
-from packlight.compile.steps import placed_arguments
+from packlight.compile.counter import CompileCounter
 from packlight.model.spec.weights import formats
 from packlight.model.weights.params import abstract
 from packlight.model.weights.placement import Placement
@@ -91,18 +91,18 @@ for n in lengths:
 # %% [markdown]
 # ## First start and second start
 #
-# `aot.compile_count()` counts the backend compilations of the whole process, as jax itself reports them.
+# `CompileCounter` counts the backend compilations of the whole process, as jax itself reports them.
 
 
 # %%
 def start(config):
     """A loaded model, and how many compilations building its steps took."""
-    before = aot.compile_count()
-    llm = packlight.load(MODEL, config)
+    with CompileCounter() as compiled:
+        llm = packlight.load(MODEL, config)
     steps = llm.executables
-    print(f"{steps.misses} missed, {steps.hits} found, {aot.compile_count() - before} compilations, ", end="")
+    print(f"{steps.misses} missed, {steps.hits} found, {compiled.count} compilations, ", end="")
     print(f"{llm.timings['compile_s']:.2f} s")
-    return llm, aot.compile_count() - before
+    return llm, compiled.count
 
 
 _, cold_compiles = start(config)
@@ -130,16 +130,16 @@ for key, built in llm.executables.built.items():
 # of the executable, an array, and not a part of the program.
 
 # %%
-before = aot.compile_count()
-for n in (1, 15, 16, 17, 100, 190):
-    llm.generate(list(range(3, 3 + n)), max_tokens=3, temperature=0)
-llm.generate(["A Python function", "To open a file"], max_tokens=8, seed=1)
-for sampling in ({"temperature": 1.5}, {"top_k": 3}, {"repeat_penalty": 1.3}, {"mirostat": 2}):
-    llm.generate("A Python function", max_tokens=4, **sampling)
-print(f"{aot.compile_count() - before} compilations; executables run:")
+with CompileCounter() as compiled:
+    for n in (1, 15, 16, 17, 100, 190):
+        llm.generate(list(range(3, 3 + n)), max_tokens=3, temperature=0)
+    llm.generate(["A Python function", "To open a file"], max_tokens=8, seed=1)
+    for sampling in ({"temperature": 1.5}, {"top_k": 3}, {"repeat_penalty": 1.3}, {"mirostat": 2}):
+        llm.generate("A Python function", max_tokens=4, **sampling)
+print(f"{compiled.count} compilations; executables run:")
 for key, count in llm.engine.steps_run.items():
     print(f"{key!s:18}{count:5}")
-assert aot.compile_count() == before
+assert compiled.count == 0
 
 # %% [markdown]
 # ## What an entry's name depends on
@@ -156,13 +156,9 @@ def digests(config):
     """The names under which the store would have the steps of this config."""
     prepared = prepare(MODEL, config)
     placement = Placement.on(jax.devices("cpu"))
-    params = abstract(prepared.model, kinds, prepared.layout, placement)
-    plan, config = prepared.plan, prepared.config
-    names = {}
-    for key in plan.steps:
-        arguments = placed_arguments(key, prepared.model, plan, config, params, placement)
-        names[key] = aot.entry_digest(key, prepared.model, config, plan.context, arguments, placement)
-    return names
+    params = abstract(prepared.model, kinds, prepared.kernels.layouts, placement)
+    steps = prepared.steps(placement)
+    return {key: aot.entry_digest(steps, key, params) for key in prepared.plan.steps}
 
 
 stored = {path.stem for path in pathlib.Path(folder.name).glob("*.aot")}

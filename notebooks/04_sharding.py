@@ -18,7 +18,8 @@ import packlight
 from packlight import demo
 from packlight.compile import aot
 from packlight.compile.config import MeshShape
-from packlight.compile.steps import abstract_cache, cache_specs
+from packlight.compile.kernels import KernelPlan
+from packlight.compile.steps import Steps
 from packlight.model.spec.sharding import cut, make_split
 from packlight.model.spec.weights import declare, used_weights
 from packlight.model.weights.load import read_weights
@@ -114,8 +115,8 @@ arrays = {name: params["blk"][name].groups[0].blocks for name in ("attn_q", "ffn
 fig, (*of_weights, last) = plt.subplots(1, 3, figsize=(8.5, 2.8), constrained_layout=True)
 for ax, (name, blocks) in zip(of_weights, arrays.items(), strict=True):
     draw(ax, f"{name} of a layer", blocks.shape, blocks.sharding, (1, 2), ("rows", "blocks"))
-cache = abstract_cache(prepared.model, prepared.plan, prepared.config, prepared.split)
-draw(last, "cache", cache.k.shape, placement.sharding(cache_specs(prepared.split).k), (1, 2), ("slots", "kv heads"))
+keys = prepared.steps(placement).cache().k
+draw(last, "cache", keys.shape, keys.sharding, (1, 2), ("slots", "kv heads"))
 fig.suptitle("numbers are devices", y=1.08)
 plt.show()
 
@@ -189,7 +190,8 @@ config = dataclasses.replace(EIGHT, mesh=MeshShape(1, 8), cpu_kernels="xla", sto
 plan = dataclasses.replace(prepared.plan, slots=1, groups=1, head_rows=(16,), decode_batch=())
 placement = aot.find_devices(config, split)
 params = abstract(llama_8b, kinds, placement=placement)
-prefill, logits = aot.build(llama_8b, config, plan, params, placement).built.values()
+steps = Steps(llama_8b, config, plan, KernelPlan.of(config, llama_8b, kinds), placement)
+prefill, logits = aot.build(steps, params).built.values()
 for built in (prefill, logits):
     print(f"{built.key!s:16}{collectives(built.call)}")
 assert collectives(prefill.call) == {"all-reduce": 2 + 1}

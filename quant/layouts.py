@@ -64,11 +64,6 @@ SUPERBLOCKS: dict[str, tuple[int, tuple[int, ...]]] = {
 }
 
 
-def has_layout(qtype: str, layout: str) -> bool:
-    """Whether matrices in format `qtype` can be kept in `layout`."""
-    return layout == "ggml" or qtype in (SUPERBLOCKS if layout in MOSAIC else FIELDS)
-
-
 def superblock_bytes(block_bytes: int, qtype: str, layout: str) -> int:
     """Bytes of a super-block, padding included."""
     unit = MOSAIC[layout]

@@ -18,17 +18,25 @@ import numpy as np
 
 from packlight.common.errors import ContextLengthError, NonFiniteLogitsError, PacklightError
 from packlight.compile.aot import Executables
-from packlight.compile.config import CompileConfig
-from packlight.compile.plan import Plan, StepKey
-from packlight.compile.steps import abstract_cache, cache_specs, samples
+from packlight.compile.plan import StepKey
+from packlight.compile.steps import (
+    Choice,
+    DecodeArgs,
+    DecodeResult,
+    HeadArgs,
+    HeadResult,
+    PrefillArgs,
+    PrefillResult,
+    Steps,
+)
+from packlight.model.network.state import Cache
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import Picked, SlotSampling, slot_sampling
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.sampling.penalties import Steering
-from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
-from packlight.model.weights.placement import P, Placement
+from packlight.model.weights.placement import P
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,37 +69,21 @@ class _Request:
 
 
 class Engine:
-    """Runs requests over one cache. One caller at a time owns it.
+    """Runs requests over one cache. One caller at a time owns it."""
 
-    steps_run counts how often each executable ran.
-    """
-
-    def __init__(
-        self,
-        cfg: ModelConfig,
-        config: CompileConfig,
-        plan: Plan,
-        executables: Executables,
-        params: Params,
-        end_tokens: frozenset[int],
-        placement: Placement,
-    ):
-        self.plan = plan
-        self.steps_run: collections.Counter[StepKey] = collections.Counter()
-        self._executables, self._params = executables, params
-        self._is_end = np.zeros(cfg.vocab_size, np.bool_)
+    def __init__(self, steps: Steps, executables: Executables, params: Params, end_tokens: frozenset[int]):
+        self.plan = steps.plan
+        self.steps_run: collections.Counter[StepKey] = collections.Counter()  # how often each executable ran
+        self._steps, self._executables, self._params = steps, executables, params
+        self._vocab = steps.model.vocab_size
+        self._table = table_size(self._vocab, self.plan.context)
+        self._is_end = np.zeros(self._vocab, np.bool_)
         self._is_end[sorted(end_tokens)] = True
-        self._placement = placement
-        self._empty_cache = lambda: jax.tree.map(
-            lambda x, spec: placement.put(np.zeros(x.shape, x.dtype), spec, alias=False),
-            abstract_cache(cfg, plan, config, placement.split),
-            cache_specs(placement.split),
-        )
-        self._cache = self._empty_cache()
-        self._slots: list[_Request | None] = [None] * plan.slots
+        self._placement = steps.placement
+        self._cache = steps.empty_cache()
+        self._slots: list[_Request | None] = [None] * self.plan.slots
         self._queue: collections.deque[_Request] = collections.deque()
         self._ids = itertools.count()
-        self._vocab, self._table = cfg.vocab_size, table_size(cfg.vocab_size, plan.context)
         self._unsteered: dict[int, Adjustment] = {}
         self._asked: dict[int, tuple[tuple[int | None, ...], SlotSampling]] = {}
 
@@ -175,9 +167,9 @@ class Engine:
             chunks = [np.asarray(h)[:count] for h, _, count in self._prefill(self._free_slot(), ids)]
         return np.concatenate(chunks)
 
-    def _run(self, key: StepKey, *arguments: Any) -> Any:
+    def _run(self, key: StepKey, cache: Cache | None, args: PrefillArgs | HeadArgs | DecodeArgs) -> Any:
         self.steps_run[key] += 1
-        return self._executables[key](self._params, *arguments)
+        return self._executables[key](self._params, cache, args)
 
     @contextlib.contextmanager
     def _whole_cache(self) -> Iterator[None]:
@@ -186,7 +178,7 @@ class Engine:
             yield
         except BaseException:
             if any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
-                self._cache = self._empty_cache()
+                self._cache = self._steps.empty_cache()
                 self._slots = [None] * self.plan.slots
                 self._queue.clear()
             raise
@@ -199,10 +191,10 @@ class Engine:
         slot = self._free_slot()
         request = self._queue.popleft()
         *_, (_, last, _) = self._prefill(slot, request.prompt)
-        position = np.array([len(request.prompt)], np.int32)
-        asked = self._arguments([request])
-        _, picked = self._run(self.plan.head_key(1), last, *asked, position, self._is_end)
-        return self._advance(slot, request, picked, (0,))
+        choice = Choice(*self._arguments([request]), np.array([len(request.prompt)], np.int32), self._is_end)
+        result: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(last, choice))
+        assert result.picked is not None
+        return self._advance(slot, request, result.picked, (0,))
 
     def _arguments(self, requests: list[_Request | None]) -> tuple[Adjustment, SlotSampling]:
         """How a step is to adjust and sample, a row per request; made anew only where something changed."""
@@ -230,9 +222,10 @@ class Engine:
         for chunk in self.plan.chunks(0, len(ids)):
             tokens = np.zeros(chunk.key.rows, np.int32)
             tokens[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
-            place = (np.int32(slot), np.int32(chunk.start), np.int32(chunk.count))
-            self._cache, hidden, last = self._run(chunk.key, self._cache, tokens, *place)
-            yield hidden, last, chunk.count
+            args = PrefillArgs(tokens, np.int32(slot), np.int32(chunk.start), np.int32(chunk.count))
+            result: PrefillResult = self._run(chunk.key, self._cache, args)
+            self._cache = result.cache
+            yield result.hidden, result.last, chunk.count
 
     def _head(self, hidden: np.ndarray) -> np.ndarray:
         """Logits (rows, V) of hidden states (rows, D), padded to a head step."""
@@ -240,14 +233,12 @@ class Engine:
         key = self.plan.head_key(count)
         padded = np.zeros((key.rows, hidden.shape[1]), np.float32)
         padded[:count] = hidden
-        following = ()
-        if samples(key):
-            following = *self._arguments([None]), np.zeros(1, np.int32), self._is_end
-        logits, rest = self._run(key, padded, *following)
-        finite = rest.finite if samples(key) else rest
+        choice = Choice(*self._arguments([None]), np.zeros(1, np.int32), self._is_end) if key.rows == 1 else None
+        result: HeadResult = self._run(key, None, HeadArgs(padded, choice))
+        finite = result.finite if result.picked is None else result.picked.finite
         if not np.asarray(finite)[:count].all():
             raise NonFiniteLogitsError("the model's logits are NaN or infinite")
-        return np.asarray(logits)[:count]
+        return np.asarray(result.logits)[:count]
 
     def _decode(self) -> list[Event]:
         running = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
@@ -263,9 +254,10 @@ class Engine:
             tokens[row], wanted[row], past_end[row] = request.tokens[-1], wanted_of[slot], request.past_end
             requests[row] = request
         asked = self._arguments(requests)
-        self._cache, picked = self._run(key, self._cache, tokens, wanted, past_end, *asked, self._is_end)
+        result: DecodeResult = self._run(key, self._cache, DecodeArgs(tokens, wanted, past_end, *asked, self._is_end))
+        self._cache = result.cache
         return [
-            self._advance(slot, request, picked, (self.plan.row(slot, key), at))
+            self._advance(slot, request, result.picked, (self.plan.row(slot, key), at))
             for at in range(at_most)
             for slot, request in running
             if at < wanted_of[slot] and self._slots[slot] is request

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from packlight.compile.aot import Built
-from packlight.compile.memory import ITEM_BYTES, Limit, MemoryPlan
+from packlight.compile.memory import Limit, MemoryPlan
 from packlight.compile.targets.chips import roofline
 from packlight.compile.targets.hlo import largest, materialized
 from packlight.compile.targets.targets import Target
@@ -21,7 +21,7 @@ SCOPES = {"/attention/": ("attn_",), "/ffn/": ("ffn_",), "/head/": ("output", "t
 
 def step_row(built: Built) -> dict[str, Any]:
     """One executable as `compile` reports it, whatever it is for."""
-    return {"step": str(built.key)} | {k: v for k, v in vars(built).items() if k not in ("key", "call")}
+    return {"step": str(built.key)} | {k: v for k, v in vars(built).items() if k not in ("key", "call", "warnings")}
 
 
 def target_row(
@@ -43,7 +43,7 @@ def target_row(
     scratch. Both are None where XLA cannot show the program, as when libtpu is newer than jaxlib.
     """
     program: Any = built.call
-    moved = step_bytes(built.key, file, cfg, ITEM_BYTES[kv_dtype]) / split.tensor
+    moved = step_bytes(built.key, file, cfg, kv_dtype) / split.tensor
     flops = step_flops(built.key, file, cfg) / split.tensor
     try:
         text = program.as_text()

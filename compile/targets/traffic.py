@@ -6,8 +6,9 @@ row of the embedding per token, and the cache once per pass. Activations, scratc
 
 import math
 
-from packlight.compile.plan import StepKey
+from packlight.compile.plan import Phase, StepKey
 from packlight.model.gguf.reader import GGUFFile, TensorInfo
+from packlight.model.spec.cache import position_bytes
 from packlight.model.spec.config import ModelConfig
 
 
@@ -31,11 +32,6 @@ def head_bytes(file: GGUFFile) -> int:
     return file.tensors.get("output.weight", file.tensors["token_embd.weight"]).nbytes
 
 
-def kv_bytes(cfg: ModelConfig, positions: float, itemsize: int) -> float:
-    """Bytes of `positions` cached keys and values in every layer."""
-    return 2 * cfg.block_count * cfg.head_count_kv * cfg.key_length * itemsize * positions
-
-
 def matrix_flops(file: GGUFFile, cfg: ModelConfig) -> float:
     """Multiplications and additions of one token in every matrix but the embedding and the head."""
     rest = (t for t in file.tensors.values() if t.name not in ("token_embd.weight", "output.weight"))
@@ -52,26 +48,27 @@ def attention_flops(cfg: ModelConfig, positions: float) -> float:
     return 4.0 * cfg.block_count * cfg.head_count * cfg.key_length * positions
 
 
-def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, itemsize: int) -> float:
-    """Bytes that a step must read when its slots are full and it gives all its tokens. itemsize: of the cache."""
+def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) -> float:
+    """Bytes that a step must read when its slots are full and it gives all its tokens."""
+    position = position_bytes(cfg, kv_dtype)
     match key.phase:
-        case "prefill":
-            return weight_bytes(file, cfg, key.rows, head=False) + kv_bytes(cfg, key.length, itemsize)
-        case "head":
+        case Phase.PREFILL:
+            return weight_bytes(file, cfg, key.rows, head=False) + key.length * position
+        case Phase.HEAD:
             return head_bytes(file)
-        case _:
-            return key.tokens * (weight_bytes(file, cfg, key.rows) + kv_bytes(cfg, key.rows * key.length, itemsize))
+        case Phase.DECODE:
+            return key.tokens * (weight_bytes(file, cfg, key.rows) + key.rows * key.length * position)
 
 
 def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
     """Operations of a step when its slots are full; a prompt's last tokens see about all of the cache."""
     match key.phase:
-        case "prefill":
+        case Phase.PREFILL:
             seen = key.rows * key.length - key.rows * (key.rows - 1) / 2
             return key.rows * matrix_flops(file, cfg) + attention_flops(cfg, seen)
-        case "head":
+        case Phase.HEAD:
             return key.rows * head_flops(file)
-        case _:
+        case Phase.DECODE:
             each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, key.length)
             return key.tokens * key.rows * each
 

@@ -17,7 +17,6 @@ from packlight.model.network.state import Cache, Numerics, Rows
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
-from packlight.quant.formats.table import path_of
 from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import gather_rows
 
@@ -92,7 +91,7 @@ def head(
     """Logits, from `output` or, in a model that ties them, from `token_embd`."""
     with jax.named_scope("head"):
         weights = params.get("output", params["token_embd"])
-        logits = matmul(hidden.astype(numerics.dtype), weights, path_of(weights.qtype, numerics.path))
+        logits = matmul(hidden.astype(numerics.dtype), weights, numerics.paths[weights.qtype])
         logits = gathered(logits, cfg.vocab_size, numerics.split)
         if cfg.logit_scale != 1:
             logits = logits / jnp.float32(cfg.logit_scale)

@@ -17,7 +17,7 @@ def linear(x: jax.Array, blk: Params, name: str, index: jax.Array, numerics: Num
 def linears(x: jax.Array, blk: Params, names: tuple[str, ...], index: jax.Array, numerics: Numerics) -> list[jax.Array]:
     """`linear` with several matrices, which a path may do in one call."""
     flat = x.reshape(-1, x.shape[-1]).astype(numerics.dtype)
-    ys = stacked_matmul_many(flat, [blk[name] for name in names], index, numerics.path)
+    ys = stacked_matmul_many(flat, [blk[name] for name in names], index, numerics.paths)
     biases = [blk.get(f"{name}.bias") for name in names]
     ys = [y if bias is None else y + bias[index][None, :] for y, bias in zip(ys, biases, strict=True)]
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in ys]

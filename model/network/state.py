@@ -1,6 +1,7 @@
 """What a step passes to its parts: the cache, where its rows lie, and what the plan decided. Knows no weights."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ class Rows(NamedTuple):
 class Numerics:
     """What the plan decided for the traced code. Static."""
 
-    path: str  # kernel path of every matrix product
+    paths: Mapping[str, str]  # format -> kernel path of products with matrices of it (`compile.kernels.KernelPlan`)
     dtype: jnp.dtype  # activations are rounded to it before a product
     span: int  # S of the step: how many cached positions a query may look back at
     context: int  # tokens that a slot may hold

@@ -222,15 +222,6 @@ def is_tied(used: tuple[Weight, ...]) -> bool:
     return all(weight.name != "output" for weight in used)
 
 
-def layout_of(weight: Weight, qtype: str, layout: str, tied: bool) -> str:
-    """The layout a matrix is kept in when kernels read `layout`: ggml's where no product does, or none for the format.
-
-    tied: whether the embedding is also the output head.
-    """
-    multiplied = weight.name != "token_embd" or tied
-    return layout if multiplied and layouts.has_layout(qtype, layout) else "ggml"
-
-
 def group_by_format(qtypes: list[str]) -> tuple[list[str], tuple[tuple[int, int], ...]]:
     """Formats per layer -> distinct formats in order of appearance, and each layer's (group, index in the group)."""
     order = list(dict.fromkeys(qtypes))

@@ -20,12 +20,13 @@ from packlight.common.text import shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo, read_into, read_part, read_tensor
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Cut, Split, cut
-from packlight.model.spec.weights import Axis, Weight, check, group_by_format, is_tied, layout_of
+from packlight.model.spec.weights import Axis, Weight, check, group_by_format
 from packlight.quant.formats.scales import nonfinite_block
 from packlight.quant.kernels import native_build
 from packlight.quant.layouts import LANES, pack
 
 READERS = 2  # tensors on their way at a time; each may need a second copy of its bytes, to lay rows side by side
+GGML: Mapping[str, str] = {}  # layouts: every tensor is in ggml's own
 ALIGNMENT = 64  # bytes; what XLA:CPU asks of a buffer it uses in place (GGUF aligns to 32)
 
 
@@ -79,20 +80,18 @@ def read_weights(
     file: GGUFFile,
     cfg: ModelConfig,
     progress: Callable[[int], None] = lambda nbytes: None,
-    layout: str = "ggml",
+    layouts: Mapping[str, str] = GGML,
     split: Split = WHOLE,
     devices: Collection[int] = (0,),
 ) -> list[HostWeight]:
     """Every weight of the model. When a matrix or a vector of all layers is read, `progress` is called with its bytes.
 
-    layout: what the kernels read; tensors whose format has it are brought into it.
+    layouts: of the tensors that are not kept in ggml's (`compile.kernels.KernelPlan`).
     devices: numbers along the tensor axis of `split`. Of a weight that is cut, only these devices' parts are read.
     Raises GGUFError naming the tensor (and block) that does not fit, cannot be read or holds a non-finite scale.
     """
     weights, jobs = [], []
-    used = check(file, cfg)
-    tied = is_tied(used)
-    for weight in used:
+    for weight in check(file, cfg):
         infos = [file.tensors[name] for name in weight.tensors(cfg.block_count)]
         cuts = {device: cut(cfg, split, weight, device) for device in devices}
         if not next(iter(cuts.values())).axis:
@@ -102,7 +101,7 @@ def read_weights(
             weights.append(_read_vectors(weight, part, infos, cuts))
             progress(sum(info.nbytes for info in infos))
         else:
-            host, reads = _plan_matrices(part, infos, layout, tied, cuts)
+            host, reads = _plan_matrices(part, infos, layouts, cuts)
             weights.append(host)
             jobs += reads
     pool = concurrent.futures.ThreadPoolExecutor(READERS)
@@ -134,12 +133,12 @@ def _take_part(values: np.ndarray, axis: int, share: Cut) -> np.ndarray:
 
 
 def _plan_matrices(
-    part: Weight, infos: list[TensorInfo], layout: str, tied: bool, cuts: Mapping[int, Cut]
+    part: Weight, infos: list[TensorInfo], layouts: Mapping[str, str], cuts: Mapping[int, Cut]
 ) -> tuple[HostWeight, list[_Job]]:
     """Buffers for a weight's parts, and the jobs that fill them."""
     qtypes = [info.format.name for info in infos]
     order, places = group_by_format(qtypes)
-    kept = [layout_of(part, qtype, layout, tied) for qtype in order]
+    kept = [layouts.get(infos[qtypes.index(qtype)].name, "ggml") for qtype in order]
     shapes = [(qtypes.count(q), *part.blocks_shape(q, at)) for q, at in zip(order, kept, strict=True)]
     parts = {device: [_allocate(shape) for shape in shapes] for device in cuts}
     jobs = [

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, cut
-from packlight.model.spec.weights import Axis, Weight, group_by_format, is_tied, layout_of, used_weights
-from packlight.model.weights.load import HostWeight
+from packlight.model.spec.weights import Axis, Weight, group_by_format, used_weights
+from packlight.model.weights.load import GGML, HostWeight
 from packlight.model.weights.placement import Placement, cut_along
 from packlight.model.weights.stack import Stack
-from packlight.quant import layouts
+from packlight.quant.layouts import axis_of
 from packlight.quant.qtensor import QTensor, check_blocks
 
 Params = dict[str, Any]
@@ -27,24 +27,22 @@ def shaped(shape: tuple[int, ...], dtype: Any) -> Any:
 def abstract(
     cfg: ModelConfig,
     formats: Mapping[str, str],
-    layout: str = "ggml",
+    layouts: Mapping[str, str] = GGML,
     placement: Placement | None = None,
 ) -> Params:
     """The parameter tree with `jax.ShapeDtypeStruct` leaves, for a file whose tensors have `formats`.
 
     Matrices are QTensors (per-layer ones a Stack of them, under "blk"), vectors float32 (per-layer ones `(L, n)`).
-    layout: what the kernels read; a format that does not have it stays in ggml's.
+    layouts: of the tensors that are not kept in ggml's (`compile.kernels.KernelPlan`).
     placement: the leaves say how they lie on its devices. Their shapes are of all devices' parts together, padding
         included; a QTensor's `rows` and `width` are one part's, as traced code sees it.
     Raises GGUFError as `used_weights` does.
     """
     tree: Params = {"blk": {}}
     split = WHOLE if placement is None else placement.split
-    used = used_weights(cfg, formats)
-    tied = is_tied(used)
-    for weight in used:
-        qtypes = [formats[name] for name in weight.tensors(cfg.block_count)]
-        kept = [layout_of(weight, qtype, layout, tied) for qtype in qtypes]
+    for weight in used_weights(cfg, formats):
+        names = weight.tensors(cfg.block_count)
+        qtypes, kept = [formats[name] for name in names], [layouts.get(name, "ggml") for name in names]
         join = functools.partial(_join_shapes, placement, weight, cut(cfg, split, weight, 0).axis)
         target = tree["blk"] if weight.per_layer else tree
         target[weight.name] = _abstract_weight(split.part(cfg, weight), qtypes, kept, join)
@@ -87,7 +85,7 @@ def _array_axis(weight: Weight, axis: Axis, layout: str) -> int | None:
         return None
     if weight.is_vector or axis == "experts":
         return weight.per_layer + weight.position(axis)
-    return weight.per_layer + len(weight.shape) + 1 + layouts.axis_of(axis, layout)
+    return weight.per_layer + len(weight.shape) + 1 + axis_of(axis, layout)
 
 
 def place(weights: list[HostWeight], placement: Placement) -> Params:

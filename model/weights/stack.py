@@ -1,13 +1,12 @@
 """`Stack`: one tensor of every layer, grouped by format, and products with one layer's matrices."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from packlight.quant.formats.table import path_of
 from packlight.quant.matmul import matmul_many
 from packlight.quant.qtensor import QTensor
 
@@ -21,16 +20,18 @@ class Stack:
     places: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})  # layer -> (group, index in it)
 
 
-def stacked_matmul(x: jax.Array, stack: Stack, index: jax.Array, path: str, inner: tuple = ()) -> jax.Array:
+def stacked_matmul(
+    x: jax.Array, stack: Stack, index: jax.Array, paths: Mapping[str, str], inner: tuple = ()
+) -> jax.Array:
     """x (M, in) times the matrix of layer `index`: float32 (M, out).
 
-    inner: the expert, where a layer has a matrix for each.
+    paths: format -> kernel path. inner: the expert, where a layer has a matrix for each.
     """
-    return stacked_matmul_many(x, [stack], index, path, inner)[0]
+    return stacked_matmul_many(x, [stack], index, paths, inner)[0]
 
 
 def stacked_matmul_many(
-    x: jax.Array, stacks: Sequence[Stack], index: jax.Array, path: str, inner: tuple = ()
+    x: jax.Array, stacks: Sequence[Stack], index: jax.Array, paths: Mapping[str, str], inner: tuple = ()
 ) -> list[jax.Array]:
     """x (M, in) times layer `index`'s matrix of each stack: float32 (M, out) each.
 
@@ -46,8 +47,8 @@ def stacked_matmul_many(
 
         def products(places: jax.Array, x: jax.Array) -> list[jax.Array]:
             results: dict[int, jax.Array] = {}
-            for each in dict.fromkeys(path_of(w.qtype, path) for w in ws):
-                at = [i for i, w in enumerate(ws) if path_of(w.qtype, path) == each]
+            for each in dict.fromkeys(paths[w.qtype] for w in ws):
+                at = [i for i, w in enumerate(ws) if paths[w.qtype] == each]
                 made = matmul_many(x, [ws[i] for i in at], each, [(places[i], *inner) for i in at])
                 results |= dict(zip(at, made, strict=True))
             return [results[i] for i in range(len(ws))]

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cached_property
 
 from packlight.common.errors import UnsupportedError
-from packlight.quant.layouts import has_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +68,6 @@ FORMATS: dict[str, Format] = {
     )
 }
 BY_TYPE_ID: dict[int, Format] = {f.type_id: f for f in FORMATS.values()}
-
-
-def path_of(qtype: str, path: str) -> str:
-    """The kernel path of a matrix in format `qtype` when `path` is asked for.
-
-    Native and Mosaic kernels are for the formats that have other layouts; the rest take `xla`, and the plan says so.
-    """
-    reads = {"native": "rows8", "mosaic_gpu": "words", "mosaic_tpu": "columns"}  # rows8: or any other number of rows
-    return path if has_layout(qtype, reads.get(path, "ggml")) else "xla"
 
 
 def format_named(name: str) -> Format:

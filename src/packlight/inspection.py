@@ -8,42 +8,12 @@ from typing import Any
 import numpy as np
 
 from packlight.common.errors import PacklightError
-from packlight.compile.config import CompileConfig, default_config
-from packlight.compile.kernels import expected
+from packlight.compile.config import default_config
+from packlight.compile.kernels import KernelPlan, expected
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.weights import check, is_tied, layout_of
+from packlight.model.spec.weights import check, formats
 from packlight.model.text.tokenizer import Tokenizer
-from packlight.quant.formats.table import path_of
-
-
-def tensor_paths(file: GGUFFile, model: ModelConfig, config: CompileConfig) -> dict[str, str]:
-    """Tensor -> kernel path under a settled `config`; the plan that `generate` and `inspect` print."""
-    used = check(file, model)
-    tied = is_tied(used)
-    paths = {}
-    for weight in used:
-        for name in weight.tensors(model.block_count):
-            path = path_of(file.tensors[name].format.name, config.kernel_path)
-            if weight.is_vector:
-                paths[name] = "f32"
-            elif weight.name == "token_embd":
-                paths[name] = f"gather+{path}" if tied else "gather"
-            else:
-                paths[name] = path
-    return paths
-
-
-def tensor_layouts(file: GGUFFile, model: ModelConfig, layout: str) -> dict[str, str]:
-    """Tensor -> layout of its packed bytes in memory when kernels read `layout`; vectors are not packed."""
-    used = check(file, model)
-    tied = is_tied(used)
-    return {
-        name: layout_of(weight, file.tensors[name].format.name, layout, tied)
-        for weight in used
-        if not weight.is_vector
-        for name in weight.tensors(model.block_count)
-    }
 
 
 def inspect(path: str | os.PathLike) -> dict[str, Any]:
@@ -64,7 +34,8 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
             file = open_gguf(path)
         model = ModelConfig.from_gguf(file)
         hyperparameters = dataclasses.asdict(model)
-        paths = tensor_paths(file, model, expected(default_config("cpu")))
+        check(file, model)
+        paths = KernelPlan.of(expected(default_config("cpu")), model, formats(file)).tensors
     except PacklightError as error:
         problems.append(str(error))
     try:

@@ -18,10 +18,8 @@ from packlight import demo
 from packlight.common.errors import ConfigError, NonFiniteLogitsError
 from packlight.common.text import shown_path
 from packlight.compile.config import CompileConfig
-from packlight.compile.kernels import attention_names
 from packlight.compile.memory import MemoryPlan
 from packlight.compile.plan import Plan
-from packlight.inspection import tensor_layouts, tensor_paths
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig, sampling_config
 from packlight.model.spec.config import ModelConfig
@@ -85,10 +83,11 @@ class LLM:
         prepared.check_memory()
         began = time.perf_counter()
         self.config, self.plan, split = prepared.config, prepared.plan, prepared.split
+        self._kernels, self._prompts = prepared.kernels, prepared.prompts
 
         def read(devices: Sequence[int]) -> list[HostWeight]:
             progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
-            return read_weights(self.file, self.model, progress, prepared.layout, split, devices)
+            return read_weights(self.file, self.model, progress, self._kernels.layouts, split, devices)
 
         host = read([0]) if split.tensor == 1 else None  # before jax is imported, where no device has to be known
 
@@ -101,16 +100,13 @@ class LLM:
         params = place(read(self.placement.tensor_numbers) if host is None else host, self.placement)
         loaded = time.perf_counter()
         built = lambda b: on_built(b, len(self.plan.steps)) if on_built else None  # noqa: E731
-        self.executables = aot.build(self.model, self.config, self.plan, params, self.placement, built)
-        self.engine = Engine(
-            *(self.model, self.config, self.plan, self.executables),
-            *(params, self.tokenizer.eog_ids, self.placement),
-        )
+        steps = prepared.steps(self.placement)
+        self.executables = aot.build(steps, params, built)
+        self.engine = Engine(steps, self.executables, params, self.tokenizer.eog_ids)
         self.memory = dataclasses.replace(prepared.memory, scratch=self.executables.scratch_bytes)
         prepared.check_memory(self.memory.scratch)
         self.kv_bytes = self.engine.cache_bytes
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
-        self._layout, self._prompts = prepared.layout, prepared.prompts
         self._scheduler = Scheduler(self.engine)
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
@@ -215,16 +211,16 @@ class LLM:
 
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""
-        return tensor_paths(self.file, self.model, self.config)
+        return dict(self._kernels.tensors)
 
     @property
     def attention_path(self) -> str:
         """What computes attention: native or xla, on a GPU mosaic for prompts where it can."""
-        return attention_names(self.config, self.model, self.device)
+        return self._kernels.attention_names(self.device)
 
     def layouts(self) -> dict[str, str]:
         """Tensor -> the layout of its packed bytes, ggml's or "rowsN" (`quant.layouts`)."""
-        return tensor_layouts(self.file, self.model, self._layout)
+        return dict(self._kernels.layouts)
 
     def _checked(self, sampling: Mapping[str, Any]) -> SamplingConfig:
         """The sampling config of these fields, checked against the model. Raises ConfigError."""

@@ -5,18 +5,24 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+from typing import TYPE_CHECKING
 
 from packlight.common.text import shown, shown_path
 from packlight.compile.config import CompileConfig, default_config, read_config
-from packlight.compile.kernels import layout, settle
+from packlight.compile.kernels import KernelPlan, build_kernels
 from packlight.compile.memory import Limit, MemoryPlan, config_limit, device_limit, host_limit, plan_memory
 from packlight.compile.plan import Plan, make_plan
 from packlight.model.gguf.reader import GGUFFile, open_gguf
+from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split, make_split
 from packlight.model.spec.weights import check, formats, used_weights
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.prompts import Prompts
+
+if TYPE_CHECKING:
+    from packlight.compile.steps import Steps
+    from packlight.model.weights.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +41,13 @@ class Prepared:
     planned: Plan | None = None  # replaces the plan that the config asks for
 
     @functools.cached_property
-    def settled(self) -> tuple[CompileConfig, str | None]:
-        """The config with its choices made definite for this machine, and a warning where one fell back to something
-        slower.
-        """
-        return settle(self._with_context(self.named or default_config(_default_platform())))
+    def _built(self) -> tuple[CompileConfig, str | None]:
+        return build_kernels(self._with_context(self.named or default_config(_default_platform())))
 
     @property
     def config(self) -> CompileConfig:
-        return self.settled[0]
+        """The config with definite kernels; to know them, the first use builds the native library where it may run."""
+        return self._built[0]
 
     @property
     def warnings(self) -> list[str]:
@@ -51,12 +55,12 @@ class Prepared:
         something slower.
         """
         unread = ", ".join(self.model.unread)
-        return [*([f"not read from the file: {shown(unread)}"] if unread else []), *filter(None, self.settled[1:])]
+        return [*([f"not read from the file: {shown(unread)}"] if unread else []), *filter(None, self._built[1:])]
 
-    @property
-    def layout(self) -> str:
-        """The layout of packed matrices that the kernels read."""
-        return layout(self.config)
+    @functools.cached_property
+    def kernels(self) -> KernelPlan:
+        """Which kernel reads every tensor, and which computes attention."""
+        return KernelPlan.of(self.config, self.model, formats(self.file))
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -81,7 +85,8 @@ class Prepared:
     @functools.cached_property
     def memory(self) -> MemoryPlan:
         """Bytes of weights and cache on each device; scratch is not known before executables are."""
-        return plan_memory(self.file, self.model, self.config, self.plan, self.layout, self.split)
+        cache = CacheShape(self.model, self.plan.slots, self.plan.capacity, self.config.kv_dtype, self.split)
+        return plan_memory(self.file, self.model, self.kernels.layouts, self.split, cache)
 
     @functools.cached_property
     def memory_limit(self) -> Limit | None:
@@ -98,6 +103,12 @@ class Prepared:
 
         local = aot.find_devices(self.config, self.split).local
         return host_limit(len(local)) if on_cpu else device_limit(local)
+
+    def steps(self, placement: "Placement") -> "Steps":
+        """What the executables of the plan are made from, on these devices."""
+        from packlight.compile.steps import Steps
+
+        return Steps(self.model, self.config, self.plan, self.kernels, placement)
 
     def check_memory(self, scratch: int | None = None) -> None:
         """Raises MemoryLimitError when weights, cache and scratch do not fit the device."""

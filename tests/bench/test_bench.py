@@ -334,11 +334,11 @@ def test_traffic_by_hand(tmp_path, tied):
     kv = 2 * 2 * 2 * 16 * 4  # layers, k and v, heads, 16 floats of 4 bytes
     case = Case("tg", 3, batch=2, depth=5)  # positions seen: 6, 7, 8
     want = 3 * (pass_bytes + head + 2 * 64 * packed) + 2 * kv * (6 + 7 + 8)
-    assert traffic.moved(case, file, cfg, [], 4) == want
+    assert traffic.moved(case, file, cfg, [], "float32") == want
     assert traffic.flops(case, file, cfg) == 6 * 2 * (2 * per_layer + 320 * 64) + 2 * 4 * 2 * 64 * (6 + 7 + 8)
     prompt = Case("pp", 24)
     want = 2 * pass_bytes + 24 * 64 * packed + head + kv * (16 + 24)
-    assert traffic.moved(prompt, file, cfg, [16, 8], 4) == want
+    assert traffic.moved(prompt, file, cfg, [16, 8], "float32") == want
     attention = 4 * 2 * 64 * sum(range(1, 25))
     assert traffic.flops(prompt, file, cfg) == 24 * 2 * 2 * per_layer + 2 * 320 * 64 + attention
 

@@ -16,8 +16,8 @@ import packlight
 from packlight.common.errors import ConfigError, ContextLengthError, NonFiniteLogitsError
 from packlight.compile import aot
 from packlight.compile.config import CompileConfig
-from packlight.compile.plan import StepKey
-from packlight.compile.steps import abstract_arguments
+from packlight.compile.counter import CompileCounter
+from packlight.compile.plan import Phase, StepKey
 from packlight.compile.store import EntryError, Store
 from packlight.model.spec.weights import formats
 from packlight.model.weights.params import abstract
@@ -45,24 +45,35 @@ def llm(path, config):
 
 def test_a_second_load_compiles_nothing(llm, path, config):
     """R20: counted over the whole process, weights and generation included."""
-    before = aot.compile_count()
-    again = packlight.load(path, config)
+    with CompileCounter() as compiled:
+        again = packlight.load(path, config)
+        texts = {each.generate("abc", max_tokens=5, temperature=0).text for each in (again, llm)}
     assert (again.executables.hits, again.executables.misses) == (len(llm.plan.steps), 0)
-    assert (
-        again.generate("abc", max_tokens=5, temperature=0).token_ids
-        == llm.generate("abc", max_tokens=5, temperature=0).token_ids
-    )
-    assert aot.compile_count() == before
+    assert len(texts) == 1
+    assert compiled.count == 0
+
+
+def test_a_counter_counts_what_compiles_while_it_is_entered():
+    def compile_one(number):
+        jax.jit(lambda x: x * number + 0.5).lower(1.0).compile()
+
+    with aot._without_jax_cache(), CompileCounter() as outer:
+        compile_one(2)
+        with CompileCounter() as inner:
+            compile_one(3)
+        compile_one(5)
+    compile_one(7)
+    assert (outer.count, inner.count) == (3, 1)
 
 
 def test_generating_compiles_nothing(llm):
     """R20: every prompt length, greedy and drawn, alone and together, and all logits."""
-    before = aot.compile_count()
-    for count in range(1, 128, 9):
-        llm.generate([5] * count, max_tokens=2, temperature=float(count % 2), top_k=count, seed=count)
-    llm.generate(["one", "two", "three"], max_tokens=3, seed=1)
-    llm.logits(list(range(3, 40)))
-    assert aot.compile_count() == before
+    with CompileCounter() as compiled:
+        for count in range(1, 128, 9):
+            llm.generate([5] * count, max_tokens=2, temperature=float(count % 2), top_k=count, seed=count)
+        llm.generate(["one", "two", "three"], max_tokens=3, seed=1)
+        llm.logits(list(range(3, 40)))
+    assert compiled.count == 0
 
 
 def test_the_report_is_filled(llm):
@@ -75,24 +86,28 @@ def test_the_report_is_filled(llm):
 
 def test_a_step_outside_the_plan_is_an_error(llm):
     with pytest.raises(KeyError, match=r"decode\[3, 7\] is not in the plan; it has prefill\[16, 256\]"):
-        llm.executables[StepKey("decode", 3, 7)]
+        llm.executables[StepKey(Phase.DECODE, 3, 7)]
 
 
 def build(path, config):
     """The executables of one head step without a sampler, which compiles in 0.1 s."""
+    return aot.build(*head_step(path, config))
+
+
+def head_step(path, config):
+    """The steps of a plan that has the head alone, and parameters in ggml's layout."""
     prepared = prepare(path, config)
     plan = dataclasses.replace(prepared.plan, prefill_buckets=(), decode_batch=(), head_rows=(8,))
     placement = aot.find_devices(config)
     params = abstract(prepared.model, formats(prepared.file), placement=placement)
-    return aot.build(prepared.model, prepared.config, plan, params, placement)
+    return dataclasses.replace(prepared, planned=plan).steps(placement), params
 
 
 def run_with_zeros(path, config, executables):
     """What the step of `build` gives when all its arguments are zeros."""
-    prepared = prepare(path, config)
     ((key, built),) = executables.built.items()
-    params = abstract(prepared.model, formats(prepared.file), placement=aot.find_devices(config))
-    shapes = abstract_arguments(key, prepared.model, prepared.plan, prepared.config, params)
+    steps, params = head_step(path, config)
+    shapes = steps.arguments(key, params)
     logits, *_ = built.call(*jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes))
     return np.asarray(logits)
 
@@ -269,12 +284,13 @@ def test_long_runs_are_flat(llm, monkeypatch):
     monkeypatch.setattr(llm.engine, "_is_end", np.zeros_like(llm.engine._is_end))  # no text ends early
     llm.generate([5, 6], max_tokens=100, temperature=0)
     before = resident()
-    steps, compiled, cache = sum(llm.engine.steps_run.values()), aot.compile_count(), llm.engine._cache
-    for seed in range(10):
-        llm.generate([[5, 6], [7]], max_tokens=101, temperature=1.0, seed=seed)
+    steps, cache = sum(llm.engine.steps_run.values()), llm.engine._cache
+    with CompileCounter() as compiled:
+        for seed in range(10):
+            llm.generate([[5, 6], [7]], max_tokens=101, temperature=1.0, seed=seed)
     after = resident()
     assert sum(llm.engine.steps_run.values()) - steps >= 1000
-    assert aot.compile_count() == compiled
+    assert compiled.count == 0
     assert cache.k.is_deleted()  # donated
     assert cache.v.is_deleted()
     assert after[1] == before[1]
@@ -337,10 +353,10 @@ def test_a_request_that_fails_leaves_its_neighbour_alone(llm, monkeypatch):
     engine, run = llm.engine, type(llm.engine)._run
 
     def spoiled(self, key, *arguments):
-        first, *rest = run(self, key, *arguments)
-        if key.phase == "decode":
-            rest = [rest[0]._replace(finite=np.array([[True], [False]]))]
-        return first, *rest
+        result = run(self, key, *arguments)
+        if key.phase is Phase.DECODE:
+            result = result._replace(picked=result.picked._replace(finite=np.array([[True], [False]])))
+        return result
 
     texts = [next(good), next(bad)]
     with monkeypatch.context() as patch:

@@ -8,9 +8,10 @@ from ggufs import write_llama
 from running import packlight, succeed, write_config
 
 from packlight.compile.config import CompileConfig
-from packlight.compile.kernels import attention, attention_names, expected, layout, settle
+from packlight.compile.kernels import KernelPlan, build_kernels, expected
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.weights import formats
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import abstract
 from packlight.quant.kernels import native_build
@@ -27,26 +28,25 @@ def no_compiler(monkeypatch, tmp_path):
 
 
 def test_auto_is_native_for_float32_activations():
-    config, warning = settle(CompileConfig())
+    config, warning = build_kernels(CompileConfig())
     assert (config.kernel_path, warning) == ("native", None)
     assert expected(CompileConfig()) == config
-    config, warning = settle(CompileConfig(activation_dtype="bfloat16"))
+    config, warning = build_kernels(CompileConfig(activation_dtype="bfloat16"))
     assert (config.kernel_path, warning) == ("xla", None)
-    assert layout(config) == "ggml"
     for named in ("xla", "reference", "native"):
-        assert settle(CompileConfig(cpu_kernels=named))[0].kernel_path == named
-    for platform, read in (("gpu", "words"), ("tpu", "columns")):
-        config, warning = settle(CompileConfig(platform=platform))
-        assert (config.kernel_path, layout(config), warning) == (f"mosaic_{platform}", read, None)
+        assert build_kernels(CompileConfig(cpu_kernels=named))[0].kernel_path == named
+    for platform in ("gpu", "tpu"):
+        config, warning = build_kernels(CompileConfig(platform=platform))
+        assert (config.kernel_path, warning) == (f"mosaic_{platform}", None)
 
 
 def test_without_a_compiler_auto_is_xla_and_says_so(no_compiler):
-    config, warning = settle(CompileConfig())
+    config, warning = build_kernels(CompileConfig())
     assert config.kernel_path == "xla"
     assert "CXX='no-such-compiler' is no program; the xla kernels run instead" in warning
     assert expected(CompileConfig()).kernel_path == "xla"
     with pytest.raises(native_build.NativeBuildError, match="no-such-compiler"):
-        settle(CompileConfig(cpu_kernels="native"))
+        build_kernels(CompileConfig(cpu_kernels="native"))
 
 
 def test_the_command_line_says_which_kernels_run_and_why(tmp_path):
@@ -70,15 +70,17 @@ def test_the_command_line_says_which_kernels_run_and_why(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_weights_are_loaded_in_the_layout_the_kernels_read(tmp_path, tied):
+def test_weights_are_loaded_in_the_layout_the_kernels_read(tmp_path, monkeypatch, tied):
     mix = {"default": "Q4_K", "token_embd": "Q6_K", "blk.1.attn_v": "Q6_K", "attn_k": "IQ3_S"}
     path = write_llama(tmp_path / "model.gguf", layers=2, embed=256, tied=tied, formats=mix)
     file = open_gguf(path)
     cfg = ModelConfig.from_gguf(file)
     plain = {w.weight.name: w for w in read_weights(file, cfg)}
     for name in ("rows8", "rows16"):
-        shapes = abstract(cfg, {t: info.format.name for t, info in file.tensors.items()}, name)
-        for host in read_weights(file, cfg, layout=name):
+        monkeypatch.setattr(native_build, "lanes", lambda name=name: LANES[name])
+        layouts = KernelPlan.of(CompileConfig(cpu_kernels="native"), cfg, formats(file)).layouts
+        shapes = abstract(cfg, formats(file), layouts)
+        for host in read_weights(file, cfg, layouts=layouts):
             for i, (qtype, at) in enumerate(zip(host.qtypes, host.layouts, strict=True)):
                 twin = plain[host.weight.name].parts[0][i]
                 if at == "ggml":
@@ -103,9 +105,17 @@ def test_which_attention_a_step_gets(tmp_path):
     """A GPU's kernel where it can be, XLA's elsewhere, and the plan names it."""
 
     def model(path, **sizes):
-        return ModelConfig.from_gguf(open_gguf(write_llama(tmp_path / path, layers=1, **sizes)))
+        return open_gguf(write_llama(tmp_path / path, layers=1, **sizes))
 
-    wide, narrow = model("wide.gguf", embed=256, heads=4), model("narrow.gguf", embed=320, heads=4)
+    files = model("wide.gguf", embed=256, heads=4), model("narrow.gguf", embed=320, heads=4)
+    wide, narrow = map(ModelConfig.from_gguf, files)
+
+    def plan(config, cfg):
+        return KernelPlan.of(config, cfg, formats(files[0]))
+
+    def attention(config, cfg, tokens, wgmma):
+        return plan(config, cfg).attention(tokens, wgmma)
+
     assert (wide.key_length, narrow.key_length) == (64, 80)
     gpu = CompileConfig(platform="gpu", kv_dtype="bfloat16")
     assert [attention(gpu, wide, tokens, True) for tokens in (1, 2, 512)] == ["whole", "mosaic", "mosaic"]
@@ -121,6 +131,27 @@ def test_which_attention_a_step_gets(tmp_path):
     def device(capability, platform="gpu"):
         return types.SimpleNamespace(platform=platform, compute_capability=capability)
 
-    assert attention_names(gpu, wide, device("9.0")) == "mosaic for prompts, xla for single tokens"
-    assert attention_names(gpu, wide, device("10.0")) == attention_names(gpu, narrow, device("9.0")) == "xla"
-    assert attention_names(CompileConfig(cpu_kernels="native"), wide, device(None, "cpu")) == "native"
+    assert plan(gpu, wide).attention_names(device("9.0")) == "mosaic for prompts, xla for single tokens"
+    assert plan(gpu, wide).attention_names(device("10.0")) == "xla"
+    assert plan(gpu, narrow).attention_names(device("9.0")) == "xla"
+    assert plan(CompileConfig(cpu_kernels="native"), wide).attention_names(device(None, "cpu")) == "native"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_tensor_is_in_the_plan_with_what_reads_it_and_its_layout(tmp_path, tied):
+    mix = {"default": "Q4_K", "token_embd": "Q6_K", "attn_k": "IQ3_S"}
+    file = open_gguf(write_llama(tmp_path / "model.gguf", layers=1, embed=256, tied=tied, formats=mix))
+    cfg = ModelConfig.from_gguf(file)
+    read = {"gpu": ("mosaic_gpu", "words"), "tpu": ("mosaic_tpu", "columns"), "cpu": ("xla", "ggml")}
+    for platform, (path, layout) in read.items():
+        kernels = "xla" if platform == "cpu" else "auto"
+        plan = KernelPlan.of(CompileConfig(platform=platform, cpu_kernels=kernels), cfg, formats(file))
+        assert plan.tensors.keys() == file.tensors.keys()
+        assert plan.layouts.keys() == {name for name, info in file.tensors.items() if len(info.shape) > 1}
+        for name, paths, kept in (
+            ("blk.0.attn_q", path, layout),
+            ("blk.0.attn_k", "xla", "ggml"),
+            ("token_embd", f"gather+{path}" if tied else "gather", layout if tied else "ggml"),
+        ):
+            assert (plan.tensors[f"{name}.weight"], plan.layouts[f"{name}.weight"]) == (paths, kept)
+        assert plan.tensors["output_norm.weight"] == "f32"

@@ -39,7 +39,7 @@ def config():
 @pytest.mark.parametrize("change", [{}, {"cpu_kernels": "xla"}, {"kv_dtype": "bfloat16"}, {"decode_batch": (5,)}])
 def test_weights_and_cache_are_those_that_get_loaded(path, config, change):
     prepared = prepare(path, dataclasses.replace(config, **change))
-    host = read_weights(prepared.file, prepared.model, layout=prepared.layout)
+    host = read_weights(prepared.file, prepared.model, layouts=prepared.kernels.layouts)
     weights = sum(x.nbytes for x in jax.tree.leaves(place(host, Placement.on(jax.devices()))))
     assert prepared.memory.weights == weights
     head = prepared.model.head_count_kv * prepared.plan.capacity * prepared.model.key_length
@@ -53,9 +53,8 @@ def test_on_a_mesh_the_numbers_are_of_each_device(path, config, mesh):
     """Of 2 kv heads, 2 devices hold one each and 4 hold each twice; 300 rows of vocabulary get padded."""
     prepared = prepare(path, dataclasses.replace(config, mesh=mesh, decode_batch=(4,)))
     placement = Placement.on(jax.devices(), prepared.split)
-    host = read_weights(
-        *(prepared.file, prepared.model), lambda _: None, *(prepared.layout, prepared.split, placement.tensor_numbers)
-    )
+    layouts, devices = prepared.kernels.layouts, placement.tensor_numbers
+    host = read_weights(prepared.file, prepared.model, layouts=layouts, split=prepared.split, devices=devices)
     parts = [[shard.data.nbytes for shard in x.addressable_shards] for x in jax.tree.leaves(place(host, placement))]
     assert {sum(sizes) for sizes in zip(*parts, strict=True)} == {prepared.memory.weights}
     heads = max(1, prepared.model.head_count_kv // mesh.tensor)

@@ -18,7 +18,7 @@ from packlight.compile.config import (
     parse_config,
     read_config,
 )
-from packlight.compile.plan import StepKey, make_plan
+from packlight.compile.plan import Phase, StepKey, make_plan
 
 buckets = st.lists(st.integers(1, 600), min_size=1, max_size=4, unique=True).map(lambda v: tuple(sorted(v)))
 
@@ -61,20 +61,20 @@ def test_chunks_weigh_padding_against_passes_over_the_weights():
 
 def test_decode_steps_cover_slots_and_lengths():
     plan = make_plan(CompileConfig(decode_batch=(1, 4), length_buckets=(256,)), 1024)
-    assert plan.decode_key([0], 200) == StepKey("decode", 1, 256)
-    assert plan.decode_key([1], 257) == StepKey("decode", 4, plan.capacity)
+    assert plan.decode_key([0], 200) == StepKey(Phase.DECODE, 1, 256)
+    assert plan.decode_key([1], 257) == StepKey(Phase.DECODE, 4, plan.capacity)
 
 
 def test_groups_of_devices_share_the_slots():
     plan = make_plan(CompileConfig(mesh=MeshShape(data=2), decode_batch=(2, 6)), 256)
     assert [plan.rank(slot) for slot in range(6)] == [0, 1, 2, 0, 1, 2]
-    small, large = StepKey("decode", 2, plan.capacity), StepKey("decode", 6, plan.capacity)
+    small, large = StepKey(Phase.DECODE, 2, plan.capacity), StepKey(Phase.DECODE, 6, plan.capacity)
     assert plan.decode_key([0, 3], 9) == small
     assert plan.decode_key([4], 9) == large
     assert [plan.row(slot, small) for slot in (0, 3)] == [0, 1]
     assert [plan.row(slot, large) for slot in range(6)] == list(range(6))
-    assert plan.head_key(1) == StepKey("head", 1)
-    assert plan.head_key(20) == StepKey("head", 32)
+    assert plan.head_key(1) == StepKey(Phase.HEAD, 1)
+    assert plan.head_key(20) == StepKey(Phase.HEAD, 32)
 
 
 def test_tokens_beyond_the_context_are_refused():

@@ -373,21 +373,21 @@ CHANGES = [
 
 def test_every_sampler_runs_beside_others_and_none_compiles(llm):
     """Each setting gives in a batch, beside every other one, what it gives alone, and only the arguments differ."""
-    from packlight.compile.aot import compile_count
+    from packlight.compile.counter import CompileCounter
 
     plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 5, "max_tokens": 16}
-    before = compile_count()
-    reference = llm.generate("hello hello", **plain).token_ids
-    for changes in CHANGES:
-        alone = llm.generate("hello hello", **plain | changes)
-        assert len(alone.token_ids) == 16 or alone.finish_reason == "stop"
-        neighbour = llm.stream("a neighbour", seed=1, max_tokens=30, mirostat=2, repeat_penalty=1.1)
-        next(neighbour)
-        assert llm.generate("hello hello", **plain | changes).token_ids == alone.token_ids, changes
-        neighbour.close()
-        if not {"logprobs", "ignore_eos"} & set(changes):
-            assert alone.token_ids != reference, changes
-    assert compile_count() == before
+    with CompileCounter() as compiled:
+        reference = llm.generate("hello hello", **plain).token_ids
+        for changes in CHANGES:
+            alone = llm.generate("hello hello", **plain | changes)
+            assert len(alone.token_ids) == 16 or alone.finish_reason == "stop"
+            neighbour = llm.stream("a neighbour", seed=1, max_tokens=30, mirostat=2, repeat_penalty=1.1)
+            next(neighbour)
+            assert llm.generate("hello hello", **plain | changes).token_ids == alone.token_ids, changes
+            neighbour.close()
+            if not {"logprobs", "ignore_eos"} & set(changes):
+                assert alone.token_ids != reference, changes
+    assert compiled.count == 0
 
 
 def test_a_penalty_on_everything_said_repeats_nothing(llm):

@@ -30,9 +30,18 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOLDERS = ("common", "demo", "configs", "quant", "model", "compile", "serve", "bench", "src/packlight")
 NO_JAX = (
     *("common.errors", "common.text", "quant.formats.table", "quant.formats.scales", "model.gguf.reader"),
-    *("model.spec.config", "model.spec.weights", "model.spec.sharding", "model.weights.load", "model.text.tokenizer"),
-    *("model.text.streaming", "model.sampling.config", "compile.config", "compile.plan", "compile.store", "demo"),
-    *("model.spec.pooling", "serve.run", "serve.scheduler", "inspection", "llm", "prepared", "prompts", "cli.main"),
+    *("model.spec.config", "model.spec.cache", "model.spec.weights", "model.spec.sharding", "model.weights.load"),
+    *("model.spec.pooling", "model.text.tokenizer", "model.text.streaming", "model.sampling.config"),
+    *(
+        "compile.config",
+        "compile.counter",
+        "compile.kernels",
+        "compile.memory",
+        "compile.plan",
+        "compile.store",
+        "demo",
+    ),
+    *("serve.run", "serve.scheduler", "inspection", "llm", "prepared", "prompts", "cli.main"),
 )
 
 
@@ -120,7 +129,7 @@ def test_pyright_is_told_every_folder_behind_a_link():
 
 
 def test_the_plan_knows_which_formats_have_native_kernels():
-    from packlight.quant.formats.table import path_of
+    from packlight.compile.kernels import product_paths
 
-    assert path_of("Q4_K", "native") == "native"
-    assert path_of("IQ3_S", "native") == "xla"
+    native = product_paths("native")
+    assert (native["Q4_K"], native["IQ3_S"]) == ("native", "xla")

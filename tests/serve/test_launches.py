@@ -11,6 +11,7 @@ from tiers import product
 
 import packlight
 from packlight.compile.config import MeshShape
+from packlight.compile.plan import Phase
 from packlight.prepared import prepare
 
 CONFIG = packlight.CompileConfig(context=96, prefill_buckets=(16,), decode_batch=(4,), head_rows=1, cpu_kernels="xla")
@@ -42,7 +43,7 @@ def launches(llm, prompt, **sampling):
     """(completion or completions, how many decode steps ran)."""
 
     def ran():
-        return sum(n for key, n in llm.engine.steps_run.items() if key.phase == "decode")
+        return sum(n for key, n in llm.engine.steps_run.items() if key.phase is Phase.DECODE)
 
     before = ran()
     return llm.generate(prompt, **sampling), ran() - before

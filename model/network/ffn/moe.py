@@ -4,6 +4,7 @@ Source: Mixtral (2401.04088); llama.cpp's `build_moe_ffn` for softmax over all e
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def feed_forward(cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, 
     """(B, T, D), normed -> (B, T, D). The router is multiplied in float32, so that no rounding changes the choice."""
     router = linear(h, blk, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
     flat = h.reshape(-1, h.shape[-1]).astype(numerics.dtype)
-    y = moe(cfg, flat, router.reshape(flat.shape[0], -1), blk, index, numerics.path, numerics.split)
+    y = moe(cfg, flat, router.reshape(flat.shape[0], -1), blk, index, numerics.paths, numerics.split)
     return y.reshape(h.shape)
 
 
@@ -45,7 +46,7 @@ def moe(
     router: jax.Array,  # float32 (M, E)
     blk: Params,
     index: jax.Array,  # int32 (), the layer
-    path: str,
+    paths: Mapping[str, str],  # format -> kernel path
     split: Split = WHOLE,
 ) -> jax.Array:  # float32 (M, D)
     """Sum over each row's chosen experts of weight * expert(row); with a split, each device computes its own experts.
@@ -75,20 +76,22 @@ def moe(
         pair = order[jnp.minimum(at, pairs - 1)]
         filled = at < ends[expert]
         row = pair // cfg.expert_used_count
-        y = _expert(cfg.architecture.ffn.kind, x[row], blk, index, expert, path)
+        y = _expert(cfg.architecture.ffn.kind, x[row], blk, index, expert, paths)
         return out.at[row].add(jnp.where(filled[:, None], y * scaled[pair][:, None], 0))
 
     return summed(lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32)), split)
 
 
-def _expert(kind: str, x: jax.Array, blk: Params, index: jax.Array, expert: jax.Array, path: str) -> jax.Array:
+def _expert(
+    kind: str, x: jax.Array, blk: Params, index: jax.Array, expert: jax.Array, paths: Mapping[str, str]
+) -> jax.Array:
     """One expert's feed-forward: (rows, D) -> (rows, D)."""
 
     def biased(y: jax.Array, name: str) -> jax.Array:
         bias = blk.get(f"{name}.bias")  # (L, E, out)
         return y if bias is None else y + bias[index, expert][None, :]
 
-    gate, up = stacked_matmul_many(x, [blk["ffn_gate_exps"], blk["ffn_up_exps"]], index, path, (expert,))
+    gate, up = stacked_matmul_many(x, [blk["ffn_gate_exps"], blk["ffn_up_exps"]], index, paths, (expert,))
     gate, up = biased(gate, "ffn_gate_exps"), biased(up, "ffn_up_exps")
     hidden = activate(kind, gate, up).astype(x.dtype)
-    return biased(stacked_matmul(hidden, blk["ffn_down_exps"], index, path, (expert,)), "ffn_down_exps")
+    return biased(stacked_matmul(hidden, blk["ffn_down_exps"], index, paths, (expert,)), "ffn_down_exps")

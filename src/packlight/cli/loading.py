@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -14,6 +15,7 @@ from packlight.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
     from packlight.compile.aot import Executables
+    from packlight.compile.counter import CompileCounter
     from packlight.compile.memory import Limit
     from packlight.compile.targets import targets
 
@@ -39,24 +41,25 @@ def say_memory(prepared: Prepared, limit: "Limit | None") -> None:
     say(f"memory{where}: {prepared.memory}" + ("" if limit is None else f" of {limit}"))
 
 
-def load(prepared: Prepared) -> "packlight.LLM":
-    """The prepared model; memory, plan and warnings are said on stderr, where progress bars show the way there."""
+def load(prepared: Prepared, on_weights: Callable[[], None] = lambda: None) -> "packlight.LLM":
+    """The prepared model; memory, plan and warnings are said on stderr, where progress bars show the way there.
+
+    on_weights: called when the weights are read and nothing is compiled yet.
+    """
     say_memory(prepared, prepared.memory_limit)
-    llm = _load(prepared)
+    llm = _load(prepared, on_weights)
     for line in describe(llm):
         say(line)
     warn([*prepared.warnings, *llm.executables.warnings])
     return llm
 
 
-def compile_counts(executables: "Executables") -> dict[str, int]:
-    """How many executables came from the store, how many were compiled for it, and all compilations of the process."""
-    from packlight.compile.aot import compile_count
-
-    return {"hits": executables.hits, "misses": executables.misses, "compiled": compile_count()}
+def compile_counts(executables: "Executables", counter: "CompileCounter") -> dict[str, int]:
+    """How many executables came from the store, how many were compiled for it, and all compilations counted."""
+    return {"hits": executables.hits, "misses": executables.misses, "compiled": counter.count}
 
 
-def _load(prepared: Prepared) -> "packlight.LLM":
+def _load(prepared: Prepared, on_weights: Callable[[], None]) -> "packlight.LLM":
     """The prepared model, with progress bars."""
     left = sum(info.nbytes for info in prepared.file.tensors.values())
     with Bar() as bar:
@@ -67,6 +70,7 @@ def _load(prepared: Prepared) -> "packlight.LLM":
             left -= nbytes
             bar.advance(nbytes)
             if not left:
+                on_weights()
                 bar.start("compile", len(prepared.plan.steps), unit="step")
 
         return packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1))

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from packlight.common.files import partial_path
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from packlight import Completion
 
 EXIT_INTERRUPTED = 130
+Result = TypeVar("Result")
 
 
 def write(text: str) -> None:
@@ -75,7 +76,7 @@ class Bar:
             self._bar.close()
 
 
-def follow(stream: "Generator[str, None, Completion]", each: Callable[[str], None]) -> "Completion":
+def follow(stream: Generator[str, None, Result], each: Callable[[str], None]) -> Result:
     """Calls `each` with every piece of a text as it comes; returns what the stream does."""
     while True:
         try:

@@ -12,7 +12,7 @@ from running import STEPS, succeed, write_config
 from packlight.cli.tables import target_text
 from packlight.common.errors import ConfigError
 from packlight.compile.config import PLATFORMS, default_config
-from packlight.compile.plan import StepKey
+from packlight.compile.plan import Phase, StepKey
 from packlight.compile.targets import targets
 from packlight.compile.targets.chips import CHIPS, Roofline, roofline
 from packlight.compile.targets.hlo import largest, materialized
@@ -91,15 +91,15 @@ def test_what_a_step_must_read_and_do(tmp_path):
     layer = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 64 * 192
     head, norms = 320 * 64, 3 * 64 * 4
     kv = 2 * 2 * 16 * 2  # k and v, kv heads, head size, bfloat16
-    decode = StepKey("decode", 3, 128)
-    assert step_bytes(decode, file, cfg, 2) == (layer + head + 3 * 64) * 34 / 32 + norms + 3 * 128 * kv
+    decode = StepKey(Phase.DECODE, 3, 128)
+    assert step_bytes(decode, file, cfg, "bfloat16") == (layer + head + 3 * 64) * 34 / 32 + norms + 3 * 128 * kv
     assert step_flops(decode, file, cfg) == 3 * (2 * (layer + head) + 4 * 4 * 16 * 128)
-    prefill = StepKey("prefill", 16, 128)
-    assert step_bytes(prefill, file, cfg, 2) == (layer + 16 * 64) * 34 / 32 + norms + 128 * kv
+    prefill = StepKey(Phase.PREFILL, 16, 128)
+    assert step_bytes(prefill, file, cfg, "bfloat16") == (layer + 16 * 64) * 34 / 32 + norms + 128 * kv
     seen = sum(range(113, 129))  # the chunk ends the cache
     assert step_flops(prefill, file, cfg) == 16 * 2 * layer + 4 * 4 * 16 * seen
-    assert step_bytes(StepKey("head", 8), file, cfg, 2) == head * 34 / 32
-    assert step_flops(StepKey("head", 8), file, cfg) == 8 * 2 * head
+    assert step_bytes(StepKey(Phase.HEAD, 8), file, cfg, "bfloat16") == head * 34 / 32
+    assert step_flops(StepKey(Phase.HEAD, 8), file, cfg) == 8 * 2 * head
 
 
 @pytest.mark.parametrize("rows", [1, 640])

@@ -21,15 +21,11 @@ from running import STEPS, packlight, succeed, write_config
 import packlight as api
 from packlight.compile import aot
 from packlight.compile.config import MeshShape, default_config
-from packlight.compile.kernels import layout
 from packlight.compile.memory import Limit
-from packlight.compile.plan import make_plan
 from packlight.compile.store import Store
 from packlight.compile.targets import report, targets
 from packlight.compile.targets.chips import CHIPS
 from packlight.compile.targets.hlo import materialized
-from packlight.model.gguf.reader import open_gguf
-from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE
 from packlight.model.spec.weights import formats
 from packlight.model.weights.params import abstract
@@ -50,9 +46,9 @@ def device(name):
     return targets.devices(targets.parse(name))[0]
 
 
-def prefill_and_head(config, cfg):
-    """A plan without the sampler, which takes most of the time to compile."""
-    return dataclasses.replace(make_plan(config, cfg.context_length), decode_batch=(), head_rows=(8,))
+def prefill_and_head(prepared):
+    """The same with a plan without the sampler, which takes most of the time to compile."""
+    return dataclasses.replace(prepared, planned=dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(8,)))
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +80,14 @@ def test_steps_compile_serialize_and_keep_weights_packed(name, path, tmp_path):
         head_rows=8,
         cache_dir=str(tmp_path / "s"),
     )
-    file = open_gguf(path)
-    cfg = ModelConfig.from_gguf(file)
-    plan = prefill_and_head(config, cfg)
+    prepared = prefill_and_head(api.prepare(path, config))
+    cfg, file, plan = prepared.model, prepared.file, prepared.plan
     placement = Placement.on([device(name)])
-    params = abstract(cfg, formats(file), layout(config), placement)
-    executables = aot.build(cfg, config, plan, params, placement, load=False)
+    params = abstract(cfg, formats(file), prepared.kernels.layouts, placement)
+    executables = aot.build(prepared.steps(placement), params, load=False)
     assert executables.warnings == ()
     assert len(list(Store(config.store_dir).folder.glob("*.aot"))) == len(plan.steps) == 2
-    memory = api.prepare(path, config).memory
+    memory = prepared.memory
     rows = [
         report.target_row(b, target, file, cfg, config.kv_dtype, WHOLE, memory, Limit(10**9, "x"))
         for b in executables.built.values()
@@ -123,14 +118,12 @@ def test_a_mesh_of_chips_shares_the_weights(tensor, tmp_path):
     target = targets.parse("tpu:v5e:2x2")
     mesh = MeshShape(1, tensor)
     config = dataclasses.replace(default_config("tpu"), context=64, mesh=mesh, cache_dir=str(tmp_path / "s"))
-    prepared = api.prepare(path, config)
-    cfg, file = prepared.model, prepared.file
+    prepared = prefill_and_head(api.prepare(path, config))
     placement = aot.place_on(targets.devices(target), prepared.split, target.name)
-    params = abstract(cfg, formats(file), prepared.layout, placement)
-    plan = prefill_and_head(config, cfg)
-    executables = aot.build(cfg, config, plan, params, placement, load=False)
+    params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
+    executables = aot.build(prepared.steps(placement), params, load=False)
     assert executables.warnings == ()
-    prefill = executables.built[plan.steps[0]]
+    prefill = executables.built[prepared.plan.steps[0]]
     text = prefill.call.as_text()
     sums = re.findall(r" all-reduce(?:-start)?\(", text)
     assert len(sums) == 2 + 1  # the body of the loop over layers, and before it
@@ -149,13 +142,11 @@ def test_a_mesh_that_the_topology_has_no_devices_for_is_an_error(path, tmp_path)
 
 
 def test_another_target_is_another_entry(path):
-    digests = set()
-    file = open_gguf(path)
-    cfg = ModelConfig.from_gguf(file)
-    config = default_config("gpu")
-    key = make_plan(config, cfg.context_length).steps[0]
+    digests, prepared = set(), api.prepare(path, default_config("gpu"))
     for name in NAMES:
-        digests.add(aot.entry_digest(key, cfg, config, 64, (), Placement.on([device(name)])))
+        placement = Placement.on([device(name)])
+        params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
+        digests.add(aot.entry_digest(prepared.steps(placement), prepared.plan.steps[0], params))
     assert len(digests) == len(NAMES)
 
 

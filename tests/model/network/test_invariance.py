@@ -8,16 +8,15 @@ from ggufs import write_llama
 from steps import load
 
 from packlight.compile.config import CompileConfig
-from packlight.compile.kernels import layout
-from packlight.compile.plan import StepKey, make_plan
-from packlight.compile.steps import abstract_arguments, abstract_cache, make_step
-from packlight.model.gguf.reader import open_gguf
+from packlight.compile.plan import Phase, StepKey
+from packlight.compile.steps import DecodeArgs
 from packlight.model.sampling.adjust import nothing, table_size
 from packlight.model.sampling.chain import slot_sampling
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.weights import formats
 from packlight.model.weights.params import abstract
+from packlight.model.weights.placement import Placement
+from packlight.prepared import prepare
 
 IDS = np.random.default_rng(7).integers(3, 300, 40).tolist()
 
@@ -59,9 +58,9 @@ def decode(model, cache, tokens, active, configs):
     is_end = np.zeros(model.cfg.vocab_size, np.bool_)
     size = table_size(model.cfg.vocab_size, model.plan.context)
     asked = nothing(4, model.cfg.vocab_size, size), slot_sampling(configs)
-    step = model.step("decode", 4)
     wanted, past_end = np.array(active, np.int32), np.zeros(4, np.bool_)
-    cache, picked = step(model.params, cache, np.array(tokens, np.int32), wanted, past_end, *asked, is_end)
+    args = DecodeArgs(np.array(tokens, np.int32), wanted, past_end, *asked, is_end)
+    cache, picked = model.step(Phase.DECODE, 4)(model.params, cache, args)
     assert np.asarray(picked.finite)[np.array(active)].all()
     return cache, np.asarray(picked.ids)[:, 0]
 
@@ -110,19 +109,18 @@ def test_an_inactive_slot_keeps_its_cache(model):
 
 
 def compiled(path, phase, rows, tokens=1, **config):
-    """(compiled step, config, plan, abstract parameters) of a file, nothing loaded."""
-    file = open_gguf(path)
-    cfg = ModelConfig.from_gguf(file)
-    compile_config = CompileConfig(**{"cpu_kernels": "native", **config})
-    plan = make_plan(compile_config, cfg.context_length)
-    key = StepKey(phase, rows, plan.capacity, tokens)
-    params = abstract(cfg, formats(file), layout(compile_config))
-    arguments = abstract_arguments(key, cfg, plan, compile_config, params)
-    step = jax.jit(make_step(key, cfg, compile_config, plan.context), donate_argnums=1).lower(*arguments).compile()
-    return step, params, abstract_cache(cfg, plan, compile_config)
+    """(compiled step, abstract parameters, abstract cache) of a file, nothing loaded."""
+    prepared = prepare(path, CompileConfig(**{"cpu_kernels": "native", **config}))
+    placement = Placement.on(jax.devices())
+    params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
+    steps = prepared.steps(placement)
+    lowered = steps.lower(StepKey(phase, rows, prepared.plan.capacity, tokens), params)
+    return lowered.compile(), params, steps.cache()
 
 
-@pytest.mark.parametrize(("phase", "rows", "tokens"), [("decode", 4, 1), ("decode", 4, 8), ("prefill", 16, 1)])
+@pytest.mark.parametrize(
+    ("phase", "rows", "tokens"), [(Phase.DECODE, 4, 1), (Phase.DECODE, 4, 8), (Phase.PREFILL, 16, 1)]
+)
 def test_cache_is_updated_in_place_and_weights_stay_packed(tmp_path, phase, rows, tokens):
     """R7: scratch under 1 % of the cache and under one layer's packed bytes; weights are arguments, as packed bytes."""
     path = write_llama(
@@ -137,7 +135,7 @@ def test_cache_is_updated_in_place_and_weights_stay_packed(tmp_path, phase, rows
     assert memory.temp_size_in_bytes < 0.01 * cache_bytes
     assert memory.temp_size_in_bytes < layer
     assert memory.alias_size_in_bytes >= cache_bytes  # donated
-    if phase == "prefill":  # which has no head
+    if phase is Phase.PREFILL:  # which has no head
         packed.remove(params["output"].blocks)
     rest = memory.argument_size_in_bytes - cache_bytes - sum(x.size for x in packed)
     assert 0 <= rest < 200_000  # norms, tokens, sampling
@@ -149,7 +147,7 @@ def test_kernels_do_not_multiply_with_layers(tmp_path):
     def size(layers):
         mix = {f"blk.{i}.attn_v": "Q6_K" for i in range(0, layers, 2)} | {"default": "Q4_K"}
         path = write_llama(tmp_path / f"{layers}.gguf", layers=layers, embed=256, formats=mix)
-        return compiled(path, "prefill", 16)[0].as_text().count(" fusion(")
+        return compiled(path, Phase.PREFILL, 16)[0].as_text().count(" fusion(")
 
     assert abs(size(3) - size(9)) <= 2  # of more than a hundred; one kernel per layer would add six times seven
 

@@ -20,7 +20,6 @@ from tiers import product
 import packlight
 from packlight.compile import aot
 from packlight.compile.config import MeshShape
-from packlight.compile.steps import abstract_cache
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Cut, Piece, Split, cut, make_split
@@ -30,7 +29,7 @@ from packlight.model.weights.params import abstract, place
 from packlight.model.weights.placement import Placement
 from packlight.prepared import prepare
 from packlight.quant.formats.table import FORMATS
-from packlight.quant.layouts import unpack
+from packlight.quant.layouts import FIELDS, unpack
 
 IDS = np.random.default_rng(3).integers(3, 250, 21).tolist()
 CONFIG = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(4,), head_rows=16)
@@ -147,7 +146,7 @@ def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
     file, cfg, used, split = split_of(model(f"own/{name}", tmp_path), tensor)
     whole = {host.weight.name: host for host in read_weights(file, cfg)}
     declared = {weight.name: weight for weight in used}
-    for host in read_weights(file, cfg, layout=layout, split=split, devices=range(tensor)):
+    for host in read_weights(file, cfg, layouts=layouts_of(file, layout), split=split, devices=range(tensor)):
         weight = declared[host.weight.name]
         if not host.axis:
             assert set(host.parts) == {0}
@@ -173,6 +172,11 @@ def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
         assert len(covered) == sum(np.moveaxis(b, axis, 0).shape[0] for b in whole[weight.name].parts[0]), weight.name
 
 
+def layouts_of(file, layout):
+    """Every matrix whose format has that layout is in it."""
+    return {name: layout for name, qtype in formats(file).items() if layout == "ggml" or qtype in FIELDS}
+
+
 def plain(weight, buffer, qtype, layout):
     """A part's blocks in ggml's layout."""
     if layout == "ggml":
@@ -188,7 +192,7 @@ def test_a_part_of_the_wrong_shape_is_not_placed(divided, layout, tensor):
     """The last device's part of one weight, without its last row or its last blocks."""
     file, cfg, _, split = split_of(divided, tensor)
     for axis in (-3, -2):
-        host = read_weights(file, cfg, layout=layout, split=split, devices=range(tensor))
+        host = read_weights(file, cfg, layouts=layouts_of(file, layout), split=split, devices=range(tensor))
         buffers = next(each for each in host if each.weight.name == "attn_q").parts[tensor - 1]
         buffers[0] = np.delete(buffers[0], -1, axis)
         with pytest.raises(ValueError, match=f"in layout {layout}: .* do not hold {2048 // tensor} x 256 weights"):
@@ -234,7 +238,8 @@ def test_two_collectives_a_layer_and_an_eighth_of_the_weights(divided):
     plan = dataclasses.replace(prepared.plan, prefill_buckets=(), head_rows=())
     placement = aot.find_devices(config, prepared.split)
     params = abstract(prepared.model, formats(prepared.file), placement=placement)
-    (built,) = aot.build(prepared.model, config, plan, params, placement).built.values()
+    steps = dataclasses.replace(prepared, planned=plan).steps(placement)
+    (built,) = aot.build(steps, params).built.values()
     text = built.call.as_text()
     sums, gathers = (len(re.findall(rf" {name}(?:-start)?\(", text)) for name in ("all-reduce", "all-gather"))
     assert (sums, gathers) == (2 + 1, 1)
@@ -246,8 +251,7 @@ def test_two_collectives_a_layer_and_an_eighth_of_the_weights(divided):
     for x in norms:
         assert x.sharding.shard_shape(x.shape) == x.shape
     assert sum(x.size for x in packed) == sum(i.nbytes for i in prepared.file.tensors.values() if len(i.shape) > 1)
-    cache = abstract_cache(prepared.model, plan, config, placement.split)
-    held = sum(x.size for x in packed) // 8 + sum(x.size * 4 for x in norms) + 2 * cache.k.size * 4 // 8
+    held = sum(x.size for x in packed) // 8 + sum(x.size * 4 for x in norms) + 2 * steps.cache().k.size * 4 // 8
     assert 0 <= built.argument_bytes - held < 300_000  # tokens, and tables of sampling
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from packed import random_weights
 
+from packlight.compile.kernels import product_paths
 from packlight.model.network.ffn import moe as moe_module
 from packlight.model.network.ffn.moe import moe, route
 from packlight.model.spec.architectures import ARCHITECTURES
@@ -15,6 +16,7 @@ from packlight.model.spec.config import ModelConfig, RopeScaling
 from packlight.model.weights.stack import Stack
 
 D, F, E = 256, 512, 8
+XLA = product_paths("xla")
 CFG = ModelConfig(
     ARCHITECTURES["llama"], "", 2, 64, D, F, 4, 4, 64, 300, 1e-5, 64, 1e4, RopeScaling(), E, expert_used_count=2
 )
@@ -56,7 +58,7 @@ def test_moe_equals_the_plain_loop(blk, rows, used, spread):
     x = rng.normal(size=(rows, D)).astype(np.float32)
     router = (spread * rng.normal(size=(rows, E))).astype(np.float32)
     cfg = dataclasses.replace(CFG, expert_used_count=used)
-    y = jax.jit(lambda x, r, b: moe(cfg, x, r, b, jnp.int32(1), "xla"))(x, router, blk)
+    y = jax.jit(lambda x, r, b: moe(cfg, x, r, b, jnp.int32(1), XLA))(x, router, blk)
     expected = plain(x, router, blk, 1, used)
     # Sums of D and F float32 terms: K * 2^-24 of the largest partial sums, a few times the result.
     assert np.abs(np.asarray(y) - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -67,16 +69,16 @@ def test_only_the_chosen_experts_are_computed(blk, rows, monkeypatch):
     """Decode and prefill: as many products run as the chosen experts' rows fill tiles, and none for another expert."""
     ran, real = [], moe_module._expert
 
-    def counted(kind, x, blk, index, expert, path):
+    def counted(kind, x, blk, index, expert, paths):
         jax.debug.callback(lambda e: ran.append(int(e)), expert)
-        return real(kind, x, blk, index, expert, path)
+        return real(kind, x, blk, index, expert, paths)
 
     monkeypatch.setattr(moe_module, "_expert", counted)
     rng = np.random.default_rng(rows)
     router = rng.normal(size=(rows, E)).astype(np.float32)
     router[:, [1, 4, 6]] -= 100  # nobody's choice
     x = rng.normal(size=(rows, D)).astype(np.float32)
-    jax.jit(lambda x, r, b: moe(CFG, x, r, b, jnp.int32(0), "xla"))(x, router, blk)
+    jax.jit(lambda x, r, b: moe(CFG, x, r, b, jnp.int32(0), XLA))(x, router, blk)
     jax.effects_barrier()
     chosen = np.argsort(-router, axis=1)[:, :2].ravel()
     tile = min(rows, max(8, chosen.size // E))
@@ -88,7 +90,7 @@ def test_only_the_chosen_experts_are_computed(blk, rows, monkeypatch):
 def test_a_row_does_not_depend_on_its_neighbours(blk):
     rng = np.random.default_rng(0)
     x, router = rng.normal(size=(16, D)).astype(np.float32), rng.normal(size=(16, E)).astype(np.float32)
-    step = jax.jit(lambda x, r, b: moe(CFG, x, r, b, jnp.int32(0), "xla"))
+    step = jax.jit(lambda x, r, b: moe(CFG, x, r, b, jnp.int32(0), XLA))
     y = np.asarray(step(x, router, blk))
     order = rng.permutation(16)
     np.testing.assert_array_equal(np.asarray(step(x[order], router[order], blk)), y[order])

@@ -71,16 +71,16 @@ def test_text_matches(llm, field, text, pattern):
 
 
 def test_each_slot_has_its_own_grammar_and_none_compiles(llm):
-    from packlight.compile.aot import compile_count
+    from packlight.compile.counter import CompileCounter
 
-    before = compile_count()
-    free = llm.generate([5, 6, 7], seed=3, max_tokens=8, temperature=0).text
-    first = llm.stream([5, 6, 7], seed=1, regex="a{40}")
-    second = llm.stream([5, 6, 7], seed=3, max_tokens=8, temperature=0)
-    texts = [next(first), "".join(second)]  # the second runs beside the first
-    assert texts[0] + "".join(first) == "a" * 40
+    with CompileCounter() as compiled:
+        free = llm.generate([5, 6, 7], seed=3, max_tokens=8, temperature=0).text
+        first = llm.stream([5, 6, 7], seed=1, regex="a{40}")
+        second = llm.stream([5, 6, 7], seed=3, max_tokens=8, temperature=0)
+        texts = [next(first), "".join(second)]  # the second runs beside the first
+        assert texts[0] + "".join(first) == "a" * 40
     assert texts[1] == free
-    assert compile_count() == before
+    assert compiled.count == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from ggufs import write_llama
 
 from packlight.common.errors import GGUFError, PacklightError, UnsupportedError
+from packlight.compile.kernels import product_paths
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.network.forward import layers
 from packlight.model.network.rope import inverse_frequencies, magnitude
@@ -182,7 +183,8 @@ def hidden(path, **changes):
     x = jax.random.normal(jax.random.key(0), (1, 3, cfg.embedding_length), jnp.float32)
 
     def run(params, x):
-        return layers(cfg, params, x, cache, rows, Numerics("reference", jnp.dtype("float32"), 128, 128))[0]
+        numerics = Numerics(product_paths("reference"), jnp.dtype("float32"), 128, 128)
+        return layers(cfg, params, x, cache, rows, numerics)[0]
 
     quick = {"xla_backend_optimization_level": 0}  # half the seconds of compilation, and five configs to compile
     return np.asarray(jax.jit(run, compiler_options=quick)(params, x))

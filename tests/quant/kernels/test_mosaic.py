@@ -7,7 +7,8 @@ import pytest
 from tiers import product
 
 from packlight.bench.blocks import random_blocks
-from packlight.quant.formats.table import FORMATS, path_of
+from packlight.compile.kernels import product_paths
+from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import mosaic_gpu, mosaic_tpu
 from packlight.quant.kernels.recipes import recipe
 from packlight.quant.layouts import GROUP, MOSAIC, SUPERBLOCKS, blocks_shape, pack, superblock_order, unpack
@@ -147,7 +148,7 @@ def test_tiles_cover_the_groups_and_stay_small():
 def test_formats_without_a_recipe_take_another_path_by_name():
     for qtype in FORMATS:
         for path in ("mosaic_gpu", "mosaic_tpu"):
-            assert path_of(qtype, path) == (path if qtype in SUPERBLOCKS else "xla")
+            assert product_paths(path)[qtype] == (path if qtype in SUPERBLOCKS else "xla")
 
 
 def test_a_path_refuses_the_other_layout():

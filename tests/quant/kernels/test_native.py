@@ -15,8 +15,6 @@ from tiers import tiered
 
 from packlight.bench.blocks import SCALES, random_blocks
 from packlight.common.errors import UnsupportedError
-from packlight.compile.config import CompileConfig
-from packlight.compile.kernels import layout as kernel_layout
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build, native_ops
 from packlight.quant.kernels.native_ops import ISAS, QTYPES
@@ -202,7 +200,7 @@ def test_many_products_share_one_call():
     qtypes = ["Q4_K", "Q8_0", "Q6_K", "Q4_0"]
     outs = [40, 9, 17, 8]
     matrices = [random_matrix(q, out, 512 // FORMATS[q].elements) for q, out in zip(qtypes, outs, strict=True)]
-    rows = kernel_layout(CompileConfig(cpu_kernels="native"))
+    rows = next(name for name, lanes in LANES.items() if lanes == native_build.lanes())
     layouts = [rows, "ggml", rows, rows]
     packed = [pack(m, q, at) for m, q, at in zip(matrices, qtypes, layouts, strict=True)]
     ys = jax.jit(lambda x, bs: native_ops.matmul_many(x, bs, qtypes, layouts, outs))(x, packed)

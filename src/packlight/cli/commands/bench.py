@@ -8,7 +8,7 @@ from packlight.bench.options import FLAGS, Options
 from packlight.cli.flags import Command
 from packlight.cli.inputs import model_path
 from packlight.cli.tables import bench_text
-from packlight.cli.terminal import say, write, write_json
+from packlight.cli.terminal import follow, say, write, write_json
 
 EXIT_SLOWER = 1
 
@@ -20,7 +20,9 @@ def run(values: flags.FlagValues) -> None:
     path, options = model_path(values), Options.of(values)
     from packlight.bench import command, gate
 
-    record = command.bench(path, values.config, options, load, say)
+    with command.Bench(path, values.config, options) as bench:
+        llms = [load(prepared) for prepared in bench.prepared.values()]
+        record = follow(bench.measure(llms), say)
     if values.json:
         write_json(record)
     else:

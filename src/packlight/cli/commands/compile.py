@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 def run(values: flags.FlagValues) -> None:
     """Builds and stores every executable of a config, for this machine or another; prints a table of them."""
     from packlight.cli.loading import compile_counts, prepared_from, say_memory
+    from packlight.compile.counter import CompileCounter
     from packlight.compile.targets import targets
 
     target = None if values.target is None else targets.parse(values.target)
     prepared = prepared_from(values, target=target)
     limit = _limit(prepared, target)
     say_memory(prepared, limit)
-    executables, attention = _build(prepared, target)
+    with CompileCounter() as counter:
+        executables, attention = _build(prepared, target)
     warn([*prepared.warnings, *executables.warnings])
     memory = dataclasses.replace(prepared.memory, scratch=executables.scratch_bytes)
     say(f"memory with scratch: {memory}")
     rows = _rows(prepared, target, executables, memory, limit)
     if values.json:
-        result = {"executables": rows, "compile": compile_counts(executables), "memory": _memory_report(memory, limit)}
+        counts = compile_counts(executables, counter)
+        result = {"executables": rows, "compile": counts, "memory": _memory_report(memory, limit)}
         result["attention"] = attention
         write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))
     else:
@@ -45,18 +48,18 @@ def run(values: flags.FlagValues) -> None:
 def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Executables, str]":
     """Every executable of the plan, and the name of what computes attention. Those for a chip are not loaded."""
     from packlight.compile import aot
-    from packlight.compile.kernels import attention_names
     from packlight.model.spec.weights import formats
     from packlight.model.weights.params import abstract
 
     placement = _placement(prepared, target)
-    params = abstract(prepared.model, formats(prepared.file), prepared.layout, placement)
-    attention = attention_names(prepared.config, prepared.model, placement.flat[0])
+    params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
+    attention = prepared.kernels.attention_names(placement.flat[0])
     say(f"{placement.flat[0].device_kind}: attention {attention}")
     with Bar() as bar:
         bar.start("compile", len(prepared.plan.steps), unit="step")
         executables = aot.build(
-            *(prepared.model, prepared.config, prepared.plan, params, placement),
+            prepared.steps(placement),
+            params,
             lambda _: bar.advance(1),
             load=target is None or target.chip is None,
         )

@@ -14,12 +14,14 @@ from packlight.common.errors import ConfigError
 
 if TYPE_CHECKING:
     import packlight
+    from packlight.compile.counter import CompileCounter
     from packlight.prepared import Prepared
 
 
 def run(values: flags.FlagValues) -> None:
     """Writes the continuation of a prompt as it is generated, or one JSON object with everything about it."""
     from packlight.cli.loading import load, prepared_from
+    from packlight.compile.counter import CompileCounter
     from packlight.model.sampling.config import SamplingConfig
 
     text = _prompt_text(values)
@@ -32,10 +34,12 @@ def run(values: flags.FlagValues) -> None:
     prepared.prompts.check_sampling(config)
     prompt = prepared.prompts.answerable(text)
     _join(values, prepared)
-    llm = load(prepared)
+    counter = CompileCounter()
+    llm = load(prepared, counter.start)
     completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
+    counter.stop()
     if values.json:
-        write_json(_generate_report(llm, completion) | {"seed": sampling["seed"]})
+        write_json(_generate_report(llm, completion, counter) | {"seed": sampling["seed"]})
     else:
         write("\n")
         say(speed(completion) + (f"; seed {sampling['seed']}" if values.temperature else ""))
@@ -75,7 +79,9 @@ def _join(values: flags.FlagValues, prepared: "Prepared") -> None:
     join(values.coordinator, values.num_processes, values.process_id, prepared.config)
 
 
-def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -> dict[str, Any]:
+def _generate_report(
+    llm: "packlight.LLM", completion: "packlight.Completion", counter: "CompileCounter"
+) -> dict[str, Any]:
     from packlight.bench.machine import peak_rss
     from packlight.cli.loading import compile_counts
 
@@ -84,7 +90,7 @@ def _generate_report(llm: "packlight.LLM", completion: "packlight.Completion") -
         **dataclasses.asdict(completion),
         "timings": llm.timings | completion.timings,
         "memory": memory | {"peak_rss_bytes": peak_rss()},
-        "compile": compile_counts(llm.executables),
+        "compile": compile_counts(llm.executables, counter),
         "mesh": dataclasses.asdict(llm.placement.split),
         "plan": llm.kernel_paths(),
         "layouts": llm.layouts(),
