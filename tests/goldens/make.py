@@ -10,15 +10,21 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "helpers")]
 
 import arch_goldens  # noqa: E402
+import embedding_goldens  # noqa: E402
 import format_goldens  # noqa: E402
+import perplexity_goldens  # noqa: E402
 import pretokenizer_goldens  # noqa: E402
+import text_goldens  # noqa: E402
 import tokenizer_goldens  # noqa: E402
 import wpm_goldens  # noqa: E402
 
 MAKERS = {
     "arch": arch_goldens.make,
+    "embedding": embedding_goldens.make,
     "format": format_goldens.make,
+    "perplexity": perplexity_goldens.make,
     "pretokenizer": pretokenizer_goldens.make,
+    "text": text_goldens.make,
     "tokenizer": tokenizer_goldens.make,
     "wpm": wpm_goldens.make,
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared"  # the fixtures' folder, which may be absent
 POOLINGS = {"mean": 1, "last": 3}  # llama_pooling_type
 
 
@@ -66,20 +67,20 @@ class Peer:
             sys.exit("llama_decode failed")
         self.lib.llama_batch_free(batch)
 
-    def logits(self, ids: list[int], greedy: int) -> tuple[np.ndarray, list[int], float]:
-        """Logits after every token of the prompt, greedy ids, and the smallest lead of one of those."""
-        context, fed, rows, found, lead = self.context(), ids, [], [], np.inf
+    def logits(self, ids: list[int], greedy: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+        """Logits after every token of the prompt, greedy ids, and the lead of each of those over the second best."""
+        context, fed, rows, found, leads = self.context(), ids, [], [], []
         start = 0
         for _ in range(greedy):
             self.decode(context, fed, start)
             rows += [np.array(self.lib.llama_get_logits_ith(context, i)[: self.vocab_size]) for i in range(len(fed))]
             start += len(fed)
             second, first = np.sort(rows[-1])[-2:]
-            lead = min(lead, float(first - second))
+            leads.append(first - second)
             fed = [int(rows[-1].argmax())]
             found += fed
         self.lib.llama_free(context)
-        return np.array(rows[: len(ids)], np.float32), found, lead
+        return np.array(rows[: len(ids)], np.float32), found, np.array(leads, np.float32)
 
     def embedding(self, ids: list[int], pooling: str) -> np.ndarray:
         """Not made to be of length 1."""
@@ -105,6 +106,9 @@ class Vocab:
             sys.exit(f"llama.cpp does not load {pathlib.Path(path).name}")
         self.vocab = self.lib.llama_model_get_vocab(self.model)
         self.size = self.lib.llama_vocab_n_tokens(self.vocab)
+
+        self.bos = self.lib.llama_vocab_bos(self.vocab)
+        self.add_bos = self.lib.llama_vocab_get_add_bos(self.vocab)
 
     @property
     def ends(self) -> list[int]:

@@ -1,24 +1,30 @@
-"""llama.cpp's perplexity and divergence on a seeded text: how `perplexity_goldens.json` was made.
+"""llama.cpp's perplexity and divergence on a text: how `perplexity_goldens.json` is made.
 
-    python tests/goldens/perplexity_goldens.py MODELS > tests/goldens/perplexity_goldens.json
-
-MODELS is the folder of the story models; runs where llama-cpp-python is installed and imports nothing of packlight.
-Chunks and statistics as in llama.cpp's tools/perplexity, in float64; the cache is float32, as packlight's on a CPU.
+Of the embedded model, on the beginning of its held-out text, and of the story models of ../shared, on a seeded one;
+where that is absent, what was made of them is kept. Chunks and statistics as in llama.cpp's tools/perplexity, in
+float64; the cache is float32, as packlight's on a CPU.
 """
 
-import ctypes
 import json
-import os
 import pathlib
 import random
-import sys
+import tempfile
 from typing import Any
 
 import numpy as np
+from demo_files import trained_model
+from peer import SHARED, Peer, Vocab
 
+from packlight import demo
+
+PATH = pathlib.Path(__file__).with_suffix(".json")
 LENGTH = 128
-BASE = "stories260K-k256-f32"
-MODELS = (BASE, "stories260K-k256-Q8_0", "stories260K-k256-Q6_K", "stories260K-k256-Q4_K_M", "stories260K-k256-Q2_K")
+# The first of each is of floats, and what the divergence of the others is from.
+FAMILIES = {
+    "demo": ("demo/F32", "demo/Q8_0", "demo/Q4_K_M"),
+    "stories": tuple(f"models/stories260K-k256-{name}" for name in ("f32", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K")),
+}
+HELD_OUT = 12_000  # characters that are measured, some 28 chunks
 NOUNS = [
     "girl",
     "boy",
@@ -49,8 +55,10 @@ SENTENCES = (
 )
 
 
-def text() -> str:
-    """Some 100 KB of simple sentences, the same everywhere."""
+def text(family: str) -> str:
+    """The beginning of the held-out text, or some 100 KB of simple sentences, the same everywhere."""
+    if family == "demo":
+        return demo.MODEL.with_name("held-out.txt").read_text(encoding="utf-8")[:HELD_OUT]
     rng, out = random.Random(1), []
     for _ in range(3500):
         words = {"a": rng.choice(KINDS), "n": rng.choice(NOUNS), "m": rng.choice(NOUNS), "v": rng.choice(VERBS)}
@@ -58,73 +66,49 @@ def text() -> str:
     return "".join(out)
 
 
-class Peer:
-    """A model in llama.cpp with a context of LENGTH tokens."""
-
-    def __init__(self, lib: Any, path: pathlib.Path):
-        self.lib = lib
-        model_params = lib.llama_model_default_params()
-        model_params.n_gpu_layers = 0
-        self.model = lib.llama_model_load_from_file(os.fsencode(path), model_params)
-        if not self.model:
-            sys.exit(f"llama.cpp does not load {path}")
-        self.vocab = lib.llama_model_get_vocab(self.model)
-        params = lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = LENGTH
-        params.type_k = params.type_v = 0  # GGML_TYPE_F32
-        self.context = lib.llama_init_from_model(self.model, params)
-        self.batch = lib.llama_batch_init(LENGTH, 0, 1)
-        self.size = lib.llama_vocab_n_tokens(self.vocab)
-
-    def tokens(self, words: str) -> np.ndarray:
-        raw = words.encode()
-        buffer = (ctypes.c_int32 * (len(raw) + 8))()
-        count = self.lib.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), True, False)
-        return np.array(buffer[:count], np.int32)
-
-    def predictions(self, chunk: np.ndarray) -> np.ndarray:
-        """Log-probabilities after each token of the second half but the last: float64 (LENGTH / 2 - 1, V)."""
-        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
-        for i, token in enumerate(chunk.tolist()):
-            first = i == 0 and self.lib.llama_vocab_get_add_bos(self.vocab)
-            self.batch.token[i] = self.lib.llama_vocab_bos(self.vocab) if first else token
-            self.batch.pos[i], self.batch.n_seq_id[i], self.batch.seq_id[i][0] = i, 1, 0
-            self.batch.logits[i] = i >= LENGTH // 2
-        self.batch.n_tokens = LENGTH
-        if self.lib.llama_decode(self.context, self.batch):
-            sys.exit("llama_decode failed")
-        rows = [self.lib.llama_get_logits_ith(self.context, i)[: self.size] for i in range(LENGTH // 2, LENGTH - 1)]
-        logits = np.array(rows, np.float64)
-        below = logits - logits.max(1, keepdims=True)
-        return below - np.log(np.exp(below).sum(1, keepdims=True))
+def predictions(peer: Peer, context: Any, chunk: np.ndarray) -> np.ndarray:
+    """Log-probabilities after each token of the second half but the last: float64 (LENGTH / 2 - 1, V)."""
+    peer.lib.llama_memory_clear(peer.lib.llama_get_memory(context), True)
+    peer.decode(context, chunk.tolist())
+    second_half = range(LENGTH // 2, LENGTH - 1)
+    rows = [peer.lib.llama_get_logits_ith(context, i)[: peer.vocab_size] for i in second_half]
+    logits = np.array(rows, np.float64)
+    below = logits - logits.max(1, keepdims=True)
+    return below - np.log(np.exp(below).sum(1, keepdims=True))
 
 
-def main() -> None:
-    import llama_cpp as lib  # pyright: ignore[reportMissingImports]
-
-    quiet = lib.llama_log_callback(lambda *_: None)
-    lib.llama_log_set(quiet, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    folder, base, out = pathlib.Path(sys.argv[1]), None, {}
-    for name in MODELS:
-        peer = Peer(lib, folder / f"{name}.gguf")
-        ids = peer.tokens(text())
-        chunks = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
-        logp = np.concatenate([peer.predictions(chunk) for chunk in chunks])
-        base = logp if base is None else base
-        nll = -np.take_along_axis(logp, chunks[:, LENGTH // 2 + 1 :].reshape(-1, 1), 1)[:, 0]
-        kl = np.where(base > -16, np.exp(base) * (base - logp), 0).sum(1)
-        out[name] = {
-            "tokens": len(nll),
-            "perplexity": np.exp(nll.mean()),
-            "perplexity_error": np.exp(nll.mean()) * nll.std() / (len(nll) - 1) ** 0.5,
-            "kl_divergence": kl.mean(),
-            "kl_divergence_error": kl.std() / (len(kl) - 1) ** 0.5,
-            "same_top": float((logp.argmax(1) == base.argmax(1)).mean()),
-        }
-    json.dump(out, sys.stdout, indent=1)
-    print()
+def all_predictions(path: pathlib.Path, words: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of a whole text: those of all its chunks, (n, V), and the tokens that followed, (n, 1)."""
+    vocab, peer = Vocab(path), Peer(path)
+    ids = np.array(vocab.encode(words, True, False))
+    chunks = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+    followed = chunks[:, LENGTH // 2 + 1 :].reshape(-1, 1)
+    if vocab.add_bos:
+        chunks[:, 0] = vocab.bos
+    context = peer.context(n_ctx=LENGTH)
+    logp = np.concatenate([predictions(peer, context, chunk) for chunk in chunks])
+    peer.lib.llama_free(context)
+    peer.close()
+    vocab.close()
+    return logp, followed
 
 
-if __name__ == "__main__":
-    main()
+def make() -> None:
+    out = json.loads(PATH.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in FAMILIES if SHARED.exists() else ("demo",):
+            base = None
+            for name in FAMILIES[kind]:
+                logp, followed = all_predictions(trained_model(name, pathlib.Path(folder)), text(kind))
+                base = logp if base is None else base
+                nll = -np.take_along_axis(logp, followed, 1)[:, 0]
+                kl = np.where(base > -16, np.exp(base) * (base - logp), 0).sum(1)
+                out[name] = {
+                    "tokens": len(nll),
+                    "perplexity": np.exp(nll.mean()),
+                    "perplexity_error": np.exp(nll.mean()) * nll.std() / (len(nll) - 1) ** 0.5,
+                    "kl_divergence": kl.mean(),
+                    "kl_divergence_error": kl.std() / (len(kl) - 1) ** 0.5,
+                    "same_top": float((logp.argmax(1) == base.argmax(1)).mean()),
+                }
+    PATH.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")

@@ -10,13 +10,13 @@ import pathlib
 import random
 import tempfile
 
-from peer import Vocab
+from peer import SHARED, Vocab
 from vocabularies import ALPHABET, bpe, write_vocabulary
 from wpm_goldens import TEXTS
 
 from packlight.model.text.pretokenizers import PRETOKENIZERS
 
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "vocabs"
+FIXTURES = SHARED / "vocabs"
 VOCABS = ("gpt-2", "llama-bpe")
 OF_A_VOCABULARY = ("special", "special_unparsed", "add_special")  # kinds of strings that name special tokens
 WORDS = (
@@ -63,13 +63,13 @@ def make() -> None:
     path = pathlib.Path(__file__).with_suffix(".json")
     out: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
     sources = [("own", texts())]
-    if SHARED.exists():
-        sources += [(name, texts(SHARED / f"extra-{name}.json")) for name in VOCABS]
+    if FIXTURES.exists():
+        sources += [(name, texts(FIXTURES / f"extra-{name}.json")) for name in VOCABS]
     with tempfile.TemporaryDirectory() as folder:
         for source, strings in sources:
             file = pathlib.Path(folder) / "m.gguf"
             write_vocabulary(file, bpe("default"))
-            data = (file if source == "own" else SHARED / f"ggml-vocab-{source}.gguf").read_bytes()
+            data = (file if source == "own" else FIXTURES / f"ggml-vocab-{source}.gguf").read_bytes()
             for name in PRETOKENIZERS:
                 file.write_bytes(named(data, name))
                 vocab = Vocab(file)

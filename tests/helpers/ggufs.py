@@ -31,6 +31,8 @@ _TYPES = {
     "f64": gguf.GGUFValueType.FLOAT64,
 }
 
+ARRAYS = {"int32": "i32", "float32": "f32"}  # dtype of an array -> type of its elements
+
 # The shape of the model for tests of behaviour, which writes noise: what is compiled for one of them serves them all.
 NOISE = {"layers": 1, "embed": 32, "context": 4096}
 
@@ -121,6 +123,8 @@ def typed(value: Any) -> tuple[str, Any]:
     match value:
         case tuple():
             return value
+        case np.ndarray():
+            return f"[{ARRAYS[value.dtype.name]}]", value.tolist()
         case bool():
             return "bool", value
         case int():

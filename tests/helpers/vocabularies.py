@@ -93,7 +93,4 @@ def write_vocabulary(path: str | os.PathLike, metadata: Mapping[str, Any]) -> pa
     keys = {"context_length": 64, "embedding_length": 64, "block_count": 1, "feed_forward_length": 64}
     keys |= {"attention.head_count": 2, "attention.layer_norm_rms_epsilon": 1e-5}
     pairs = {"general.architecture": ("str", "llama")} | {f"llama.{key}": typed(value) for key, value in keys.items()}
-    kinds = {np.dtype(np.int32): "[i32]", np.dtype(np.float32): "[f32]"}
-    for key, value in metadata.items():
-        pairs[key] = (kinds[value.dtype], value.tolist()) if isinstance(value, np.ndarray) else typed(value)
-    return write_gguf(path, pairs, {})
+    return write_gguf(path, pairs | {key: typed(value) for key, value in metadata.items()}, {})

@@ -2,10 +2,13 @@
 
 import json
 
+import embedding_goldens
 import numpy as np
 import pytest
-from conftest import GOLDENS_FOLDER, shared_path
+from conftest import GOLDENS_FOLDER
+from demo_files import trained_model
 from ggufs import NOISE, write_llama
+from golden_models import shared
 from running import packlight as command
 from running import write_config
 from tiers import product
@@ -18,13 +21,22 @@ GOLDENS = json.loads((GOLDENS_FOLDER / "embedding_goldens.json").read_text())
 
 
 # float32: the layers' accumulated rounding; Q4_K_M: an activation that rounds the other way at a tie, once or twice
-@pytest.mark.parametrize(("name", "bound"), [("stories260K-k256-f32", 1e-5), product("stories260K-k256-Q4_K_M", 5e-3)])
+BOUNDS = {
+    "demo/F32": 1e-5,
+    "demo/Q4_K_M": 5e-3,
+    "models/stories260K-k256-f32": 1e-5,
+    "models/stories260K-k256-Q4_K_M": 5e-3,
+}
+DEMO, QUANTIZED, *STORIES = BOUNDS
+
+
+@pytest.mark.parametrize("name", [DEMO, product(QUANTIZED), *shared(STORIES)])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_embeddings_are_llama_cpps(name, bound, pooling):
+def test_embeddings_are_llama_cpps(name, pooling, tmp_path):
     config = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(2,), head_rows=1)
-    llm = packlight.load(shared_path("models", f"{name}.gguf"), config)
-    (ours,) = llm.embed([GOLDENS["ids"]], pooling)
-    assert np.abs(ours - np.array(GOLDENS[name][pooling])).max() < bound
+    llm = packlight.load(trained_model(name, tmp_path), config)
+    (ours,) = llm.embed([embedding_goldens.IDS], pooling)
+    assert np.abs(ours - np.array(GOLDENS[name][pooling])).max() < BOUNDS[name]
 
 
 @pytest.fixture(scope="module")

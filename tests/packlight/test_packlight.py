@@ -7,8 +7,10 @@ import json
 import gguf
 import numpy as np
 import pytest
-from conftest import shared_path
+from demo_files import trained_model
 from ggufs import NOISE, write_llama
+from golden_models import shared
+from golden_texts import golden_text
 from running import SMALL, succeed, write_config
 
 import packlight
@@ -296,19 +298,19 @@ def test_every_shipped_config_leaves_the_context_to_the_file(noise):
     assert prepare(*noise, context=100).plan.context == 100
 
 
-def test_golden_logits():
+@pytest.mark.parametrize("name", ["demo/Q4_K_M", *shared(["models/stories260K-k256-Q4_K_M"])])
+def test_golden_logits(name, tmp_path):
     """The same rule as for the forward pass: within 1e-3 of the logits' standard deviation of llama.cpp's."""
-    path = shared_path("models", "stories260K-k256-Q4_K_M.gguf")
-    golden = np.load(path.with_suffix(".npz"))
+    path, golden = trained_model(name, tmp_path), golden_text(name)
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in SMALL.items()}
     llm = packlight.load(path, packlight.CompileConfig(**settings, cpu_kernels="xla"))
-    assert llm.encode("Once upon a time") == golden["ids"].tolist()
-    logits, expected = llm.logits(golden["ids"]), golden["logits_f32"]
+    assert llm.encode(golden.prompt) == golden.ids
+    logits, expected = llm.logits(golden.ids)[:, :: golden.columns], golden.logits_f32
     assert np.abs(logits - expected).max() <= 1e-3 * expected.std()
-    completion = llm.generate("Once upon a time", temperature=0, max_tokens=64)
-    assert completion.token_ids == golden["greedy_ids_f32"].tolist()
-    assert completion.text == json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["greedy_text_f32"]
-    assert completion.text.startswith(", there")  # and " there" where the piece has a leading space: it is kept
+    completion = llm.generate(golden.prompt, temperature=0, max_tokens=64)
+    assert completion.token_ids == golden.greedy_ids_f32.tolist()
+    assert completion.text == golden.text_f32
+    assert completion.text[0] in " ,"  # what the first piece begins with is kept, also a space
 
 
 def test_the_tokenizer_reads_no_weights(noise, llm, tmp_path):

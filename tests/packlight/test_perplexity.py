@@ -1,5 +1,6 @@
 """Perplexity and divergence: against llama.cpp's numbers, against the formulas spelled out, and the base file."""
 
+import functools
 import json
 import re
 import struct
@@ -7,8 +8,10 @@ import struct
 import numpy as np
 import perplexity_goldens
 import pytest
-from conftest import GOLDENS_FOLDER, shared_path
+from conftest import GOLDENS_FOLDER
+from demo_files import trained_model
 from ggufs import write_llama
+from golden_models import shared
 from running import interrupt, write_config
 from running import packlight as command
 from tiers import tiered
@@ -18,7 +21,11 @@ from packlight.common.errors import ConfigError
 from packlight.perplexity import Base, cut, divergence, log_softmax, measure
 
 LENGTH = perplexity_goldens.LENGTH
-QUANTIZED = [name for name in perplexity_goldens.MODELS if name != perplexity_goldens.BASE]
+FAMILIES = ["demo", *shared(["stories"])]
+QUANTIZED = [
+    *tiered(perplexity_goldens.FAMILIES["demo"][1:], ["demo/Q4_K_M"]),
+    *shared(perplexity_goldens.FAMILIES["stories"][1:]),
+]
 GOLDENS = json.loads((GOLDENS_FOLDER / "perplexity_goldens.json").read_text())
 
 
@@ -34,28 +41,35 @@ def load(path, kernels="auto"):
 
 @pytest.fixture(scope="module")
 def base_file(tmp_path_factory):
-    """Predictions of the float32 story model on the text, and its result."""
-    path = tmp_path_factory.mktemp("base") / "base"
-    llm = load(shared_path("models", f"{perplexity_goldens.BASE}.gguf"))
-    result = last(measure(llm, cut(llm.tokenizer, perplexity_goldens.text(), LENGTH), str(path)))
-    return path, result
+    """Of a family: predictions of its model of floats on its text, and their result; made once."""
+
+    @functools.cache
+    def made(family):
+        folder = tmp_path_factory.mktemp("base")
+        llm = load(trained_model(perplexity_goldens.FAMILIES[family][0], folder))
+        tokens = cut(llm.tokenizer, perplexity_goldens.text(family), LENGTH)
+        return folder / "base", last(measure(llm, tokens, str(folder / "base")))
+
+    return made
 
 
-def test_float32_perplexity_is_llama_cpps(base_file):
-    golden = GOLDENS[perplexity_goldens.BASE]
-    assert base_file[1]["tokens"] == golden["tokens"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_perplexity_is_llama_cpps(base_file, family):
+    golden, (_, result) = GOLDENS[perplexity_goldens.FAMILIES[family][0]], base_file(family)
+    assert result["tokens"] == golden["tokens"]
     # logits agree to 1e-3 of their deviation (about 3), so log-probabilities to 3e-3 at worst and far better on average
-    assert base_file[1]["perplexity"] == pytest.approx(golden["perplexity"], rel=1e-4)
-    assert base_file[1]["perplexity_error"] == pytest.approx(golden["perplexity_error"], rel=1e-3)
+    assert result["perplexity"] == pytest.approx(golden["perplexity"], rel=1e-4)
+    assert result["perplexity_error"] == pytest.approx(golden["perplexity_error"], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", tiered(QUANTIZED, ["stories260K-k256-Q4_K_M"]))
-def test_quantized_models_agree_with_llama_cpp_within_the_error_bars(base_file, name):
-    golden = GOLDENS[name]
-    result = last(divergence(load(shared_path("models", f"{name}.gguf")), Base.open(str(base_file[0])), 10**6))
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_models_agree_with_llama_cpp_within_the_error_bars(base_file, name, tmp_path):
+    golden, family = GOLDENS[name], next(key for key, names in perplexity_goldens.FAMILIES.items() if name in names)
+    path, base_result = base_file(family)
+    result = last(divergence(load(trained_model(name, tmp_path)), Base.open(str(path)), 10**6))
     assert result["tokens"] == golden["tokens"]
     assert abs(result["perplexity"] - golden["perplexity"]) < golden["perplexity_error"]
-    assert result["base_perplexity"] == pytest.approx(base_file[1]["perplexity"], rel=1e-4)
+    assert result["base_perplexity"] == pytest.approx(base_result["perplexity"], rel=1e-4)
     # both sides round activations, each its own way: independent samples of the same mean, three standard errors apart
     apart = (result["kl_divergence_error"] ** 2 + golden["kl_divergence_error"] ** 2) ** 0.5
     assert abs(result["kl_divergence"] - golden["kl_divergence"]) < 3 * apart

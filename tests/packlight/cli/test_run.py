@@ -13,16 +13,19 @@ import time
 
 import numpy as np
 import pytest
-from conftest import shared_path
+from demo_files import trained_model
 from ggufs import NOISE, write_llama
+from golden_models import shared
+from golden_texts import DEMOS, golden_text
 from processor import seconds, seconds_of
 from running import COMMAND, STEPS, packlight, succeed, write_config
 from tiers import tiered
 
-GREEDY = ("--prompt=Once upon a time", "--max_tokens=64", "--temperature=0")
-STORIES = "stories260K-k256-Q4_K_M"
-FAST = (STORIES, "stories260K-f32", "stories260K-k256-Q8_0")
-SLOW = ("stories260K-k256-Q2_K", "stories260K-k256-Q6_K", "stories260K-k256-f32")
+GREEDY = ("--max_tokens=64", "--temperature=0")
+DEMO = "demo/Q4_K_M"
+STORIES = [
+    f"models/stories260K-{name}" for name in ("f32", "k256-f32", "k256-Q2_K", "k256-Q4_K_M", "k256-Q6_K", "k256-Q8_0")
+]
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +50,6 @@ def noise(tmp_path_factory):
     return Noise(tmp_path_factory.mktemp("noise"))
 
 
-def stories(name: str) -> tuple[pathlib.Path, dict, dict]:
-    """A small trained model, and llama.cpp's texts and arrays."""
-    path = shared_path("models", f"{name}.gguf")
-    arrays = dict(np.load(path.with_suffix(".npz")))
-    return path, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), arrays
-
-
 def one_object(done: "subprocess.CompletedProcess[str]") -> dict:
     """The JSON object that is all of stdout, without NaN or Infinity."""
     assert done.stdout.count("\n") == 1
@@ -61,17 +57,17 @@ def one_object(done: "subprocess.CompletedProcess[str]") -> dict:
     return json.loads(done.stdout, parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize("name", tiered([*FAST, *SLOW], [STORIES]))
-def test_greedy_text_is_llama_cpps(name, small):
+@pytest.mark.parametrize("name", [*tiered(DEMOS, [DEMO]), *shared(STORIES)])
+def test_greedy_text_is_llama_cpps(name, small, tmp_path):
     """R1 at the command line: 64 greedy tokens of each trained model, text and ids."""
-    path, golden, arrays = stories(name)
-    report = one_object(succeed(f"--model={path}", f"--config={small}", *GREEDY, "--json"))
-    assert report["text"] == golden["greedy_text_f32"]
-    assert report["token_ids"] == arrays["greedy_ids_f32"].tolist()
-    assert report["prompt_token_ids"] == arrays["ids"].tolist()
+    path, golden = trained_model(name, tmp_path), golden_text(name)
+    report = one_object(succeed(f"--model={path}", f"--config={small}", f"--prompt={golden.prompt}", *GREEDY, "--json"))
+    assert report["text"] == golden.text_f32
+    assert report["token_ids"] == golden.greedy_ids_f32.tolist()
+    assert report["prompt_token_ids"] == golden.ids
 
 
-@pytest.mark.parametrize("name", [*FAST, *SLOW])
+@pytest.mark.parametrize("name", [*DEMOS, *shared(STORIES)])
 def test_where_llama_cpps_own_texts_differ_it_is_a_near_tie(name):
     """llama.cpp rounds activations to int8 and we do not; its texts with and without differ only where two tokens tie.
 
@@ -79,30 +75,32 @@ def test_where_llama_cpps_own_texts_differ_it_is_a_near_tie(name):
     other token, so it moved two logits against each other by the sum. Errors with the RMS r of one logit, independent
     between two, have the RMS sqrt(2) r in their difference: the step is a tie if the sum is no more than that.
     """
-    _, _, arrays = stories(name)
-    differs = np.flatnonzero(arrays["greedy_ids"] != arrays["greedy_ids_f32"])
-    rms = float(np.sqrt(np.mean((arrays["logits"] - arrays["logits_f32"]) ** 2)))
+    golden = golden_text(name)
+    differs = np.flatnonzero(golden.greedy_ids != golden.greedy_ids_f32)
+    rms = float(np.sqrt(np.mean((golden.logits - golden.logits_f32) ** 2)))
     if rms == 0:
         assert not len(differs)
     if len(differs):
-        moved = arrays["greedy_margin"][differs[0]] + arrays["greedy_margin_f32"][differs[0]]
+        moved = golden.greedy_margin[differs[0]] + golden.greedy_margin_f32[differs[0]]
         assert moved <= math.sqrt(2) * rms
 
 
-def test_stdout_has_the_text_and_a_line_end(small):
+def test_stdout_has_the_text_and_a_line_end(small, tmp_path):
     """R28: all else is on stderr, in lines that a terminal of 160 columns holds."""
-    path, golden, _ = stories(STORIES)
-    done = succeed(f"--model={path}", f"--config={small}", *GREEDY)
-    assert done.stdout == golden["greedy_text_f32"] + "\n"
+    path, golden = trained_model(DEMO, tmp_path), golden_text(DEMO)
+    done = succeed(f"--model={path}", f"--config={small}", f"--prompt={golden.prompt}", *GREEDY)
+    assert done.stdout == golden.text_f32 + "\n"
     memory, file, plan, speed = done.stderr.splitlines()
-    assert re.fullmatch(r"memory: weights 1\.2 MB \+ cache 1\.6 MB = 2\.8 MB of [\d,.]+ MB \([a-z ]+\)", memory)
-    assert re.fullmatch(rf"{path.name}: llama, 1\.2 MB: Q4_K x32, Q6_K x5, F32 x11", file)
+    assert re.fullmatch(r"memory: weights 1\.9 MB \+ cache 5\.2 MB = 7\.1 MB of [\d,.]+ MB \([a-z ]+\)", memory)
+    assert re.fullmatch(rf"{path.name}: llama, 1\.9 MB: Q4_K x24, Q6_K x5, F32 x9", file)
     assert re.fullmatch(
-        r"cpu: kernels xla x36, f32 x11, gather x1, attention xla; context 512, slots 2; "
+        r"cpu: kernels xla x29, f32 x9, gather x1, attention xla; context 512, slots 2; "
         r"executables: \d from the store, \d compiled",
         plan,
     )
-    assert re.fullmatch(r"5 \+ 64 tokens, first after \d+\.\d\d s, then \d+\.\d tokens/s; ended by length", speed)
+    assert re.fullmatch(
+        rf"{len(golden.ids)} \+ 64 tokens, first after \d+\.\d\d s, then \d+\.\d tokens/s; ended by length", speed
+    )
 
 
 def test_json_has_every_field_of_the_contract(noise):
