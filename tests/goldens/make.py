@@ -14,6 +14,8 @@ import embedding_goldens  # noqa: E402
 import format_goldens  # noqa: E402
 import perplexity_goldens  # noqa: E402
 import pretokenizer_goldens  # noqa: E402
+import quantize_goldens  # noqa: E402
+import sampler_goldens  # noqa: E402
 import text_goldens  # noqa: E402
 import tokenizer_goldens  # noqa: E402
 import wpm_goldens  # noqa: E402
@@ -24,6 +26,8 @@ MAKERS = {
     "format": format_goldens.make,
     "perplexity": perplexity_goldens.make,
     "pretokenizer": pretokenizer_goldens.make,
+    "quantize": quantize_goldens.make,
+    "sampler": sampler_goldens.make,
     "text": text_goldens.make,
     "tokenizer": tokenizer_goldens.make,
     "wpm": wpm_goldens.make,

@@ -1,21 +1,23 @@
-"""What llama.cpp's samplers make of seeded logits: how `sampler_goldens.json` was made.
+"""What llama.cpp's samplers make of seeded logits: how `sampler_goldens.json` is made.
 
-    python tests/goldens/sampler_goldens.py VOCAB.gguf > tests/goldens/sampler_goldens.json
-
-VOCAB is a real vocabulary, for DRY's breakers; runs where llama-cpp-python is installed and imports nothing of
-packlight. Each case is a chain of samplers applied to a row of logits: the tokens that are left, and their
-probabilities.
+Each case is a chain of samplers applied to a row of logits: the tokens that are left, and their probabilities. DRY is
+told under the vocabulary of the embedded model and under GPT-2's of ../shared, because its breakers are pieces of real
+tokens; where that is absent, what was made of it is kept.
 """
 
 import ctypes
 import json
-import os
-import sys
+import pathlib
 from typing import Any
 
 import numpy as np
+from peer import SHARED, Vocab, library
 
+from packlight import demo
+
+PATH = pathlib.Path(__file__).with_suffix(".json")
 VOCAB = 128
+VOCABS = ("demo", "gpt-2")  # of DRY
 ROWS = 5
 TOKENS = [5, 9, 12, 5, 9, 12, 7, 5, 9, 12, 5, 9, 30, 31, 30, 31, 30, 5, 9]  # what was said before a penalized row
 DRY_TEXT = "One two three four. One two three five: one two three four. One two three"
@@ -102,37 +104,32 @@ def apply(lib: Any, sampler: Any, logits: np.ndarray) -> dict[str, Any]:
     return {"ids": [token for token, _ in left], "p": [float(f"{p:.7g}") for p in weights / weights.sum()]}
 
 
-def main() -> None:
-    import llama_cpp as lib  # pyright: ignore[reportMissingImports]
+def vocabulary_file(name: str) -> pathlib.Path:
+    """Of the embedded model, or a fixture."""
+    return demo.MODEL if name == "demo" else SHARED / "vocabs" / f"ggml-vocab-{name}.gguf"
 
-    quiet = lib.llama_log_callback(lambda *_: None)
-    lib.llama_log_set(quiet, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    out: dict[str, Any] = {"cases": {}}
-    for name, case in CASES.items():
-        out["cases"][name] = [apply(lib, chain(lib, case), row) for row in rows()]
-    params = lib.llama_model_default_params()
-    params.vocab_only = True
-    vocab = lib.llama_model_get_vocab(lib.llama_model_load_from_file(os.fsencode(sys.argv[1]), params))
-    raw = DRY_TEXT.encode()
-    buffer = (ctypes.c_int32 * 100)()
-    ids = list(buffer[: lib.llama_tokenize(vocab, raw, len(raw), buffer, 100, False, False)])
+
+def dry_of(vocab: Vocab) -> dict[str, Any]:
+    """The ids of DRY_TEXT, and what DRY takes from which token after each beginning of at least three."""
+    lib, ids, taken = vocab.lib, vocab.encode(DRY_TEXT, False, False), []
     breakers = (ctypes.c_char_p * 4)(b"\n", b":", b'"', b"*")
-    out["dry"] = []
     for cut in range(3, len(ids) + 1):
         settings = (DRY["dry_multiplier"], 1.75, DRY["dry_allowed_length"], 64, breakers, 4)
-        dry = lib.llama_sampler_init_dry(vocab, *settings)
+        dry = lib.llama_sampler_init_dry(vocab.vocab, *settings)
         for token in ids[:cut]:
             lib.llama_sampler_accept(dry, token)
-        size = lib.llama_vocab_n_tokens(vocab)
-        data = (lib.llama_token_data * size)(*(lib.llama_token_data(i, 0.0, 0) for i in range(size)))
-        array = lib.llama_token_data_array(data=data, size=size, selected=-1, sorted=False)
+        data = (lib.llama_token_data * vocab.size)(*(lib.llama_token_data(i, 0.0, 0) for i in range(vocab.size)))
+        array = lib.llama_token_data_array(data=data, size=vocab.size, selected=-1, sorted=False)
         lib.llama_sampler_apply(dry, ctypes.byref(array))
-        out["dry"].append({str(d.id): float(f"{-d.logit:.6g}") for d in data if d.logit != 0})
-    out["dry_ids"] = ids
-    json.dump(out, sys.stdout)
-    print()
+        taken.append({str(each.id): float(f"{-each.logit:.6g}") for each in data if each.logit != 0})
+    return {"ids": ids, "taken": taken}
 
 
-if __name__ == "__main__":
-    main()
+def make() -> None:
+    lib, out = library(), json.loads(PATH.read_text(encoding="utf-8"))
+    out["cases"] = {name: [apply(lib, chain(lib, case), row) for row in rows()] for name, case in CASES.items()}
+    for name in VOCABS if SHARED.exists() else VOCABS[:1]:
+        vocab = Vocab(vocabulary_file(name))
+        out["dry"][name] = dry_of(vocab)
+        vocab.close()
+    PATH.write_text(json.dumps(out) + "\n", encoding="utf-8")

@@ -26,9 +26,9 @@ OWN = [f"own/{name}" for name in RECIPES]
 PACKED = [f"own/{name}" for name, recipe in RECIPES.items() if recipe.formats]
 
 
-def shared(names: Iterable[str]) -> list:
+def shared(cases: Iterable[Any]) -> list:
     """Parameters for `make test-more`, not collected where ../shared is absent: ours stand for each of them."""
-    return [pytest.param(name, marks=(pytest.mark.shared, pytest.mark.product)) for name in names]
+    return [pytest.param(case, marks=(pytest.mark.shared, pytest.mark.product)) for case in cases]
 
 
 @dataclasses.dataclass(frozen=True)

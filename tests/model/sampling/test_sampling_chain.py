@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 import sampler_goldens
-from conftest import GOLDENS_FOLDER, shared_path
+from conftest import GOLDENS_FOLDER
+from golden_models import shared
 
 from packlight.common.errors import ConfigError
 from packlight.model.gguf.reader import open_gguf
@@ -27,6 +28,7 @@ from packlight.model.text.tokenizer import Tokenizer
 
 GOLDENS = json.loads((GOLDENS_FOLDER / "sampler_goldens.json").read_text())
 VOCAB = sampler_goldens.VOCAB
+DRY_VOCABS = ["demo", *shared(sampler_goldens.VOCABS[1:])]
 
 
 def config_of(case):
@@ -113,20 +115,22 @@ def test_greedy_takes_the_best_of_what_is_kept():
             assert np.asarray(sample(row[None], slot_sampling([config]), np.zeros(1, np.int32), cap=cap)[0]) == [token]
 
 
-def test_dry_is_llama_cpps():
-    tokenizer = Tokenizer.from_gguf(shared_path("vocabs", "ggml-vocab-gpt-2.gguf"))
+@pytest.mark.parametrize("vocab", DRY_VOCABS)
+def test_dry_is_llama_cpps(vocab):
+    tokenizer = Tokenizer.from_gguf(sampler_goldens.vocabulary_file(vocab))
+    golden = GOLDENS["dry"][vocab]
     pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
     breakers = sequence_breakers(
         SamplingConfig().dry_sequence_breakers, pieces, lambda text: tokenizer.encode(text, add_special=False)
     )
     ids = tokenizer.encode(sampler_goldens.DRY_TEXT, add_special=False)
-    assert ids == GOLDENS["dry_ids"]
+    assert ids == golden["ids"]
     steering = Steering(config_of(sampler_goldens.DRY), breakers=breakers)
     seen = 0
-    for cut, golden in zip(range(3, len(ids) + 1), GOLDENS["dry"], strict=True):
+    for cut, expected in zip(range(3, len(ids) + 1), golden["taken"], strict=True):
         logits = steered(np.zeros(tokenizer.vocab_size, np.float32), steering, ids[: cut - 1], ids[cut - 1 : cut])
         taken = {str(i): -float(logits[i]) for i in np.flatnonzero(logits)}
-        assert taken == pytest.approx(golden, rel=1e-5)
+        assert taken == pytest.approx(expected, rel=1e-5)
         seen += len(taken)
     assert seen > 5
 
@@ -216,9 +220,11 @@ def test_config_refuses(fields, words):
         SamplingConfig(**fields)
 
 
-def test_breakers_come_from_real_pieces():
-    """A token that ends in a colon begins one."""
-    tokenizer = Tokenizer.from_file(open_gguf(shared_path("vocabs", "ggml-vocab-gpt-2.gguf")))
+@pytest.mark.parametrize("vocab", DRY_VOCABS)
+def test_breakers_come_from_real_pieces(vocab):
+    """A token that holds a colon holds one."""
+    tokenizer = Tokenizer.from_file(open_gguf(sampler_goldens.vocabulary_file(vocab)))
     pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
     found = sequence_breakers([":"], pieces, lambda text: tokenizer.encode(text, add_special=False))
-    assert {tokenizer.encode(":")[0], tokenizer.encode("::")[0]} <= set(found)
+    assert set(found) == {i for i, piece in enumerate(pieces) if b":" in piece}
+    assert len(found) > 1

@@ -1,5 +1,7 @@
 """Quantizing: llama.cpp's formats and errors on the same weights, its bytes where nothing is searched."""
 
+import base64
+import functools
 import json
 import os
 import re
@@ -8,9 +10,12 @@ import gguf
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDENS_FOLDER, shared_path
+import quantize_goldens
+from conftest import GOLDENS_FOLDER
 from ggufs import write_llama
+from golden_models import shared
 from running import interrupt, packlight, succeed
+from tiers import tiered
 
 from packlight import quantization
 from packlight.common.errors import ConfigError, GGUFError, UnsupportedError
@@ -20,7 +25,8 @@ from packlight.quant.formats.quantize import QUANTIZERS, quantizer
 from packlight.quant.formats.table import FORMATS
 
 GOLDENS = json.loads((GOLDENS_FOLDER / "quantize_goldens.json").read_text(encoding="utf-8"))
-SOURCE = "stories260K-k256-f32.gguf"
+OWN = [(source, kind) for source in quantize_goldens.SOURCES for kind in quantize_goldens.TYPES]
+STORIES = [(quantize_goldens.STORIES, kind) for kind in quantize_goldens.TYPES]
 FLOATS = {"default": "F32"}
 
 
@@ -29,16 +35,37 @@ def values_of(file, name):
     return np.asarray(info.format.unpack(read_tensor(info))).ravel()
 
 
-@pytest.mark.parametrize("kind", GOLDENS)
-def test_formats_and_errors_are_llama_cpps(kind, tmp_path):
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    """(source, type) -> a file of floats, the one that `quantize_file` makes of it, and its report; made once.
+
+    A small chunk, because each of the many small tensors is padded to one.
+    """
+
+    @functools.cache
+    def made(source, kind):
+        folder = tmp_path_factory.mktemp("quantized")
+        file, out = quantize_goldens.source_file(source, folder), folder / "q.gguf"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(quantization, "CHUNK", 1 << 16)
+            return file, out, quantization.quantize_file(str(file), kind, str(out))
+
+    return made
+
+
+KEPT = [pair for pair in OWN if pair[0] == "own/deep" or pair[1] == "Q4_K_M"]
+
+
+@pytest.mark.parametrize("pair", [*tiered(OWN, KEPT), *shared(STORIES)], ids="-".join)
+def test_formats_and_errors_are_llama_cpps(pair, quantized):
     """At most 2 % more error in any tensor; found were -0.25 to 0.13 %, where ties of the search fall the other way."""
-    source = shared_path("models", SOURCE)
-    report = quantization.quantize_file(str(source), kind, str(tmp_path / "q.gguf"))
-    exact, made = open_gguf(source), open_gguf(tmp_path / "q.gguf")
+    source, path, report = quantized(*pair)
+    golden = GOLDENS[pair[0]][pair[1]]["tensors"]
+    exact, made = open_gguf(source), open_gguf(path)
     assert list(made.tensors) == list(exact.tensors)
     for name, info in made.tensors.items():
-        if name in GOLDENS[kind]:
-            qtype, error = GOLDENS[kind][name]
+        if name in golden:
+            qtype, error = golden[name]
             assert info.format.name == qtype, name
             difference = (values_of(made, name) - values_of(exact, name)).astype(np.float64)
             assert np.sqrt(np.mean(difference**2)) <= 1.02 * error, name
@@ -51,19 +78,29 @@ def test_formats_and_errors_are_llama_cpps(kind, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", ["Q4_K_M", "Q6_K", "Q8_0"])
-def test_the_file_is_llama_cpps_own(kind, tmp_path):
+TIE = "108.49999 is rounded to 109: floor(x + 0.5) of float32 rounds the sum first"
+COMPARED = [pair for pair in OWN if pair[1] in (*quantize_goldens.SAMPLED, "Q8_0")]
+FILES = [
+    pytest.param(pair, marks=pytest.mark.xfail(reason=TIE, strict=True))
+    if pair in (("own/deep", "Q8_0"), ("own/experts", "Q8_0"))
+    else pair
+    for pair in COMPARED
+]
+
+
+@pytest.mark.parametrize(
+    "pair", [*FILES, *shared(pair for pair in STORIES if pair[1] in ("Q4_K_M", "Q6_K", "Q8_0"))], ids="-".join
+)
+def test_the_file_is_llama_cpps_own(pair, quantized):
     """Keys as llama-quantize writes them, and all but a few bytes of the weights; in Q8_0 all."""
-    golden = open_gguf(shared_path("models", SOURCE.replace("f32", kind)))
-    quantization.quantize_file(str(shared_path("models", SOURCE)), kind, str(tmp_path / "q.gguf"))
-    made = open_gguf(tmp_path / "q.gguf")
-    assert made.metadata.keys() == golden.metadata.keys()
-    for key, value in golden.metadata.items():
-        np.testing.assert_array_equal(made.metadata[key], value)
-    for name, info in golden.tensors.items():
-        assert made.tensors[name].format is info.format
-        same = (read_tensor(made.tensors[name]) == read_tensor(info)).mean()
-        assert same == 1 if kind == "Q8_0" else same > 0.99, name
+    source, path, _ = quantized(*pair)
+    golden, ours = GOLDENS[pair[0]][pair[1]], quantize_goldens.told(source, path, pair[1])
+    assert ours["keys"] == golden["keys"]
+    if pair[1] == "Q8_0":
+        assert ours["sha256"] == golden["sha256"]
+    else:
+        sample, expected = (np.frombuffer(base64.b64decode(each["bytes"]), np.uint8) for each in (ours, golden))
+        assert (sample == expected).mean() > 0.99
 
 
 @pytest.mark.parametrize("qtype", ["F16", "Q4_0", "Q5_0", "Q5_1", "Q8_0"])
