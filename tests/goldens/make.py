@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "helpers")]
 
 import arch_goldens  # noqa: E402
+import chat_goldens  # noqa: E402
 import embedding_goldens  # noqa: E402
 import format_goldens  # noqa: E402
 import perplexity_goldens  # noqa: E402
@@ -22,6 +23,7 @@ import wpm_goldens  # noqa: E402
 
 MAKERS = {
     "arch": arch_goldens.make,
+    "chat": chat_goldens.make,
     "embedding": embedding_goldens.make,
     "format": format_goldens.make,
     "perplexity": perplexity_goldens.make,

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import termios
 
+import chat_goldens
 import pytest
-from conftest import shared_path
+from conftest import GOLDENS_FOLDER, SHARED
 from ggufs import NOISE, write_llama
+from golden_models import shared
 from processor import seconds
 from running import COMMAND, write_config
 from running import packlight as run
@@ -24,14 +26,24 @@ NAMES = (
     "meta-llama-Llama-3.1-8B-Instruct", "microsoft-Phi-3.5-mini-instruct", "mistralai-Mistral-Nemo-Instruct-2407",
     "openai-gpt-oss-120b", "qwen2-chatml", "tinyllama-zephyr",
 )  # fmt: skip
+GOLDENS = json.loads((GOLDENS_FOLDER / "chat_goldens.json").read_text(encoding="utf-8"))
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def template_and_fixture(name):
+    """A template, and conversations with what must come of each: ours by name, or "templates/NAME" of ../shared."""
+    if name in chat_goldens.TEMPLATES:
+        fixture, told = chat_goldens.fixture(name), GOLDENS[name]
+        conversations = [case | told[case["name"]] for case in fixture["conversations"]]
+        return chat_goldens.TEMPLATES[name], fixture | {"conversations": conversations}
+    path = SHARED / f"{name}.jinja"
+    return path.read_bytes().decode(), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", [*chat_goldens.TEMPLATES, *shared(f"templates/{name}" for name in NAMES)])
 def test_renderings_equal_hugging_faces(name):
     """R25: every conversation of every template, errors with the template's own words included."""
-    template = shared_path("templates", f"{name}.jinja").read_bytes().decode()
-    fixture = json.loads(shared_path("templates", f"{name}.json").read_text(encoding="utf-8"))
+    template, fixture = template_and_fixture(name)
     for case in fixture["conversations"]:
         arguments = (template, case["messages"], case["add_generation_prompt"], case["tools"])
         tokens = {"bos_token": fixture["bos_token"], "eos_token": fixture["eos_token"]}
