@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import pytest
 from changed import Changed
+from peer import SHARED
 from processor import Processor
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 GOLDENS_FOLDER = ROOT / "tests" / "goldens"
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))  # children

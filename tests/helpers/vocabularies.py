@@ -21,6 +21,7 @@ ALPHABET = (
 )
 LETTERS = "sdtrvelmHIOx"  # of contractions and words
 MARKED = ("<|endoftext|>", "<|end|>", "<user>", "<user>s")
+TOKENS, MERGES = 128_256, 280_147  # of Llama 3
 TYPES = (3, 3, 4, 4)  # control, control, user-defined, user-defined
 
 
@@ -69,6 +70,18 @@ def bpe(pre: str, **changes: Any) -> dict[str, Any]:
     values = {"model": "gpt2", "pre": pre, "tokens": [*tokens, *MARKED], "merges": [*merges], "token_type": types}
     values |= {"bos_token_id": end, "eos_token_id": end, **changes}
     return {KEY + key: value for key, value in values.items()}
+
+
+def large() -> dict[str, Any]:
+    """Metadata of a byte-level file of as many tokens and merges as Llama 3's."""
+    metadata, tokens = bpe("llama-bpe"), bpe_vocabulary()[0]
+    joined = ("".join(pair) for pair in itertools.product(tokens, tokens))
+    every = dict.fromkeys(itertools.chain(metadata[KEY + "tokens"], itertools.islice(joined, 3 * TOKENS)))
+    merges = itertools.chain(metadata[KEY + "merges"], map(" ".join, itertools.product(tokens, tokens)))
+    metadata[KEY + "tokens"] = [*itertools.islice(every, TOKENS)]
+    metadata[KEY + "token_type"] = np.ones(TOKENS, np.int32)
+    metadata[KEY + "merges"] = [*itertools.islice(merges, MERGES)]
+    return metadata
 
 
 def spm(**changes: Any) -> dict[str, Any]:

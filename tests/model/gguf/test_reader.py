@@ -12,8 +12,10 @@ import time
 import gguf
 import numpy as np
 import pytest
+import vocabularies
 from conftest import shared_path
 from ggufs import write_llama
+from golden_models import shared
 
 from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.model.gguf import reader
@@ -110,15 +112,18 @@ def test_real_files_match_gguf_py(name):
     assert wrong_tensors(shared_path(name)) == []
 
 
-def test_large_vocabulary_opens_fast():
-    path = shared_path("vocabs/ggml-vocab-llama-bpe.gguf")
+@pytest.mark.parametrize("name", ["own", *shared(["vocabs/ggml-vocab-llama-bpe.gguf"])])
+def test_large_vocabulary_opens_fast(name, tmp_path):
+    path = (
+        vocabularies.write_vocabulary(tmp_path / "v.gguf", vocabularies.large()) if name == "own" else shared_path(name)
+    )
     seconds = []
     for _ in range(3):
         began = time.process_time()  # of this process: the machine may be busy
         file = open_gguf(path)
         seconds.append(time.process_time() - began)
-    assert len(file.metadata["tokenizer.ggml.tokens"]) == 128256
-    assert len(file.metadata["tokenizer.ggml.merges"]) == 280147
+    assert len(file.metadata["tokenizer.ggml.tokens"]) == vocabularies.TOKENS
+    assert len(file.metadata["tokenizer.ggml.merges"]) == vocabularies.MERGES
     assert min(seconds) < 0.4  # measured 0.17 on a Zen 3 core
 
 
