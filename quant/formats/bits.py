@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import lax
 
 
 def u16(blocks: jax.Array, at: int) -> jax.Array:
@@ -43,6 +44,13 @@ def int8(x: jax.Array) -> jax.Array:
 def f32(x: jax.Array) -> jax.Array:
     """Small integers as float32, exact below 2^24."""
     return x.astype(jnp.float32)
+
+
+def quotient(x: jax.Array, divisor: int) -> jax.Array:
+    """x / divisor, rounded once. A divisor that XLA knows to be the same everywhere becomes a product with its inverse,
+    which rounds twice: of x / 63, 70 % then differ in the last bit.
+    """
+    return x / lax.optimization_barrier(jnp.full_like(x, divisor))
 
 
 def tail(x: jax.Array, n: int) -> jax.Array:

@@ -17,14 +17,14 @@ import numpy as np
 from jax import lax
 
 from packlight.common.errors import UnsupportedError
-from packlight.quant.formats.bits import f32, tail
+from packlight.quant.formats.bits import f32, quotient, tail
 
 TINY = 1e-15  # weights below it count as 0
 
 
 def quantize_q8_0(x: jax.Array) -> jax.Array:
     """float32 (n, 32) -> uint8 (n, 34)."""
-    d = jnp.abs(x).max(-1) / 127
+    d = quotient(jnp.abs(x).max(-1), 127)
     q = x * tail(_inverse(d), 1)
     q = jnp.sign(q) * jnp.floor(jnp.abs(q) + 0.5)  # halves away from 0
     return _joined(_half(d), lax.bitcast_convert_type(q.astype(jnp.int8), jnp.uint8))
@@ -47,7 +47,7 @@ def quantize_q5_0(x: jax.Array) -> jax.Array:
 def quantize_q5_1(x: jax.Array) -> jax.Array:
     """float32 (n, 32) -> uint8 (n, 24)."""
     low = x.min(-1)
-    d = (x.max(-1) - low) / 31
+    d = quotient(x.max(-1) - low, 31)
     q = _codes(jnp.floor((x - tail(low, 1)) * tail(_inverse(d), 1) + 0.5), 31)
     return _joined(_half(d), _half(low), _fifth_bits(q), _nibbles(q & 15))
 
@@ -112,7 +112,7 @@ def _affine_superblock(x: jax.Array, most: int, start: float, tries: int) -> tup
 
     def rounded(values: jax.Array) -> tuple[jax.Array, jax.Array]:
         top = values.max(-1)
-        return _rounded(top / 63), jnp.minimum(jnp.round(tail(63 * _inverse(top), 1) * values), 63)
+        return _rounded(quotient(top, 63)), jnp.minimum(jnp.round(tail(63 * _inverse(top), 1) * values), 63)
 
     (d, sc), (dmin, mn) = rounded(scale), rounded(minimum)
     q = jnp.round((x + tail(tail(dmin, 1) * mn, 1)) * tail(_inverse(tail(d, 1) * sc), 1))
@@ -151,7 +151,7 @@ def _affine(x: jax.Array, most: int, start: float, tries: int) -> tuple[jax.Arra
         return tuple(jnp.where(better, n, o) for n, o in ((new_scale, scale), (new_low, low), (found, least)))  # pyright: ignore[reportReturnType]
 
     low = jnp.minimum(x.min(-1), 0)
-    scale = (high - low) / most
+    scale = quotient(high - low, most)
     first = scale, low, error(scale, low, codes(low, most))
     scale, low, _ = lax.fori_loop(0, tries + 1, improve, first)
     return scale, -low

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from packlight.common.errors import UnsupportedError
+from packlight.quant.formats.bits import quotient
 from packlight.quant.formats.table import format_named
 from packlight.quant.kernels import native_build
 from packlight.quant.layouts import FIELDS, LANES
@@ -126,6 +127,5 @@ def round_activations(x: jax.Array, block: int) -> jax.Array:
     used = top >= np.float32(2.0**-100)
     inverse = np.float32(127) / jnp.where(used, top, np.float32(1))
     q = jnp.where(used, jnp.round(runs * inverse), np.float32(0))
-    # top / 127 by a division XLA does not turn into a product with 1 / 127
-    d = jnp.where(jnp.isfinite(top), jax.lax.div(top, jax.lax.optimization_barrier(jnp.full_like(top, 127))), jnp.nan)
+    d = jnp.where(jnp.isfinite(top), quotient(top, 127), jnp.nan)
     return (q * d).reshape(x.shape)
