@@ -24,7 +24,7 @@ from packlight.bench.twin import write_twin
 from packlight.bench.worker import Worker
 from packlight.common.errors import ConfigError, ContextLengthError
 from packlight.common.files import whole_file
-from packlight.prepared import Prepared, prepare
+from packlight.prepared import Changes, Prepared, prepare
 
 LIMITS = pathlib.Path(__file__).parent / "limits.py"
 
@@ -121,7 +121,7 @@ def _fitted(prepared: Prepared, cases: Sequence[Case]) -> Prepared:
         raise ConfigError(f"--gen_tokens is no multiple of config key 'tokens_per_launch', {each}")
     batches = tuple(sorted({1, *(case.batch for case in cases)}))
     fitted = dataclasses.replace(prepared.config, context=longest, decode_batch=batches)
-    return dataclasses.replace(prepared, named=fitted, named_context=None)
+    return dataclasses.replace(prepared, named=fitted, changes=Changes())
 
 
 def _progress(case: Case, runs: Runs) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 from packlight.common.errors import MemoryLimitError
 from packlight.compile.config import CompileConfig
+from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.spec.cache import CacheShape
-from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.config import CACHE_TILE, ModelConfig
 from packlight.model.spec.sharding import Split
 from packlight.model.spec.weights import check
 
@@ -25,11 +26,12 @@ PROC = pathlib.Path("/proc")
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on each device. scratch: the most that any step needs beside weights and cache; None: not known yet."""
+    """Bytes on each device."""
 
     weights: int
     cache: int
-    scratch: int | None = None
+    scratch: int | None = None  # the most that any step needs beside weights and cache; None: not known yet
+    plan: Plan | None = None  # whose cache it is
 
     @property
     def total(self) -> int:
@@ -38,6 +40,18 @@ class MemoryPlan:
     def __str__(self) -> str:
         scratch = "" if self.scratch is None else f" + scratch {megabytes(self.scratch)}"
         return f"weights {megabytes(self.weights)} + cache {megabytes(self.cache)}{scratch} = {megabytes(self.total)}"
+
+    def advice(self, limit: int) -> str:
+        """Which context, or how many slots, would fit into `limit` bytes with everything else as it is."""
+        if self.plan is None:
+            return "take a smaller file"
+        left, groups = limit - (self.total - self.cache), self.plan.groups
+        positions = max(0, left) * self.plan.capacity // self.cache // CACHE_TILE * CACHE_TILE
+        context = positions - self.plan.prefill_buckets[0] + 1  # a padded chunk may reach beyond the context
+        slots = max(0, left) * (self.plan.slots // groups) // self.cache * groups
+        ways = [f"--context={context}"] if context > 0 else []
+        ways += [f"--slots={slots}"] if slots else []
+        return f"{' or '.join(ways)} would fit" if ways else "no context would fit: take a smaller file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +67,7 @@ class Limit:
     def check(self, plan: MemoryPlan, name: str) -> None:
         """Raises MemoryLimitError with the numbers when the plan of the model `name` does not fit."""
         if plan.total > self.bytes:
-            raise MemoryLimitError(
-                f"{name} does not fit: {plan}, but there are {self}; take a smaller file, less context or fewer slots "
-                "(config keys 'context' and 'decode_batch')"
-            )
+            raise MemoryLimitError(f"{name} does not fit: {plan}, but there are {self}; {plan.advice(self.bytes)}")
 
 
 def megabytes(count: float) -> str:
@@ -64,7 +75,7 @@ def megabytes(count: float) -> str:
 
 
 def plan_memory(
-    file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], split: Split, cache: CacheShape
+    file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], split: Split, plan: Plan, cache: CacheShape
 ) -> MemoryPlan:
     """Weights as they lie in each device's memory under `KernelPlan.layouts`, and the cache of its slots."""
     weights = 0
@@ -75,7 +86,7 @@ def plan_memory(
                 weights += 4 * math.prod(part.shape)
             else:
                 weights += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
-    return MemoryPlan(weights, cache.device_bytes)
+    return MemoryPlan(weights, cache.device_bytes, plan=plan)
 
 
 def config_limit(config: CompileConfig) -> Limit | None:

@@ -42,16 +42,22 @@ def load(
     config: str | os.PathLike | CompileConfig | None = None,
     on_read: Callable[[int, int], None] | None = None,
     on_built: Callable[["Built", int], None] | None = None,
+    *,
+    context: int | None = None,
+    slots: int | None = None,
+    kv_type: str | None = None,
 ) -> "LLM":
     """Loads the GGUF file at `path` and compiles, or takes from the store, every executable of `config`.
 
     path: None stands for the embedded demo model.
     config: path of a TOML file, a CompileConfig, or None for the one that ships for jax's default platform.
+    context: tokens that a prompt and its answer may have together. slots: sequences that run at a time. kv_type: f32,
+        f16 or bf16, what keys and values are cached in. They replace what the config says.
     on_read(bytes, total bytes) and on_built(executable, total executables) are called while each is done.
     Raises GGUFError, UnsupportedError, ConfigError, and MemoryLimitError: before anything is loaded when weights and
     cache do not fit the device, after compiling when the scratch of a step does not fit beside them.
     """
-    return LLM(prepare(demo.MODEL if path is None else path, config), on_read, on_built)
+    return LLM(prepare(demo.MODEL if path is None else path, config, context, slots, kv_type), on_read, on_built)
 
 
 class LLM:

@@ -7,8 +7,9 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
+from packlight.common.errors import ConfigError
 from packlight.common.text import shown, shown_path
-from packlight.compile.config import CompileConfig, default_config, read_config
+from packlight.compile.config import DTYPES, CompileConfig, default_config, read_config
 from packlight.compile.kernels import KernelPlan, build_kernels
 from packlight.compile.memory import Limit, MemoryPlan, config_limit, device_limit, host_limit, plan_memory
 from packlight.compile.plan import Plan, make_plan
@@ -24,6 +25,36 @@ if TYPE_CHECKING:
     from packlight.compile.steps import Steps
     from packlight.model.weights.placement import Placement
 
+# llama.cpp's names beside the config's
+KV_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"} | {name: name for name in DTYPES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What a caller wants otherwise than the config says; None leaves it to the config."""
+
+    context: int | None = None  # tokens that a slot may hold
+    slots: int | None = None  # sequences at a time
+    kv_type: str | None = None  # of cached keys and values
+
+    def applied(self, config: CompileConfig) -> CompileConfig:
+        """The config with the changes. Raises ConfigError naming the one that is impossible."""
+        if self.context is not None:
+            config = dataclasses.replace(config, context=self.context)
+        if self.slots is not None:
+            groups = config.mesh.data
+            if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 1:
+                raise ConfigError(f"slots must be an integer of at least 1, not {self.slots!r}")
+            if self.slots % groups:
+                raise ConfigError(f"slots is {self.slots}, no multiple of the mesh's {groups} data groups")
+            fewer = (batch for batch in config.decode_batch if batch < self.slots)
+            config = dataclasses.replace(config, decode_batch=(*fewer, self.slots))
+        if self.kv_type is not None:
+            if self.kv_type not in KV_TYPES:
+                raise ConfigError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(KV_TYPES)}")
+            config = dataclasses.replace(config, kv_dtype=KV_TYPES[self.kv_type])
+        return config
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -37,12 +68,12 @@ class Prepared:
     model: ModelConfig  # what the file says of its hyperparameters
     tokenizer: Tokenizer
     named: CompileConfig | None  # the caller's config; None stands for the one that ships for jax's default platform
-    named_context: int | None  # replaces the config's context
+    changes: Changes = Changes()  # of the config
     planned: Plan | None = None  # replaces the plan that the config asks for
 
     @functools.cached_property
     def _built(self) -> tuple[CompileConfig, str | None]:
-        return build_kernels(self._with_context(self.named or default_config(_default_platform())))
+        return build_kernels(self.changes.applied(self.named or default_config(_default_platform())))
 
     @property
     def config(self) -> CompileConfig:
@@ -75,7 +106,8 @@ class Prepared:
     @functools.cached_property
     def context(self) -> int:
         """Tokens that a slot will hold. Every config that ships leaves them to the file, so none has to be chosen."""
-        return make_plan(self._with_context(self.named or default_config("cpu")), self.model.context_length).context
+        config = self.changes.applied(self.named or default_config("cpu"))
+        return make_plan(config, self.model.context_length).context
 
     @functools.cached_property
     def prompts(self) -> Prompts:
@@ -86,7 +118,7 @@ class Prepared:
     def memory(self) -> MemoryPlan:
         """Bytes of weights and cache on each device; scratch is not known before executables are."""
         cache = CacheShape(self.model, self.plan.slots, self.plan.capacity, self.config.kv_dtype, self.split)
-        return plan_memory(self.file, self.model, self.kernels.layouts, self.split, cache)
+        return plan_memory(self.file, self.model, self.kernels.layouts, self.split, self.plan, cache)
 
     @functools.cached_property
     def memory_limit(self) -> Limit | None:
@@ -116,16 +148,17 @@ class Prepared:
             plan = dataclasses.replace(self.memory, scratch=scratch)
             self.memory_limit.check(plan, shown_path(self.file.path))
 
-    def _with_context(self, config: CompileConfig) -> CompileConfig:
-        return config if self.named_context is None else dataclasses.replace(config, context=self.named_context)
-
 
 def prepare(
-    path: str | os.PathLike, config: str | os.PathLike | CompileConfig | None = None, context: int | None = None
+    path: str | os.PathLike,
+    config: str | os.PathLike | CompileConfig | None = None,
+    context: int | None = None,
+    slots: int | None = None,
+    kv_type: str | None = None,
 ) -> Prepared:
     """Opens and checks a file and a config, as `load` does first; imports no jax.
 
-    context: replaces the config's when given. Raises GGUFError, UnsupportedError, ConfigError.
+    context, slots, kv_type: replace what the config says (`Changes`). Raises GGUFError, UnsupportedError, ConfigError.
     """
     if config is not None and not isinstance(config, CompileConfig):
         config = read_config(config)
@@ -133,7 +166,7 @@ def prepare(
     model = ModelConfig.from_gguf(file)
     check(file, model)
     tokenizer = Tokenizer.from_file(file)
-    prepared = Prepared(file, model, tokenizer, config, context)
+    prepared = Prepared(file, model, tokenizer, config, Changes(context, slots, kv_type))
     _ = prepared.context  # an impossible one is refused here
     return prepared
 

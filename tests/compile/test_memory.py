@@ -107,6 +107,27 @@ def test_the_command_line_prints_the_plan_or_refuses(path, config, tmp_path):
     assert re.match(r"memory: weights [\d.,]+ MB \+ cache [\d.,]+ MB = [\d.,]+ MB of [\d.,]+ MB \(", done.stderr)
 
 
+@pytest.mark.parametrize(("context", "slots", "mesh"), [(4096, 4, MeshShape()), (1000, 6, MeshShape(2, 1))])
+def test_what_the_error_advises_fits_and_more_does_not(tmp_path, context, slots, mesh):
+    """R32: the numbers of the line, taken as flags, make plans that fit; one tile or one slot more does not."""
+    path = write_llama(tmp_path / "long.gguf", layers=1, context=8192)
+    config = CompileConfig(cpu_kernels="xla", prefill_buckets=(16, 64), mesh=mesh, decode_batch=(2,))
+
+    def memory_of(context, slots):
+        return prepare(path, config, context, slots).memory
+
+    asked = memory_of(context, slots)
+    limit = asked.weights + asked.cache * 3 // 5
+    with pytest.raises(packlight.MemoryLimitError) as refused:
+        Limit(limit, "x").check(asked, "m")
+    found = re.search(r"; --context=(\d+) or --slots=(\d+) would fit$", str(refused.value))
+    assert found is not None
+    less, fewer = int(found[1]), int(found[2])
+    assert memory_of(less, slots).total <= limit < memory_of(less + 128, slots).total
+    assert memory_of(context, fewer).total <= limit < memory_of(context, fewer + mesh.data).total
+    assert asked.advice(asked.weights + 9) == "no context would fit: take a smaller file"
+
+
 def test_a_plan_adds_up():
     assert MemoryPlan(3, 4).total == 7
     assert MemoryPlan(3, 4, 5).total == 12

@@ -14,7 +14,7 @@ from golden_texts import golden_text
 from running import SMALL, succeed, write_config
 
 import packlight
-from packlight.compile.config import default_config
+from packlight.compile.config import MeshShape, default_config
 from packlight.model.sampling.config import SamplingConfig
 from packlight.prepared import prepare
 
@@ -296,6 +296,26 @@ def test_every_shipped_config_leaves_the_context_to_the_file(noise):
     assert prepare(noise[0]).context == prepare(noise[0]).plan.context == 4096
     assert prepare(noise[0], packlight.CompileConfig(context=640)).context == 640
     assert prepare(*noise, context=100).plan.context == 100
+
+
+def test_slots_and_kv_type_replace_what_the_config_says(noise):
+    """R32: by the names of llama.cpp and of the config; what is impossible is named."""
+    config = packlight.CompileConfig(decode_batch=(1, 4, 8))
+    prepared = prepare(noise[0], config, slots=5, kv_type="f16")
+    assert (prepared.plan.decode_batch, prepared.config.kv_dtype) == ((1, 4, 5), "float16")
+    assert prepare(noise[0], config, slots=1, kv_type="bfloat16").plan.decode_batch == (1,)
+    whole = prepare(noise[0], config, kv_type="f32").memory.cache
+    assert prepare(noise[0], config, kv_type="f16").memory.cache == (whole + 4 * 8) // 2
+    for given, words in (
+        ({"slots": 0}, "slots must be an integer of at least 1, not 0"),
+        ({"slots": True}, "slots must be an integer of at least 1, not True"),
+        ({"kv_type": "q8_0"}, "kv_type is 'q8_0'; it is one of f32, f16, bf16, "),
+    ):
+        with pytest.raises(packlight.ConfigError, match=words):
+            packlight.load(noise[0], config, **given)
+    odd = packlight.CompileConfig(decode_batch=(2,), mesh=MeshShape(2, 1))
+    with pytest.raises(packlight.ConfigError, match="slots is 3, no multiple of the mesh's 2 data groups"):
+        prepare(noise[0], odd, slots=3)
 
 
 @pytest.mark.parametrize("name", ["demo/Q4_K_M", *shared(["models/stories260K-k256-Q4_K_M"])])

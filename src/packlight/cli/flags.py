@@ -45,6 +45,8 @@ FLAGS: dict[str, FlagRow] = {
     "type": (flags.DEFINE_string, None, "what to quantize to: Q4_0, Q8_0, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K or F16"),
     "out": (flags.DEFINE_string, None, "file to write (default: the model's name with the type in it)"),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
+    "slots": (flags.DEFINE_integer, None, "sequences at a time (default: the named config's, or 1)"),
+    "kv_type": (flags.DEFINE_string, None, "f32, f16 or bf16: of cached keys and values (default: the config's)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (flags.DEFINE_string, None, "text file: to predict, or of texts to embed, one a line"),
     "chunks": (flags.DEFINE_integer, None, "chunks of the text to use at most (default: all)"),
@@ -60,6 +62,7 @@ FLAGS: dict[str, FlagRow] = {
     **BENCH_FLAGS,
 }
 SAMPLING = tuple(parameter.name for parameter in PARAMETERS)
+PLAN = ("config", "context", "slots", "kv_type")
 PROCESSES = ("coordinator", "num_processes", "process_id")
 
 

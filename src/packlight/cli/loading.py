@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 def prepared_from(
     values: flags.FlagValues, context: int | None = None, target: "targets.Target | None" = None
 ) -> Prepared:
-    """File, config and context that the flags name, checked; context: instead of the flag's."""
+    """What the flags name, checked; context: instead of the flag's. A command runs one sequence at a time, so it takes
+    one slot, unless --slots or a config that was named say otherwise.
+    """
     path = model_or_demo(values)
     config = read_config(values.config) if values.config is not None else None
     if target is not None:
         config = target.config(config)
         target.check_compiler()
-    return prepare(path, config, values.context if context is None else context)
+    slots = values.slots if values.slots is not None or values.config is not None else 1
+    return prepare(path, config, values.context if context is None else context, slots, values.kv_type)
 
 
 def say_memory(prepared: Prepared, limit: "Limit | None") -> None:

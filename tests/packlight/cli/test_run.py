@@ -21,6 +21,9 @@ from processor import seconds, seconds_of
 from running import COMMAND, STEPS, packlight, succeed, write_config
 from tiers import tiered
 
+from packlight.cli.commands import generate
+from packlight.cli.loading import prepared_from
+
 GREEDY = ("--max_tokens=64", "--temperature=0")
 DEMO = "demo/Q4_K_M"
 STORIES = [
@@ -101,6 +104,23 @@ def test_stdout_has_the_text_and_a_line_end(small, tmp_path):
     assert re.fullmatch(
         rf"{len(golden.ids)} \+ 64 tokens, first after \d+\.\d\d s, then \d+\.\d tokens/s; ended by length", speed
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "slots", "kv_dtype"),
+    [
+        ((), 1, "float32"),
+        (("--slots=3", "--kv_type=f16"), 3, "float16"),
+        (("--config={small}",), 2, "float32"),
+        (("--config={small}", "--slots=1", "--kv_type=bf16"), 1, "bfloat16"),
+    ],
+)
+def test_a_command_takes_one_slot_unless_it_is_told(small, flags, slots, kv_dtype):
+    """R32: one sequence needs no more; a config that is named decides, and a flag over it."""
+    values = generate.COMMAND.define()
+    values(["generate", *(flag.format(small=small) for flag in flags)])
+    prepared = prepared_from(values)
+    assert (prepared.plan.slots, prepared.config.kv_dtype) == (slots, kv_dtype)
 
 
 def test_json_has_every_field_of_the_contract(noise):

@@ -87,6 +87,8 @@ MISTAKES = [
     ("--model={good} --prompt=x --config={folder}", "directory"),
     ("--model={good} --prompt=x --context=129", "'context' is 129; the model has only 128"),
     ("--model={good} --prompt=x --context=-1", "'context' is -1"),
+    ("--model={good} --prompt=x --slots=0", "slots must be an integer of at least 1, not 0"),
+    ("--model={good} --prompt=x --kv_type=q4_0", "kv_type is 'q4_0'; it is one of f32, f16, bf16"),
     ("--model={good} --prompt=x --max_tokens=-1", "max_tokens must be between 0 and .*-1"),
     ("--model={good} --prompt=x --temperature=nan", "temperature must be .*nan"),
     ("--model={good} --prompt=x --top_p=2", "top_p must be between 0 and 1"),

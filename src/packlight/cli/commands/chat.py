@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from packlight.cli.flags import SAMPLING, Command
+from packlight.cli.flags import PLAN, SAMPLING, Command
 from packlight.cli.inputs import file_text, model_path, sampling_fields, text_of
 from packlight.cli.terminal import say
 
@@ -38,6 +38,6 @@ COMMAND = Command(
     "chat",
     "talk with a model in its own chat template",
     "packlight chat --model=model.gguf --system='Answer in one sentence.'",
-    ("model", "system", "chat_template", *(name for name in SAMPLING if name != "logprobs"), "config", "context"),
+    ("model", "system", "chat_template", *(name for name in SAMPLING if name != "logprobs"), *PLAN),
     run,
 )

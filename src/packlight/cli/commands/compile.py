@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from packlight.cli.flags import Command
+from packlight.cli.flags import PLAN, Command
 from packlight.cli.tables import compile_text, target_text
 from packlight.cli.terminal import Bar, say, warn, write, write_json
 
@@ -118,6 +118,6 @@ COMMAND = Command(
     "compile",
     "build and store the executables of a config, also for hardware that is not here",
     "packlight compile --model=model.gguf --target=cuda:h200",
-    ("model", "config", "target", "context", "json"),
+    ("model", "target", *PLAN, "json"),
     run,
 )

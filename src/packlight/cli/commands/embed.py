@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from packlight.cli.flags import Command
+from packlight.cli.flags import PLAN, Command
 from packlight.cli.inputs import file_text, text_of
 from packlight.cli.terminal import write, write_json
 from packlight.common.errors import ConfigError
@@ -36,6 +36,6 @@ COMMAND = Command(
     "embed",
     "turn texts into vectors",
     "packlight embed --model=model.gguf --prompt='A text'",
-    ("model", "prompt", "file", "pooling", "config", "context", "json"),
+    ("model", "prompt", "file", "pooling", *PLAN, "json"),
     run,
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from packlight import demo
-from packlight.cli.flags import PROCESSES, SAMPLING, Command
+from packlight.cli.flags import PLAN, PROCESSES, SAMPLING, Command
 from packlight.cli.inputs import file_text, sampling_fields, text_of
 from packlight.cli.terminal import follow, reserve_stdout, say, speed, write, write_json
 from packlight.common.errors import ConfigError
@@ -101,6 +101,6 @@ COMMAND = Command(
     "generate",
     "write the continuation of a prompt (what is done when no command is named)",
     "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
-    ("model", "prompt", "prompt_file", *SAMPLING, "config", "context", *PROCESSES, "json"),
+    ("model", "prompt", "prompt_file", *SAMPLING, *PLAN, *PROCESSES, "json"),
     run,
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from packlight.cli.flags import Command
+from packlight.cli.flags import PLAN, Command
 from packlight.cli.inputs import file_text
 from packlight.cli.tables import perplexity_text
 from packlight.cli.terminal import Bar, unwound, write, write_json
@@ -57,6 +57,6 @@ COMMAND = Command(
     "perplexity",
     "measure how well a model predicts a text, alone or against another model's predictions",
     "packlight perplexity --model=model.gguf --file=text.txt",
-    ("model", "file", "context", "chunks", "save_logits", "kl_divergence", "config", "json"),
+    ("model", "file", "chunks", "save_logits", "kl_divergence", *PLAN, "json"),
     run,
 )
