@@ -13,12 +13,16 @@ from running import write_config
 
 import packlight
 from packlight.compile import memory
-from packlight.compile.config import CompileConfig, MeshShape
+from packlight.compile.config import CompileConfig, MeshShape, default_config
 from packlight.compile.memory import Limit, MemoryPlan, device_limit, host_limit
+from packlight.compile.plan import make_plan
+from packlight.model.gguf.reader import open_gguf
+from packlight.model.spec.cache import CacheShape
+from packlight.model.spec.config import ModelConfig
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import place
 from packlight.model.weights.placement import Placement
-from packlight.prepared import prepare
+from packlight.prepared import Changes, prepare
 
 SMALL = CompileConfig(context=64, prefill_buckets=(16,), decode_batch=(2,), head_rows=1)
 MIXED = {"ffn_down": "Q6_K", "attn_v": "F16", "output": "Q5_0", "token_embd": "Q4_K", "default": "Q4_K"}
@@ -126,6 +130,19 @@ def test_what_the_error_advises_fits_and_more_does_not(tmp_path, context, slots,
     assert memory_of(less, slots).total <= limit < memory_of(less + 128, slots).total
     assert memory_of(context, fewer).total <= limit < memory_of(context, fewer + mesh.data).total
     assert asked.advice(asked.weights + 9) == "no context would fit: take a smaller file"
+
+
+@pytest.mark.parametrize(("kv_heads", "layers", "most"), [(32, 32, 2.22e9), (8, 32, 0.56e9)])
+def test_one_sequence_of_a_large_model_takes_what_llama_cpp_takes(path, kv_heads, layers, most):
+    """R32: Llama-2-7B and Llama-3-8B at 4096 tokens by the CPU's own config; 2.147 GB and 0.537 GB in llama.cpp, which
+    has no room behind the context for a padded chunk.
+    """
+    small = ModelConfig.from_gguf(open_gguf(path))
+    cfg = dataclasses.replace(small, block_count=layers, head_count=32, head_count_kv=kv_heads, key_length=128)
+    config = Changes(slots=1).applied(default_config("cpu"))
+    plan = make_plan(config, 4096)
+    cache = CacheShape(cfg, plan.slots, plan.capacity, config.kv_dtype)
+    assert 2 * layers * kv_heads * 4096 * 128 * 2 < cache.device_bytes < most
 
 
 def test_a_plan_adds_up():

@@ -109,8 +109,8 @@ def test_stdout_has_the_text_and_a_line_end(small, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "slots", "kv_dtype"),
     [
-        ((), 1, "float32"),
-        (("--slots=3", "--kv_type=f16"), 3, "float16"),
+        ((), 1, "float16"),
+        (("--slots=3", "--kv_type=f32"), 3, "float32"),
         (("--config={small}",), 2, "float32"),
         (("--config={small}", "--slots=1", "--kv_type=bf16"), 1, "bfloat16"),
     ],
