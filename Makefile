@@ -21,6 +21,7 @@ run: $(VENV)/installed
 
 # every proof once, in 720 seconds of processor time or it fails: six minutes of two idle cores, once there is something
 # in .cache/tests. The first time, all that tests run is compiled, and 2.5 times as much is allowed.
+# A machine whose processors are slower gets more time by as much.
 test: $(VENV)/installed-dev
 	XLA_FLAGS="$(QUICK)" $(PY) -m pytest -n 2 --dist worksteal --budget=570 -m "not product and not targets and not shipped"
 	$(PY) -m pytest --budget=150 -m "shipped and not product"

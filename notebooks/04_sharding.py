@@ -49,7 +49,7 @@ QUICK = (("xla_cpu_use_fusion_emitters", False),)  # XLA's older code generator 
 EIGHT = packlight.CompileConfig(
     mesh=MeshShape(data=2, tensor=4), context=128, prefill_buckets=(16,), decode_batch=(2,), xla_options=QUICK
 )
-one, eight = packlight.load(MODEL), packlight.load(MODEL, EIGHT)
+one, eight = packlight.load(MODEL, kv_type="f32"), packlight.load(MODEL, EIGHT)  # alike but for the mesh
 print(eight.placement.split)
 print(eight.placement.mesh)
 

@@ -60,7 +60,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     kept = CACHE / f"kept-{re.sub(r'[^a-z]+', '-', config.getoption('markexpr'))}"
-    config.pluginmanager.register(Processor(config.getoption("budget"), kept))
+    budget = None if hasattr(config, "workerinput") else config.getoption("budget")  # the controller judges
+    config.pluginmanager.register(Processor(budget, kept))
     if config.getoption("changed"):
         config.pluginmanager.register(Changed())
 

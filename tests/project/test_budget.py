@@ -3,8 +3,16 @@
 import os
 import types
 
+import processor as module
 import pytest
-from processor import COLD, Processor, seconds, seconds_of
+from processor import COLD, Processor, seconds, seconds_of, slowness
+
+
+@pytest.fixture(autouse=True)
+def slow(monkeypatch):
+    """A machine of the speed that budgets are for, or one that is slower by as much as is set."""
+    monkeypatch.setattr(module, "slowness", lambda: 1.0)
+    return lambda factor: monkeypatch.setattr(module, "slowness", lambda: factor)
 
 
 @pytest.mark.parametrize(("budget", "ended"), [(None, 0), (1e9, 0), (0.001, 1)])
@@ -20,6 +28,22 @@ def test_a_first_run_may_take_longer_and_only_it(tmp_path):
         session = types.SimpleNamespace(config=types.SimpleNamespace(), exitstatus=0)
         Processor(budget, kept).pytest_sessionfinish(session)
         assert session.exitstatus == ended
+
+
+def test_a_slower_machine_may_take_longer(tmp_path, slow):
+    budget = seconds() / COLD / 2  # half of what a first run has taken so far
+    for factor, ended in ((1.0, 1), (3.0, 0)):
+        slow(factor)
+        session = types.SimpleNamespace(config=types.SimpleNamespace(), exitstatus=0)
+        Processor(budget, tmp_path / str(factor)).pytest_sessionfinish(session)
+        assert session.exitstatus == ended
+
+
+def test_slowness_is_that_of_a_loop_and_at_least_1(monkeypatch):
+    monkeypatch.setattr(module, "REFERENCE", 1e-3)
+    assert slowness() > 10
+    monkeypatch.setattr(module, "REFERENCE", 1e3)
+    assert slowness() == 1
 
 
 def test_workers_count(tmp_path):
