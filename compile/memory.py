@@ -15,7 +15,6 @@ from packlight.common.errors import MemoryLimitError
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
-from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import CACHE_TILE, ModelConfig
 from packlight.model.spec.sharding import Split
 from packlight.model.spec.weights import check
@@ -75,7 +74,7 @@ def megabytes(count: float) -> str:
 
 
 def plan_memory(
-    file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], split: Split, plan: Plan, cache: CacheShape
+    file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], split: Split, plan: Plan, kv_dtype: str
 ) -> MemoryPlan:
     """Weights as they lie in each device's memory under `KernelPlan.layouts`, and the cache of its slots."""
     weights = 0
@@ -86,7 +85,7 @@ def plan_memory(
                 weights += 4 * math.prod(part.shape)
             else:
                 weights += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
-    return MemoryPlan(weights, cache.device_bytes, plan=plan)
+    return MemoryPlan(weights, plan.cache(cfg, kv_dtype, split).device_bytes, plan=plan)
 
 
 def config_limit(config: CompileConfig) -> Limit | None:

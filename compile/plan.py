@@ -10,7 +10,9 @@ from collections.abc import Collection
 
 from packlight.common.errors import ConfigError
 from packlight.compile.config import DEFAULT_CONTEXT, CompileConfig
-from packlight.model.spec.config import CACHE_TILE
+from packlight.model.spec.cache import CacheShape
+from packlight.model.spec.config import CACHE_TILE, ModelConfig
+from packlight.model.spec.sharding import Split
 
 PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
 
@@ -73,6 +75,10 @@ class Plan:
 
     def _decode(self, batch: int, length: int) -> StepKey:
         return StepKey(Phase.DECODE, batch, length, self.tokens_per_launch)
+
+    def cache(self, model: ModelConfig, kv_dtype: str, split: Split) -> CacheShape:
+        """What the slots' cache is, as devices of `split` share it."""
+        return CacheShape(model, self.slots, self.capacity, kv_dtype, split)
 
     def chunks(self, start: int, count: int) -> tuple[Chunk, ...]:
         """How `count` tokens from position `start` are run: full largest buckets, then the cheapest way for the rest.

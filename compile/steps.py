@@ -25,7 +25,7 @@ from packlight.model.network.forward import embed, head, layers
 from packlight.model.network.state import Cache, Numerics, Rows
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
-from packlight.model.spec.cache import Buffer, CacheShape
+from packlight.model.spec.cache import Buffer
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
@@ -106,8 +106,7 @@ class Steps:
     @property
     def buffers(self) -> dict[str, Buffer]:
         """The arrays of the cache."""
-        plan, split = self.plan, self.placement.split
-        return CacheShape(self.model, plan.slots, plan.capacity, self.config.kv_dtype, split).buffers
+        return self.plan.cache(self.model, self.config.kv_dtype, self.placement.split).buffers
 
     def cache(self) -> Cache:
         """The cache as shapes with their places on the devices: one for all executables."""

@@ -14,7 +14,6 @@ from packlight.compile.kernels import KernelPlan, build_kernels
 from packlight.compile.memory import Limit, MemoryPlan, config_limit, device_limit, host_limit, plan_memory
 from packlight.compile.plan import Plan, make_plan
 from packlight.model.gguf.reader import GGUFFile, open_gguf
-from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split, make_split
 from packlight.model.spec.weights import check, formats, used_weights
@@ -117,8 +116,9 @@ class Prepared:
     @functools.cached_property
     def memory(self) -> MemoryPlan:
         """Bytes of weights and cache on each device; scratch is not known before executables are."""
-        cache = CacheShape(self.model, self.plan.slots, self.plan.capacity, self.config.kv_dtype, self.split)
-        return plan_memory(self.file, self.model, self.kernels.layouts, self.split, self.plan, cache)
+        return plan_memory(
+            self.file, self.model, self.kernels.layouts, self.split, self.plan, kv_dtype=self.config.kv_dtype
+        )
 
     @functools.cached_property
     def memory_limit(self) -> Limit | None:

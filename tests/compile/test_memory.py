@@ -17,8 +17,8 @@ from packlight.compile.config import CompileConfig, MeshShape, default_config
 from packlight.compile.memory import Limit, MemoryPlan, device_limit, host_limit
 from packlight.compile.plan import make_plan
 from packlight.model.gguf.reader import open_gguf
-from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.sharding import WHOLE
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import place
 from packlight.model.weights.placement import Placement
@@ -141,7 +141,7 @@ def test_one_sequence_of_a_large_model_takes_what_llama_cpp_takes(path, kv_heads
     cfg = dataclasses.replace(small, block_count=layers, head_count=32, head_count_kv=kv_heads, key_length=128)
     config = Changes(slots=1).applied(default_config("cpu"))
     plan = make_plan(config, 4096)
-    cache = CacheShape(cfg, plan.slots, plan.capacity, config.kv_dtype)
+    cache = plan.cache(cfg, config.kv_dtype, WHOLE)
     assert 2 * layers * kv_heads * 4096 * 128 * 2 < cache.device_bytes < most
 
 
