@@ -47,8 +47,12 @@ class Packlight:
             self._submit(self._prompts[0], 1)
             began = time.perf_counter()
             return Sample(self._step() - began)
-        for request in self._requests:
-            self._engine.rewind(request, 1)
+        if all(self._engine.rewinds(request, 1) for request in self._requests):
+            for request in self._requests:
+                self._engine.rewind(request, 1)
+        else:
+            self.stop()
+            self.start(self._case)
         each = self.llm.plan.tokens_per_launch
         times = [time.perf_counter()]
         times += [self._step() for _ in range(self._case.tokens // each)]

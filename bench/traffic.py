@@ -1,5 +1,6 @@
 """Bytes a test must read and operations it must do, from those of its passes. Pure arithmetic, imports no jax."""
 
+import itertools
 from collections.abc import Sequence
 
 from packlight.bench.cases import Case
@@ -11,25 +12,24 @@ from packlight.compile.targets.traffic import (
     weight_bytes,
 )
 from packlight.model.gguf.reader import GGUFFile
-from packlight.model.spec.cache import position_bytes
+from packlight.model.spec.cache import read_bytes
 from packlight.model.spec.config import ModelConfig
 
 
 def moved(case: Case, file: GGUFFile, cfg: ModelConfig, chunks: Sequence[int], kv_dtype: str) -> float:
     """Bytes read in one repetition. chunks: how a prompt's tokens are run."""
-    position = position_bytes(cfg, kv_dtype)
     if case.phase == "tg":
-        positions = sum(case.filled + i + 1 for i in range(case.tokens))
         weights = case.tokens * weight_bytes(file, cfg, case.batch)
-        return weights + case.batch * positions * position
+        return weights + case.batch * sum(read_bytes(cfg, kv_dtype, 1, case.filled + i + 1) for i in range(case.tokens))
     weights = sum(weight_bytes(file, cfg, rows, head=False) for rows in chunks)
-    seen = sum(sum(chunks[: i + 1]) for i in range(len(chunks)))
-    return weights + head_bytes(file) + seen * position
+    ends = itertools.accumulate(chunks)
+    seen = sum(read_bytes(cfg, kv_dtype, rows, end) for rows, end in zip(chunks, ends, strict=True))
+    return weights + head_bytes(file) + seen
 
 
 def flops(case: Case, file: GGUFFile, cfg: ModelConfig) -> float:
     """Multiplications and additions of one repetition, matrices and attention; a prompt has one row of logits."""
     rows = case.batch * case.tokens
-    positions = case.batch * sum(case.filled + i + 1 for i in range(case.tokens))
+    attention = case.batch * attention_flops(cfg, case.tokens, case.filled + case.tokens)
     logits = (rows if case.phase == "tg" else 1) * head_flops(file)
-    return rows * matrix_flops(file, cfg) + logits + attention_flops(cfg, positions)
+    return rows * matrix_flops(file, cfg) + logits + attention

@@ -74,7 +74,7 @@ class KernelPlan:
         tied = is_tied(used)
         tensors, multiplied = {}, {}
         for weight in used:
-            for name in weight.tensors(cfg.block_count):
+            for name in weight.tensors:
                 path, looked_up = products[formats[name]], weight.name == "token_embd"
                 if weight.is_vector:
                     tensors[name] = "f32"

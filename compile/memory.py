@@ -4,6 +4,7 @@ Weights and cache follow from the file and the config; scratch is known once exe
 what the system and its control groups say, for other devices their own statistics.
 """
 
+import bisect
 import dataclasses
 import math
 import os
@@ -15,8 +16,10 @@ from packlight.common.errors import MemoryLimitError
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
-from packlight.model.spec.config import CACHE_TILE, ModelConfig
+from packlight.model.spec.cache import CacheShape
+from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split
+from packlight.model.spec.state import CACHE_TILE
 from packlight.model.spec.weights import check
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
@@ -30,7 +33,7 @@ class MemoryPlan:
     weights: int
     cache: int
     scratch: int | None = None  # the most that any step needs beside weights and cache; None: not known yet
-    plan: Plan | None = None  # whose cache it is
+    shape: CacheShape | None = None  # of the cache
 
     @property
     def total(self) -> int:
@@ -42,14 +45,21 @@ class MemoryPlan:
 
     def advice(self, limit: int) -> str:
         """Which context, or how many slots, would fit into `limit` bytes with everything else as it is."""
-        if self.plan is None:
+        if self.shape is None:
             return "take a smaller file"
-        left, groups = limit - (self.total - self.cache), self.plan.groups
-        positions = max(0, left) * self.plan.capacity // self.cache // CACHE_TILE * CACHE_TILE
-        context = positions - self.plan.prefill_buckets[0] + 1  # a padded chunk may reach beyond the context
-        slots = max(0, left) * (self.plan.slots // groups) // self.cache * groups
-        ways = [f"--context={context}"] if context > 0 else []
-        ways += [f"--slots={slots}"] if slots else []
+        shape, room, left = self.shape, self.shape.room, limit - (self.total - self.cache)
+
+        def most(name: str, unit: int) -> int:
+            """The most of a field of `Room` that fits, in whole units."""
+
+            def too_large(count: int) -> bool:
+                smaller = room._replace(**{name: count * unit})
+                return dataclasses.replace(shape, room=smaller).device_bytes > left
+
+            return unit * (bisect.bisect_left(range(1, getattr(room, name) // unit), True, key=too_large))
+
+        context, slots = most("capacity", CACHE_TILE), most("slots", shape.split.data)
+        ways = [*([f"--context={context}"] if context else []), *([f"--slots={slots}"] if slots else [])]
         return f"{' or '.join(ways)} would fit" if ways else "no context would fit: take a smaller file"
 
 
@@ -80,12 +90,13 @@ def plan_memory(
     weights = 0
     for weight in check(file, cfg):
         part = split.part(cfg, weight)
-        for name in weight.tensors(cfg.block_count):
+        for name in weight.tensors:
             if weight.is_vector:
                 weights += 4 * math.prod(part.shape)
             else:
                 weights += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
-    return MemoryPlan(weights, plan.cache(cfg, kv_dtype, split).device_bytes, plan=plan)
+    shape = plan.cache(cfg, kv_dtype, split)
+    return MemoryPlan(weights, shape.device_bytes, shape=shape)
 
 
 def config_limit(config: CompileConfig) -> Limit | None:

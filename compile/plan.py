@@ -11,8 +11,9 @@ from collections.abc import Collection
 from packlight.common.errors import ConfigError
 from packlight.compile.config import DEFAULT_CONTEXT, CompileConfig
 from packlight.model.spec.cache import CacheShape
-from packlight.model.spec.config import CACHE_TILE, ModelConfig
+from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split
+from packlight.model.spec.state import Room, whole_tiles
 
 PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
 
@@ -52,7 +53,7 @@ class Chunk:
 class Plan:
     """The bounded set of steps of one model under one config.
 
-    context: tokens a slot may hold. capacity: cached positions allocated, enough for any padded chunk. groups: of
+    context: tokens a slot may hold. capacity: cached positions allocated, the context in whole tiles. groups: of
     devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
     """
 
@@ -78,12 +79,13 @@ class Plan:
 
     def cache(self, model: ModelConfig, kv_dtype: str, split: Split) -> CacheShape:
         """What the slots' cache is, as devices of `split` share it."""
-        return CacheShape(model, self.slots, self.capacity, kv_dtype, split)
+        return CacheShape(model, Room(self.slots, self.capacity, self.prefill_buckets[-1], kv_dtype), split)
 
     def chunks(self, start: int, count: int) -> tuple[Chunk, ...]:
         """How `count` tokens from position `start` are run: full largest buckets, then the cheapest way for the rest.
 
-        A chunk costs its rows, padding included, and one pass over the weights. None reaches past the capacity.
+        A chunk costs its rows, padding included, and one pass over the weights. Only the smallest may reach past the
+        capacity, with padding.
         Raises ValueError when the tokens do not fit the context.
         """
         if start < 0 or count < 1 or start + count > self.context:
@@ -97,7 +99,8 @@ class Plan:
         chunks, at = [], end - count
         while at < end:
             rows = rows_at[at]
-            chunks.append(Chunk(StepKey(Phase.PREFILL, rows, self.length(at + rows)), at, min(end - at, rows)))
+            seen = self.length(min(at + rows, self.capacity))
+            chunks.append(Chunk(StepKey(Phase.PREFILL, rows, seen), at, min(end - at, rows)))
             at += rows
         return tuple(chunks)
 
@@ -105,7 +108,8 @@ class Plan:
         """Position -> rows of the chunk that begins the cheapest way from there to `end`."""
         cost, rows_at = {}, {}
         for at in range(end - 1, start - 1, -1):
-            fitting = [rows for rows in self.prefill_buckets if at + rows <= self.capacity]
+            smallest, *larger = self.prefill_buckets
+            fitting = [smallest, *(rows for rows in larger if at + rows <= self.capacity)]
             cost[at], negative = min((rows + PASS_ROWS + cost.get(at + rows, 0), -rows) for rows in fitting)
             rows_at[at] = -negative
         return rows_at
@@ -141,8 +145,8 @@ def make_plan(config: CompileConfig, file_context: int) -> Plan:
         raise ConfigError(f"config key 'context' is {config.context}; the model has only {file_context}")
     context = config.context or min(file_context, DEFAULT_CONTEXT)
     buckets = tuple(t for t in config.prefill_buckets if t <= context) or (min(config.prefill_buckets[0], context),)
-    capacity = -(-(context + buckets[0] - 1) // CACHE_TILE) * CACHE_TILE
-    shorter = {-(-s // CACHE_TILE) * CACHE_TILE for s in config.length_buckets}
+    capacity = whole_tiles(context)
+    shorter = {whole_tiles(length) for length in config.length_buckets}
     return Plan(
         context=context,
         capacity=capacity,

@@ -23,11 +23,13 @@ from packlight.compile.plan import Phase, Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
 from packlight.model.network.forward import embed, head, layers
 from packlight.model.network.state import Cache, Numerics, Rows
+from packlight.model.network.step import Step
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
-from packlight.model.spec.cache import Buffer
+from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import DATA
+from packlight.model.spec.state import Buffer
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P, Placement
 
@@ -104,23 +106,33 @@ class Steps:
     placement: Placement
 
     @property
-    def buffers(self) -> dict[str, Buffer]:
-        """The arrays of the cache."""
-        return self.plan.cache(self.model, self.config.kv_dtype, self.placement.split).buffers
+    def cache_shape(self) -> CacheShape:
+        """What the cache holds."""
+        return self.plan.cache(self.model, self.config.kv_dtype, self.placement.split)
 
     def cache(self) -> Cache:
         """The cache as shapes with their places on the devices: one for all executables."""
-        buffers = self.buffers.items()
-        return Cache(**{name: self._shaped(jnp.dtype(b.dtype), *b.shape, spec=P(*b.axes)) for name, b in buffers})
+
+        def shape(buffer: Buffer) -> Any:
+            return self._shaped(jnp.dtype(buffer.dtype), *buffer.shape, spec=self._spec(buffer))
+
+        return self._cache_of(shape)
 
     def empty_cache(self) -> Cache:
         """The cache as zeros on the devices, which may be donated."""
 
         def zeros(buffer: Buffer) -> jax.Array:
             host = np.zeros(buffer.shape, jnp.dtype(buffer.dtype))
-            return self.placement.put(host, P(*buffer.axes), alias=False)
+            return self.placement.put(host, self._spec(buffer), alias=False)
 
-        return Cache(**{name: zeros(buffer) for name, buffer in self.buffers.items()})
+        return self._cache_of(zeros)
+
+    def _cache_of(self, make: Callable[[Buffer], Any]) -> Cache:
+        """The cache with what `make` makes of each buffer."""
+        return Cache(make(self.cache_shape.length), jax.tree.map(make, self.cache_shape.state))
+
+    def _spec(self, buffer: Buffer) -> P:
+        return P(*self.placement.split.axes(buffer))
 
     def arguments(self, key: StepKey, params: Params) -> tuple[Params, Cache | None, Any]:
         """What the step is called with: shapes of all devices' parts together, with their places.
@@ -195,7 +207,8 @@ def prefill(
 ) -> PrefillResult:
     """Runs a chunk of one slot's prompt.
 
-    Padding writes keys and values behind the real ones, where no query looks before they are overwritten.
+    Padding writes keys and values behind the real ones, where no query looks before they are overwritten; a state that
+    cannot be written over takes none of it.
     """
     tokens, slot, start, real = args
     split, mine = numerics.split, jnp.ones((), jnp.bool_)
@@ -203,11 +216,12 @@ def prefill(
         group, slot = jnp.divmod(slot, jnp.int32(cache.length.shape[0]))
         mine = group == data_number(split)
     rows = Rows(slot, start[None], (start + real)[None], mine[None])
-    hidden, cache = layers(cfg, params, embed(cfg, params, tokens[None], split), cache, rows, numerics)
+    step = Step.of(cfg, numerics, params, rows, tokens.shape[0])
+    hidden, state = layers(step, params, embed(cfg, params, tokens[None], split), cache.state)
     hidden = from_owner(hidden[0], mine, split)
     last = jax.lax.dynamic_slice_in_dim(hidden, real - 1, 1)
     length = cache.length.at[slot].set(jnp.where(mine, start + real, cache.length[slot]))
-    return PrefillResult(dataclasses.replace(cache, length=length), hidden, last)
+    return PrefillResult(Cache(length, state), hidden, last)
 
 
 def head_step(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, args: HeadArgs) -> HeadResult:
@@ -249,12 +263,12 @@ def decode(
     def one(cache: Cache, tokens: jax.Array, running: jax.Array, mu: jax.Array) -> tuple[Cache, Picked]:
         start = jnp.where(running, cache.length[:batch], 0)
         rows = Rows(jnp.int32(0), start, start + 1, running)
-        x = embed(cfg, params, tokens[:, None], split)
-        hidden, cache = layers(cfg, params, x, cache, rows, numerics)
+        step = Step.of(cfg, numerics, params, rows, 1)
+        hidden, state = layers(step, params, embed(cfg, params, tokens[:, None], split), cache.state)
         logits, sampling = head(cfg, params, hidden[:, 0], numerics), args.sampling._replace(mirostat_mu=mu)
         picked = pick(logits, args.adjustment, sampling, start + 1, args.is_end)
         length = cache.length.at[:batch].add(running.astype(jnp.int32))
-        return dataclasses.replace(cache, length=length), picked
+        return Cache(length, state), picked
 
     def following(state: Launch) -> Launch:
         cache, picked = one(state.cache, state.tokens, state.running, state.mu)

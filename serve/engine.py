@@ -66,6 +66,12 @@ class _Request:
     steering: Steering
     mu: float  # Mirostat's state
     tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
+    written: int = 0  # positions of its slot that hold something of it, the padding of its prompt included
+
+    @property
+    def length(self) -> int:
+        """Its tokens that are in the cache."""
+        return len(self.prompt) + len(self.tokens) - 1
 
 
 class Engine:
@@ -127,14 +133,35 @@ class Engine:
     def rewind(self, request: int, tokens: int) -> None:
         """Takes a running request back to its first `tokens` generated tokens; the next step continues from there.
 
-        Raises ValueError for a request that is not running or has no so many, and for 0.
+        Raises ValueError for a request that is not running or has no so many, and for 0; PacklightError where
+        `rewinds` says no.
         """
+        found = self._running(request, tokens)
+        if not self.rewinds(request, tokens):
+            raise PacklightError(
+                f"request {request} cannot go back from {found.length} cached tokens to "
+                f"{len(found.prompt) + tokens - 1}: layers of the model have forgotten what was before the later ones"
+            )
+        found.written = max(found.written, found.length)
+        del found.tokens[tokens:]
+        length = np.array([r.length if r else 0 for r in self._slots], np.int32)
+        self._cache = dataclasses.replace(self._cache, length=self._placement.put(length, P(DATA), alias=False))
+
+    def rewinds(self, request: int, tokens: int) -> bool:
+        """Whether a running request can be taken back so far: sliding windows keep only so many positions, and a
+        recurrence keeps its last state alone. Raises ValueError as `rewind` does.
+        """
+        found = self._running(request, tokens)
+        written = max(found.written, found.length)
+        shape = self._steps.cache_shape
+        return tokens == len(found.tokens) or shape.rewinds(written, len(found.prompt) + tokens - 1)
+
+    def _running(self, request: int, tokens: int) -> _Request:
+        """A running request that has generated so many tokens."""
         found = next((r for r in self._slots if r and r.id == request), None)
         if found is None or not 1 <= tokens <= len(found.tokens):
             raise ValueError(f"request {request} is not running or has not generated {tokens} tokens")
-        del found.tokens[tokens:]
-        length = np.array([len(r.prompt) + len(r.tokens) - 1 if r else 0 for r in self._slots], np.int32)
-        self._cache = dataclasses.replace(self._cache, length=self._placement.put(length, P(DATA), alias=False))
+        return found
 
     def step(self) -> list[Event]:
         """One queued request's prompt and first token where a slot is free, else the next token of every running
@@ -191,6 +218,8 @@ class Engine:
         slot = self._free_slot()
         request = self._queue.popleft()
         *_, (_, last, _) = self._prefill(slot, request.prompt)
+        final = self.plan.chunks(0, len(request.prompt))[-1]
+        request.written = final.start + final.key.rows
         choice = Choice(*self._arguments([request]), np.array([len(request.prompt)], np.int32), self._is_end)
         result: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(last, choice))
         assert result.picked is not None
@@ -244,7 +273,7 @@ class Engine:
         running = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
         at_most = self.plan.tokens_per_launch if all(r.steering.constant for _, r in running) else 1
         wanted_of = {slot: min(at_most, r.limit - len(r.tokens)) for slot, r in running}
-        positions = max(len(r.prompt) + len(r.tokens) - 1 + wanted_of[slot] for slot, r in running)
+        positions = max(r.length + wanted_of[slot] for slot, r in running)
         key = self.plan.decode_key([slot for slot, _ in running], positions)
         tokens, wanted = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.int32)
         past_end = np.zeros(key.rows, np.bool_)

@@ -16,8 +16,6 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.spec.weights import is_tied, used_weights
 
-SCOPES = {"/attention/": ("attn_",), "/ffn/": ("ffn_",), "/head/": ("output", "token_embd")}  # of model.network.forward
-
 
 def step_row(built: Built) -> dict[str, Any]:
     """One executable as `compile` reports it, whatever it is for."""
@@ -80,16 +78,17 @@ def _alike(
     formats: Mapping[str, str], cfg: ModelConfig, split: Split, qtype: str, shape: tuple[int, int], op_name: str
 ) -> str:
     """Names of the weights of a format and, on a device, shape that are used in the part of the model that `op_name`
-    lies in.
+    lies in: the scopes of `model.network.forward` are the names of parts, and "head".
     """
-    prefixes = next((p for scope, p in SCOPES.items() if scope in op_name), ("",))
     used = used_weights(cfg, formats)
+    scopes = {weight: weight.part or "head" for weight in used}
+    here = {scope for scope in scopes.values() if f"/{scope}/" in op_name} or set(scopes.values())
     multiplied = used if is_tied(used) else [weight for weight in used if weight.name != "token_embd"]
     names = [
         weight.name
         for weight in multiplied
         if split.part(cfg, weight).shape[-2:] == shape
-        and weight.name.startswith(prefixes)
-        and any(formats[name] == qtype for name in weight.tensors(cfg.block_count))
+        and scopes[weight] in here
+        and any(formats[name] == qtype for name in weight.tensors)
     ]
     return "|".join(names)

@@ -8,8 +8,9 @@ import math
 
 from packlight.compile.plan import Phase, StepKey
 from packlight.model.gguf.reader import GGUFFile, TensorInfo
-from packlight.model.spec.cache import position_bytes
+from packlight.model.spec.cache import read_bytes
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.parts.attention import AttentionPart
 
 
 def weight_bytes(file: GGUFFile, cfg: ModelConfig, rows: int, head: bool = True) -> float:
@@ -43,33 +44,37 @@ def head_flops(file: GGUFFile) -> float:
     return 2.0 * math.prod(file.tensors.get("output.weight", file.tensors["token_embd.weight"]).shape)
 
 
-def attention_flops(cfg: ModelConfig, positions: float) -> float:
-    """Of queries that see `positions` keys, counted over all queries of a pass."""
-    return 4.0 * cfg.block_count * cfg.head_count * cfg.key_length * positions
+def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
+    """Of `rows` queries of a slot in every layer, the last of which sees `length` keys, or a window of them."""
+    total = 0.0
+    for mixer, layers in cfg.mixers.items():
+        if isinstance(mixer, AttentionPart):
+            seen = sum(min(position, mixer.window or position) for position in range(length - rows + 1, length + 1))
+            total += 4.0 * layers * cfg.head_count * cfg.key_length * seen
+    return total
 
 
 def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) -> float:
     """Bytes that a step must read when its slots are full and it gives all its tokens."""
-    position = position_bytes(cfg, kv_dtype)
+    state = read_bytes(cfg, kv_dtype, key.rows if key.phase is Phase.PREFILL else 1, key.length)
     match key.phase:
         case Phase.PREFILL:
-            return weight_bytes(file, cfg, key.rows, head=False) + key.length * position
+            return weight_bytes(file, cfg, key.rows, head=False) + state
         case Phase.HEAD:
             return head_bytes(file)
         case Phase.DECODE:
-            return key.tokens * (weight_bytes(file, cfg, key.rows) + key.rows * key.length * position)
+            return key.tokens * (weight_bytes(file, cfg, key.rows) + key.rows * state)
 
 
 def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
     """Operations of a step when its slots are full; a prompt's last tokens see about all of the cache."""
     match key.phase:
         case Phase.PREFILL:
-            seen = key.rows * key.length - key.rows * (key.rows - 1) / 2
-            return key.rows * matrix_flops(file, cfg) + attention_flops(cfg, seen)
+            return key.rows * matrix_flops(file, cfg) + attention_flops(cfg, key.rows, key.length)
         case Phase.HEAD:
             return key.rows * head_flops(file)
         case Phase.DECODE:
-            each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, key.length)
+            each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, 1, key.length)
             return key.tokens * key.rows * each
 
 

@@ -1,24 +1,44 @@
-"""The forward pass: `embed`, `layer`, `head`, and the loop over layers. Knows activations, not executables.
+"""The forward pass: `embed`, `layer`, `head`, and the loops over layers. Knows activations, not executables.
 
 One function serves prefill (B = 1, T tokens of one slot) and decode (T = 1, the first B slots): x is (B, T, D), the
-tokens of row b go to cache slot `slot + b` at `start[b] ..`, and each query sees the cache up to itself.
+tokens of row b go to cache slot `slot + b` at `start[b] ..`, and each sees the slot's tokens up to itself.
 """
+
+import collections
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from packlight.model.network.collectives import gathered, summed, tensor_number
-from packlight.model.network.ffn import ffn
-from packlight.model.network.mixers.attention import mix
+from packlight.model.network.ffn import dense, moe
+from packlight.model.network.mixers import attention, shortconv
 from packlight.model.network.norms import norm, softcap
-from packlight.model.network.rope import Turns, rope_divisors
-from packlight.model.network.state import Cache, Numerics, Rows
+from packlight.model.network.state import Numerics
+from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.layers import LAYER, Layer, Period, periods
+from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.dense import DensePart
+from packlight.model.spec.parts.moe import MoePart
+from packlight.model.spec.parts.shortconv import ShortConvPart
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import gather_rows
+
+# What each kind of part computes. A mixer takes (step, part, weights, index, state, h) and returns (y, state); a
+# feed-forward part takes (step, part, weights, index, h) and returns y: normed h (B, T, D) -> y (B, T, D).
+MIXERS: Mapping[type, Callable[..., tuple[jax.Array, Any]]] = {
+    AttentionPart: attention.mix,
+    ShortConvPart: shortconv.mix,
+}
+FFNS: Mapping[type, Callable[..., jax.Array]] = {DensePart: dense.feed_forward, MoePart: moe.feed_forward}
+
+State = dict[str, Any]  # as in `model.network.state.Cache`
 
 
 def embed(cfg: ModelConfig, params: Params, tokens: jax.Array, split: Split = WHOLE) -> jax.Array:
@@ -33,53 +53,72 @@ def embed(cfg: ModelConfig, params: Params, tokens: jax.Array, split: Split = WH
     return x if cfg.embedding_scale == 1 else x * jnp.float32(cfg.embedding_scale)
 
 
-def layers(
-    cfg: ModelConfig,
-    params: Params,
-    x: jax.Array,  # float32 (B, T, D)
-    cache: Cache,
-    rows: Rows,
-    numerics: Numerics,
-) -> tuple[jax.Array, Cache]:
-    """Runs every layer and the final norm: hidden states (B, T, D) and the cache with this step's keys and values.
+def layers(step: Step, params: Params, x: jax.Array, state: State) -> tuple[jax.Array, State]:
+    """Runs every layer and the final norm: hidden states (B, T, D), and the state that the step leaves.
 
-    The cache's lengths are the caller's business. The loop carries the cache, so that XLA updates it in place.
+    x: float32 (B, T, D). Loops carry the state, so that XLA updates it in place.
     """
-    positions = rows.start[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
-    turns = Turns(cfg, positions, rope_divisors(cfg, params, numerics.context))
+    carry, first = (x, state), collections.Counter()  # the layers so far that have each part
+    for period in periods(step.cfg.layers):
+        body = functools.partial(_period, step, params["blk"], period, dict(first))
+        carry = _loop(period.repeats, body, carry)
+        first.update({name: period.repeats * count for name, count in period.counts.items()})
+    x, state = carry
+    return norm(step.cfg, x, params, step.cfg.architecture.norms.last), state
 
-    def body(index, carry):
-        x, cache = carry
-        return layer(cfg, params["blk"], index, x, cache, rows, turns, numerics)
 
-    x, cache = lax.fori_loop(0, cfg.block_count, body, (x, cache))
-    return norm(cfg, x, params, "output_norm"), cache
+def _period(step: Step, blk: Params, period: Period, first: Mapping[str, int], repeat: jax.Array, carry: Any) -> Any:
+    """The layers of one repetition. first: how many layers before the period have each part."""
+    counts, before = period.counts, collections.Counter()
+    for length, kind in period.runs:
+        base = {name: repeat * counts[name] + (first.get(name, 0) + before[name]) for name in kind.names}
+        carry = _loop(length, functools.partial(_numbered, step, blk, kind, base), carry)
+        before.update(dict.fromkeys(base, length))
+    return carry
+
+
+def _numbered(
+    step: Step, blk: Params, kind: Layer, base: Mapping[str, jax.Array], number: jax.Array, carry: Any
+) -> Any:
+    """Layer `number` of a run, whose first one is `base` of those that have each part."""
+    return layer(step, blk, kind, {name: at + number for name, at in base.items()}, *carry)
+
+
+def _loop(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """`body` with each number below `count`; one alone needs no loop."""
+    return body(jnp.int32(0), carry) if count == 1 else lax.fori_loop(0, count, body, carry)
 
 
 def layer(
-    cfg: ModelConfig,
+    step: Step,
     blk: Params,
-    index: jax.Array,  # int32 ()
+    kind: Layer,
+    at: Mapping[str, jax.Array],  # the name of each part -> int32 (), the layer's number among those that have it
     x: jax.Array,  # float32 (B, T, D)
-    cache: Cache,
-    rows: Rows,
-    turns: Turns,
-    numerics: Numerics,
-) -> tuple[jax.Array, Cache]:
-    """One transformer layer: x + attention(norm(x)), then x + ffn(norm(x)), with the norms the family has."""
+    state: State,
+) -> tuple[jax.Array, State]:
+    """One layer: x + mixers(norm(x)), then x + ffn(norm(x)), with the norms the family has."""
+    cfg, index, every = step.cfg, at[LAYER], blk[LAYER]
     norms = cfg.architecture.norms
 
+    def normed(x, name):
+        return norm(cfg, x, every, name, index) if norms.before else x
+
     def add(x, y, post):
-        y = norm(cfg, y, blk, post, index) if norms.after else y
+        y = norm(cfg, y, every, post, index) if norms.after else y
         return x + (y if cfg.residual_scale == 1 else y * jnp.float32(cfg.residual_scale))
 
-    with jax.named_scope("attention"):
-        h = norm(cfg, x, blk, "attn_norm", index) if norms.before else x
-        mixed, cache = mix(cfg, blk, index, h, cache, rows, turns, numerics)
-        x = add(x, mixed, "post_attention_norm")
-    with jax.named_scope("ffn"):
-        h = norm(cfg, x, blk, norms.before_ffn, index) if norms.before else x
-        return add(x, ffn(cfg, h, blk, index, numerics), "post_ffw_norm"), cache
+    h, mixed = normed(x, "attn_norm"), []
+    for mixer in kind.mixers:
+        with jax.named_scope(mixer.name):
+            mix = MIXERS[type(mixer)]
+            y, kept = mix(step, mixer, blk[mixer.name], at[mixer.name], state[mixer.name], h)
+            mixed, state = [*mixed, y], state | {mixer.name: kept}
+    x = add(x, functools.reduce(jnp.add, mixed), "post_attention_norm")
+    ffn = kind.ffn
+    with jax.named_scope(ffn.name):
+        y = FFNS[type(ffn)](step, ffn, blk[ffn.name], at[ffn.name], normed(x, norms.before_ffn))
+        return add(x, y, "post_ffw_norm"), state
 
 
 def head(

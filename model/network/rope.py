@@ -74,15 +74,11 @@ class Turns:
         if self._own:
             sliding = dataclasses.replace(cfg, rope_freq_base=cfg.rope_freq_base_swa, rope_scaling=scaling)
             divisors = None if cfg.architecture.windows.unstretched else divisors
-            self._sliding, self._slides = rotation(sliding, positions, divisors), np.array(cfg.slides)
+            self._sliding = rotation(sliding, positions, divisors)
 
-    def rotate(self, x: jax.Array, index: jax.Array) -> jax.Array:
-        """x (B, T, heads, C) of layer `index`, rotated."""
-        turn = self._turn
-        if self._own:
-            slides = jnp.asarray(self._slides)[index]
-            turn = (jnp.where(slides, self._sliding[0], turn[0]), jnp.where(slides, self._sliding[1], turn[1]))
-        return rotate(x, *turn, self._style)
+    def rotate(self, x: jax.Array, slides: bool) -> jax.Array:
+        """x (B, T, heads, C) rotated, as layers with a sliding window do it or as the others do."""
+        return rotate(x, *(self._sliding if slides and self._own else self._turn), self._style)
 
     def sharpen(self, q: jax.Array) -> jax.Array:
         """Queries (B, T, heads, C), scaled by how far beyond the original context they are, where the model does it."""

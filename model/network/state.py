@@ -1,8 +1,8 @@
-"""What a step passes to its parts: the cache, where its rows lie, and what the plan decided. Knows no weights."""
+"""The cache, where the rows of a step lie in it, and what the plan decided. Knows no weights."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,14 @@ from packlight.model.spec.sharding import WHOLE, Split
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of every slot, and how many positions of each slot are filled."""
+    """What the model keeps of every slot, and how many positions of each slot are filled."""
 
-    k: jax.Array  # (L, B, K, S, C)
-    v: jax.Array  # (L, B, K, S, C)
     length: jax.Array  # int32 (B,)
+    state: dict[str, Any]  # the name of each mixer -> its state, as `model.spec.parts` says it: KV, Columns
 
 
 class Rows(NamedTuple):
-    """Where the rows of x sit in the cache."""
+    """Where the rows of x lie in the cache."""
 
     slot: jax.Array  # int32 (), first slot
     start: jax.Array  # int32 (B,), position of each row's first token

@@ -47,6 +47,7 @@ class Norms:
     before: bool = True  # attention and feed-forward read normed inputs
     after: bool = False  # what attention and feed-forward give is normed before it is added
     before_ffn: str = "ffn_norm"  # name of the weights of the norm before the feed-forward part
+    last: str = "output_norm"  # name of the weights of the norm behind all layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,11 @@ class Ffn:
     kind: Literal["swiglu", "geglu", "gelu", "swiglu_oai"] = "swiglu"  # "gelu" has no gate; "swiglu_oai" is clamped
     fused: bool = False  # one tensor, ffn_up, holds gate and up
     experts: Literal["never", "may", "must"] = "never"  # whether a file has a mixture of experts
-    router: Literal["all", "chosen"] = "all"  # softmax over all experts, made to sum to 1, or over the chosen ones
+    # How the router's logits become weights of the chosen experts: they take their share of a softmax over "all", there
+    # is a softmax over the "chosen" ones alone, or the file says of what they take their share: softmax or sigmoid.
+    router: Literal["all", "chosen", "stated"] = "all"
+    choice_bias: bool = False  # a file may have biases that choose experts and do not count in their weights
+    leading_dense: bool = False  # the file may say how many layers, the first ones, have no experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Architecture:
     rope: Rope = Rope()
     norms: Norms = Norms()
     ffn: Ffn = Ffn()
+    without_kv_heads: Literal["", "shortconv"] = ""  # the mixer of layers without kv heads; "": there are none
     biases: tuple[str, ...] = ()  # matrices that must have one
     optional_biases: tuple[str, ...] = ()  # matrices that may have one
     scale_embedding: bool = False  # embeddings are multiplied by sqrt(D)
@@ -140,6 +146,19 @@ ARCHITECTURES = {
             norms=Norms(before_ffn="post_attention_norm"),
             ffn=Ffn("swiglu_oai", experts="must", router="chosen"),
             biases=(*QKV, "attn_output", *EXPERTS),
+        ),
+        Architecture(
+            "lfm2",
+            attention=Attention(qk_norm="head"),
+            norms=Norms(last="token_embd_norm"),
+            without_kv_heads="shortconv",
+        ),
+        Architecture(
+            "lfm2moe",
+            attention=Attention(qk_norm="head"),
+            norms=Norms(last="token_embd_norm"),
+            ffn=Ffn(experts="must", router="stated", choice_bias=True, leading_dense=True),
+            without_kv_heads="shortconv",
         ),
     )
 }

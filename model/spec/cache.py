@@ -1,28 +1,15 @@
-"""The arrays of the cache: their shapes, and how devices share them. Pure arithmetic, imports no jax.
+"""The cache: what the parts of a model keep between steps, and how devices share it. Imports no jax.
 
 What is allocated, what executables are lowered for, the memory plan and the bytes that a step must read follow from it.
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any
 
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
-
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4}
-
-
-class Buffer(NamedTuple):
-    """One array of the cache."""
-
-    shape: tuple[int, ...]  # of all devices together
-    dtype: str
-    axes: tuple[str | None, ...]  # for each dimension, the axis of the mesh along which devices share it
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+from packlight.model.spec.state import Buffer, Room, buffers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,30 +17,36 @@ class CacheShape:
     """What decides how large a cache is."""
 
     cfg: ModelConfig
-    slots: int
-    capacity: int  # positions of each slot
-    dtype: str  # of keys and values
+    room: Room
     split: Split = WHOLE
 
     @property
-    def buffers(self) -> dict[str, Buffer]:
-        """Every array, under its name in `model.network.state.Cache`.
+    def state(self) -> dict[str, Any]:
+        """The name of each mixer -> its state, a NamedTuple of Buffers, of all devices together."""
+        return {
+            mixer.name: type(kept)(*(self.split.spread(each) for each in buffers(kept)))
+            for mixer, layers in self.cfg.mixers.items()
+            for kept in [mixer.state(self.cfg, layers, self.room)]
+        }
 
-        Slots lie along "data", kv heads along "tensor" unless every device computes all of them.
-        """
-        cfg = self.cfg
-        shape = (cfg.block_count, self.slots, self.split.cache_heads(cfg), self.capacity, cfg.key_length)
-        each = Buffer(shape, self.dtype, (None, DATA, TENSOR if self.split.heads else None, None, None))
-        return {"k": each, "v": each, "length": Buffer((self.slots,), "int32", (DATA,))}
+    @property
+    def length(self) -> Buffer:
+        """How many positions of each slot are filled."""
+        return Buffer((self.room.slots,), "int32", ("B",))
 
     @property
     def device_bytes(self) -> int:
         """What one device holds."""
         devices = {DATA: self.split.data, TENSOR: self.split.tensor, None: 1}
-        return sum(each.nbytes // math.prod(devices[axis] for axis in each.axes) for each in self.buffers.values())
+        every = [self.length, *(each for kept in self.state.values() for each in buffers(kept))]
+        return sum(each.nbytes // math.prod(devices[axis] for axis in self.split.axes(each)) for each in every)
+
+    def rewinds(self, written: int, length: int) -> bool:
+        """Whether a slot whose first `written` positions were written can go on from its first `length` ones."""
+        return all(mixer.rewinds(self.room, written, length) for mixer in self.cfg.mixers)
 
 
-def position_bytes(cfg: ModelConfig, dtype: str) -> int:
-    """Bytes of one position's keys and values in every layer."""
-    buffers = CacheShape(cfg, 1, 1, dtype).buffers
-    return buffers["k"].nbytes + buffers["v"].nbytes
+def read_bytes(cfg: ModelConfig, dtype: str, rows: int, length: int) -> int:
+    """Bytes of the state that `rows` tokens of a slot look back at, the last of them at position `length` - 1."""
+    state = CacheShape(cfg, Room(1, length, rows, dtype)).state
+    return sum(each.nbytes for kept in state.values() for each in buffers(kept))

@@ -3,7 +3,9 @@
 It knows hyperparameters and their limits; it does not know tensors' bytes, tokens or executables.
 """
 
+import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -14,8 +16,13 @@ from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.common.text import naming, shown
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.spec.architectures import ARCHITECTURES, Architecture
+from packlight.model.spec.layers import MAX_TRACED, Layer, traced
+from packlight.model.spec.parts import Mixer, Part
+from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.dense import DensePart
+from packlight.model.spec.parts.moe import MoePart
+from packlight.model.spec.parts.shortconv import ShortConvPart
 
-CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
 # What the Mosaic attention kernel is made for: tensor cores take whole pieces of 128 bytes, and of float32 they would
 # read 11 bits. The registers of a block hold no wider heads.
 MOSAIC_WIDTHS = (64, 128, 192, 256)
@@ -47,7 +54,7 @@ class ModelConfig:
     embedding_length: int  # D
     feed_forward_length: int  # F
     head_count: int  # H
-    head_count_kv: int  # K
+    head_count_kv: int  # K, the most that a layer has
     key_length: int  # C
     vocab_size: int  # V
     norm_epsilon: float  # of the family's kind of norm
@@ -57,6 +64,10 @@ class ModelConfig:
     expert_count: int  # E, 0 for a dense model
     expert_used_count: int  # X
     expert_feed_forward_length: int = 0  # F of each expert
+    expert_gating: str = ""  # what the file says of its router, "softmax" or "sigmoid"; "": the family knows
+    leading_dense: int = 0  # layers, the first ones, that have no experts
+    kv_heads: tuple[int, ...] = ()  # K of each layer, where they differ; 0: the layer has no attention
+    taps: int = 0  # positions that a short convolution sees, the present included
     sliding_window: int = 0  # positions that a query of a sliding layer sees, itself included; 0: no layer slides
     slides: tuple[bool, ...] = ()  # for each layer, whether it slides
     rope_freq_base_swa: float = 10000.0  # base of the sliding layers' rotation
@@ -74,6 +85,34 @@ class ModelConfig:
     def plain_attention(self) -> bool:
         """Whether attention is only causal: no windows, soft caps or sinks. The native kernel knows no other."""
         return not any(self.slides) and not self.softcaps[0] and not self.architecture.attention.sinks
+
+    @functools.cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """What every layer is made of."""
+        return tuple(Layer((self._mixer(at),), self._ffn(at)) for at in range(self.block_count))
+
+    def _mixer(self, layer: int) -> Mixer:
+        heads = self.kv_heads[layer] if self.kv_heads else self.head_count_kv
+        if not heads:
+            return ShortConvPart(self.taps)
+        window = self.sliding_window if self.slides and self.slides[layer] else 0
+        name = "window" if window else "attention"
+        differ = len(set(self.kv_heads) - {0}) > 1
+        return AttentionPart(heads, window, f"{name}_{heads}_kv" if differ else name)
+
+    def _ffn(self, layer: int) -> Part:
+        return MoePart() if self.expert_count and layer >= self.leading_dense else DensePart()
+
+    @property
+    def routing(self) -> str:
+        """How a mixture's router chooses and weighs: a kind of `model.network.ffn.moe.route`."""
+        kinds = {"all": "softmax", "chosen": "chosen", "stated": self.expert_gating}
+        return kinds[self.architecture.ffn.router]
+
+    @property
+    def mixers(self) -> dict[Mixer, int]:
+        """Each mixer of the model -> how many layers have it."""
+        return dict(collections.Counter(mixer for layer in self.layers for mixer in layer.mixers))
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> "ModelConfig":
@@ -93,9 +132,7 @@ class ModelConfig:
         layers = keys.integer("block_count", high=MAX_LAYERS)
         embed = keys.integer("embedding_length")
         heads = keys.integer("attention.head_count", high=embed, layers=layers)
-        kv_heads = keys.integer("attention.head_count_kv", default=heads, high=heads, layers=layers)
-        if heads % kv_heads:
-            keys.fail("attention.head_count_kv", f"{kv_heads} does not divide {heads} query heads")
+        kv_heads = _kv_heads(keys, heads, layers)
         head_dim = _head_dim(keys, embed, heads)
         rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
         if rotated % 2:
@@ -104,6 +141,9 @@ class ModelConfig:
             keys.fail("rope.dimension_count", f"{rotated} is not the head's width of {head_dim}")
         ffn = keys.integer("feed_forward_length", layers=layers)
         experts, used, expert_ffn = _experts(keys, ffn)
+        dense = keys.integer("leading_dense_block_count", 0, low=0, high=layers) if arch.ffn.leading_dense else 0
+        gating = _gating(keys) if arch.ffn.router == "stated" else ""
+        taps = keys.integer("shortconv.l_cache", low=2, high=1024) if 0 in kv_heads else 0
         window, slides = _windows(keys, layers)
         _refuse_variants(keys, head_dim, rotated)
         # at base 1 every pair would turn alike, and YaRN divide by its logarithm
@@ -111,7 +151,7 @@ class ModelConfig:
         sharpens = arch.attention.sharpens
         sharpening = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6) if sharpens else 0.0
         norm_key = "attention.layer_norm_epsilon" if arch.norms.kind == "layer" else "attention.layer_norm_rms_epsilon"
-        return cls(
+        cfg = cls(
             architecture=arch,
             name=keys.model_name,
             block_count=layers,
@@ -119,8 +159,12 @@ class ModelConfig:
             embedding_length=embed,
             feed_forward_length=ffn,
             expert_feed_forward_length=expert_ffn,
+            expert_gating=gating,
+            leading_dense=dense,
             head_count=heads,
-            head_count_kv=kv_heads,
+            head_count_kv=max(kv_heads),
+            kv_heads=kv_heads if len(set(kv_heads)) > 1 else (),
+            taps=taps,
             key_length=head_dim,
             vocab_size=_vocab_size(keys),
             norm_epsilon=keys.number(norm_key, default=None, low=1e-30, high=1.0),
@@ -139,6 +183,12 @@ class ModelConfig:
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
         )
+        if (bodies := traced(cfg.layers)) > MAX_TRACED:
+            raise UnsupportedError(
+                f"key '{keys.full('block_count')}': its {layers} layers alternate so irregularly that {bodies} of them "
+                f"would be compiled one by one; {MAX_TRACED} can be"
+            )
+        return cfg
 
 
 class _Keys:
@@ -179,13 +229,23 @@ class _Keys:
         self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1, layers: int = 0
     ) -> int:
         """layers: if not 0, the file may have an array instead, with a number for each layer, all equal."""
+        if not layers:
+            return self._checked(key, self.get(key, default), low, high)
+        values = self.integers(key, default, low, high, layers)
+        if len(set(values)) > 1:
+            raise UnsupportedError(f"key '{self.full(key)}' differs between layers; one value for all is supported")
+        return values[0]
+
+    def integers(self, key: str, default: int | None, low: int, high: int, layers: int) -> tuple[int, ...]:
+        """A number for each layer, from an array or from one number for all."""
         value = self.get(key, default)
-        if layers and isinstance(value, np.ndarray):
-            if len(value) != layers:
-                self.fail(key, f"has {len(value)} elements for {layers} layers")
-            if (value != value[0]).any():
-                raise UnsupportedError(f"key '{self.full(key)}' differs between layers; one value for all is supported")
-            value = value[0].item()
+        if not isinstance(value, np.ndarray):
+            return (self._checked(key, value, low, high),) * layers
+        if len(value) != layers:
+            self.fail(key, f"has {len(value)} elements for {layers} layers")
+        return tuple(self._checked(key, each, low, high) for each in value.tolist())
+
+    def _checked(self, key: str, value: Any, low: int, high: int) -> int:
         if type(value) is not int:
             self.fail(key, f"is {_kind(value)}, an integer is needed")
         if not low <= value <= high:
@@ -240,6 +300,29 @@ def _head_dim(keys: _Keys, embed: int, heads: int) -> int:
     if value_length != head_dim:
         raise UnsupportedError(f"key '{keys.full('attention.value_length')}': {value_length} differs from {head_dim}")
     return head_dim
+
+
+def _kv_heads(keys: _Keys, heads: int, layers: int) -> tuple[int, ...]:
+    """K of each layer; 0 where the family has something else than attention in layers without kv heads."""
+    key, may_lack = "attention.head_count_kv", bool(keys.architecture.without_kv_heads)
+    if may_lack:
+        found = keys.integers(key, default=heads, low=0, high=heads, layers=layers)
+    else:
+        found = (keys.integer(key, default=heads, high=heads, layers=layers),) * layers
+    for each in found:
+        if each and heads % each:
+            keys.fail(key, f"{each} does not divide {heads} query heads")
+    return found
+
+
+def _gating(keys: _Keys) -> str:
+    """The function of the router's logits. Source: llama.cpp's `llama_expert_gating_func_type`."""
+    known = {1: "softmax", 2: "sigmoid"}
+    stated = keys.integer("expert_gating_func", low=0)
+    if stated not in known:
+        said = ", ".join(f"{number} ({name})" for number, name in known.items())
+        raise UnsupportedError(f"key '{keys.full('expert_gating_func')}': unknown function {stated}; supported: {said}")
+    return known[stated]
 
 
 def _experts(keys: _Keys, ffn: int) -> tuple[int, int, int]:

@@ -1,11 +1,11 @@
 """How the devices of a mesh share a model: which part of every weight each one holds. Pure arithmetic, imports no jax.
 
 Two mesh axes: "data" shares the cache's slots, "tensor" the weights. Along "tensor" a branch of a layer is cut twice:
-the matrices that open it (q, k, v; gate, up) by rows, so that a device computes its own heads or features, and the one
-that closes it (`attn_output`, `ffn_down`) along its inputs, by whole blocks, so that one sum over the devices ends the
-branch. Where blocks do not divide, they are padded with zero blocks if that costs little; else the closing matrix is
-cut by rows and the activations are gathered before and after. Experts, and the rows of embedding and head, are shared
-out whole.
+the matrices that open it (q, k, v; gate, up) by rows, so that a device computes its own heads, features or channels,
+and the one that closes it (`attn_output`, `ffn_down`) along its inputs, by whole blocks, so that one sum over the
+devices ends the branch. Where blocks do not divide, they are padded with zero blocks if that costs little; else the
+closing matrix is cut by rows and the activations are gathered before and after. Experts, and the rows of embedding and
+head, are shared out whole.
 Source: Megatron-LM (1909.08053).
 """
 
@@ -14,13 +14,26 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.weights import Axis, Segment, Weight
+from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.state import Buffer
+from packlight.model.spec.weight import Axis, Letter, Segment, Weight
 from packlight.quant.formats.table import FORMATS
 
 DATA, TENSOR = "data", "tensor"  # the mesh's axes
 MOST_PADDING = 1 / 8  # zero blocks a device may hold, of its own real ones, before activations are gathered instead
 
 Closing = Literal["inputs", "rows"]
+
+
+class Branch(NamedTuple):
+    """How devices share a branch of a layer."""
+
+    axis: Letter  # what lies along the inputs of the matrix that closes it
+    name: str  # of that matrix
+    # It is cut along its "inputs", and the results are summed; or by "rows", and both its inputs and its results are
+    # gathered.
+    closing: Closing
+    kept: int  # inputs that a device computes, padding included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +45,15 @@ class Split:
     # Each device computes its own query heads, with the kv heads they read; several devices may hold the same kv head.
     # If false, every device computes all heads, and q, k and v are gathered.
     heads: bool = True
-    # A closing matrix is cut along its "inputs", and the results are summed; or by "rows", and both its inputs and its
-    # results are gathered.
-    attn_output: Closing = "inputs"
-    ffn_down: Closing = "inputs"
-    ffn: int = 0  # features of the feed-forward part that a device computes, padding included; experts are not cut
+    branches: tuple[Branch, ...] = ()  # of which experts are none: they are shared out whole
 
     def local(self, cfg: ModelConfig) -> ModelConfig:
-        """The hyperparameters that one device's computation sees."""
-        if self.tensor == 1 or not self.heads:
-            return cfg
-        kv_heads = max(1, cfg.head_count_kv // self.tensor)
-        return dataclasses.replace(cfg, head_count=cfg.head_count // self.tensor, head_count_kv=kv_heads)
+        """The hyperparameters that one device's computation sees: its own query heads."""
+        return dataclasses.replace(cfg, head_count=cfg.head_count // self.tensor) if self.heads else cfg
+
+    def local_kv_heads(self, kv_heads: int) -> int:
+        """How many of a layer's kv heads one device computes: at least one, which several devices may share."""
+        return max(1, kv_heads // self.tensor) if self.heads else kv_heads
 
     def part(self, cfg: ModelConfig, weight: Weight) -> Weight:
         """`weight` with the shape that one device holds of it, which is cut no further."""
@@ -53,24 +63,34 @@ class Split:
             shape[weight.position(share.axis)] = share.size
         return dataclasses.replace(weight, shape=tuple(shape), cut="", segments=())
 
-    def closing(self, weight: Weight) -> Closing:
-        """How a matrix that is declared as cut along its inputs, or its bias, is really cut."""
-        (segment,) = weight.segments
-        ways: dict[str, Closing] = {"H": self.attn_output, "F": self.ffn_down}
-        return ways[segment.axis]
+    def branch(self, axis: Letter) -> Branch:
+        """The branch that a matrix closes whose inputs are `axis`."""
+        return next(branch for branch in self.branches if branch.axis == axis)
 
-    def cache_heads(self, cfg: ModelConfig) -> int:
-        """kv heads of the whole cache, repeated ones counted."""
-        return self.local(cfg).head_count_kv * (self.tensor if self.heads else 1)
+    def axes(self, buffer: Buffer) -> tuple[str | None, ...]:
+        """For each dimension of a buffer, the axis of the mesh along which devices share it."""
+        letters = {"": None, "B": DATA, "K": TENSOR if self.heads else None, "D": TENSOR}
+        return tuple(letters[letter] for letter in buffer.axes)
+
+    def spread(self, buffer: Buffer) -> Buffer:
+        """A buffer as all devices together hold it: with kv heads that several hold, and channels that are padding."""
+        if self.tensor == 1:
+            return buffer
+        sizes = dict(zip(buffer.axes, buffer.shape, strict=True))
+        wider = {}
+        if "K" in sizes and self.heads:
+            wider["K"] = self.local_kv_heads(sizes["K"]) * self.tensor
+        if "D" in sizes:
+            wider["D"] = self.branch("D").kept * self.tensor
+        shape = tuple(wider.get(letter, size) for letter, size in zip(buffer.axes, buffer.shape, strict=True))
+        return dataclasses.replace(buffer, shape=shape)
 
     def __str__(self) -> str:
         """In words, for the plan."""
         attention = "own heads" if self.heads else "all heads on every device"
         ways = {"inputs": "summed", "rows": "gathered"}
-        return (
-            f"mesh {DATA} {self.data}, {TENSOR} {self.tensor}: {attention}; "
-            f"attn_output {ways[self.attn_output]}, ffn_down {ways[self.ffn_down]}"
-        )
+        closings = ", ".join(f"{branch.name} {ways[branch.closing]}" for branch in self.branches)
+        return f"mesh {DATA} {self.data}, {TENSOR} {self.tensor}: {attention}" + (f"; {closings}" if closings else "")
 
 
 WHOLE = Split()
@@ -96,25 +116,35 @@ def make_split(cfg: ModelConfig, used: tuple[Weight, ...], formats: Mapping[str,
     """The split of a model whose tensors have `formats` on a mesh of data x tensor devices."""
     if tensor == 1:
         return Split(data)
-    heads, kv_heads = cfg.head_count, cfg.head_count_kv
-    by_heads = heads % tensor == 0 and (kv_heads % tensor == 0 or tensor % kv_heads == 0)
+    kv_heads = {mixer.kv_heads for mixer in cfg.mixers if isinstance(mixer, AttentionPart)}
+    by_heads = cfg.head_count % tensor == 0 and all(each % tensor == 0 or tensor % each == 0 for each in kv_heads)
+    closings: dict[Letter, list[Weight]] = {}
+    for weight in used:
+        if weight.cut == "inputs" and not weight.is_vector:
+            closings.setdefault(weight.segments[0].axis, []).append(weight)
+    branches = []
+    for axis, weights in closings.items():
+        (segment,) = weights[0].segments
+        block = max(FORMATS[formats[name]].elements for weight in weights for name in weight.tensors)
+        if axis == "H":
+            kept = segment.length // tensor if by_heads else segment.length
+            closing: Closing = "inputs" if by_heads and kept % block == 0 else "rows"
+        else:
+            closing, kept = _share_features(segment.length, block, tensor)
+        branches.append(Branch(axis, weights[0].name, closing, kept))
+    return Split(data, tensor, by_heads, tuple(branches))
 
-    def block(axis: str) -> int:
-        """Elements of the largest block in which the file stores the matrix that closes the branch of `axis`.
 
-        It is 1 where no matrix does.
-        """
-        closing = [w for w in used if w.cut == "inputs" and not w.is_vector and w.segments[0].axis == axis]
-        names = [name for weight in closing for name in weight.tensors(cfg.block_count)]
-        return max((FORMATS[formats[name]].elements for name in names), default=1)
+def _share_features(length: int, block: int, tensor: int) -> tuple[Closing, int]:
+    """How a branch is closed in whose middle there are `length` features, and how many of them a device computes.
 
-    width = heads // tensor * cfg.key_length
-    attn_output: Closing = "inputs" if by_heads and width % block("H") == 0 else "rows"
-    blocks = cfg.feed_forward_length // block("F")
+    block: inputs of the largest block in which the file stores the matrix that closes it.
+    """
+    blocks = length // block
     padded = -(-blocks // tensor) * tensor
-    summed = padded <= blocks * (1 + MOST_PADDING)
-    features = padded * block("F") if summed else -(-cfg.feed_forward_length // tensor) * tensor
-    return Split(data, tensor, by_heads, attn_output, "inputs" if summed else "rows", features // tensor)
+    if padded <= blocks * (1 + MOST_PADDING):
+        return "inputs", padded * block // tensor
+    return "rows", -(-length // tensor)
 
 
 def cut(cfg: ModelConfig, split: Split, weight: Weight, device: int) -> Cut:
@@ -122,7 +152,7 @@ def cut(cfg: ModelConfig, split: Split, weight: Weight, device: int) -> Cut:
     if split.tensor == 1 or not weight.cut:
         return Cut()
     if weight.cut == "inputs":  # it closes a branch
-        if split.closing(weight) == "rows":
+        if split.branch(weight.segments[0].axis).closing == "rows":
             return _cut_evenly(weight, "rows", split, device)
         if weight.is_vector:
             return Cut()  # added to the sum, which is everywhere
@@ -153,11 +183,11 @@ class _Share(NamedTuple):
 def _share_of(segment: Segment, cfg: ModelConfig, split: Split, device: int) -> _Share:
     match segment.axis:
         case "K":  # a device holds one kv head at least, which several may share
-            width = segment.length // cfg.head_count_kv
-            kept = width * split.local(cfg).head_count_kv
-            return _Share(kept, device * cfg.head_count_kv // split.tensor * width, kept)
-        case "F":
-            return _padded_share(segment.length, split.ffn, device)
+            heads = segment.length // cfg.key_length
+            kept = split.local_kv_heads(heads) * cfg.key_length
+            return _Share(kept, device * heads // split.tensor * cfg.key_length, kept)
+        case "F" | "D":
+            return _padded_share(segment.length, split.branch(segment.axis).kept, device)
         case _:
             return _equal_share(segment.length, split.tensor, device)
 

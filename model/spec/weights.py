@@ -10,162 +10,70 @@ layers, and the number of XLA kernels does not grow with the depth of the model.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
 
 from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.common.text import naming, shown
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.spec.architectures import Architecture
 from packlight.model.spec.config import ModelConfig
-from packlight.quant import layouts
-from packlight.quant.formats.table import FORMATS
+from packlight.model.spec.layers import LAYER
+from packlight.model.spec.parts import Part
+from packlight.model.spec.weight import Segment, Weight
 
 VECTOR_FORMATS = ("F32", "F16", "BF16")
 
-Axis = Literal["", "rows", "inputs", "experts"]
-Kind = Literal["matrix", "bias", "vector"]
-
-
-class Segment(NamedTuple):
-    """Consecutive rows, inputs or experts of a weight that lie on one logical axis."""
-
-    axis: Literal["E", "F", "H", "K", "V"]  # a letter of `model.__init__`
-    length: int  # rows, inputs or experts: for heads, their number times the width of one
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """One tensor, or one per layer: a row of `declare`."""
-
-    name: str  # as in the file, without its `.weight`
-    shape: tuple[int, ...]  # (out, in), experts before
-    cut: Axis = ""  # the axis that devices share; "": each of them holds all of it. A bias states its matrix's
-    segments: tuple[Segment, ...] = ()  # what lies along that axis, in order
-    kind: Kind = "matrix"  # a matrix stays packed; biases, and vectors such as norms or sinks, become float32
-    per_layer: bool = True
-    optional: bool = False  # a file may lack it, then in all layers
-
-    def __post_init__(self):
-        if self.cut and not (self.is_vector and self.cut == "inputs"):
-            assert self.shape[self.position(self.cut)] == sum(segment.length for segment in self.segments), self
-
-    @property
-    def is_vector(self) -> bool:
-        """Whether it is kept as float32 rather than packed."""
-        return self.kind != "matrix"
-
-    def position(self, axis: Axis) -> int:
-        """Where in the shape `axis` is. The rows of a bias are its last axis, and it has no inputs."""
-        match axis:
-            case "experts":
-                return 0
-            case "rows":
-                return len(self.shape) - (1 if self.is_vector else 2)
-            case _:
-                return len(self.shape) - 1
-
-    def tensors(self, layers: int) -> list[str]:
-        """Full names in the file, one per layer or just one."""
-        suffix = "" if self.kind == "bias" else ".weight"
-        prefixes = [f"blk.{layer}." for layer in range(layers)] if self.per_layer else [""]
-        return [f"{prefix}{self.name}{suffix}" for prefix in prefixes]
-
-    def blocks_shape(self, qtype: str, layout: str = "ggml") -> tuple[int, ...]:
-        """(..., out, N, block_bytes) of one such matrix in format `qtype`, or the last three axes of another layout."""
-        fmt, (*lead, out, width) = FORMATS[qtype], self.shape
-        return (*lead, *layouts.blocks_shape(out, width // fmt.elements, fmt.bytes, layout, qtype))
-
 
 def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
-    """Every tensor a model may have. Optional ones are used when the file has them, in all layers or in none.
+    """Every tensor a model may have. Optional ones are used when the file has them, in all layers that have their part
+    or in none.
 
     A branch of a layer is opened by matrices that devices share by rows, and closed by one that they share by inputs.
     """
     arch = cfg.architecture
     D, V = cfg.embedding_length, cfg.vocab_size
     vocab = (Segment("V", V),)
-    matrices = [*_attention_matrices(cfg), *_ffn_matrices(cfg)]
-    biases = [
-        Weight(f"{m.name}.bias", m.shape[:-1], m.cut, m.segments, "bias", optional=m.name not in arch.biases)
-        for m in matrices
-        if m.name in arch.biases or m.name in arch.optional_biases
-    ]
     norms = [*(["attn_norm", arch.norms.before_ffn] if arch.norms.before else [])]
     norms += ["post_attention_norm", "post_ffw_norm"] if arch.norms.after else []
     rope = ("rope_factors_long", "rope_factors_short") if arch.rope.two_contexts else ("rope_freqs",)
     rotated = cfg.rope_dimension_count // 2
+    every = tuple(range(cfg.block_count))
     return (
-        Weight("token_embd", (V, D), "rows", vocab, per_layer=False),
-        *(Weight(name, (rotated,), kind="vector", per_layer=False, optional=True) for name in rope),
-        *(weight for name in norms for weight in _norm(arch, name, D)),
-        *_attention_vectors(cfg),
-        *matrices,
-        *biases,
-        *_norm(arch, "output_norm", D, per_layer=False),
-        Weight("output", (V, D), "rows", vocab, per_layer=False, optional=True),  # absent: the head is token_embd
+        Weight("token_embd", (V, D), "rows", vocab),
+        *(Weight(name, (rotated,), kind="vector", optional=True) for name in rope),
+        *(dataclasses.replace(w, part=LAYER, layers=every) for name in norms for w in _norm(arch, name, D)),
+        *(weight for part, layers in _parts(cfg).items() for weight in _of_part(cfg, part, tuple(layers))),
+        *_norm(arch, arch.norms.last, D),
+        Weight("output", (V, D), "rows", vocab, optional=True),  # absent: the head is token_embd
     )
 
 
-def _head_segments(cfg: ModelConfig) -> tuple[Segment, Segment]:
-    """The query heads' rows and the kv heads'."""
-    return Segment("H", cfg.head_count * cfg.key_length), Segment("K", cfg.head_count_kv * cfg.key_length)
+def _parts(cfg: ModelConfig) -> dict[Part, list[int]]:
+    """Each part of the model -> the layers that have it."""
+    found: dict[Part, list[int]] = {}
+    for number, layer in enumerate(cfg.layers):
+        for part in layer.parts:
+            found.setdefault(part, []).append(number)
+    return found
 
 
-def _attention_matrices(cfg: ModelConfig) -> list[Weight]:
-    D = cfg.embedding_length
-    heads, kv_heads = _head_segments(cfg)
-    Q, KV = heads.length, kv_heads.length
-    closing = Weight("attn_output", (D, Q), "inputs", (heads,))
-    if cfg.architecture.attention.fused:
-        return [Weight("attn_qkv", (Q + 2 * KV, D), "rows", (heads, kv_heads, kv_heads)), closing]
-    return [
-        Weight("attn_q", (Q, D), "rows", (heads,)),
-        Weight("attn_k", (KV, D), "rows", (kv_heads,)),
-        Weight("attn_v", (KV, D), "rows", (kv_heads,)),
-        closing,
-    ]
+def _of_part(cfg: ModelConfig, part: Part, layers: tuple[int, ...]) -> Iterator[Weight]:
+    """The tensors of a part, and the biases that the family's matrices have."""
+    arch = cfg.architecture
+    for weight in part.weights(cfg):
+        yield (declared := dataclasses.replace(weight, part=part.name, layers=layers))
+        if weight.kind == "matrix" and weight.name in (*arch.biases, *arch.optional_biases):
+            optional = weight.name not in arch.biases
+            changes = {"name": f"{weight.name}.bias", "shape": weight.shape[:-1], "kind": "bias", "optional": optional}
+            yield dataclasses.replace(declared, **changes)
 
 
-def _attention_vectors(cfg: ModelConfig) -> list[Weight]:
-    arch, vectors = cfg.architecture, []
-    heads, kv_heads = _head_segments(cfg)
-    if arch.attention.qk_norm == "head":
-        vectors += [Weight(name, (cfg.key_length,), kind="vector") for name in ("attn_q_norm", "attn_k_norm")]
-    elif arch.attention.qk_norm == "whole":
-        vectors.append(Weight("attn_q_norm", (heads.length,), "rows", (heads,), "vector"))
-        vectors.append(Weight("attn_k_norm", (kv_heads.length,), "rows", (kv_heads,), "vector"))
-    if arch.attention.sinks:
-        vectors.append(Weight("attn_sinks", (cfg.head_count,), "rows", (Segment("H", cfg.head_count),), "vector"))
-    return vectors
-
-
-def _ffn_matrices(cfg: ModelConfig) -> list[Weight]:
-    arch, D, F, E = cfg.architecture, cfg.embedding_length, cfg.feed_forward_length, cfg.expert_count
-    if E:
-        X, experts = cfg.expert_feed_forward_length, (Segment("E", E),)
-        return [
-            Weight("ffn_gate_inp", (E, D)),
-            Weight("ffn_gate_exps", (E, X, D), "experts", experts),
-            Weight("ffn_up_exps", (E, X, D), "experts", experts),
-            Weight("ffn_down_exps", (E, D, X), "experts", experts),
-        ]
-    features = Segment("F", F)
-    closing = Weight("ffn_down", (D, F), "inputs", (features,))
-    up = Weight("ffn_up", (F, D), "rows", (features,))
-    if arch.ffn.fused:
-        return [Weight("ffn_up", (2 * F, D), "rows", (features, features)), closing]
-    if arch.ffn.kind == "gelu":
-        return [up, closing]
-    return [Weight("ffn_gate", (F, D), "rows", (features,)), up, closing]
-
-
-def _norm(arch: Architecture, name: str, width: int, per_layer: bool = True) -> list[Weight]:
+def _norm(arch: Architecture, name: str, width: int) -> list[Weight]:
     """A norm's weights, and its biases where the family's norm has them."""
-    weights = Weight(name, (width,), kind="vector", per_layer=per_layer)
+    weights = Weight(name, (width,), kind="vector")
     if arch.norms.kind != "layer":
         return [weights]
-    return [weights, Weight(f"{name}.bias", (width,), kind="bias", per_layer=per_layer)]
+    return [weights, Weight(f"{name}.bias", (width,), kind="bias")]
 
 
 def ignored_tensors(cfg: ModelConfig) -> frozenset[str]:
@@ -186,7 +94,7 @@ def used_weights(cfg: ModelConfig, formats: Mapping[str, str]) -> tuple[Weight, 
     """
     used, known = [], set(ignored_tensors(cfg))
     for weight in declare(cfg):
-        names = weight.tensors(cfg.block_count)
+        names = weight.tensors
         missing = [name for name in names if name not in formats]
         if missing and not (weight.optional and len(missing) == len(names)):
             raise GGUFError(f"tensor '{missing[0]}' is missing")
@@ -207,7 +115,7 @@ def check(file: GGUFFile, cfg: ModelConfig) -> tuple[Weight, ...]:
     with naming(file.path):
         used = used_weights(cfg, formats(file))
         for weight in used:
-            for info in (file.tensors[name] for name in weight.tensors(cfg.block_count)):
+            for info in (file.tensors[name] for name in weight.tensors):
                 if info.shape != weight.shape:
                     raise GGUFError(f"tensor '{info.name}' has shape {info.shape}, {weight.shape} is needed")
                 if weight.is_vector and info.format.name not in VECTOR_FORMATS:

@@ -20,7 +20,8 @@ from packlight.common.text import shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo, read_into, read_part, read_tensor
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Cut, Split, cut
-from packlight.model.spec.weights import Axis, Weight, check, group_by_format
+from packlight.model.spec.weight import Axis, Weight
+from packlight.model.spec.weights import check, group_by_format
 from packlight.quant.formats.scales import nonfinite_block
 from packlight.quant.kernels import native_build
 from packlight.quant.layouts import LANES, pack
@@ -92,7 +93,7 @@ def read_weights(
     """
     weights, jobs = [], []
     for weight in check(file, cfg):
-        infos = [file.tensors[name] for name in weight.tensors(cfg.block_count)]
+        infos = [file.tensors[name] for name in weight.tensors]
         cuts = {device: cut(cfg, split, weight, device) for device in devices}
         if not next(iter(cuts.values())).axis:
             cuts = {0: Cut()}

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, cut
-from packlight.model.spec.weights import Axis, Weight, group_by_format, used_weights
+from packlight.model.spec.weight import Axis, Weight
+from packlight.model.spec.weights import group_by_format, used_weights
 from packlight.model.weights.load import GGML, HostWeight
 from packlight.model.weights.placement import Placement, cut_along
 from packlight.model.weights.stack import Stack
@@ -32,7 +33,8 @@ def abstract(
 ) -> Params:
     """The parameter tree with `jax.ShapeDtypeStruct` leaves, for a file whose tensors have `formats`.
 
-    Matrices are QTensors (per-layer ones a Stack of them, under "blk"), vectors float32 (per-layer ones `(L, n)`).
+    Matrices are QTensors, vectors float32. What layers have is under "blk" and the name of its part: a Stack of
+    QTensors, vectors `(L, n)`, for the L layers that have the part.
     layouts: of the tensors that are not kept in ggml's (`compile.kernels.KernelPlan`).
     placement: the leaves say how they lie on its devices. Their shapes are of all devices' parts together, padding
         included; a QTensor's `rows` and `width` are one part's, as traced code sees it.
@@ -41,12 +43,16 @@ def abstract(
     tree: Params = {"blk": {}}
     split = WHOLE if placement is None else placement.split
     for weight in used_weights(cfg, formats):
-        names = weight.tensors(cfg.block_count)
+        names = weight.tensors
         qtypes, kept = [formats[name] for name in names], [layouts.get(name, "ggml") for name in names]
         join = functools.partial(_join_shapes, placement, weight, cut(cfg, split, weight, 0).axis)
-        target = tree["blk"] if weight.per_layer else tree
-        target[weight.name] = _abstract_weight(split.part(cfg, weight), qtypes, kept, join)
+        _branch(tree, weight)[weight.name] = _abstract_weight(split.part(cfg, weight), qtypes, kept, join)
     return tree
+
+
+def _branch(tree: Params, weight: Weight) -> Params:
+    """Where in the tree a weight is."""
+    return tree["blk"].setdefault(weight.part, {}) if weight.per_layer else tree
 
 
 def _abstract_weight(part: Weight, qtypes: list[str], kept: list[str], join: Callable[..., Any]) -> Any:
@@ -98,7 +104,7 @@ def place(weights: list[HostWeight], placement: Placement) -> Params:
     weights.reverse()
     while weights:
         host = weights.pop()
-        target = tree["blk"] if host.weight.per_layer else tree
+        target = _branch(tree, host.weight)
         arrays = [_join_parts(host, group, placement) for group in range(len(host.layouts))]
         if host.weight.is_vector:
             target[host.weight.name] = arrays[0]

@@ -291,8 +291,7 @@ def test_long_runs_are_flat(llm, monkeypatch):
     after = resident()
     assert sum(llm.engine.steps_run.values()) - steps >= 1000
     assert compiled.count == 0
-    assert cache.k.is_deleted()  # donated
-    assert cache.v.is_deleted()
+    assert all(x.is_deleted() for x in jax.tree.leaves(cache))  # donated
     assert after[1] == before[1]
     assert after[0] - before[0] < 8e6
 
@@ -341,9 +340,9 @@ def test_what_is_not_finite_in_a_slot_harms_nobody_else(path, tmp_path_factory, 
     """Values behind a prompt's end, left by an earlier request or by padding, count as nothing even when infinite."""
     llm = packlight.load(path, config)
     expected = llm.generate([5, 6, 7], max_tokens=4, temperature=0).token_ids
-    poison = jax.tree.map(lambda x: np.full(x.shape, np.inf, x.dtype), (llm.engine._cache.k, llm.engine._cache.v))
-    k, v = (jax.device_put(x, llm.device, may_alias=False) for x in poison)
-    llm.engine._cache = dataclasses.replace(llm.engine._cache, k=k, v=v)
+    poison = jax.tree.map(lambda x: np.full(x.shape, np.inf, x.dtype), llm.engine._cache.state)
+    state = jax.tree.map(lambda x: jax.device_put(x, llm.device, may_alias=False), poison)
+    llm.engine._cache = dataclasses.replace(llm.engine._cache, state=state)
     assert llm.generate([5, 6, 7], max_tokens=4, temperature=0).token_ids == expected
 
 

@@ -93,7 +93,7 @@ def test_weights_are_loaded_in_the_layout_the_kernels_read(tmp_path, monkeypatch
                 for one, want in zip(packed, ggml, strict=True):
                     assert one.shape[0] == -(-rows // LANES[name])
                     assert (unpack(one, qtype, at, rows) == want).all()
-            tree = shapes["blk"] if host.weight.per_layer else shapes
+            tree = shapes["blk"][host.weight.part] if host.weight.per_layer else shapes
             if not host.weight.is_vector:
                 leaf = tree[host.weight.name]
                 groups = leaf.groups if host.weight.per_layer else (leaf,)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from packlight.model.network.mixers.attention import Cache, Rows, Scores, attention
+from packlight.model.network.mixers.attention import KV, Rows, Scores, attention
 from packlight.quant.layouts import SUPERBLOCKS
 from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import QTensor, unpack
@@ -73,7 +73,7 @@ def attend(width: int, group: int, dtype: Any, scores: Scores, tokens: int, star
 
     def run(kernel: str) -> np.ndarray:
         def layer(q, k, v):
-            return attention(q, Cache(k, v, begins), jnp.int32(1), where, SPAN, kernel, scores)
+            return attention(q, KV(k, v), jnp.int32(1), where, SPAN, kernel, scores)
 
         return np.asarray(jax.jit(layer)(q, k, v), np.float64)
 
@@ -109,13 +109,13 @@ def products() -> list[Job]:
 
 def attentions() -> list[Job]:
     """The widths of heads that the kernel knows, with and without what families do to scores."""
-    plain, hot = Scores(), Scores(jnp.int32(100), 5.0, jnp.zeros(4))
+    plain, hot = Scores(), Scores(100, 5.0, jnp.zeros(4))
     cases = [
         (128, 4, jnp.bfloat16, plain, 512, 0),
         (64, 8, jnp.bfloat16, plain, 77, 300),
         (128, 7, jnp.float16, plain, 33, 64),
         (64, 2, jnp.bfloat16, hot, 130, 150),
-        (192, 1, jnp.float16, Scores(window=jnp.int32(70)), 90, 100),
+        (192, 1, jnp.float16, Scores(window=70), 90, 100),
         (256, 2, jnp.bfloat16, hot, 64, 200),
         (128, 4, jnp.bfloat16, plain, 1, 700),
     ]

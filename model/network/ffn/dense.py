@@ -4,23 +4,24 @@ import jax
 import jax.numpy as jnp
 
 from packlight.model.network.products import closing, linear, linears
-from packlight.model.network.state import Numerics
-from packlight.model.spec.config import ModelConfig
+from packlight.model.network.step import Step
+from packlight.model.spec.parts.dense import DensePart
 from packlight.model.weights.params import Params
 
 OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
 
 
-def feed_forward(cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics: Numerics) -> jax.Array:
-    """(B, T, D), normed -> (B, T, D)."""
-    kind = cfg.architecture.ffn.kind
-    if cfg.architecture.ffn.fused:
-        gate, up = jnp.split(linear(h, blk, "ffn_up", index, numerics), 2, axis=-1)
-    elif kind == "gelu":
-        gate = up = linear(h, blk, "ffn_up", index, numerics)
+def feed_forward(step: Step, part: DensePart, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:
+    """(B, T, D), normed -> (B, T, D). index: of the layer among those that have the part."""
+    family, numerics = step.cfg.architecture.ffn, step.numerics
+    if family.fused:
+        gate, up = jnp.split(linear(h, weights, "ffn_up", index, numerics), 2, axis=-1)
+    elif family.kind == "gelu":
+        gate = up = linear(h, weights, "ffn_up", index, numerics)
     else:
-        gate, up = linears(h, blk, ("ffn_gate", "ffn_up"), index, numerics)
-    return closing(cfg, activate(kind, gate, up), blk, "ffn_down", index, numerics)
+        gate, up = linears(h, weights, ("ffn_gate", "ffn_up"), index, numerics)
+    hidden = activate(family.kind, gate, up)
+    return closing(step, hidden, weights, "ffn_down", index, "F", step.cfg.feed_forward_length)
 
 
 def activate(kind: str, gate: jax.Array, up: jax.Array) -> jax.Array:

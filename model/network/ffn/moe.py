@@ -13,31 +13,46 @@ from jax import lax
 from packlight.model.network.collectives import summed, tensor_number
 from packlight.model.network.ffn.dense import activate
 from packlight.model.network.products import linear
-from packlight.model.network.state import Numerics
+from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.model.weights.stack import stacked_matmul, stacked_matmul_many
 
+LEAST_SUM = (
+    2.0**-14
+)  # of the chosen experts' scores, as far as it divides them: the least normal float16, as in llama.cpp
 
-def feed_forward(cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics: Numerics) -> jax.Array:
-    """(B, T, D), normed -> (B, T, D). The router is multiplied in float32, so that no rounding changes the choice."""
-    router = linear(h, blk, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
+
+def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:
+    """(B, T, D), normed -> (B, T, D). index: of the layer among those that have the part.
+
+    The router is multiplied in float32, so that no rounding changes the choice.
+    """
+    numerics = step.numerics
+    router = linear(h, weights, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
     flat = h.reshape(-1, h.shape[-1]).astype(numerics.dtype)
-    y = moe(cfg, flat, router.reshape(flat.shape[0], -1), blk, index, numerics.paths, numerics.split)
+    y = moe(step.cfg, flat, router.reshape(flat.shape[0], -1), weights, index, numerics.paths, numerics.split)
     return y.reshape(h.shape)
 
 
-def route(router: jax.Array, used: int, kind: str) -> tuple[jax.Array, jax.Array]:
+def route(router: jax.Array, used: int, kind: str, bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X), which sum to 1.
 
-    kind: softmax over "all" experts, then the chosen ones' share, or over the "chosen" ones alone.
+    kind: softmax over the "chosen" experts alone, or "softmax" over all or "sigmoid" of each, of which the chosen ones
+    take their share. bias: float32 (E,), added for the choice alone.
     """
     if kind == "chosen":
         chosen, experts = lax.top_k(router, used)
         return experts, jax.nn.softmax(chosen, axis=-1)
-    chosen, experts = lax.top_k(jax.nn.softmax(router, axis=-1), used)
-    return experts, chosen / chosen.sum(-1, keepdims=True)
+    scores = jax.nn.softmax(router, axis=-1) if kind == "softmax" else jax.nn.sigmoid(router)
+    if bias is None:
+        chosen, experts = lax.top_k(scores, used)
+    else:
+        _, experts = lax.top_k(scores + bias[None, :], used)
+        chosen = jnp.take_along_axis(scores, experts, axis=-1)
+    return experts, chosen / jnp.maximum(chosen.sum(-1, keepdims=True), LEAST_SUM)
 
 
 def moe(
@@ -56,7 +71,8 @@ def moe(
     its rows fill tiles, and one that nobody chose not at all.
     """
     M, D = x.shape
-    experts, weights = route(router, cfg.expert_used_count, cfg.architecture.ffn.router)
+    bias = blk.get("exp_probs_b.bias")
+    experts, weights = route(router, cfg.expert_used_count, cfg.routing, None if bias is None else bias[index])
     pairs = M * cfg.expert_used_count
     held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
     flat = experts.reshape(-1) - tensor_number(split) * held

@@ -14,9 +14,10 @@ import pytest
 
 from packlight.compile.targets import targets
 from packlight.model.network.mixers.attention import attention
-from packlight.model.network.mixers.attention.cache import write_cache
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
-from packlight.model.network.state import Cache, Rows
+from packlight.model.network.mixers.attention.write import write
+from packlight.model.network.state import Rows
+from packlight.model.spec.parts.attention import KV
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.layouts import SUPERBLOCKS, blocks_shape
 from packlight.quant.matmul import matmul
@@ -122,8 +123,8 @@ def attended(target: str, width=128, group=4, dtype=jnp.bfloat16, kind="plain", 
 
     special = {
         "plain": PLAIN,
-        "window": Scores(window=jnp.int32(100)),
-        "all": Scores(jnp.int32(100), 5.0, jnp.zeros(KV_HEADS * group)),
+        "window": Scores(window=100),
+        "all": Scores(100, 5.0, jnp.zeros(KV_HEADS * group)),
     }[kind]
     kernel = "mosaic" if target.startswith("cuda") else "tiled"
 
@@ -131,11 +132,11 @@ def attended(target: str, width=128, group=4, dtype=jnp.bfloat16, kind="plain", 
         rows = Rows(jnp.int32(1), start, end, start >= 0)
 
         def layer(i, carry):
-            q, cache = carry
-            cache = write_cache(cache, i, new + q[:, :, :KV_HEADS], new, rows)
-            return attention(q, cache, i, rows, SPAN, kernel, special).reshape(q.shape), cache
+            q, state = carry
+            state = write(state, i, new + q[:, :, :KV_HEADS], new, rows)
+            return attention(q, state, i, rows, SPAN, kernel, special).reshape(q.shape), state
 
-        return jax.lax.fori_loop(0, DEEP, layer, (q, Cache(k, v, start)))
+        return jax.lax.fori_loop(0, DEEP, layer, (q, KV(k, v)))
 
     cache = spec((DEEP, 8, KV_HEADS, SPAN, width), dtype)
     q, new = (spec((batch, tokens, n, width), jnp.float32) for n in (KV_HEADS * group, KV_HEADS))

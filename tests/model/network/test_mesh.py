@@ -22,8 +22,9 @@ from packlight.compile import aot
 from packlight.compile.config import MeshShape
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.sharding import Cut, Piece, Split, cut, make_split
-from packlight.model.spec.weights import Segment, Weight, check, formats
+from packlight.model.spec.sharding import Branch, Cut, Piece, Split, cut, make_split
+from packlight.model.spec.weight import Segment, Weight
+from packlight.model.spec.weights import check, formats
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import abstract, place
 from packlight.model.weights.placement import Placement
@@ -66,12 +67,13 @@ def test_a_mesh_says_what_one_device_says(divided, alone, data, tensor, kernels)
     llm = on(divided, data, tensor, cpu_kernels=kernels)
     expected, ids = alone[kernels]
     assert np.abs(llm.logits(IDS) - expected).max() <= 1e-4 * expected.std()
-    before = llm.engine._cache.k.sharding
+    before = llm.engine._cache.state["attention"].k.sharding
     several = llm.generate([IDS, IDS[:9], IDS], max_tokens=6, temperature=0)
     assert several[0].token_ids == several[2].token_ids == ids
     cache = llm.engine._cache
-    assert cache.k.sharding == cache.v.sharding == before
-    assert before.shard_shape(cache.k.shape)[1:3] == (4 // data, 8 // tensor)
+    k, v = cache.state["attention"]
+    assert k.sharding == v.sharding == before
+    assert before.shard_shape(k.shape)[1:3] == (4 // data, 8 // tensor)
     assert cache.length.sharding.is_equivalent_to(llm.placement.sharding(jax.sharding.PartitionSpec("data")), 1)
 
 
@@ -112,16 +114,20 @@ def split_of(path, tensor):
     return file, cfg, used, make_split(cfg, used, formats(file), 1, tensor)
 
 
+def split(tensor, heads, attention, ffn):
+    return Split(1, tensor, heads, (Branch("H", "attn_output", *attention), Branch("F", "ffn_down", *ffn)))
+
+
 def test_what_does_not_divide_is_gathered_or_padded(tmp_path):
     """One block a row: nothing can be cut along inputs. TinyLlama's 22 blocks: 24 on 8 devices. 3 kv heads: all."""
     shape = {"layers": 1, "embed": 256, "heads": 8, "vocab": 300, "formats": {"default": "Q4_K"}}
     one_block = write_llama(tmp_path / "one.gguf", kv_heads=4, ffn=256, **shape)
-    assert split_of(one_block, 8)[-1] == Split(1, 8, True, "rows", "rows", 32)
+    assert split_of(one_block, 8)[-1] == split(8, True, ("rows", 32), ("rows", 32))
     tiny = write_llama(tmp_path / "tiny.gguf", kv_heads=4, head_dim=256, ffn=5632, **shape)
-    assert split_of(tiny, 8)[-1] == Split(1, 8, True, "inputs", "inputs", 3 * 256)
-    assert split_of(tiny, 2)[-1] == Split(1, 2, True, "inputs", "inputs", 11 * 256)
+    assert split_of(tiny, 8)[-1] == split(8, True, ("inputs", 256), ("inputs", 3 * 256))
+    assert split_of(tiny, 2)[-1] == split(2, True, ("inputs", 4 * 256), ("inputs", 11 * 256))
     odd = write_llama(tmp_path / "odd.gguf", kv_heads=3, ffn=1024, **(shape | {"heads": 6, "head_dim": 128}))
-    assert split_of(odd, 4)[-1] == Split(1, 4, False, "rows", "inputs", 256)
+    assert split_of(odd, 4)[-1] == split(4, False, ("rows", 6 * 128), ("inputs", 256))
 
 
 def test_a_weight_is_cut_as_its_row_says(divided):
@@ -251,7 +257,7 @@ def test_two_collectives_a_layer_and_an_eighth_of_the_weights(divided):
     for x in norms:
         assert x.sharding.shard_shape(x.shape) == x.shape
     assert sum(x.size for x in packed) == sum(i.nbytes for i in prepared.file.tensors.values() if len(i.shape) > 1)
-    held = sum(x.size for x in packed) // 8 + sum(x.size * 4 for x in norms) + 2 * steps.cache().k.size * 4 // 8
+    held = sum(x.size for x in packed) // 8 + sum(x.size * 4 for x in norms) + steps.cache_shape.device_bytes
     assert 0 <= built.argument_bytes - held < 300_000  # tokens, and tables of sampling
 
 

@@ -8,10 +8,10 @@ from test_native_attention import SPAN, assert_near, case, oracle
 from packlight.model.network.mixers.attention import attention, mosaic
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
-from packlight.model.network.state import Cache, Rows
+from packlight.model.network.state import Rows
+from packlight.model.spec.parts.attention import KV
 from packlight.quant.kernels import native_build
 
-NO_WINDOW = jnp.int32(np.iinfo(np.int32).max)  # of the layers that see everything, where others slide
 ROUNDING = {jnp.bfloat16: 2.0**-8, np.float16: 2.0**-11}  # to nearest, of 8 and 11 significant bits
 # (B, T, K, G, C), starts, padding at the end, dtype of the cache, scores: blocks of rows that are ragged, that are all
 # padding, whose groups straddle them; tiles that are seen whole, in part, by some rows only
@@ -19,10 +19,9 @@ CASES = {
     "two rows": ((2, 33, 2, 4, 64), (0, 100), 3, jnp.bfloat16, PLAIN),
     "far along": ((1, 70, 1, 1, 128), (300,), 0, np.float16, PLAIN),
     "to the end of a tile": ((1, 64, 1, 8, 64), (64,), 0, jnp.bfloat16, PLAIN),
-    "window": ((1, 40, 1, 8, 64), (150,), 30, jnp.bfloat16, Scores(window=jnp.int32(70))),
-    "no window": ((1, 9, 1, 3, 192), (130,), 0, np.float16, Scores(window=NO_WINDOW)),
-    "softcap": ((1, 20, 1, 3, 256), (50,), 0, jnp.bfloat16, Scores(window=NO_WINDOW, softcap=5.0)),
-    "sinks": ((1, 30, 2, 5, 64), (20,), 1, np.float16, Scores(window=jnp.int32(7), sinks=jnp.linspace(-2, 3, 10))),
+    "window": ((1, 40, 1, 8, 64), (150,), 30, jnp.bfloat16, Scores(window=70)),
+    "softcap": ((1, 20, 1, 3, 256), (50,), 0, jnp.bfloat16, Scores(softcap=5.0)),
+    "sinks": ((1, 30, 2, 5, 64), (20,), 1, np.float16, Scores(window=7, sinks=jnp.linspace(-2, 3, 10))),
 }
 
 
@@ -34,7 +33,7 @@ def interpreter():
 
 def run(function, q, k, v, index, slot, start, end, special, **how):
     rows = Rows(jnp.int32(slot), jnp.asarray(start), jnp.asarray(end), jnp.ones(q.shape[0], jnp.bool_))
-    cache = Cache(jnp.asarray(k), jnp.asarray(v), jnp.asarray(start))
+    cache = KV(jnp.asarray(k), jnp.asarray(v))
     return np.asarray(function(jnp.asarray(q), cache, jnp.int32(index), rows, SPAN, special, **how))
 
 
@@ -87,7 +86,7 @@ def test_scores_are_plain_by_what_they_hold():
     """`native` takes any plain scores, not only the ones that a default gives."""
     assert Scores().plain
     assert Scores(softcap=0.0).plain
-    for special in (Scores(window=jnp.int32(7)), Scores(softcap=5.0), Scores(sinks=jnp.zeros(2))):
+    for special in (Scores(window=7), Scores(softcap=5.0), Scores(sinks=jnp.zeros(2))):
         assert not special.plain
     q, *rest = case((1, 2, 1, 2, 64))
     try:
@@ -103,7 +102,7 @@ def test_scores_are_plain_by_what_they_hold():
 
 def test_no_kernel_stands_in_for_another():
     q, k, v, index, slot, start, end = case((1, 2, 1, 2, 64))
-    cache, rows = Cache(k, v, start), Rows(slot, start, end, np.ones(1, np.bool_))
+    cache, rows = KV(k, v), Rows(slot, start, end, np.ones(1, np.bool_))
     for kernel, special in (("native", Scores(softcap=5.0)), ("mosaic_gpu", PLAIN)):
         with pytest.raises(ValueError, match=f"attention '{kernel}'"):
             attention(jnp.asarray(q), cache, index, rows, SPAN, kernel, special)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from at_once import assert_eight_devices_finish
 
-from packlight.model.network.mixers.attention.cache import write_cache
 from packlight.model.network.mixers.attention.native import PART, native_attention
 from packlight.model.network.mixers.attention.scores import PLAIN
 from packlight.model.network.mixers.attention.tiled import tiled_attention
-from packlight.model.network.state import Cache, Rows
+from packlight.model.network.mixers.attention.write import write
+from packlight.model.network.state import Rows
+from packlight.model.spec.parts.attention import KV
 from packlight.quant.kernels import native_build
 from packlight.quant.kernels.native_ops import ISAS, has
 
@@ -49,13 +50,13 @@ def compiler():
 @functools.partial(jax.jit, static_argnames=("span", "threads", "isa"))
 def native(q, k, v, index, slot, start, end, span=SPAN, threads=0, isa="best"):
     rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
-    return native_attention(q, Cache(k, v, jnp.zeros_like(start)), index, rows, span, threads=threads, isa=isa)
+    return native_attention(q, KV(k, v), index, rows, span, threads=threads, isa=isa)
 
 
 @functools.partial(jax.jit, static_argnames=("span",))
 def tiled(q, k, v, index, slot, start, end, span=SPAN):
     rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
-    return tiled_attention(q, Cache(k, v, jnp.zeros_like(start)), index, rows, span)
+    return tiled_attention(q, KV(k, v), index, rows, span)
 
 
 def isas() -> list[str]:
@@ -242,11 +243,11 @@ def test_layers_in_a_loop_copy_no_cache(batch, tokens):
         rows = Rows(jnp.int32(0), start, start + T, start > 0)
 
         def layer(i, carry):
-            q, cache = carry
-            cache = write_cache(cache, i, new + q[:, :, :K], new, rows)
-            return native_attention(q, cache, i, rows, S).reshape(q.shape), cache
+            q, state = carry
+            state = write(state, i, new + q[:, :, :K], new, rows)
+            return native_attention(q, state, i, rows, S).reshape(q.shape), state
 
-        return jax.lax.fori_loop(0, 6, layer, (q, Cache(k, v, start)))
+        return jax.lax.fori_loop(0, 6, layer, (q, KV(k, v)))
 
     memory = jax.jit(step, donate_argnums=(0, 1)).lower(k, k, q, new, ints).compile().memory_analysis()
     parts = B * K * (S // PART) * (T * G + 8) * (C + 16) * 4

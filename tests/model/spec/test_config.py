@@ -11,8 +11,10 @@ from packlight.compile.kernels import product_paths
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.network.forward import layers
 from packlight.model.network.rope import inverse_frequencies, magnitude
-from packlight.model.network.state import Cache, Numerics, Rows
+from packlight.model.network.state import Numerics, Rows
+from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig, RopeScaling
+from packlight.model.spec.parts.attention import KV
 from packlight.model.spec.weights import declare
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import place
@@ -179,12 +181,12 @@ def hidden(path, **changes):
     params = place(read_weights(file, cfg), Placement.on(jax.devices("cpu")))
     rows = Rows(jnp.int32(0), jnp.zeros(1, jnp.int32), jnp.full(1, 3, jnp.int32), jnp.ones(1, bool))
     empty = jnp.zeros((cfg.block_count, 1, cfg.head_count_kv, 128, cfg.key_length), jnp.float32)
-    cache = Cache(empty, empty, jnp.zeros(1, jnp.int32))
+    state = {"attention": KV(empty, empty)}
     x = jax.random.normal(jax.random.key(0), (1, 3, cfg.embedding_length), jnp.float32)
 
     def run(params, x):
         numerics = Numerics(product_paths("reference"), jnp.dtype("float32"), 128, 128)
-        return layers(cfg, params, x, cache, rows, numerics)[0]
+        return layers(Step.of(cfg, numerics, params, rows, 3), params, x, state)[0]
 
     quick = {"xla_backend_optimization_level": 0}  # half the seconds of compilation, and five configs to compile
     return np.asarray(jax.jit(run, compiler_options=quick)(params, x))

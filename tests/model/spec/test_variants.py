@@ -26,8 +26,9 @@ def config(name, without=(), **changes):
 
 def turned(cfg, layer):
     """Queries of one layer, rotated."""
+    (mixer,) = cfg.layers[layer].mixers
     x = np.random.default_rng(0).normal(size=(1, len(POSITIONS), 1, cfg.key_length)).astype(np.float32)
-    return np.asarray(Turns(cfg, jnp.asarray([POSITIONS], jnp.int32), None).rotate(jnp.asarray(x), jnp.int32(layer)))
+    return np.asarray(Turns(cfg, jnp.asarray([POSITIONS], jnp.int32), None).rotate(jnp.asarray(x), mixer.window > 0))
 
 
 def pattern(name, value, **changes):

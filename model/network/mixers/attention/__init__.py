@@ -1,4 +1,4 @@
-"""Attention over the KV cache: the part of a layer, and the choice among its kernels. Knows no executables.
+"""Attention over cached keys and values: the mixer, and the choice among its kernels. Knows no executables.
 
 q is (B, T, H, C); row b's tokens are at positions `start[b] ..` of cache slot `slot + b`, and each sees the cache up to
 itself. No kernel copies the cache or repeats it for grouped heads, and but for `whole` their cost grows with the
@@ -9,58 +9,61 @@ import jax
 import jax.numpy as jnp
 
 from packlight.model.network.collectives import gathered
-from packlight.model.network.mixers.attention.cache import write_cache
 from packlight.model.network.mixers.attention.native import native_attention
 from packlight.model.network.mixers.attention.scores import Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.mixers.attention.whole import whole_attention
+from packlight.model.network.mixers.attention.write import write
 from packlight.model.network.norms import norm
 from packlight.model.network.products import closing, linears
-from packlight.model.network.rope import Turns
-from packlight.model.network.state import Cache, Numerics, Rows
+from packlight.model.network.state import Rows
+from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.parts.attention import KV, AttentionPart
 from packlight.model.spec.sharding import WHOLE
 from packlight.model.weights.params import Params
 
 
 def mix(
-    cfg: ModelConfig,
-    blk: Params,
-    index: jax.Array,  # int32 (), the layer
+    step: Step,
+    part: AttentionPart,
+    weights: Params,
+    index: jax.Array,  # int32 (), of the layer among those that have the part
+    state: KV,
     h: jax.Array,  # float32 (B, T, D), normed
-    cache: Cache,
-    rows: Rows,
-    turns: Turns,
-    numerics: Numerics,
-) -> tuple[jax.Array, Cache]:  # float32 (B, T, D)
-    """What attention adds to a layer's input, and the cache with this step's keys and values."""
-    q, k, v = project(cfg, h, blk, index, numerics)
-    q, k = turns.sharpen(turns.rotate(q, index)), turns.rotate(k, index)
-    cache = write_cache(cache, index, k, v, rows)
-    scores = Scores.of(cfg, blk, index)
-    mixed = attention(scaled(cfg, q), cache, index, rows, numerics.span, numerics.kernel, scores)
-    return closing(cfg, mixed, blk, "attn_output", index, numerics), cache
+) -> tuple[jax.Array, KV]:  # float32 (B, T, D)
+    """What attention adds to a layer's input, and the state with this step's keys and values."""
+    q, k, v = project(step, part, weights, index, h)
+    turns, slides = step.turns, part.window > 0
+    q, k = turns.sharpen(turns.rotate(q, slides)), turns.rotate(k, slides)
+    state = write(state, index, k, v, step.rows, part.window)
+    scores = Scores.of(step.cfg, part, weights, index)
+    numerics = step.numerics
+    mixed = attention(scaled(step.cfg, q), state, index, step.rows, numerics.span, numerics.kernel, scores)
+    width = mixed.shape[-1] * (numerics.split.tensor if numerics.split.heads else 1)
+    return closing(step, mixed, weights, "attn_output", index, "H", width), state
 
 
 def project(
-    cfg: ModelConfig, h: jax.Array, blk: Params, index: jax.Array, numerics: Numerics
+    step: Step, part: AttentionPart, weights: Params, index: jax.Array, h: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q (B, T, H, C), k and v (B, T, K, C) of normed inputs (B, T, D), before rotation."""
-    heads, kv_heads, width = cfg.head_count, cfg.head_count_kv, cfg.key_length
-    names = ("attn_qkv",) if cfg.architecture.attention.fused else ("attn_q", "attn_k", "attn_v")
-    parts = linears(h, blk, names, index, numerics)
+    cfg, numerics, family = step.cfg, step.numerics, step.cfg.architecture.attention
+    heads, kv_heads, width = cfg.head_count, numerics.split.local_kv_heads(part.kv_heads), cfg.key_length
+    names = ("attn_qkv",) if family.fused else ("attn_q", "attn_k", "attn_v")
+    parts = linears(h, weights, names, index, numerics)
     if not numerics.split.heads:
-        widths = (heads + 2 * kv_heads,) if cfg.architecture.attention.fused else (heads, kv_heads, kv_heads)
+        widths = (heads + 2 * kv_heads,) if family.fused else (heads, kv_heads, kv_heads)
         parts = [gathered(x, n * width, numerics.split) for x, n in zip(parts, widths, strict=True)]
-    if cfg.architecture.attention.fused:
+    if family.fused:
         parts = jnp.split(parts[0], [heads * width, (heads + kv_heads) * width], axis=-1)
     q, k, v = parts
-    if cfg.architecture.attention.qk_norm == "whole":
+    if family.qk_norm == "whole":
         split = numerics.split if numerics.split.heads else WHOLE
-        q, k = norm(cfg, q, blk, "attn_q_norm", index, split), norm(cfg, k, blk, "attn_k_norm", index, split)
+        q, k = norm(cfg, q, weights, "attn_q_norm", index, split), norm(cfg, k, weights, "attn_k_norm", index, split)
     q, k, v = _heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads)
-    if cfg.architecture.attention.qk_norm == "head":
-        q, k = norm(cfg, q, blk, "attn_q_norm", index), norm(cfg, k, blk, "attn_k_norm", index)
+    if family.qk_norm == "head":
+        q, k = norm(cfg, q, weights, "attn_q_norm", index), norm(cfg, k, weights, "attn_k_norm", index)
     return q, k, v
 
 
@@ -71,7 +74,7 @@ def scaled(cfg: ModelConfig, q: jax.Array) -> jax.Array:
 
 def attention(
     q: jax.Array,  # float32 (B, T, H, C)
-    cache: Cache,
+    state: KV,
     index: jax.Array,
     rows: Rows,
     span: int,
@@ -87,15 +90,15 @@ def attention(
     """
     match kernel:
         case "tiled":
-            return tiled_attention(q, cache, index, rows, span, scores)
+            return tiled_attention(q, state, index, rows, span, scores)
         case "whole":
-            return whole_attention(q, cache, index, rows, span, scores)
+            return whole_attention(q, state, index, rows, span, scores)
         case "native" if scores.plain:
-            return native_attention(q, cache, index, rows, span)
+            return native_attention(q, state, index, rows, span)
         case "mosaic":
             from packlight.model.network.mixers.attention.mosaic import mosaic_attention  # here: only GPUs need Mosaic
 
-            return mosaic_attention(q, cache, index, rows, span, scores)
+            return mosaic_attention(q, state, index, rows, span, scores)
         case _:
             raise ValueError(f"attention {kernel!r} is unknown, or does not know windows, soft caps and sinks")
 

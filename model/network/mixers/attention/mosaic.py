@@ -17,8 +17,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.norms import softcap
-from packlight.model.network.state import Cache, Rows
+from packlight.model.network.state import Rows
 from packlight.model.spec.config import MOSAIC_CACHES, MOSAIC_WIDTHS
+from packlight.model.spec.parts.attention import KV
 
 ROWS = 64  # of a warpgroup's product
 TILE = 64  # cached positions; the buffers of heads of 128 then leave room for a second block, and each hides the other
@@ -33,7 +34,7 @@ _Sums = tuple[jax.Array, jax.Array, jax.Array]
 
 def mosaic_attention(
     q: jax.Array,  # float32 (B, T, H, C)
-    cache: Cache,
+    state: KV,
     index: jax.Array,
     rows: Rows,
     span: int,
@@ -46,7 +47,7 @@ def mosaic_attention(
 
     Raises ValueError for a width of heads or a cache that the kernel is not made for.
     """
-    (B, T, H, C), (L, slots, K, S, _), dtype = q.shape, cache.k.shape, cache.k.dtype
+    (B, T, H, C), (L, slots, K, S, _), dtype = q.shape, state.k.shape, state.k.dtype
     if C not in MOSAIC_WIDTHS or dtype.name not in MOSAIC_CACHES:
         raise ValueError(
             f"attention 'mosaic' takes heads of {MOSAIC_WIDTHS} in a cache of {MOSAIC_CACHES}, not {C} in {dtype}"
@@ -55,9 +56,9 @@ def mosaic_attention(
     padded = -(-T * group // ROWS) * ROWS
     q = (q * jnp.float32(C**-0.5)).astype(dtype).reshape(B, T, K, group, C).transpose(0, 2, 1, 3, 4)
     q = jnp.pad(q.reshape(B, K, T * group, C), ((0, 0), (0, 0), (0, padded - T * group), (0, 0)))
-    keys, values = (x.reshape(L * slots * K, S, C) for x in (cache.k, cache.v))
+    keys, values = (x.reshape(L * slots * K, S, C) for x in (state.k, state.v))
     first_head = (index * slots + rows.slot + jnp.arange(B, dtype=jnp.int32)) * K
-    window = jnp.int32(0) if special.window is None else special.window
+    window = jnp.int32(special.window or 0)
     place = jnp.stack([first_head, rows.start, jnp.minimum(rows.end, span), jnp.broadcast_to(window, (B,))], axis=1)
     sinks = None
     if special.sinks is not None:
@@ -144,7 +145,7 @@ def _attend_block(static: _Static, refs: _Refs) -> None:
     begin = (padded // ROWS - 1 - lax.axis_index("rows")) * ROWS  # the blocks that see most begin first
     block = _block_of(static, refs, b, head, begin)
     plgpu.copy_gmem_to_smem(refs.q.at[b, head, pl.ds(begin, ROWS)], refs.q_tile, refs.q_in)
-    _fetch(refs, block, block.first)
+    _fetch(static, refs, block, block.first)
     plgpu.barrier_wait(refs.q_in)
     laid = functools.partial(_laid, interpret=static.interpret)
     carry = (
@@ -167,12 +168,13 @@ def _block_of(static: _Static, refs: _Refs, b: Any, head: Any, begin: Any) -> _B
     return _Block(line, end, window, *tiles, last=jnp.minimum(start + lax.div(row, static.group), end - 1))
 
 
-def _fetch(refs: _Refs, block: _Block, i: Any) -> None:
+def _fetch(static: _Static, refs: _Refs, block: _Block, i: Any) -> None:
     """Begins to copy tile `i` of keys and values into its buffers, if a row sees it."""
 
     @pl.when(i < block.tiles)
     def _():
-        at, slot = (block.line, pl.ds(i * TILE, TILE)), lax.rem(i, STAGES)
+        place = lax.rem(i, refs.keys.shape[1] // TILE) if static.windowed else i
+        at, slot = (block.line, pl.ds(place * TILE, TILE)), lax.rem(i, STAGES)
         plgpu.copy_gmem_to_smem(refs.keys.at[at], refs.k_tiles.at[slot], refs.k_in.at[slot])
         plgpu.copy_gmem_to_smem(refs.values.at[at], refs.v_tiles.at[slot], refs.v_in.at[slot])
 
@@ -181,7 +183,7 @@ def _step(static: _Static, refs: _Refs, block: _Block, i: Any, carry: _Sums, *, 
     """Adds tile `i` to the running softmax. masked: some row sees it in part only."""
     top, total, mixed = carry
     slot = lax.rem(i, STAGES)
-    _fetch(refs, block, i + 1)
+    _fetch(static, refs, block, i + 1)
     plgpu.barrier_wait(refs.k_in.at[slot])
     scores = softcap(_scores(refs.q_tile, refs.k_tiles.at[slot], static.interpret), static.softcap)
     if masked:

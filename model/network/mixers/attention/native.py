@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from packlight.model.network.state import Cache, Rows
+from packlight.model.network.state import Rows
+from packlight.model.spec.parts.attention import KV
 from packlight.quant.kernels import native_ops
 
 BLOCK_ROWS = 64  # queries that share a pass over keys and values
@@ -13,7 +14,7 @@ MOST_PARTS = 32  # of a head: a longer span has longer parts, so that adding the
 
 
 def native_attention(
-    q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int, *, threads: int = 0, isa: str = "best"
+    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, *, threads: int = 0, isa: str = "best"
 ) -> jax.Array:
     """As `tiled.tiled_attention` with plain scores, on the whole cache and on XLA's own threads.
 
@@ -22,7 +23,7 @@ def native_attention(
     give something finite. threads 0 takes XLA's pool; isa: one of native_ops.ISAS.
     """
     B, T, H, C = q.shape
-    K = cache.k.shape[2]
+    K = state.k.shape[2]
     group, part, scratch = H // K, 0, 0
     if T * group <= BLOCK_ROWS or T == 1:
         part = PART * -(-span // (PART * MOST_PARTS))
@@ -30,7 +31,7 @@ def native_attention(
     results = [jax.ShapeDtypeStruct((B, T, H * C), jnp.float32), jax.ShapeDtypeStruct((scratch,), jnp.float32)]
     call = jax.ffi.ffi_call(native_ops.target("packlight_attention"), results)
     out, _ = call(
-        *(q, cache.k, cache.v, index, rows.slot, rows.start, rows.end),
+        *(q, state.k, state.v, index, rows.slot, rows.start, rows.end),
         block_rows=np.int64(BLOCK_ROWS),
         part=np.int64(part),
         threads=np.int64(threads),

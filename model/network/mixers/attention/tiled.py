@@ -6,12 +6,13 @@ from jax import lax
 
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.norms import softcap
-from packlight.model.network.state import Cache, Rows
-from packlight.model.spec.config import CACHE_TILE
+from packlight.model.network.state import Rows
+from packlight.model.spec.parts.attention import KV
+from packlight.model.spec.state import CACHE_TILE
 
 
 def tiled_attention(
-    q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN
+    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN
 ) -> jax.Array:
     """One tile of cached positions at a time with a running softmax; the loop ends at the longest row.
 
@@ -19,21 +20,25 @@ def tiled_attention(
     Source: online softmax (1805.02867), FlashAttention (2205.14135).
     """
     B, T, H, C = q.shape
-    K = cache.k.shape[2]
+    K = state.k.shape[2]
     tile = CACHE_TILE
     assert span % tile == 0, (span, tile)
     q = q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4).reshape(B, K, (H // K) * T, C)
-    q = (q * jnp.float32(C**-0.5)).astype(cache.k.dtype)
+    q = (q * jnp.float32(C**-0.5)).astype(state.k.dtype)
     last = jnp.tile(rows.start[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :], (1, H // K))  # (B, G * T)
 
     def body(i, carry):
         top, total, mixed = carry
-        at = (index, rows.slot, jnp.int32(0), i * tile, jnp.int32(0))
-        keys, values = (lax.dynamic_slice(c, at, (1, B, K, tile, C))[0] for c in (cache.k, cache.v))
+        place = i * tile if special.window is None else i % (state.k.shape[3] // tile) * tile
+        at = (index, rows.slot, jnp.int32(0), place, jnp.int32(0))
+        keys, values = (lax.dynamic_slice(c, at, (1, B, K, tile, C))[0] for c in (state.k, state.v))
         scores = jnp.einsum("bkqc,bksc->bkqs", q, keys, preferred_element_type=jnp.float32)
         scores = softcap(scores, special.softcap)
         position = i * tile + jnp.arange(tile, dtype=jnp.int32)
-        values = jnp.where((position[None, :] < rows.end[:, None])[:, None, :, None], values, 0)
+        held = position[None, :] < rows.end[:, None]
+        if special.window is not None:  # what is older may have been written over
+            held &= position[None, :] > rows.start[:, None] - special.window
+        values = jnp.where(held[:, None, :, None], values, 0)
         seen = position[None, None, :] <= last[:, :, None]
         if special.window is not None:
             seen &= position[None, None, :] > last[:, :, None] - special.window
@@ -48,8 +53,8 @@ def tiled_attention(
     lowest = jnp.full_like(zeros, jnp.finfo(jnp.float32).min)
     tiles = jnp.minimum((jnp.max(last) + tile) // tile, span // tile)
     first = 0
-    if special.window is not None:  # written so that no window cannot overflow
-        first = jnp.maximum(0, jnp.min(rows.start) + 1 - jnp.minimum(special.window, span)) // tile
+    if special.window is not None:
+        first = jnp.maximum(0, jnp.min(rows.start) + 1 - special.window) // tile
     begin = (lowest, zeros, jnp.zeros((*zeros.shape, C), jnp.float32))
     if special.sinks is not None:  # a sink is a score seen before all others, with value 0
         sinks = jnp.repeat(special.sinks.reshape(1, K, H // K), T, axis=-1)  # (1, K, G * T)

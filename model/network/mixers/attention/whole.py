@@ -6,11 +6,12 @@ from jax import lax
 
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.norms import softcap
-from packlight.model.network.state import Cache, Rows
+from packlight.model.network.state import Rows
+from packlight.model.spec.parts.attention import KV
 
 
 def whole_attention(
-    q: jax.Array, cache: Cache, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN
+    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN
 ) -> jax.Array:
     """One token of each row over the whole span, in use or not.
 
@@ -18,16 +19,19 @@ def whole_attention(
     products multiply and add up instead of being matrix products, before which XLA would copy keys and values.
     """
     B, T, H, C = q.shape
-    K = cache.k.shape[2]
+    K, S = state.k.shape[2:4]
+    span = min(span, S)
     assert T == 1, q.shape
-    q = (q * jnp.float32(C**-0.5)).reshape(B, K, H // K, C).astype(cache.k.dtype).astype(jnp.float32)
+    q = (q * jnp.float32(C**-0.5)).reshape(B, K, H // K, C).astype(state.k.dtype).astype(jnp.float32)
     at = (index, rows.slot, jnp.int32(0), jnp.int32(0), jnp.int32(0))
-    keys, values = (lax.dynamic_slice(c, at, (1, B, K, span, C))[0] for c in (cache.k, cache.v))
+    keys, values = (lax.dynamic_slice(c, at, (1, B, K, span, C))[0] for c in (state.k, state.v))
     scores = softcap((q[:, :, :, None] * keys[:, :, None].astype(jnp.float32)).sum(-1), special.softcap)  # (B, K, G, S)
-    position = jnp.arange(span, dtype=jnp.int32)[None, :]
-    seen = position <= rows.start[:, None]
-    if special.window is not None:
-        seen &= position > rows.start[:, None] - special.window
+    position, start = jnp.arange(span, dtype=jnp.int32)[None, :], rows.start[:, None]
+    if special.window is None:
+        seen, held = position <= start, position < rows.end[:, None]
+    else:
+        position = start - (start - position) % S  # the last one that was written there
+        seen = held = (position >= 0) & (position > start - special.window)
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     top = scores.max(-1, keepdims=True)
     sinks = None if special.sinks is None else special.sinks.reshape(1, K, H // K, 1)
@@ -35,6 +39,6 @@ def whole_attention(
         top = jnp.maximum(top, sinks)
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True) + (0 if sinks is None else jnp.exp(sinks - top))
-    values = jnp.where((position < rows.end[:, None])[:, None, :, None], values, 0)
+    values = jnp.where(held[:, None, :, None], values, 0)
     mixed = jnp.einsum("bkgs,bksc->bkgc", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (mixed / total).reshape(B, 1, H * C)

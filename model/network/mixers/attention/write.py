@@ -1,0 +1,56 @@
+"""Writing keys and values to their places, without a copy of what lies there."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from packlight.model.network.state import Rows
+from packlight.model.spec.parts.attention import KV
+
+
+def write(
+    state: KV,
+    index: jax.Array,
+    k: jax.Array,  # (B, T, K, C)
+    v: jax.Array,  # (B, T, K, C)
+    rows: Rows,
+    window: int = 0,
+) -> KV:
+    """Puts k and v at their positions; a row that is not active leaves the state as it is.
+
+    Where a window and the T tokens have room in S, position p lies at p % S. Elsewhere S holds every position that a
+    slot may have, and padding behind them is left out.
+    """
+    (B, T), S = k.shape[:2], state.k.shape[3]
+    wraps = 0 < window <= S - (T - 1)
+    at = rows.start % S if wraps else rows.start
+    place = jnp.minimum(at, S - T)
+    late = at - place  # tokens that do not fit behind `at`; before it, as many places of the block are others'
+    pieces = 2 if wraps and T > 1 else 1  # the second has those tokens, at the beginning
+
+    def put(buffer, new):
+        new = new.astype(buffer.dtype).transpose(0, 2, 1, 3)  # (B, K, T, C)
+
+        def piece(n, buffer):  # a loop, because XLA:CPU copies the whole cache for a chain of updates in one fusion
+            b, first, block = n // pieces, n % pieces == 0, new[n // pieces][None, None]
+            begin, mine = jnp.where(first, place[b], jnp.int32(0)), rows.active[b]
+            if T > 1:
+                block = jnp.roll(block, late[b], axis=3)
+                mine = (mine & ((jnp.arange(T) >= late[b]) == first))[None, None, None, :, None]
+            here = (index, rows.slot + b, jnp.int32(0), begin, jnp.int32(0))
+            block = jnp.where(mine, block, lax.dynamic_slice(buffer, here, block.shape))
+            return _in_order(lax.dynamic_update_slice(buffer, block, here))
+
+        return lax.fori_loop(0, B * pieces, piece, buffer)
+
+    return KV(put(state.k, k), put(state.v, v))
+
+
+def _in_order(buffer: jax.Array) -> jax.Array:
+    """The same, on a TPU in the order of axes that its arguments have: the last is padded to 128, so that the last two
+    are exchanged where C would need it. Left alone, XLA updates single tokens in an order of its own, (S, K, C), and
+    copies the whole cache into it and back in each step.
+    """
+    order = (0, 1, 2, 3, 4) if buffer.shape[-1] % 128 == 0 else (0, 1, 2, 4, 3)
+    return lax.platform_dependent(buffer, tpu=lambda x: with_layout_constraint(x, Layout(order)), default=lambda x: x)

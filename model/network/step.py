@@ -1,0 +1,26 @@
+"""`Step`: what every part of a layer reads and none changes."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from packlight.model.network.rope import Turns, rope_divisors
+from packlight.model.network.state import Numerics, Rows
+from packlight.model.spec.config import ModelConfig
+from packlight.model.weights.params import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One pass over the tokens of some rows."""
+
+    cfg: ModelConfig  # one device's
+    numerics: Numerics
+    rows: Rows
+    turns: Turns
+
+    @classmethod
+    def of(cls, cfg: ModelConfig, numerics: Numerics, params: Params, rows: Rows, tokens: int) -> "Step":
+        """The step that runs `tokens` tokens of each row."""
+        positions = rows.start[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
+        return cls(cfg, numerics, rows, Turns(cfg, positions, rope_divisors(cfg, params, numerics.context)))

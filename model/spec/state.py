@@ -1,0 +1,41 @@
+"""What a part of a layer keeps between steps: arrays in words, before there are any. Imports no jax."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple, cast
+
+CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """One array. Its letters are those of `model.__init__`: where devices share one, so they share the axis."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[Literal["", "B", "K", "D"], ...]  # for each dimension, the letter of what lies along it
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class Room(NamedTuple):
+    """How much a state must hold."""
+
+    slots: int
+    capacity: int  # positions of each slot
+    chunk: int  # the most tokens of a slot that one step runs
+    dtype: str  # of keys and values
+
+
+def whole_tiles(positions: int) -> int:
+    """As many positions in whole tiles of the attention loop."""
+    return -(-positions // CACHE_TILE) * CACHE_TILE
+
+
+def buffers(state: Iterable[object]) -> Iterator[Buffer]:
+    """The arrays of one part's state, a NamedTuple of them."""
+    return cast(Iterator[Buffer], iter(state))
