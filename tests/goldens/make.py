@@ -1,6 +1,8 @@
 """Makes the goldens of this folder again, all or those named, with llama.cpp: the extra `peers`.
 
 python tests/goldens/make.py [NAME ...]
+
+"arch/RECIPE" makes those of one recipe, and keeps the others.
 """
 
 import pathlib
@@ -37,4 +39,5 @@ MAKERS = {
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MAKERS:
-        MAKERS[name]()
+        kind, _, recipe = name.partition("/")
+        MAKERS[kind](*([[recipe]] if recipe else []))

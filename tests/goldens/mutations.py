@@ -29,6 +29,7 @@ from packlight.common.errors import PacklightError  # noqa: E402
 
 SHAPES = ("block_count", "embedding_length", "feed_forward_length", "expert_count", "expert_feed_forward_length")
 SHAPES += ("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length")
+SHAPES += ("leading_dense_block_count", "shortconv.l_cache")
 # What changes nothing, in llama.cpp either.
 QUIET = {
     ("window", "attention.sliding_window"): "llama has no windows",
@@ -54,6 +55,8 @@ def changed(key: str, value: Any) -> Any:
             return 640 - value  # beyond a context of 512, or within it
         case "dimension_count", _:
             return value - 4
+        case "expert_gating_func", _:
+            return 3 - value  # softmax, sigmoid
         case _, int():
             return value + 1
         case _:

@@ -25,6 +25,8 @@ QKV_BIASES = "attn_q.bias attn_k.bias attn_v.bias"
 FFN = "ffn_norm ffn_gate ffn_up ffn_down"
 EXPERTS = "ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps"
 POST_NORMS = "post_attention_norm post_ffw_norm"
+SHORT_CONVOLUTION = "attn_norm conv conv_in conv_out"
+BIASED_EXPERTS = f"ffn_norm {EXPERTS} exp_probs_b.bias"
 # The tensors of a layer, by architecture; a name without an ending is a weight's.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
@@ -43,15 +45,30 @@ LAYERS = {
     "gemma3": f"{ATTENTION} {QK_NORMS} {POST_NORMS} {FFN}",
     "gpt-oss": f"{ATTENTION} {QKV_BIASES} attn_output.bias attn_sinks post_attention_norm {EXPERTS}"
     " ffn_gate_inp.bias ffn_gate_exps.bias ffn_up_exps.bias ffn_down_exps.bias",
+    "lfm2": f"{ATTENTION} {QK_NORMS} {FFN}",
+    "lfm2moe": f"{ATTENTION} {QK_NORMS} {BIASED_EXPERTS}",
 }
-# Letters of `model.__init__`; Q and K: widths of all heads together, P: of q, k and v, X: of an expert, U: gate and up.
+# Letters of `model.__init__`; Q and K: widths of all heads together, P: of q, k and v, X: of an expert, U: gate and up,
+# T: taps of a convolution, G: its two gates and its input.
 SHAPES = {
     "attn_q": "QD", "attn_k": "KD", "attn_v": "KD", "attn_qkv": "PD", "attn_output": "DQ",
     "attn_q_norm": "C", "attn_k_norm": "C", "whole_q_norm": "Q", "whole_k_norm": "K", "attn_sinks": "H",
     "ffn_gate": "FD", "ffn_up": "FD", "fused_up": "UD", "ffn_down": "DF",
     "ffn_gate_inp": "ED", "ffn_gate_exps": "EXD", "ffn_up_exps": "EXD", "ffn_down_exps": "EDX",
+    "exp_probs_b": "E", "conv": "DT", "conv_in": "GD", "conv_out": "DD",
 }  # fmt: skip
 RENAMED = {"whole_q_norm": "attn_q_norm", "whole_k_norm": "attn_k_norm", "fused_up": "ffn_up"}
+RENAMED |= {"conv": "shortconv.conv", "conv_in": "shortconv.in_proj", "conv_out": "shortconv.out_proj"}
+
+
+def layer_names(recipe: Recipe, layer: int, kv_heads: int) -> list[str]:
+    """Of LAYERS; without kv heads a layer convolves, and the leading ones of a mixture of experts may be dense."""
+    names = LAYERS[recipe.layer or recipe.architecture]
+    if not kv_heads:
+        names = names.replace(f"{ATTENTION} {QK_NORMS}", SHORT_CONVOLUTION)
+    if layer < recipe.metadata.get("leading_dense_block_count", 0):
+        names = names.replace(BIASED_EXPERTS, FFN)
+    return names.split()
 
 
 def shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
@@ -59,20 +76,23 @@ def shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     keys = recipe.metadata
     D, H, F = (keys[f"{name}"] for name in ("embedding_length", "attention.head_count", "feed_forward_length"))
     C = keys.get("attention.key_length", D // H)
-    Q, K = H * C, keys["attention.head_count_kv"] * C
+    Q = H * C
     rotated = keys.get("rope.dimension_count", C)
     X = keys.get("expert_feed_forward_length", F)
-    sizes = {"D": D, "H": H, "F": F, "C": C, "Q": Q, "K": K, "P": Q + 2 * K, "U": 2 * F, "X": X}
-    sizes["E"] = keys.get("expert_count", 0)
+    sizes = {"D": D, "H": H, "F": F, "C": C, "Q": Q, "U": 2 * F, "X": X, "G": 3 * D}
+    sizes |= {"E": keys.get("expert_count", 0), "T": keys.get("shortconv.l_cache", 0)}
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, D)}
     found |= {f"{name}.weight": (rotated // 2,) for name in recipe.rope}
-    for layer in range(keys["block_count"]):
-        for name in LAYERS[recipe.layer or recipe.architecture].split():
+    kv_heads = np.broadcast_to(keys["attention.head_count_kv"], keys["block_count"]).tolist()
+    for layer, heads in enumerate(kv_heads):
+        K = heads * C
+        sizes |= {"K": K, "P": Q + 2 * K}
+        for name in layer_names(recipe, layer, heads):
             base, _, ending = name.partition(".")
             letters = SHAPES.get(base, "D")
             shape = tuple(sizes[letter] for letter in (letters[:-1] if ending and len(letters) > 1 else letters))
             found[f"blk.{layer}.{RENAMED.get(base, base)}.{ending or 'weight'}"] = shape
-    found["output_norm.weight"] = (D,)
+    found["token_embd_norm.weight" if recipe.architecture.startswith("lfm2") else "output_norm.weight"] = (D,)
     if recipe.architecture == "starcoder2":
         found["output_norm.bias"] = (D,)
     if not recipe.tied:

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -42,11 +44,18 @@ WIDE = {"embedding_length": 256, "feed_forward_length": 512}  # for formats of 2
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 HEAD = {"attention.key_length": 32, "attention.value_length": 32}  # not embedding / heads
 EXPERT_KEYS = {"expert_count": 4, "expert_used_count": 2}
+ROUTED = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 32}
+TAPS = "shortconv.l_cache"
 
 
 def scaling(kind: str, factor: float, original: int = 0, **more: float) -> dict[str, Any]:
     keys = {"type": kind, "factor": factor, "original_context_length": original or None, **more}
     return {f"rope.scaling.{key}": value for key, value in keys.items()}
+
+
+def kv_heads(*by_layer: int) -> dict[str, Any]:
+    """As files have them, in int32; 0 stands for a layer without attention."""
+    return {"block_count": len(by_layer), "attention.head_count_kv": np.array(by_layer, np.int32)}
 
 
 K_MIX = {"default": "Q4_K", "blk.0.attn_v": "Q6_K", "ffn_down": "Q5_K", "attn_k": "Q3_K", "blk.1.ffn_up": "Q2_K",
@@ -225,5 +234,55 @@ RECIPES = {
             "attn_v": "Q4_1",
         },
         seed=6,
+    ),
+    # LFM2: without kv heads a layer is a short convolution
+    "lfm2": Recipe("lfm2", {**kv_heads(0, 0, 2, 0, 1), "rope.freq_base": 1e6, TAPS: 3}, tied=True),
+    "lfm2-taps": Recipe(
+        "lfm2",
+        {**WIDE, **kv_heads(2, 0, 0, 2), "rope.freq_base": 1e6, TAPS: 4},
+        formats={
+            "default": "Q4_K",
+            "shortconv.conv": "F32",
+            "shortconv.out_proj": "Q5_0",
+            "blk.1.shortconv.in_proj": "Q6_K",
+            "attn_k": "Q4_0",
+            "attn_v": "Q6_K",
+            "ffn_down": "Q5_K",
+            "output": "Q8_0",
+        },
+        seed=2,
+    ),
+    "lfm2moe": Recipe(
+        "lfm2moe",
+        {
+            **kv_heads(0, 2, 0, 1),
+            **ROUTED,
+            "rope.freq_base": 1e6,
+            "leading_dense_block_count": 1,
+            "expert_gating_func": 2,
+            TAPS: 3,
+        },
+        tied=True,
+        formats={
+            "default": "Q4_0",
+            "shortconv.conv": "F32",
+            "shortconv.in_proj": "Q4_1",
+            "ffn_gate_inp": "F32",
+            "ffn_up_exps": "Q4_1",
+            "ffn_down_exps": "Q5_0",
+            "token_embd": "Q5_0",
+        },
+    ),
+    "lfm2moe-softmax": Recipe(
+        "lfm2moe",
+        {
+            **kv_heads(1, 0, 0, 2),
+            **ROUTED,
+            "rope.freq_base": 1e6,
+            "leading_dense_block_count": 2,
+            "expert_gating_func": 1,
+            TAPS: 3,
+        },
+        seed=5,
     ),
 }
