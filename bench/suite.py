@@ -17,7 +17,8 @@ import sys
 from typing import Any
 
 from packlight.bench.render import ACCELERATED, RESULTS
-from packlight.bench.synthetic import SHAPES, write
+from packlight.bench.shapes import SHAPES
+from packlight.bench.synthetic import write
 from packlight.quant.layouts import FIELDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -1,10 +1,10 @@
-"""Random GGUF files of any llama shape and format mix, made in seconds: what kernels and loaders are measured on.
+"""Random GGUF files of any shape and format mix, made in seconds: what kernels and loaders are measured on.
 
     python -m packlight.bench.synthetic --shape=tinyllama-1.1b --mix=Q4_K_M --out=FILE [--seed=0]
 
-It knows the llama layout, llama.cpp's mixes and the container; its own writer streams a few MiB at a time. The text
-such a model writes is noise, but any text encodes, every scale is finite and activations keep a sane size.
-Imports no jax.
+The shapes are those of `bench/shapes.py`. It knows llama.cpp's mixes and the container; its own writer streams a few
+MiB at a time. The text such a model writes is noise, but any text encodes, every scale is finite and activations keep a
+sane size. Imports no jax.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from packlight.bench.blocks import random_blocks
+from packlight.bench.shapes import CONVOLUTION, SHAPES, Shape, layer_shapes
 from packlight.common.errors import PacklightError
 from packlight.common.files import whole_file
 from packlight.model.spec.mixes import K_MIXES, mixed_format
@@ -29,37 +30,8 @@ CHUNK_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """Hyperparameters of a llama model. head_dim 0 stands for embed / heads."""
-
-    layers: int
-    embed: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    context: int
-    tied: bool = False
-    rope_base: float = 10000.0
-    head_dim: int = 0
-    biases: bool = False
-
-    @property
-    def head_size(self) -> int:
-        return self.head_dim or self.embed // self.heads
-
-
-SHAPES = {
-    "tinyllama-1.1b": Shape(22, 2048, 5632, 32, 4, 32000, 2048),
-    "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 128256, 131072, tied=True, rope_base=500000.0, head_dim=64),
-    "llama-2-7b": Shape(32, 4096, 11008, 32, 32, 32000, 4096),
-    "llama-3-8b": Shape(32, 4096, 14336, 32, 8, 128256, 8192, rope_base=500000.0),
-}
-
-
-@dataclasses.dataclass(frozen=True)
 class Planned:
-    """A tensor to be written; `shape` is (out, in), or (n,) for a norm or bias, which is F32."""
+    """A tensor to be written; `shape` is (out, in), or (n,) for a norm or bias."""
 
     name: str
     shape: tuple[int, ...]
@@ -71,24 +43,12 @@ class Planned:
 
 
 def shape_format(mix: str, base: str, layer: int, shape: Shape) -> str:
-    """`mixed_format` of a shape."""
+    """`mixed_format` of a shape; of attn_v only the layers that have one count."""
+    layers = [each for each in range(shape.layers) if base != "attn_v" or shape.attends(each)]
+    at = layers.index(layer) if layer in layers else layer
     return mixed_format(
-        *(mix, base, layer), layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied
+        *(mix, base, at), layers=len(layers), heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied
     )
-
-
-def matrix_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
-    """(out, in) of each matrix of a layer, in file order."""
-    q, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    return {
-        "attn_q": (q, shape.embed),
-        "attn_k": (kv, shape.embed),
-        "attn_v": (kv, shape.embed),
-        "attn_output": (shape.embed, q),
-        "ffn_gate": (shape.ffn, shape.embed),
-        "ffn_up": (shape.ffn, shape.embed),
-        "ffn_down": (shape.embed, shape.ffn),
-    }
 
 
 def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
@@ -97,7 +57,7 @@ def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
     Raises ValueError when a row is not a multiple of the chosen format's block.
     """
 
-    def matrix(prefix: str, base: str, layer: int, dims: tuple[int, int]) -> Planned:
+    def matrix(prefix: str, base: str, layer: int, dims: tuple[int, ...]) -> Planned:
         fmt = format_named(choose(base, layer))
         if dims[1] % fmt.elements:
             raise ValueError(
@@ -105,19 +65,18 @@ def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
             )
         return Planned(f"{prefix}{base}.weight", dims, fmt)
 
-    def vector(name: str, size: int) -> Planned:
-        return Planned(name, (size,), FORMATS["F32"])
-
     out = [matrix("", "token_embd", -1, (shape.vocab, shape.embed))]
     for layer in range(shape.layers):
         at = f"blk.{layer}."
-        for base, dims in matrix_shapes(shape).items():
-            if base in ("attn_q", "ffn_gate"):
-                out.append(vector(f"{at}{base.split('_')[0]}_norm.weight", shape.embed))
+        for base, dims in layer_shapes(shape, layer).items():
+            if len(dims) == 1 or base == "shortconv.conv":  # which no quantizer touches
+                out.append(Planned(f"{at}{base}.weight", dims, FORMATS["F32"]))
+                continue
             out.append(matrix(at, base, layer, dims))
             if shape.biases and base.startswith("attn"):
-                out.append(vector(f"{at}{base}.bias", dims[0]))
-    out.append(vector("output_norm.weight", shape.embed))
+                out.append(Planned(f"{at}{base}.bias", dims[:1], FORMATS["F32"]))
+    last = "token_embd_norm" if shape.architecture == "lfm2" else "output_norm"
+    out.append(Planned(f"{last}.weight", (shape.embed,), FORMATS["F32"]))
     if not shape.tied:
         out.append(matrix("", "output", -1, (shape.vocab, shape.embed)))
     return out
@@ -167,22 +126,32 @@ def spm_tokens(count: int) -> tuple[list[str], list[float], list[int]]:
 def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
     """The key-value pairs as key -> (type, value); types are `_TYPES` and, for arrays, `[type]`."""
     tokens, scores, types = spm_tokens(shape.vocab)
+    kv_heads: tuple[str, Any] = ("u32", shape.kv_heads)
+    if shape.attending is not None:
+        kv_heads = ("[i32]", [shape.kv_heads * shape.attends(layer) for layer in range(shape.layers)])
+    hyperparameters: dict[str, tuple[str, Any]] = {
+        "block_count": ("u32", shape.layers),
+        "context_length": ("u32", shape.context),
+        "embedding_length": ("u32", shape.embed),
+        "feed_forward_length": ("u32", shape.ffn),
+        "attention.head_count": ("u32", shape.heads),
+        "attention.head_count_kv": kv_heads,
+        "attention.key_length": ("u32", shape.head_size),
+        "attention.value_length": ("u32", shape.head_size),
+        "attention.layer_norm_rms_epsilon": ("f32", shape.epsilon),
+        "rope.dimension_count": ("u32", shape.head_size),
+        "rope.freq_base": ("f32", shape.rope_base),
+        "vocab_size": ("u32", shape.vocab),
+    }
+    if shape.window:
+        hyperparameters["attention.sliding_window"] = ("u32", shape.window)
+    if shape.attending is not None:
+        hyperparameters["shortconv.l_cache"] = ("u32", CONVOLUTION)
     return {
-        "general.architecture": ("str", "llama"),
+        "general.architecture": ("str", shape.architecture),
         "general.name": ("str", name),
         "general.quantization_version": ("u32", 2),
-        "llama.block_count": ("u32", shape.layers),
-        "llama.context_length": ("u32", shape.context),
-        "llama.embedding_length": ("u32", shape.embed),
-        "llama.feed_forward_length": ("u32", shape.ffn),
-        "llama.attention.head_count": ("u32", shape.heads),
-        "llama.attention.head_count_kv": ("u32", shape.kv_heads),
-        "llama.attention.key_length": ("u32", shape.head_size),
-        "llama.attention.value_length": ("u32", shape.head_size),
-        "llama.attention.layer_norm_rms_epsilon": ("f32", 1e-5),
-        "llama.rope.dimension_count": ("u32", shape.head_size),
-        "llama.rope.freq_base": ("f32", shape.rope_base),
-        "llama.vocab_size": ("u32", shape.vocab),
+        **{f"{shape.architecture}.{key}": typed for key, typed in hyperparameters.items()},
         "tokenizer.ggml.model": ("str", "llama"),
         "tokenizer.ggml.pre": ("str", "default"),
         "tokenizer.ggml.tokens": ("[str]", tokens),
@@ -240,21 +209,19 @@ def write(path: str | os.PathLike, shape: Shape, mix: str, seed: int = 0) -> int
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m packlight.bench.synthetic", description="write a random llama GGUF file"
-    )
+    parser = argparse.ArgumentParser(prog="python -m packlight.bench.synthetic", description="write a random GGUF file")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
     parser.add_argument("--mix", default="Q4_K_M", help=f"{', '.join(K_MIXES)}, a format or pure-FORMAT")
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--seed", type=int, default=0)
-    kinds = {"tied": argparse.BooleanOptionalAction, "biases": argparse.BooleanOptionalAction}
-    for field in dataclasses.fields(Shape):
-        if action := kinds.get(field.name):
-            parser.add_argument(f"--{field.name}", action=action)
+    fields = [f for f in dataclasses.fields(Shape) if f.name not in ("architecture", "attending")]
+    for field in fields:
+        if isinstance(field.default, bool):
+            parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction)
         else:
-            parser.add_argument(f"--{field.name}", type=float if field.name == "rope_base" else int)
+            parser.add_argument(f"--{field.name}", type=float if isinstance(field.default, float) else int)
     args = parser.parse_args(argv)
-    wanted = {f.name: getattr(args, f.name) for f in dataclasses.fields(Shape) if getattr(args, f.name) is not None}
+    wanted = {f.name: getattr(args, f.name) for f in fields if getattr(args, f.name) is not None}
     began = time.perf_counter()
     try:
         size = write(args.out, dataclasses.replace(SHAPES[args.shape], **wanted), args.mix, args.seed)

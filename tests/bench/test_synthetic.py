@@ -1,6 +1,7 @@
 """The random models of bench.synthetic: valid containers, sane weights, llama.cpp's mixes, the same bytes per seed."""
 
 import collections
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 from gguf.quants import dequantize
 from ggufs import write_llama
 
+import packlight
 from packlight.bench.blocks import SCALES, UE4M3, random_blocks
-from packlight.bench.synthetic import SHAPES, Shape, main, plan, shape_format, spm_tokens, write
+from packlight.bench.shapes import SHAPES, Shape
+from packlight.bench.synthetic import main, plan, shape_format, spm_tokens, write
 from packlight.model.gguf.reader import open_gguf, read_tensor
 from packlight.model.spec.mixes import more_bits
 from packlight.quant.formats.table import FORMATS
@@ -85,6 +88,65 @@ def test_file_of_each_format(name, tmp_path):
     norm = read_tensor(file.tensors["blk.0.ffn_norm.weight"]).reshape(-1).view(np.float32)
     assert norm.shape == (256,)
     assert 0.5 < norm.min() < norm.max() < 1.5
+
+
+FFN = "ffn_norm ffn_gate ffn_up ffn_down"
+ATTENTION = "attn_norm attn_q attn_k attn_v attn_output attn_q_norm attn_k_norm"
+GEMMA3 = f"{ATTENTION} post_attention_norm post_ffw_norm {FFN}"
+CONVOLUTION = f"attn_norm shortconv.conv shortconv.in_proj shortconv.out_proj {FFN}"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Writes a shape of its name with few, narrow layers."""
+
+    def write_small(name, **changes):
+        sizes = {"layers": 3, "embed": 256, "ffn": 512, "heads": 4, "kv_heads": 2, "vocab": 300, "context": 128}
+        write(tmp_path / "m", dataclasses.replace(SHAPES[name], **sizes, **changes), "Q4_K_M")
+        return open_gguf(tmp_path / "m")
+
+    return write_small
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "last"),
+    [
+        ("gemma-3-4b", [GEMMA3, GEMMA3, GEMMA3], "output_norm"),
+        ("lfm2-1.2b", [CONVOLUTION, CONVOLUTION, f"{ATTENTION} {FFN}"], "token_embd_norm"),
+    ],
+)
+def test_architectures_have_their_tensors(name, layers, last, small):
+    file = small(name)
+    expected = {f"blk.{i}.{base}.weight" for i, bases in enumerate(layers) for base in bases.split()}
+    assert set(file.tensors) == expected | {"token_embd.weight", f"{last}.weight"}
+    vectors = {n for n, t in file.tensors.items() if t.format.name == "F32"}
+    assert vectors == {n for n in file.tensors if n.endswith(("norm.weight", "conv.weight"))}
+    assert file.tensors["token_embd.weight"].format.name == "Q6_K"
+
+
+def test_gemma3_is_what_packlight_runs(small):
+    file = small("gemma-3-4b", head_dim=128, window=16)
+    report = packlight.inspect(file.path)
+    assert report["unsupported"] == []
+    assert report["hyperparameters"]["slides"] == (True, True, True)
+    assert report["hyperparameters"]["sliding_window"] == 16
+    assert file.tensors["blk.1.attn_q.weight"].shape == (512, 256)
+    assert file.tensors["blk.1.attn_k_norm.weight"].shape == (128,)
+
+
+def test_lfm2_says_which_layers_attend(small):
+    file = small("lfm2-1.2b")
+    assert list(file.metadata["lfm2.attention.head_count_kv"]) == [0, 0, 2]
+    assert file.metadata["lfm2.shortconv.l_cache"] == 3
+    assert file.tensors["blk.0.shortconv.conv.weight"].shape == (256, 3)
+    assert file.tensors["blk.0.shortconv.in_proj.weight"].shape == (768, 256)
+    assert file.tensors["blk.2.attn_k_norm.weight"].shape == (64,)
+
+
+def test_lfm2_mix_counts_the_layers_that_attend():
+    shape = SHAPES["lfm2-1.2b"]
+    formats = [shape_format("Q4_K_M", "attn_v", layer, shape) for layer in shape.attending]
+    assert formats == ["Q4_K", "Q4_K", "Q6_K", "Q4_K", "Q4_K", "Q6_K"]  # 6 // 8 = 0 first, 7 * 6 // 8 = 5 and on
 
 
 def test_seed_decides_the_bytes(tmp_path):

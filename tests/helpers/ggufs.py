@@ -13,7 +13,8 @@ import gguf
 import numpy as np
 from gguf.gguf_writer import TensorInfo
 
-from packlight.bench.synthetic import Shape, metadata, plan, tensor_chunks
+from packlight.bench.shapes import Shape
+from packlight.bench.synthetic import metadata, plan, tensor_chunks
 from packlight.quant.formats.table import Format
 
 _TYPES = {

@@ -15,7 +15,8 @@ import numpy as np
 from ggufs import typed, write_gguf
 from recipes import Recipe
 
-from packlight.bench.synthetic import Planned, Shape, metadata, tensor_chunks
+from packlight.bench.shapes import Shape
+from packlight.bench.synthetic import Planned, metadata, tensor_chunks
 from packlight.quant.formats.table import format_named
 
 VOCAB = 300
