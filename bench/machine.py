@@ -79,6 +79,12 @@ def peak_rss(pid: int | str = "self") -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def resident(pid: int) -> tuple[int, int]:
+    """A process's anonymous and file-backed resident memory now, in bytes; 0 where the system does not tell."""
+    kilobytes = {line.split()[0]: int(line.split()[1]) for line in _lines(f"/proc/{pid}/status") if line[:3] == "Rss"}
+    return 1024 * kilobytes.get("RssAnon:", 0), 1024 * kilobytes.get("RssFile:", 0)
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor time a process has used; 0 where the system does not tell."""
     fields = next(iter(_lines(f"/proc/{pid}/stat")), "").rpartition(")")[2].split()

@@ -5,7 +5,8 @@
 Requests: {"do": "load", "model", "threads"}, {"do": "start", "phase", "tokens", "context", "prompts"}, {"do": "run"},
 {"do": "stop"}. An answer that holds "error" is a failure in words. Between requests it waits for the next line.
 It runs under any Python that has llama_cpp and numpy, so it imports nothing of packlight. Settings are llama.cpp's
-defaults (float16 cache, automatic flash attention, 512 tokens a micro-batch); only threads and lengths are given.
+defaults (float16 cache, automatic flash attention, 512 tokens a micro-batch); threads and lengths are given, and
+"swa_full" where layers have a sliding window.
 """
 
 import ctypes
@@ -43,8 +44,13 @@ class Peer:
             "system": lib.llama_print_system_info().decode(),
         }
 
-    def start(self, phase: str, tokens: int, context: int, prompts: list[list[int]]) -> dict[str, Any]:
-        """A fresh context with a sequence per prompt; phase "tg" puts the prompts into it."""
+    def start(
+        self, phase: str, tokens: int, context: int, prompts: list[list[int]], swa_full: bool = True
+    ) -> dict[str, Any]:
+        """A fresh context with a sequence per prompt; phase "tg" puts the prompts into it.
+
+        swa_full: layers with a sliding window cache the whole context, which runs that repeat need.
+        """
         self.stop()
         self.phase, self.tokens, self.prompts = phase, tokens, prompts
         params = lib.llama_context_default_params()
@@ -52,6 +58,7 @@ class Peer:
         params.n_batch = max(N_BATCH, len(prompts))
         params.n_seq_max = len(prompts)
         params.n_threads = params.n_threads_batch = self.threads
+        params.swa_full = swa_full
         self.context = lib.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError(f"llama.cpp makes no context of {params.n_ctx} tokens")

@@ -77,7 +77,7 @@ def _tables(found: dict[str, Record]) -> str:
     if not runs:
         return ""
     parts = [_machine(runs.values()), _models(runs), _unpacked(runs), _formats(runs), _paths(runs)]
-    parts += [_breakdown(found.get("breakdown")), _startup(found.get("startup"))]
+    parts += [_breakdown(found.get("breakdown")), _startup(found.get("startup")), _memory(found)]
     return "\n".join(part for part in parts if part)
 
 
@@ -241,6 +241,22 @@ def _startup(record: Record | None) -> str:
         rows.append([title, cold, mid, f"{low}–{high}"])
     label = f"start of {record['file']} ({record['file_bytes'] / 1e6:,.0f} MB)"
     return _table([label, "first ever", "later, median", "range"], rows)
+
+
+def _memory(found: dict[str, Record]) -> str:
+    """The peak of a process for each prompt, and of its memory what is no page of a file."""
+    rows = []
+    for name, record in found.items():
+        if name.startswith("memory-"):
+            for runs in record["memory"]:
+                ours, theirs = runs["packlight"], runs.get("llama.cpp", {})
+                sizes = [record["file_bytes"], ours["planned_bytes"]]
+                sizes += [run.get(key) for run in (ours, theirs) for key in ("peak_rss_bytes", "peak_anonymous_bytes")]
+                cells = ["" if size is None else f"{size / 1e6:,.0f}" for size in sizes]
+                label = record["file"].removesuffix(".gguf")
+                rows.append([label, f"{record['context']:,}", f"{ours['prompt_tokens']:,}", *cells])
+    head = ("memory, MB", "context", "prompt", "file", "planned", "peak", "anonymous", "llama.cpp", "anonymous")
+    return _table(head, rows) if rows else ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
