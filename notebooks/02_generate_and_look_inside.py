@@ -12,13 +12,13 @@ import numpy as np
 
 import packlight
 from packlight import demo
-from packlight.model.network.ffn import ffn
+from packlight.model.network.ffn.dense import feed_forward
 from packlight.model.network.forward import embed, head
 from packlight.model.network.mixers.attention import project
 from packlight.model.network.norms import norm
 from packlight.model.network.products import linear
-from packlight.model.network.rope import Turns, rope_divisors
-from packlight.model.network.state import Numerics
+from packlight.model.network.state import Numerics, Rows
+from packlight.model.network.step import Step
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import place
 from packlight.prepared import prepare
@@ -200,21 +200,24 @@ numerics = Numerics(prepared.kernels.products, jnp.dtype(jnp.float32), llm.plan.
 
 def forward(ids):
     """Logits (T, V), and the attention probabilities of every layer: (L, H, T, S)."""
-    blk, kept = params["blk"], []
+    blk, kept = params["blk"], []  # by part: "layer" has the norms of all, "attention" and "dense" their matrices
     x = embed(cfg, params, jnp.asarray([ids], jnp.int32))  # (B, T, D)
     positions = jnp.arange(len(ids), dtype=jnp.int32)
-    turns = Turns(cfg, positions[None], rope_divisors(cfg, params, llm.plan.context))
+    start = jnp.zeros(1, jnp.int32)
+    step = Step.of(cfg, numerics, params, Rows(start[0], start, start + len(ids), start == 0), len(ids))
     past = positions[:, None] >= positions[None, :]  # causal: a query sees keys up to its own
-    for layer in range(cfg.block_count):
-        index = jnp.int32(layer)
-        q, k, v = project(cfg, norm(cfg, x, blk, "attn_norm", index), blk, index, numerics)
-        q, k = turns.rotate(q, index), turns.rotate(k, index)
+    for number, layer in enumerate(cfg.layers):
+        index, ((mixer,), ffn) = jnp.int32(number), (layer.mixers, layer.ffn)
+        h = norm(cfg, x, blk["layer"], "attn_norm", index)
+        q, k, v = project(step, mixer, blk[mixer.name], index, h)
+        q, k = step.turns.rotate(q, False), step.turns.rotate(k, False)
         k, v = (jnp.repeat(each, cfg.head_count // cfg.head_count_kv, axis=2) for each in (k, v))
         scores = jnp.einsum("bthc,bshc->bhts", q, k) / np.float32(cfg.key_length**0.5)
         attention = jax.nn.softmax(jnp.where(past[None, None], scores, -jnp.inf), axis=-1)
         mixed = jnp.einsum("bhts,bshc->bthc", attention, v).reshape(1, len(ids), -1)
-        x = x + linear(mixed, blk, "attn_output", index, numerics)
-        x = x + ffn(cfg, norm(cfg, x, blk, "ffn_norm", index), blk, index, numerics)
+        x = x + linear(mixed, blk[mixer.name], "attn_output", index, numerics)
+        h = norm(cfg, x, blk["layer"], "ffn_norm", index)
+        x = x + feed_forward(step, ffn, blk[ffn.name], index, h)
         kept.append(attention[0])
     return np.asarray(head(cfg, params, norm(cfg, x, params, "output_norm")[0], numerics)), np.stack(kept)
 

@@ -111,11 +111,12 @@ def draw(ax, title, shape, sharding, axes, names):
     ax.set(xticks=(0, shape[axes[1]]), yticks=(0, shape[axes[0]]))
 
 
-arrays = {name: params["blk"][name].groups[0].blocks for name in ("attn_q", "ffn_down")}
+matrices = params["blk"]["attention"] | params["blk"]["dense"]
+arrays = {name: matrices[name].groups[0].blocks for name in ("attn_q", "ffn_down")}
 fig, (*of_weights, last) = plt.subplots(1, 3, figsize=(8.5, 2.8), constrained_layout=True)
 for ax, (name, blocks) in zip(of_weights, arrays.items(), strict=True):
     draw(ax, f"{name} of a layer", blocks.shape, blocks.sharding, (1, 2), ("rows", "blocks"))
-keys = prepared.steps(placement).cache().k
+keys = prepared.steps(placement).cache().state["attention"].k
 draw(last, "cache", keys.shape, keys.sharding, (1, 2), ("slots", "kv heads"))
 fig.suptitle("numbers are devices", y=1.08)
 plt.show()
@@ -182,7 +183,7 @@ llama_8b = dataclasses.replace(
     rope_dimension_count=128,
 )
 wanted = [weight for weight in declare(llama_8b) if not weight.optional or weight.name == "output"]
-kinds = {name: "F32" if weight.is_vector else "Q4_K" for weight in wanted for name in weight.tensors(1)}
+kinds = {name: "F32" if weight.is_vector else "Q4_K" for weight in wanted for name in weight.tensors}
 split = make_split(llama_8b, used_weights(llama_8b, kinds), kinds, data=1, tensor=8)
 print(split)
 

@@ -24,7 +24,8 @@ class Attention:
 class Windows:
     """Which layers see a sliding window only, and how these rotate."""
 
-    period: int = 0  # every n-th layer attends to the whole context, the others to a sliding window; 0: none slides
+    # Every n-th layer attends to the whole context, the others to a sliding window; 0: all slide; None: none does.
+    period: int | None = None
     width: int | None = None  # default width; None: the file must give one; 0: no window unless the file gives one
     unstretched: bool = False  # sliding layers rotate without the stretching that the file asks for
     rope_base: float = 0.0  # default base of the sliding layers' rotation; 0: the model's
@@ -150,6 +151,7 @@ ARCHITECTURES = {
         Architecture(
             "lfm2",
             attention=Attention(qk_norm="head"),
+            windows=Windows(0, width=0),
             norms=Norms(last="token_embd_norm"),
             without_kv_heads="shortconv",
         ),

@@ -345,7 +345,7 @@ def _windows(keys: _Keys, layers: int) -> tuple[int, tuple[bool, ...]]:
     """
     windows, key = keys.architecture.windows, "attention.sliding_window_pattern"
     none = 0, (False,) * layers
-    if not windows.period:
+    if windows.period is None:
         return none
     width = keys.integer("attention.sliding_window", default=windows.width, low=0 if windows.width == 0 else 1)
     if not width:
@@ -363,7 +363,7 @@ def _sliding_rope_base(keys: _Keys, base: float) -> float:
     """The base of the sliding layers' rotation, by default `base`, the model's, or the family's own."""
     windows = keys.architecture.windows
     default = windows.rope_base or base
-    return keys.number("rope.freq_base_swa", default, low=1.001, high=1e12) if windows.period else base
+    return keys.number("rope.freq_base_swa", default, low=1.001, high=1e12) if windows.period is not None else base
 
 
 def _softcaps(keys: _Keys) -> tuple[float, float]:

@@ -73,6 +73,6 @@ def fitting_format(name: str, base: str, width: int) -> str:
 
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a quantizer touches the tensor: matrices, but neither a router nor what norms and biases are."""
-    spared = ("_norm.weight", "ffn_gate_inp.weight")
+    """Whether a quantizer touches the tensor: matrices, but no router, no taps, nor what norms and biases are."""
+    spared = ("_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight")
     return len(shape) > 1 and name.endswith("weight") and not name.endswith(spared)

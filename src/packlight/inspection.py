@@ -8,26 +8,31 @@ from typing import Any
 import numpy as np
 
 from packlight.common.errors import PacklightError
-from packlight.compile.config import default_config
+from packlight.compile.config import CompileConfig, default_config
 from packlight.compile.kernels import KernelPlan, expected
+from packlight.compile.plan import make_plan
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.layers import periods
+from packlight.model.spec.sharding import WHOLE
 from packlight.model.spec.weights import check, formats
 from packlight.model.text.tokenizer import Tokenizer
+from packlight.prepared import Changes
 
 
 def inspect(path: str | os.PathLike) -> dict[str, Any]:
     """Header, metadata and tensor table of the file at `path`, all checked; builds no model and imports no jax.
 
     Keys: path, version, alignment, file_bytes, architecture, metadata, tensors (name, shape, format, bytes, offset,
-    path: the kernel path under the CPU's default config), formats (count and bytes each), parameters, and
+    path: the kernel path under the CPU's default config), formats (count and bytes each), parameters, layers (how their
+    parts repeat, in words), cache (context, slots, kv_type and bytes of what `generate` keeps on a CPU), and
     `unsupported`: in words, what keeps packlight from running the file, the first problem with the model and the first
     with its tokenizer (empty when it runs, unless a weight is not finite: that is seen when the weights are read).
     All of it is plain Python that JSON can hold; text that is not UTF-8 and numbers that are not finite become words.
     Raises GGUFError when the container itself is not sound, UnsupportedError for a tensor type that is no known format.
     """
     file = open_gguf(path, join=False)
-    problems, paths, hyperparameters = [], {}, {}
+    problems, paths, hyperparameters, layers, cache = [], {}, {}, None, None
     metadata = {key: _plain(value) for key, value in file.metadata.items()}
     try:
         if metadata.keys() & {"split.count", "split.no"}:
@@ -35,7 +40,9 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
         model = ModelConfig.from_gguf(file)
         hyperparameters = dataclasses.asdict(model)
         check(file, model)
-        paths = KernelPlan.of(expected(default_config("cpu")), model, formats(file)).tensors
+        config = Changes(slots=1).applied(expected(default_config("cpu")))
+        paths = KernelPlan.of(config, model, formats(file)).tensors
+        layers, cache = ", ".join(map(str, periods(model.layers))), _cache(config, model)
     except PacklightError as error:
         problems.append(str(error))
     try:
@@ -62,9 +69,18 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
             for info in file.tensors.values()
         ],
         "formats": format_totals(file),
+        "layers": layers,
+        "cache": cache,
         "parameters": sum(int(np.prod(info.shape, dtype=object)) for info in file.tensors.values()),
         "unsupported": problems,
     }
+
+
+def _cache(config: CompileConfig, model: ModelConfig) -> dict[str, Any]:
+    """What is kept of the sequences under a config."""
+    plan = make_plan(config, model.context_length)
+    kept = plan.cache(model, config.kv_dtype, WHOLE).device_bytes
+    return {"context": plan.context, "slots": plan.slots, "kv_type": config.kv_dtype, "bytes": kept}
 
 
 def format_totals(file: GGUFFile) -> dict[str, dict[str, int]]:

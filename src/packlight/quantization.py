@@ -60,6 +60,8 @@ def plan_formats(file: GGUFFile, kind: str) -> dict[str, str]:
     cfg = ModelConfig.from_gguf(file)
     check(file, cfg)
     formats = {}
+    values = [name for name in file.tensors if name.endswith(".attn_v.weight")]  # counted without layers that have none
+    kv_heads = (cfg.kv_heads or (cfg.head_count_kv,))[0] or cfg.head_count  # llama.cpp looks at the first layer
     for info in file.tensors.values():
         if info.format.name not in FLOATS:
             raise GGUFError(
@@ -67,13 +69,15 @@ def plan_formats(file: GGUFFile, kind: str) -> dict[str, str]:
                 f" of {', '.join(FLOATS)}, because rounding twice loses more"
             )
         base = info.name.removesuffix(".weight").split(".")[-1]
-        layer = int(info.name.split(".")[1]) if info.name.startswith("blk.") else -1
+        layer, layers = int(info.name.split(".")[1]) if info.name.startswith("blk.") else -1, cfg.block_count
+        if info.name in values:
+            layer, layers = values.index(info.name), len(values)
         if is_quantized(info.name, info.shape):
             chosen = mixed_format(
                 *(kind, base, layer),
-                layers=cfg.block_count,
+                layers=layers,
                 heads=cfg.head_count,
-                kv_heads=cfg.head_count_kv,
+                kv_heads=kv_heads,
                 tied="output.weight" not in file.tensors,
                 experts=cfg.expert_count,
             )

@@ -11,6 +11,7 @@ import packlight
 from packlight.cli.inputs import model_or_demo
 from packlight.cli.terminal import Bar, say, warn
 from packlight.compile.config import read_config
+from packlight.model.spec.layers import periods, traced
 from packlight.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -88,11 +89,12 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"{path} x{n}" + (f" ({layout})" if layout != "ggml" else "") for (path, layout), n in kinds.most_common()
     )
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
-    name = os.path.basename(llm.file.path)
+    name, layers = os.path.basename(llm.file.path), llm.model.layers
     return [
         f"{name}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}",
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
         f"context {llm.plan.context}, slots {llm.plan.slots}{launch}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
+        *([f"layers: {', '.join(map(str, periods(layers)))}"] if traced(layers) > 1 else []),
         *([] if llm.placement.single else [f"{llm.placement.split}"]),
     ]

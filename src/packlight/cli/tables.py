@@ -14,6 +14,7 @@ def inspect_text(report: dict[str, Any]) -> str:
     ]
     totals = [(name, f"{f['tensors']:,}", f"{f['bytes']:,}") for name, f in report["formats"].items()]
     totals.append(("total", f"{len(tensors):,}", f"{sum(t['bytes'] for t in report['tensors']):,}"))
+    cache = report["cache"]
     parts = [
         f"{line(report['path'], 400)}: GGUF v{report['version']}, {report['file_bytes']:,} bytes, "
         f"{report['parameters']:,} parameters\n",
@@ -21,9 +22,11 @@ def inspect_text(report: dict[str, Any]) -> str:
         table(("metadata", "value"), _flat(report["metadata"])),
         table(("tensor", "shape", "format", ">bytes", "kernel"), tensors),
         table(("format", ">tensors", ">bytes"), totals),
+        f"layers: {report['layers']}\n" if report["layers"] else "",
+        f"cache: {cache['bytes']:,} bytes for {cache['context']} tokens in {cache['kv_type']}\n" if cache else "",
         "".join(f"unsupported: {problem}\n" for problem in report["unsupported"] or ["nothing"]),
     ]
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
 def compile_text(rows: Sequence[dict[str, Any]]) -> str:
