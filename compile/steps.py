@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from packlight.compile.config import CompileConfig
 from packlight.compile.kernels import KernelPlan, has_wgmma
@@ -119,17 +118,13 @@ class Steps:
         return self._cache_of(shape)
 
     def empty_cache(self) -> Cache:
-        """The cache as zeros on the devices, which may be donated."""
-
-        def zeros(buffer: Buffer) -> jax.Array:
-            host = np.zeros(buffer.shape, jnp.dtype(buffer.dtype))
-            return self.placement.put(host, self._spec(buffer), alias=False)
-
-        return self._cache_of(zeros)
+        """The cache as zeros on the devices, which may be donated; a CPU's take memory where they are written."""
+        return self._cache_of(lambda each: self.placement.zeros(each.shape, each.dtype, self._spec(each)))
 
     def _cache_of(self, make: Callable[[Buffer], Any]) -> Cache:
         """The cache with what `make` makes of each buffer."""
-        return Cache(make(self.cache_shape.length), jax.tree.map(make, self.cache_shape.state))
+        shape = self.cache_shape
+        return Cache(make(shape.length), jax.tree.map(make, shape.state))
 
     def _spec(self, buffer: Buffer) -> P:
         return P(*self.placement.split.axes(buffer))

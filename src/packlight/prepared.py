@@ -7,6 +7,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
+from packlight.common import pages
 from packlight.common.errors import ConfigError
 from packlight.common.text import shown, shown_path
 from packlight.compile.config import DTYPES, CompileConfig, default_config, read_config
@@ -82,10 +83,15 @@ class Prepared:
     @property
     def warnings(self) -> list[str]:
         """What the user should know: keys of the architecture that nothing reads, kernel choices that fell back to
-        something slower.
+        something slower, a cache that takes all of its memory from the start.
         """
         unread = ", ".join(self.model.unread)
-        return [*([f"not read from the file: {shown(unread)}"] if unread else []), *filter(None, self._built[1:])]
+        refusal = pages.refusal() if self.config.platform == "cpu" else None
+        whole = refusal and f"the whole cache takes memory from the start, used or not: {refusal}"
+        return [
+            *([f"not read from the file: {shown(unread)}"] if unread else []),
+            *filter(None, (self._built[1], whole)),
+        ]
 
     @functools.cached_property
     def kernels(self) -> KernelPlan:
