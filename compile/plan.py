@@ -79,7 +79,7 @@ class Plan:
 
     def cache(self, model: ModelConfig, kv_dtype: str, split: Split) -> CacheShape:
         """What the slots' cache is, as devices of `split` share it."""
-        return CacheShape(model, Room(self.slots, self.capacity, self.prefill_buckets[-1], kv_dtype), split)
+        return CacheShape(model, Room(self.slots, self.capacity, max(self.prefill_buckets, default=1), kv_dtype), split)
 
     def chunks(self, start: int, count: int) -> tuple[Chunk, ...]:
         """How `count` tokens from position `start` are run: full largest buckets, then the cheapest way for the rest.

@@ -85,7 +85,7 @@ def test_the_report_is_filled(llm):
 
 
 def test_a_step_outside_the_plan_is_an_error(llm):
-    with pytest.raises(KeyError, match=r"decode\[3, 7\] is not in the plan; it has prefill\[16, 256\]"):
+    with pytest.raises(KeyError, match=r"decode\[3, 7\] is not in the plan; it has prefill\[16, 128\]"):
         llm.executables[StepKey(Phase.DECODE, 3, 7)]
 
 

@@ -136,7 +136,9 @@ def test_what_the_error_advises_fits_and_more_does_not(tmp_path, context, slots,
 def test_one_sequence_of_a_large_model_takes_what_llama_cpp_takes(path, kv_heads, layers, most):
     """R32: Llama-2-7B and Llama-3-8B at 4096 tokens by the CPU's own config; 2.147 GB and 0.537 GB in llama.cpp."""
     small = ModelConfig.from_gguf(open_gguf(path))
-    cfg = dataclasses.replace(small, block_count=layers, head_count=32, head_count_kv=kv_heads, key_length=128)
+    cfg = dataclasses.replace(
+        small, block_count=layers, head_count=32, head_count_kv=kv_heads, key_length=128, slides=()
+    )
     config = Changes(slots=1).applied(default_config("cpu"))
     plan = make_plan(config, 4096)
     cache = plan.cache(cfg, config.kv_dtype, WHOLE)

@@ -84,7 +84,19 @@ def test_logits_do_not_depend_on_the_mesh(divided, alone, data, tensor):
 
 
 # Every branch of the split: experts, sinks, fused and biased matrices, norms over all heads, windows, one block a row.
-OWN_FILES = ("llama-gqa", "llama-moe", "gpt-oss", "olmo2", "phi3", "starcoder2", "gemma3", "qwen3moe", "llama")
+OWN_FILES = (
+    "llama-gqa",
+    "llama-moe",
+    "gpt-oss",
+    "olmo2",
+    "phi3",
+    "starcoder2",
+    "gemma3",
+    "qwen3moe",
+    "lfm2",
+    "lfm2moe",
+    "llama",
+)
 FILES = (*OWN_FILES[:-1], "llama-f16")
 
 
@@ -146,14 +158,15 @@ def test_a_weight_is_cut_as_its_row_says(divided):
 
 @pytest.mark.parametrize("tensor", [2, 3, 8])
 @pytest.mark.parametrize("layout", ["ggml", "rows8"])
-@pytest.mark.parametrize("name", ["llama-moe", "phi3", "olmo2", "gpt-oss", "starcoder2", "llama-lowbit"])
+@pytest.mark.parametrize("name", ["llama-moe", "phi3", "olmo2", "gpt-oss", "starcoder2", "llama-lowbit", "lfm2-taps"])
 def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
     """Every row, block and expert is on a device, in its place; kv heads may be on several; the rest is zeros."""
     file, cfg, used, split = split_of(model(f"own/{name}", tmp_path), tensor)
-    whole = {host.weight.name: host for host in read_weights(file, cfg)}
-    declared = {weight.name: weight for weight in used}
+    whole = {(host.weight.part, host.weight.name): host for host in read_weights(file, cfg)}
+    declared = {(weight.part, weight.name): weight for weight in used}
     for host in read_weights(file, cfg, layouts=layouts_of(file, layout), split=split, devices=range(tensor)):
-        weight = declared[host.weight.name]
+        key = host.weight.part, host.weight.name
+        weight = declared[key]
         if not host.axis:
             assert set(host.parts) == {0}
             continue
@@ -161,11 +174,9 @@ def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
         for device, buffers in host.parts.items():
             share = cut(cfg, split, weight, device)
             for group, (qtype, at) in enumerate(zip(host.qtypes, host.layouts, strict=True)):
-                ours, expected = plain(host.weight, buffers[group], qtype, at), whole[weight.name].parts[0][group]
+                ours, expected = plain(host.weight, buffers[group], qtype, at), whole[key].parts[0][group]
                 lead = ours.ndim - len(weight.shape) - (not weight.is_vector)
-                axis = lead + {"experts": 0, "rows": -1 if weight.is_vector else -2, "inputs": -1}[host.axis] % len(
-                    weight.shape
-                )
+                axis = lead + weight.position(host.axis)
                 unit = FORMATS[qtype].elements if host.axis == "inputs" else 1
                 ours, expected = np.moveaxis(ours, axis, 0), np.moveaxis(expected, axis, 0)
                 rest = np.ones(len(ours), bool)
@@ -175,7 +186,7 @@ def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
                     covered |= {(group, i) for i in range(start, start + length)}
                     rest[to : to + length] = False
                 assert not ours[rest].any()
-        assert len(covered) == sum(np.moveaxis(b, axis, 0).shape[0] for b in whole[weight.name].parts[0]), weight.name
+        assert len(covered) == sum(np.moveaxis(b, axis, 0).shape[0] for b in whole[key].parts[0]), weight.name
 
 
 def layouts_of(file, layout):
@@ -208,8 +219,8 @@ def test_a_part_of_the_wrong_shape_is_not_placed(divided, layout, tensor):
 def test_a_device_reads_its_own_bytes(divided, monkeypatch):
     """Counted where the file is read: an eighth of every matrix that is cut, all of each vector."""
     file, cfg, used, split = split_of(divided, 8)
-    matrices = sum(file.tensors[n].nbytes for w in used if not w.is_vector for n in w.tensors(cfg.block_count))
-    vectors = sum(file.tensors[n].nbytes for w in used if w.is_vector for n in w.tensors(cfg.block_count))
+    matrices = sum(file.tensors[n].nbytes for w in used if not w.is_vector for n in w.tensors)
+    vectors = sum(file.tensors[n].nbytes for w in used if w.is_vector for n in w.tensors)
     read, preadv = [], os.preadv
     monkeypatch.setattr(os, "preadv", lambda *args: read.append(preadv(*args)) or read[-1])
     read_weights(file, cfg, split=split, devices=[3])
