@@ -88,6 +88,19 @@ def test_a_window_goes_back_as_far_as_it_holds(name, tmp_path):
     assert [llm.engine.step()[0].token for _ in range(130 - furthest)] == tokens[furthest:]
 
 
+@pytest.mark.parametrize("kernels", ["native", "xla"])
+def test_padding_behind_the_last_position_is_left_out(kernels, tmp_path):
+    """The third chunk of 48 reaches beyond the 128 positions that there are."""
+    path = model("own/llama", tmp_path)
+    ids = np.random.default_rng(0).integers(3, 90, 128).tolist()
+    config = dataclasses.replace(CONFIG, context=128, cpu_kernels=kernels)
+    odd, even = (packlight.load(path, dataclasses.replace(config, prefill_buckets=(size,))) for size in (48, 64))
+    assert odd.plan.capacity == 128
+    a, b = odd.logits(ids), even.logits(ids)
+    assert np.abs(a - b).max() <= 1e-4 * b.std()
+    assert odd.generate(ids[:120], temperature=0).token_ids == even.generate(ids[:120], temperature=0).token_ids
+
+
 def test_layers_that_alternate_are_traced_once_for_each_kind(tmp_path):
     counts = {
         name: traced(packlight.prepare(model(f"own/{name}", tmp_path)).model.layers) for name in ("gemma3", "lfm2")
