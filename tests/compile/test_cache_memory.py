@@ -12,6 +12,7 @@ import pytest
 from ggufs import write_llama
 from golden_models import golden
 from resident import anonymous_memory, resident, resident_tree
+from tiers import product
 
 import packlight
 from packlight.common import pages
@@ -69,9 +70,9 @@ def places(array: jax.Array) -> list[int]:
 @pytest.mark.parametrize(
     ("kernels", "dtype", "mesh"),
     [
-        ("native", "float32", MeshShape()),
+        product("native", "float32", MeshShape()),
         ("native", "float16", MeshShape()),
-        ("xla", "float16", MeshShape(2, 2)),
+        product("xla", "float16", MeshShape(2, 2)),
     ],
     ids=str,
 )
@@ -128,8 +129,9 @@ def cost_of_a_cache(path: str, store: str) -> tuple[int, int]:
     ("name", "kernels", "mesh"),
     [
         ("llama", "native", MeshShape()),
-        ("llama", "xla", MeshShape(2, 2)),
-        ("gpt-oss", "xla", MeshShape()),  # experts, windows, sinks
+        product("llama", "xla", MeshShape(2, 2)),
+        product("gpt-oss", "xla", MeshShape()),  # experts, windows, sinks
+        product("lfm2", "xla", MeshShape()),
     ],
     ids=str,
 )

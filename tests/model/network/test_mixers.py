@@ -24,7 +24,7 @@ from packlight.model.weights.stack import Stack
 LAYERS, LAYER = 3, 1  # of the mixer; the one that runs
 SLOTS, CAPACITY, CHUNK = 4, 384, 24
 T = 300  # tokens of a text: a window of 20 has gone round its 128 places twice
-CASES = {
+CASES: dict = {
     "attention": AttentionPart(2),
     "one kv head": AttentionPart(1),
     "window": AttentionPart(2, 20),
@@ -115,7 +115,7 @@ def test_every_kind_has_a_case():
     assert {type(mixer) for mixer in CASES.values()} == set(MIXERS)
 
 
-@pytest.mark.parametrize("size", [1, 7, 16])
+@pytest.mark.parametrize("size", [1, 7])
 def test_chunks_of_any_size_give_the_same(case, text, whole, size):
     near(case.chunks(case.state(), text, 0, size)[0], whole[0])
 
