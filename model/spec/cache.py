@@ -9,7 +9,7 @@ from typing import Any
 
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
-from packlight.model.spec.state import Buffer, Room, buffers
+from packlight.model.spec.state import Buffer, Room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CacheShape:
     def state(self) -> dict[str, Any]:
         """The name of each mixer -> its state, a NamedTuple of Buffers, of all devices together."""
         return {
-            mixer.name: type(kept)(*(self.split.spread(each) for each in buffers(kept)))
+            mixer.name: type(kept)(*map(self.split.spread, kept))
             for mixer, layers in self.cfg.mixers.items()
             for kept in [mixer.state(self.cfg, layers, self.room)]
         }
@@ -38,7 +38,7 @@ class CacheShape:
     def device_bytes(self) -> int:
         """What one device holds."""
         devices = {DATA: self.split.data, TENSOR: self.split.tensor, None: 1}
-        every = [self.length, *(each for kept in self.state.values() for each in buffers(kept))]
+        every = [self.length, *(each for kept in self.state.values() for each in kept)]
         return sum(each.nbytes // math.prod(devices[axis] for axis in self.split.axes(each)) for each in every)
 
     def rewinds(self, written: int, length: int) -> bool:
@@ -49,4 +49,4 @@ class CacheShape:
 def read_bytes(cfg: ModelConfig, dtype: str, rows: int, length: int) -> int:
     """Bytes of the state that `rows` tokens of a slot look back at, the last of them at position `length` - 1."""
     state = CacheShape(cfg, Room(1, length, rows, dtype)).state
-    return sum(each.nbytes for kept in state.values() for each in buffers(kept))
+    return sum(each.nbytes for kept in state.values() for each in kept)

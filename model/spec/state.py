@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4}
@@ -34,8 +33,3 @@ class Room(NamedTuple):
 def whole_tiles(positions: int) -> int:
     """As many positions in whole tiles of the attention loop."""
     return -(-positions // CACHE_TILE) * CACHE_TILE
-
-
-def buffers(state: Iterable[object]) -> Iterator[Buffer]:
-    """The arrays of one part's state, a NamedTuple of them."""
-    return cast(Iterator[Buffer], iter(state))
