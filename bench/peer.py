@@ -77,8 +77,10 @@ class Peer:
             self._prompt(self.prompts[0], 0)
             return {"seconds": time.perf_counter() - began, "gaps": []}
         depth = len(self.prompts[0])
-        for sequence in range(len(self.prompts)):
-            lib.llama_memory_seq_rm(self.memory, sequence, depth, -1)
+        for sequence, prompt in enumerate(self.prompts):
+            if not lib.llama_memory_seq_rm(self.memory, sequence, depth, -1):  # a recurrence: from the beginning
+                lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+                self._prompt(prompt, sequence)
         times = [time.perf_counter()]
         for position in range(depth, depth + self.tokens):
             for row, prompt in enumerate(self.prompts):
