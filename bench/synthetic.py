@@ -23,7 +23,7 @@ from packlight.bench.blocks import random_blocks
 from packlight.bench.shapes import CONVOLUTION, SHAPES, Shape, layer_shapes
 from packlight.common.errors import PacklightError
 from packlight.common.files import whole_file
-from packlight.model.spec.mixes import K_MIXES, mixed_format
+from packlight.model.spec.mixes import K_MIXES, counted, mixed_format
 from packlight.quant.formats.table import FORMATS, Format, format_named
 
 CHUNK_BYTES = 8 << 20
@@ -44,11 +44,8 @@ class Planned:
 
 def shape_format(mix: str, base: str, layer: int, shape: Shape) -> str:
     """`mixed_format` of a shape; of attn_v only the layers that have one count."""
-    layers = [each for each in range(shape.layers) if base != "attn_v" or shape.attends(each)]
-    at = layers.index(layer) if layer in layers else layer
-    return mixed_format(
-        *(mix, base, at), layers=len(layers), heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied
-    )
+    at, layers = counted(base, layer, shape.layers, [each for each in range(shape.layers) if shape.attends(each)])
+    return mixed_format(*(mix, base, at), layers=layers, heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied)
 
 
 def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:

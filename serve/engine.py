@@ -217,9 +217,8 @@ class Engine:
     def _admit(self) -> Event:
         slot = self._free_slot()
         request = self._queue.popleft()
-        *_, (_, last, _) = self._prefill(slot, request.prompt)
-        final = self.plan.chunks(0, len(request.prompt))[-1]
-        request.written = final.start + final.key.rows
+        *_, (hidden, last, count) = self._prefill(slot, request.prompt)
+        request.written = len(request.prompt) - count + len(hidden)
         choice = Choice(*self._arguments([request]), np.array([len(request.prompt)], np.int32), self._is_end)
         result: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(last, choice))
         assert result.picked is not None

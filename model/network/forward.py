@@ -60,8 +60,7 @@ def layers(step: Step, params: Params, x: jax.Array, state: State) -> tuple[jax.
     """
     carry, first = (x, state), collections.Counter()  # the layers so far that have each part
     for period in periods(step.cfg.layers):
-        body = functools.partial(_period, step, params["blk"], period, dict(first))
-        carry = _loop(period.repeats, body, carry)
+        carry = _loop(period.repeats, functools.partial(_period, step, params["blk"], period, first), carry)
         first.update({name: period.repeats * count for name, count in period.counts.items()})
     x, state = carry
     return norm(step.cfg, x, params, step.cfg.architecture.norms.last), state
@@ -71,7 +70,7 @@ def _period(step: Step, blk: Params, period: Period, first: Mapping[str, int], r
     """The layers of one repetition. first: how many layers before the period have each part."""
     counts, before = period.counts, collections.Counter()
     for length, kind in period.runs:
-        base = {name: repeat * counts[name] + (first.get(name, 0) + before[name]) for name in kind.names}
+        base = {name: repeat * counts[name] + (first[name] + before[name]) for name in kind.names}
         carry = _loop(length, functools.partial(_numbered, step, blk, kind, base), carry)
         before.update(dict.fromkeys(base, length))
     return carry

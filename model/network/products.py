@@ -26,20 +26,19 @@ def linears(
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in ys]
 
 
-def closing(
-    step: Step, x: jax.Array, weights: Params, name: str, index: jax.Array, axis: Letter, width: int
-) -> jax.Array:
+def closing(step: Step, x: jax.Array, weights: Params, name: str, index: jax.Array, axis: Letter) -> jax.Array:
     """`linear` with the matrix that ends a branch: whole results from a device's part of its inputs.
 
-    axis: the letter of what lies along the inputs. width: how many there are on all devices.
+    axis: the letter of what lies along the inputs.
     """
     split = step.numerics.split
     if split.tensor == 1:
         return linear(x, weights, name, index, step.numerics)
-    if split.branch(axis).closing == "inputs":
+    branch = split.branch(axis)
+    if branch.closing == "inputs":
         bias = weights.get(f"{name}.bias")
         y = summed(linear(x, {name: weights[name]}, name, index, step.numerics), split)
         return y if bias is None else y + bias[index][None, None, :]
-    if axis != "H" or split.heads:
-        x = gathered(x, width, split)
+    if x.shape[-1] < branch.length:
+        x = gathered(x, branch.length, split)
     return gathered(linear(x, weights, name, index, step.numerics), step.cfg.embedding_length, split)

@@ -85,6 +85,11 @@ def periods(layers: Sequence[Layer]) -> tuple[Period, ...]:
     return tuple(found)
 
 
+def in_words(layers: Sequence[Layer]) -> str:
+    """How the layers repeat."""
+    return ", ".join(map(str, periods(layers)))
+
+
 def traced(layers: Sequence[Layer]) -> int:
     """How many layers a step is traced for."""
     return sum(len(period.runs) for period in periods(layers))

@@ -4,6 +4,8 @@ Source: `llama_tensor_get_type` and `tensor_allows_quantization` in llama.cpp's 
 matrix. Imports no jax.
 """
 
+from collections.abc import Sequence
+
 from packlight.quant.formats.table import FORMATS, format_named
 
 # The mixes that give some tensors more bits, and what the rest is in.
@@ -18,6 +20,13 @@ def more_bits(layer: int, layers: int) -> bool:
     Source: `use_more_bits`.
     """
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def counted(base: str, layer: int, layers: int, with_values: Sequence[int]) -> tuple[int, int]:
+    """A matrix's number among those that a mix tells apart by their place, and how many there are: of `attn_v` only the
+    layers that have one count.
+    """
+    return (with_values.index(layer), len(with_values)) if base == "attn_v" else (layer, layers)
 
 
 def mixed_format(

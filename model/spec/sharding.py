@@ -33,7 +33,8 @@ class Branch(NamedTuple):
     # It is cut along its "inputs", and the results are summed; or by "rows", and both its inputs and its results are
     # gathered.
     closing: Closing
-    kept: int  # inputs that a device computes, padding included
+    length: int  # inputs
+    kept: int  # of them that a device computes, padding included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ def make_split(cfg: ModelConfig, used: tuple[Weight, ...], formats: Mapping[str,
             closing: Closing = "inputs" if by_heads and kept % block == 0 else "rows"
         else:
             closing, kept = _share_features(segment.length, block, tensor)
-        branches.append(Branch(axis, weights[0].name, closing, kept))
+        branches.append(Branch(axis, weights[0].name, closing, segment.length, kept))
     return Split(data, tensor, by_heads, tuple(branches))
 
 

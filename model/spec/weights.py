@@ -1,12 +1,12 @@
 """Every tensor of an architecture, declared once: name, shape, and how devices share it. Imports no jax.
 
-`declare` is the only place that names tensors. The check that a file has all of them and no other, the loader's
-buffers, each device's part (`model.spec.sharding`) and the abstract tree that executables are lowered from
-(`model.weights.params`) all read it.
+`declare` has what the parts of the layers declare (`model.spec.parts`), and the tensors that are of no part. Nothing
+else names tensors. The check that a file has all of them and no other, the loader's buffers, each device's part
+(`model.spec.sharding`) and the abstract tree that executables are lowered from (`model.weights.params`) all read it.
 
 Layers are stacked by tensor and format: Q4_K_M keeps `attn_v` as Q6_K in some layers and as Q4_K in the others, so
-`blk["attn_v"]` is two stacks and a table that says where each layer's matrix lies. One loop body then serves all
-layers, and the number of XLA kernels does not grow with the depth of the model.
+`blk["attention"]["attn_v"]` is two stacks and a table that says where each layer's matrix lies. One loop body then
+serves all layers, and the number of XLA kernels does not grow with the depth of the model.
 """
 
 import dataclasses

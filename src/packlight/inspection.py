@@ -13,7 +13,7 @@ from packlight.compile.kernels import KernelPlan, expected
 from packlight.compile.plan import make_plan
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.layers import periods
+from packlight.model.spec.layers import in_words
 from packlight.model.spec.sharding import WHOLE
 from packlight.model.spec.weights import check, formats
 from packlight.model.text.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
         check(file, model)
         config = Changes(slots=1).applied(expected(default_config("cpu")))
         paths = KernelPlan.of(config, model, formats(file)).tensors
-        layers, cache = ", ".join(map(str, periods(model.layers))), _cache(config, model)
+        layers, cache = in_words(model.layers), _cache(config, model)
     except PacklightError as error:
         problems.append(str(error))
     try:

@@ -20,7 +20,7 @@ from packlight.common.text import shown, shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo, open_gguf, read_part
 from packlight.model.gguf.writer import byte_shape, write_like
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.mixes import fitting_format, is_quantized, mixed_format
+from packlight.model.spec.mixes import counted, fitting_format, is_quantized, mixed_format
 from packlight.model.spec.weights import check
 from packlight.quant.formats.table import FORMATS
 
@@ -60,7 +60,7 @@ def plan_formats(file: GGUFFile, kind: str) -> dict[str, str]:
     cfg = ModelConfig.from_gguf(file)
     check(file, cfg)
     formats = {}
-    values = [name for name in file.tensors if name.endswith(".attn_v.weight")]  # counted without layers that have none
+    with_values = [layer for layer in range(cfg.block_count) if f"blk.{layer}.attn_v.weight" in file.tensors]
     kv_heads = (cfg.kv_heads or (cfg.head_count_kv,))[0] or cfg.head_count  # llama.cpp looks at the first layer
     for info in file.tensors.values():
         if info.format.name not in FLOATS:
@@ -69,9 +69,8 @@ def plan_formats(file: GGUFFile, kind: str) -> dict[str, str]:
                 f" of {', '.join(FLOATS)}, because rounding twice loses more"
             )
         base = info.name.removesuffix(".weight").split(".")[-1]
-        layer, layers = int(info.name.split(".")[1]) if info.name.startswith("blk.") else -1, cfg.block_count
-        if info.name in values:
-            layer, layers = values.index(info.name), len(values)
+        layer = int(info.name.split(".")[1]) if info.name.startswith("blk.") else -1
+        layer, layers = counted(base, layer, cfg.block_count, with_values)
         if is_quantized(info.name, info.shape):
             chosen = mixed_format(
                 *(kind, base, layer),

@@ -21,7 +21,7 @@ def feed_forward(step: Step, part: DensePart, weights: Params, index: jax.Array,
     else:
         gate, up = linears(h, weights, ("ffn_gate", "ffn_up"), index, numerics)
     hidden = activate(family.kind, gate, up)
-    return closing(step, hidden, weights, "ffn_down", index, "F", step.cfg.feed_forward_length)
+    return closing(step, hidden, weights, "ffn_down", index, "F")
 
 
 def activate(kind: str, gate: jax.Array, up: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ def mix(
     gate_in, gate_out, x = jnp.split(linear(h, weights, "shortconv.in_proj", index, step.numerics), 3, axis=-1)
     inputs, state = follow(state, index, gate_in * x, step.rows)
     y = gate_out * convolve(inputs, weights["shortconv.conv"][index])
-    return closing(step, y, weights, "shortconv.out_proj", index, "D", step.cfg.embedding_length), state
+    return closing(step, y, weights, "shortconv.out_proj", index, "D"), state
 
 
 def convolve(inputs: jax.Array, taps: jax.Array) -> jax.Array:

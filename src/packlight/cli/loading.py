@@ -11,7 +11,7 @@ import packlight
 from packlight.cli.inputs import model_or_demo
 from packlight.cli.terminal import Bar, say, warn
 from packlight.compile.config import read_config
-from packlight.model.spec.layers import periods, traced
+from packlight.model.spec.layers import in_words, traced
 from packlight.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -95,6 +95,6 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
         f"context {llm.plan.context}, slots {llm.plan.slots}{launch}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
-        *([f"layers: {', '.join(map(str, periods(layers)))}"] if traced(layers) > 1 else []),
+        *([f"layers: {in_words(layers)}"] if traced(layers) > 1 else []),
         *([] if llm.placement.single else [f"{llm.placement.split}"]),
     ]

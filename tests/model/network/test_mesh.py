@@ -127,6 +127,7 @@ def split_of(path, tensor):
 
 
 def split(tensor, heads, attention, ffn):
+    """Each branch by how it is closed, its inputs, and those of a device."""
     return Split(1, tensor, heads, (Branch("H", "attn_output", *attention), Branch("F", "ffn_down", *ffn)))
 
 
@@ -134,12 +135,12 @@ def test_what_does_not_divide_is_gathered_or_padded(tmp_path):
     """One block a row: nothing can be cut along inputs. TinyLlama's 22 blocks: 24 on 8 devices. 3 kv heads: all."""
     shape = {"layers": 1, "embed": 256, "heads": 8, "vocab": 300, "formats": {"default": "Q4_K"}}
     one_block = write_llama(tmp_path / "one.gguf", kv_heads=4, ffn=256, **shape)
-    assert split_of(one_block, 8)[-1] == split(8, True, ("rows", 32), ("rows", 32))
+    assert split_of(one_block, 8)[-1] == split(8, True, ("rows", 256, 32), ("rows", 256, 32))
     tiny = write_llama(tmp_path / "tiny.gguf", kv_heads=4, head_dim=256, ffn=5632, **shape)
-    assert split_of(tiny, 8)[-1] == split(8, True, ("inputs", 256), ("inputs", 3 * 256))
-    assert split_of(tiny, 2)[-1] == split(2, True, ("inputs", 4 * 256), ("inputs", 11 * 256))
+    assert split_of(tiny, 8)[-1] == split(8, True, ("inputs", 2048, 256), ("inputs", 5632, 3 * 256))
+    assert split_of(tiny, 2)[-1] == split(2, True, ("inputs", 2048, 4 * 256), ("inputs", 5632, 11 * 256))
     odd = write_llama(tmp_path / "odd.gguf", kv_heads=3, ffn=1024, **(shape | {"heads": 6, "head_dim": 128}))
-    assert split_of(odd, 4)[-1] == split(4, False, ("rows", 6 * 128), ("inputs", 256))
+    assert split_of(odd, 4)[-1] == split(4, False, ("rows", 768, 768), ("inputs", 1024, 256))
 
 
 def test_a_weight_is_cut_as_its_row_says(divided):

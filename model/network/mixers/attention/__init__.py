@@ -40,8 +40,7 @@ def mix(
     scores = Scores.of(step.cfg, part, weights, index)
     numerics = step.numerics
     mixed = attention(scaled(step.cfg, q), state, index, step.rows, numerics.span, numerics.kernel, scores)
-    width = mixed.shape[-1] * (numerics.split.tensor if numerics.split.heads else 1)
-    return closing(step, mixed, weights, "attn_output", index, "H", width), state
+    return closing(step, mixed, weights, "attn_output", index, "H"), state
 
 
 def project(
