@@ -156,19 +156,21 @@ class LLM:
         return np.stack(rows)
 
     def generate(
-        self, prompt: "str | Sequence[int] | Sequence[str]", n: int = 1, **sampling: Any
+        self, prompt: "str | Sequence[int] | Sequence[str]", n: int = 1, parse_special: bool = True, **sampling: Any
     ) -> "Completion | list[Completion]":
         """Completes a prompt, or several together: a list of prompts gives a list of completions, in order.
 
         prompt: text, token ids, or a list of texts. n: completions of each prompt; the i-th draws with seed + i, and
-        the result is a list, those of a prompt side by side. sampling: the fields of `SamplingConfig` (max_tokens,
-        temperature, top_k, top_p, min_p, seed, stop, ...). Each prompt gets the ids it would get alone.
+        the result is a list, those of a prompt side by side.
+        parse_special: control tokens that a text spells are tokens, as in llama.cpp's completion; False: they are text.
+        sampling: the fields of `SamplingConfig` (max_tokens, temperature, top_k, top_p, min_p, seed, stop, ...).
+        Each prompt gets the ids it would get alone.
         Raises ConfigError for an empty prompt or a bad value, ContextLengthError for a prompt that leaves no room,
         NonFiniteLogitsError when a step's logits are NaN or infinite.
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
-        checked = [self._prompts.answerable(p) for p in prompts]
+        checked = [self._prompts.answerable(p, parse_special) for p in prompts]
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
             raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
         config = self._checked(sampling)
@@ -209,11 +211,14 @@ class LLM:
         text = render(template, messages, tools=tools, bos_token=bos, eos_token=eos)
         return prompt_ids(self.tokenizer, text)
 
-    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Generator[str, None, Completion]:
+    def stream(
+        self, prompt: str | Sequence[int], parse_special: bool = True, **sampling: Any
+    ) -> Generator[str, None, Completion]:
         """Yields the text of `generate(prompt, ...)` as it comes, in whole characters; the `Completion` is the
         generator's return value. Closing the generator ends the generation. Raises as `generate` does, at the call.
         """
-        return self._scheduler.stream(self._run(self._prompts.answerable(prompt), self._checked(sampling).with_seed()))
+        ids = self._prompts.answerable(prompt, parse_special)
+        return self._scheduler.stream(self._run(ids, self._checked(sampling).with_seed()))
 
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""

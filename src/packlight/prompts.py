@@ -27,10 +27,13 @@ class Prompts:
         self._tokenizer, self._model, self._context = tokenizer, model, context
         self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}
 
-    def ids(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a text, or ids given as such: checked. Raises ConfigError for none and for impossible ones."""
+    def ids(self, prompt: str | Sequence[int], parse_special: bool = False) -> list[int]:
+        """Token ids of a text, or ids given as such: checked. parse_special: control tokens that it spells are tokens.
+
+        Raises ConfigError for none and for impossible ones.
+        """
         if isinstance(prompt, str):
-            ids = self._tokenizer.encode(prompt) if prompt else []
+            ids = self._tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
         elif isinstance(prompt, list | tuple | np.ndarray) and all(isinstance(i, numbers.Integral) for i in prompt):
             ids = [int(i) for i in prompt]
         else:
@@ -49,9 +52,9 @@ class Prompts:
             raise ContextLengthError(f"the text has {len(ids)} tokens; the context holds {self._context}")
         return ids
 
-    def answerable(self, prompt: str | Sequence[int]) -> list[int]:
+    def answerable(self, prompt: str | Sequence[int], parse_special: bool) -> list[int]:
         """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not."""
-        ids = self.ids(prompt)
+        ids = self.ids(prompt, parse_special)
         if len(ids) >= self._context:
             longest = self._model.context_length
             advice = f"shorten it, or ask for more context: the model takes {longest}"

@@ -214,6 +214,21 @@ def test_a_prompt_may_be_ids(llm):
     json.dumps(dataclasses.asdict(mixed[2]))
 
 
+@pytest.mark.parametrize("parse_special", [True, False])
+def test_control_tokens_of_a_raw_prompt_are_read_as_asked(llm, parse_special):
+    prompt, asked = "<s>a</s>", {} if parse_special else {"parse_special": False}
+    ids = llm.encode(prompt, parse_special=parse_special)
+    assert (llm.tokenizer.eos_id in ids) == parse_special
+    assert [c.prompt_token_ids for c in llm.generate([prompt, prompt], max_tokens=0, **asked)] == [ids, ids]
+    completions = []
+
+    def keep():
+        completions.append((yield from llm.stream(prompt, max_tokens=0, **asked)))
+
+    assert list(keep()) == []
+    assert completions[0].prompt_token_ids == ids
+
+
 def test_logits_lead_to_the_greedy_token(llm):
     ids = llm.encode("hello")
     generated = llm.generate(ids, **GREEDY).token_ids

@@ -32,6 +32,7 @@ FLAGS: dict[str, FlagRow] = {
     "model": (flags.DEFINE_string, None, "GGUF file; of a split one, its first part"),
     "prompt": (flags.DEFINE_string, None, "the text: to continue, or to embed"),
     "prompt_file": (flags.DEFINE_string, None, "file with the text to continue (default: what comes on stdin)"),
+    "parse_special": (flags.DEFINE_bool, True, "read control tokens in the prompt as such; --noparse_special: as text"),
     **{parameter.name: _flag_of(parameter) for parameter in PARAMETERS},
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
     "coordinator": (flags.DEFINE_string, None, "host:port of process 0, when several processes run one model together"),

@@ -161,10 +161,12 @@ def test_json_has_every_field_of_the_contract(noise):
 
 
 def test_no_tokens_is_an_empty_line_and_null_timings(noise):
-    arguments = (*noise.flags, "--prompt=x", "--max_tokens=0")
+    arguments = (*noise.flags, "--prompt=</s>x", "--max_tokens=0")
     assert succeed(*arguments).stdout == "\n"
     report = one_object(succeed(*arguments, "--json"))
     assert (report["text"], report["token_ids"], report["timings"]["ttft_s"]) == ("", [], None)
+    as_text = one_object(succeed(*arguments, "--json", "--noparse_special"))
+    assert (2 in report["prompt_token_ids"], 2 in as_text["prompt_token_ids"]) == (True, False)  # the id of </s>
 
 
 def test_a_seed_repeats_a_text_and_the_one_drawn_is_shown(noise):

@@ -32,7 +32,7 @@ def run(values: flags.FlagValues) -> None:
     sampling["seed"] = config.seed
     prepared = prepared_from(values)
     prepared.prompts.check_sampling(config)
-    prompt = prepared.prompts.answerable(text)
+    prompt = prepared.prompts.answerable(text, values.parse_special)
     _join(values, prepared)
     counter = CompileCounter()
     llm = load(prepared, counter.start)
@@ -101,6 +101,6 @@ COMMAND = Command(
     "generate",
     "write the continuation of a prompt (what is done when no command is named)",
     "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
-    ("model", "prompt", "prompt_file", *SAMPLING, *PLAN, *PROCESSES, "json"),
+    ("model", "prompt", "prompt_file", "parse_special", *SAMPLING, *PLAN, *PROCESSES, "json"),
     run,
 )
