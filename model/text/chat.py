@@ -1,7 +1,8 @@
 """Chat templates: the one in a model's file, or another, rendered to a prompt. Knows texts, no tokens; imports no jax.
 
 A template is a stranger's program, so it runs in a process of its own with bounded time, memory and output
-(`model/text/chat_sandbox.py`).
+(`model/text/chat_sandbox.py`). What it answers says of each character whether the template wrote it or was given it, so
+that messages stay text.
 """
 
 import json
@@ -10,12 +11,14 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from packlight.common.errors import ConfigError, PacklightError
 from packlight.common.text import shown
+from packlight.model.text import provenance
 from packlight.model.text.tokenizer import Tokenizer
 
+KEY = "tokenizer.chat_template"
 SANDBOX = pathlib.Path(__file__).parent / "chat_sandbox.py"
 SECONDS = 5  # of processor time; wall time is bounded by four times that, for a machine that is busy
 MEMORY = 1 << 30  # bytes of address space
@@ -27,17 +30,63 @@ class ChatTemplateError(PacklightError):
     """A template that is missing, wrong, refuses the messages, or does not end."""
 
 
-def template_of(metadata: Mapping[str, Any], path: str) -> str:
-    """The template in a GGUF file's metadata. Raises ChatTemplateError, saying how to pass one, when there is none."""
-    template = metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str) or not template:
-        raise ChatTemplateError(
-            f"{path}: the file has no chat template (key 'tokenizer.chat_template'); pass one with --chat_template=FILE"
-        )
-    return template
+class Prompt(NamedTuple):
+    """What a template made of a conversation."""
+
+    text: str
+    kinds: str  # for each character of the text where it comes from (`model.text.provenance`)
+    template: str  # the template's own text
 
 
-def render(
+def template_of(
+    metadata: Mapping[str, Any], path: str, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None
+) -> str:
+    """The template in a GGUF file's metadata: the one named `tool_use` for a conversation with tools, the one named
+    `rag` for one with documents, where the file has it, or else the one without a name.
+
+    Raises ChatTemplateError, saying how to pass one, when there is none.
+    Source: transformers, `get_chat_template`; llama.cpp common/chat.cpp, `common_chat_templates_init`.
+    """
+    named = [f"{KEY}.{name}" for name, given in (("tool_use", tools), ("rag", documents)) if given]
+    for key in (*named, KEY):
+        template = metadata.get(key)
+        if isinstance(template, str) and template:
+            return template
+    others = sorted(key for key in metadata if key.startswith(KEY + "."))
+    has = f"; it has {shown(', '.join(others), 200)}, which is for other conversations" if others else ""
+    raise ChatTemplateError(
+        f"{path}: the file has no chat template (key '{KEY}'){has}; pass one with --chat_template=FILE"
+    )
+
+
+def own_prompt(
+    metadata: Mapping[str, Any],
+    path: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Any] | None = None,
+    **variables: Any,
+) -> Prompt:
+    """The prompt that a file's own template makes. variables: as for `render`.
+
+    Raises ChatTemplateError as `template_of` and `render` do, and for tools or documents that the prompt does not show.
+    """
+    template = template_of(metadata, path, tools, documents)
+    made = make_prompt(template, messages, tools=tools, documents=documents, **variables)
+    for name, given, kind in (("tools", tools, provenance.TOOLS), ("documents", documents, provenance.DOCUMENTS)):
+        if given and kind not in made.kinds:
+            raise ChatTemplateError(
+                f"{path}: the file's chat template leaves the {name} out; pass a template that shows them, or no {name}"
+            )
+    return made
+
+
+def render(template: str, messages: Sequence[Mapping[str, Any]], *values: Any, **variables: Any) -> str:
+    """The text of `make_prompt(...)`, whose parameters and errors are its own."""
+    return make_prompt(template, messages, *values, **variables).text
+
+
+def make_prompt(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     add_generation_prompt: bool = True,
@@ -47,7 +96,7 @@ def render(
     eos_token: str = "",
     strftime_now: str | None = None,
     **variables: Any,
-) -> str:
+) -> Prompt:
     """The prompt that `template` makes of `messages`, each {"role": ..., "content": ...}.
 
     strftime_now: ISO time that templates are told; None is the time it is. variables: further names for the template.
@@ -87,12 +136,18 @@ def render(
         raise ChatTemplateError("chat template: it does not end, or needs too much memory") from None
     if "error" in answer:
         raise ChatTemplateError(f"chat template: {shown(' '.join(answer['error'].split()), 400)}")
-    return answer["text"]
+    text = answer["text"]
+    return Prompt(text, answer.get("kinds", provenance.DATA * len(text)), template)  # of unknown origin: data
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a rendered prompt: its control tokens are parsed, and bos stands before it once, not twice."""
-    ids = tokenizer.encode(text, add_special=False, parse_special=True)
+def prompt_ids(tokenizer: Tokenizer, made: Prompt | str) -> list[int]:
+    """Token ids of a rendered prompt: the control tokens that its template wrote are parsed, those that messages spell
+    stay text, and bos stands before it once, not twice. A str is read as a template's writing.
+    """
+    if isinstance(made, str):
+        ids = tokenizer.encode(made, add_special=False, parse_special=True)
+    else:
+        ids = tokenizer.encode_prompt(*made)
     bos = tokenizer.bos_id
     return [bos, *ids] if tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
 

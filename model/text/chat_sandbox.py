@@ -2,19 +2,22 @@
 
 Not imported by packlight: `model.text.chat` runs it as a script. A template comes from a model's file, so it is code of
 a stranger: jinja2's sandbox keeps it from Python's objects, and this process's limits keep it from time and memory,
-while it compiles too (`{{ 9**9**9 }}` is computed then). What Hugging Face's renderer gives templates is given here:
-`raise_exception`, `strftime_now`, `tojson` without HTML escapes, loop controls, a `generation` block.
+while it compiles too (`{{ 9**9**9 }}` is computed then). What templates find there is in `chat_environment`.
 
     python -I model/text/chat_sandbox.py
 
-It reads {"template", "variables", "now", "seconds", "bytes", "most"} and writes {"text"} or {"error"}.
+It reads {"template", "variables", "now", "seconds", "bytes", "most"} and writes {"text", "kinds"} or {"error"}.
+kinds: for each character of the text where it comes from, as `provenance` spells it.
 """
 
 import contextlib
-import datetime
 import json
+import pathlib
+import re
 import sys
 from typing import Any
+
+PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # two halves of a character, which JSON makes one
 
 
 def limit(seconds: int, memory: int) -> None:
@@ -27,50 +30,31 @@ def limit(seconds: int, memory: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
-def environment(now: str | None) -> Any:
-    """The sandbox with the helpers. now: ISO time that `strftime_now` gives; None is the time it is."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` marks what an assistant said; it renders its body."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def strftime_now(form: str) -> str:
-        return (datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()).strftime(form)
-
-    def tojson(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    return made
+def own_modules() -> tuple[Any, Any]:
+    """`chat_environment` and `provenance`, from beside this file, whatever other packlight is installed."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
+    try:
+        from packlight.model.text import chat_environment, provenance
+    finally:
+        del sys.path[0]
+    return chat_environment, provenance
 
 
 def render(job: dict[str, Any]) -> dict[str, str]:
     """The answer to a job."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
+    chat_environment, provenance = own_modules()
     try:
-        template = environment(job["now"]).from_string(job["template"])
+        template = chat_environment.ChatEnvironment(job["now"]).from_string(job["template"])
         parts, size = [], 0
-        for part in template.generate(**job["variables"]):
+        for part in template.generate(**chat_environment.told(job["variables"])):
             size += len(part)
             if size > job["most"]:
                 return {"error": f"it writes more than {job['most']:,} characters"}
             parts.append(part)
-        return {"text": "".join(parts)}
+        text = "".join(parts)
+        return {"text": text, "kinds": whole(text, "".join(map(provenance.kinds_of, parts)))}
     except TemplateSyntaxError as error:
         return {"error": f"line {error.lineno}: {error.message}"}
     except TemplateError as error:
@@ -81,6 +65,15 @@ def render(job: dict[str, Any]) -> dict[str, str]:
         return {"error": "it is nested too deeply"}
     except Exception as error:  # whatever a template makes Python raise is the template's mistake
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def whole(text: str, kinds: str) -> str:
+    """The kinds, one for each pair of halves."""
+    found, at = [], 0
+    for pair in PAIR.finditer(text):
+        found += [kinds[at : pair.start()], max(kinds[pair.start() : pair.end()])]
+        at = pair.end()
+    return "".join([*found, kinds[at:]])
 
 
 def main() -> None:

@@ -57,6 +57,8 @@ _ENDS = (
     "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
     "<\uff5cend\u2581of\u2581sentence\uff5c> [e~["
 )
+_LIKE_CONTROL = re.compile(r"<[|\uff5c].*\w.*>|<.*\w.*[|\uff5c]>")
+_TAG = re.compile(r"<.*\w.*>|\[.*\w.*\]")
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
@@ -82,6 +84,22 @@ class Specials:
     in_text: tuple[Special, ...]  # what a text is searched for, the longest first; of equal lengths the lowest id
     strip_before: frozenset[int]  # ids that swallow the white space before them
     strip_after: frozenset[int]  # ids that swallow the white space after them
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The control tokens."""
+        return frozenset(special.id for special in self.in_text if special.type == TokenType.CONTROL)
+
+    def marks_of(self, template: str) -> frozenset[int]:
+        """The user-defined tokens that serve a chat template as control tokens: those which look like one, and tags
+        that it writes itself. (llama.cpp makes some control tokens user-defined, so that they are shown.)
+        """
+        return frozenset(
+            special.id
+            for special in self.in_text
+            if special.type == TokenType.USER_DEFINED
+            and (_LIKE_CONTROL.fullmatch(special.text) or (_TAG.fullmatch(special.text) and special.text in template))
+        )
 
     @classmethod
     def read(

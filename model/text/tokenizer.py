@@ -7,16 +7,17 @@ Source: llama.cpp src/llama-vocab.cpp, unless said otherwise.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from packlight.common.errors import ConfigError
 from packlight.common.text import naming, shown
 from packlight.model.gguf.reader import GGUFFile, open_gguf
-from packlight.model.text import bpe, spm, wpm
+from packlight.model.text import bpe, provenance, spm, wpm
 from packlight.model.text.keys import choice, fail, flag, numbers, strings
 from packlight.model.text.pretokenizers import PRETOKENIZERS
-from packlight.model.text.specials import Specials, TokenType, needed_id
+from packlight.model.text.specials import Special, Specials, TokenType, needed_id
 
 _MODELS = ("llama", "gpt2", "bert")
 
@@ -73,18 +74,32 @@ class Tokenizer:
         Raises GGUFError for a text that a vocabulary without byte tokens cannot spell.
         """
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
-        after_special = True
-        for fragment in self._partition(_sound(text), parse_special):
-            if isinstance(fragment, int):
-                ids.append(fragment)
-                after_special = True
-            else:
-                prefixed = self._space_prefix and after_special and self.kind == "llama"
-                ids.extend(self._coder.encode(" " + fragment if prefixed else fragment))
-                after_special = False
+        text = _sound(text)
+        ids.extend(self._ids(text, self._partition(text, lambda special, _: parse_special or _user_defined(special))))
         if add_special and self.end_id is not None:
             ids.append(self.end_id)
         return ids
+
+    def encode_prompt(self, text: str, kinds: str, template: str) -> list[int]:
+        """The ids of a prompt that `template` made, in which `kinds` says of each character where it comes from.
+
+        Control tokens are those that the template wrote, with a role's plain word inside at most. What a message spells
+        is text, also where it spells a user-defined token that serves the template as a control token. bos and a token
+        that ends a text are never made of a role.
+        """
+        text, specials = _sound(text), self._specials
+        marks = specials.marks_of(template)
+        ends = specials.eog_ids | {specials.bos_id}
+
+        def meant(special: Special, at: int) -> bool:
+            if _user_defined(special) and special.id not in marks:
+                return True
+            found = kinds[at : at + len(special.text)]
+            if found.strip(provenance.TEMPLATE + provenance.WORD):
+                return False
+            return provenance.WORD not in found or (provenance.TEMPLATE in found and special.id not in ends)
+
+        return list(self._ids(text, self._partition(text, meant), marks | specials.control_ids))
 
     def encode_continued(self, text: str) -> list[int]:
         """The ids of plain text as it follows other text: nothing put before it, no special token seen in it."""
@@ -119,17 +134,36 @@ class Tokenizer:
             case _:
                 return b""
 
-    def _partition(self, text: str, parse_special: bool) -> list[str | int]:
-        """`text` cut at its special tokens, which are tried longest first, each on all the text still left."""
-        fragments: list[str | int] = [text] if text else []
+    def _ids(self, text: str, fragments: Iterable[int | slice], kept: frozenset[int] = frozenset()) -> Iterator[int]:
+        """The ids of a text's fragments. kept: ids that plain text is not to become, whatever the vocabulary merges."""
+        after_special = True
+        for fragment in fragments:
+            if isinstance(fragment, int):
+                yield fragment
+                after_special = True
+            else:
+                plain = text[fragment]
+                prefixed = self._space_prefix and after_special and self.kind == "llama"
+                ids = self._coder.encode(" " + plain if prefixed else plain)
+                if not kept.isdisjoint(ids):
+                    parts = _taken_apart(plain, [self._tokens[i] for i in kept if self._tokens[i] in plain])
+                    parts[0] = " " + parts[0] if prefixed else parts[0]
+                    ids = [i for part in parts for i in self._coder.encode(part)]
+                yield from ids
+                after_special = False
+
+    def _partition(self, text: str, meant: Callable[[Special, int], bool]) -> list[int | slice]:
+        """`text` cut at its special tokens, which are tried longest first, each on all the text still left.
+
+        meant: whether a special token that is spelled at a place of the text is one.
+        """
+        fragments: list[int | slice] = [slice(0, len(text))] if text else []
         characters = set(text)
-        for special, token_id, token_type in self._specials.in_text:
-            if token_type != TokenType.USER_DEFINED and not parse_special:
-                continue
+        for special in self._specials.in_text:
             # the set spares a search of the whole text for nearly every one of a vocabulary's thousands
-            if characters.issuperset(special) and special in text:
-                before, after = token_id in self._specials.strip_before, token_id in self._specials.strip_after
-                fragments = [part for f in fragments for part in _cut(f, special, token_id, before, after)]
+            if characters.issuperset(special.text) and special.text in text:
+                before, after = special.id in self._specials.strip_before, special.id in self._specials.strip_after
+                fragments = [part for f in fragments for part in _cut(text, f, special, meant, before, after)]
         return fragments
 
 
@@ -177,20 +211,42 @@ def _sound(text: str) -> str:
     return text
 
 
-def _cut(fragment: str | int, special: str, token_id: int, before: bool, after: bool) -> list[str | int]:
-    """A text fragment cut at every `special`; C's white space `before` and `after` one is dropped where asked."""
-    if isinstance(fragment, int) or special not in fragment:
+def _user_defined(special: Special) -> bool:
+    """Whether a special token is found in any text, as llama.cpp does."""
+    return special.type == TokenType.USER_DEFINED
+
+
+def _cut(
+    text: str,
+    fragment: int | slice,
+    special: Special,
+    meant: Callable[[Special, int], bool],
+    before: bool,
+    after: bool,
+) -> list[int | slice]:
+    """A fragment of `text` cut at every `special`; C's white space `before` and `after` one is dropped where asked."""
+    if isinstance(fragment, int):
         return [fragment]
-    parts: list[str | int] = []
-    at = 0
-    while (found := fragment.find(special, at)) >= 0:
-        left = fragment[at:found]
-        if left := left.rstrip(_C_SPACES) if before else left:
-            parts.append(left)
-        parts.append(token_id)
-        at = found + len(special)
-        while after and at < len(fragment) and fragment[at] in _C_SPACES:
+    parts: list[int | slice] = []
+    at, end, found = fragment.start, fragment.stop, fragment.start - 1
+    while (found := text.find(special.text, max(at, found + 1), end)) >= 0:
+        if not meant(special, found):
+            continue
+        left = found
+        while before and left > at and text[left - 1] in _C_SPACES:
+            left -= 1
+        if left > at:
+            parts.append(slice(at, left))
+        parts.append(special.id)
+        at = found + len(special.text)
+        while after and at < end and text[at] in _C_SPACES:
             at += 1
-    if at < len(fragment):
-        parts.append(fragment[at:])
+    if at < end:
+        parts.append(slice(at, end))
     return parts
+
+
+def _taken_apart(text: str, tokens: Iterable[str]) -> list[str]:
+    """`text` cut behind the first character of each of these tokens, so that no merge makes one of them."""
+    pattern = "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in tokens if len(token) > 1)
+    return re.split(pattern, text) if pattern else [text]

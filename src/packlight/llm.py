@@ -24,7 +24,7 @@ from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig, sampling_config
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.pooling import POOLINGS, pooling_of
-from packlight.model.text.chat import prompt_ids, render, special_texts, template_of
+from packlight.model.text.chat import make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
 from packlight.prepared import Prepared, prepare
@@ -193,8 +193,8 @@ class LLM:
         """The assistant's next message in a conversation of {"role": ..., "content": ...}.
 
         template: text of a chat template, instead of the file's own. sampling: as in `generate`.
-        Raises ConfigError for what is no conversation, ChatTemplateError when the file has no template or it refuses
-        the messages, and as `generate` does.
+        Raises ConfigError for what is no conversation, ChatTemplateError when the file has no template, or it refuses
+        the messages or leaves the tools out, and as `generate` does.
         """
         return self.generate(self.chat_prompt(messages, tools, template), **sampling)  # pyright: ignore[reportReturnType]
 
@@ -204,12 +204,16 @@ class LLM:
         tools: Sequence[Any] | None = None,
         template: str | None = None,
     ) -> list[int]:
-        """Token ids of a conversation, up to where the assistant answers. Raises as `chat` does."""
-        metadata = self.file.metadata
-        template = template if template is not None else template_of(metadata, shown_path(self.file.path))
-        bos, eos = special_texts(metadata, self.tokenizer)
-        text = render(template, messages, tools=tools, bos_token=bos, eos_token=eos)
-        return prompt_ids(self.tokenizer, text)
+        """Token ids of a conversation, up to where the assistant answers: control tokens are those that the template
+        wrote, and what messages and tools spell is text. Raises as `chat` does.
+        """
+        bos, eos = special_texts(self.file.metadata, self.tokenizer)
+        told = {"tools": tools, "bos_token": bos, "eos_token": eos}
+        if template is None:
+            made = own_prompt(self.file.metadata, shown_path(self.file.path), messages, **told)
+        else:
+            made = make_prompt(template, messages, **told)
+        return prompt_ids(self.tokenizer, made)
 
     def stream(
         self, prompt: str | Sequence[int], parse_special: bool = True, **sampling: Any

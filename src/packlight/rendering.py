@@ -6,7 +6,7 @@ from typing import Any
 
 from packlight.common.text import shown_path
 from packlight.model.gguf.reader import open_gguf
-from packlight.model.text.chat import render, special_texts, template_of
+from packlight.model.text.chat import own_prompt, render, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 
 
@@ -21,19 +21,19 @@ def render_chat(
     strftime_now: str | None = None,
     **vars: Any,  # noqa: A002  the name templates' variables have in the field
 ) -> str:
-    """The prompt that a chat template makes of a conversation; see `model.text.chat.render`, whose parameters are
+    """The prompt that a chat template makes of a conversation; see `model.text.chat.make_prompt`, whose parameters are
     spelled again here because this is the public signature.
 
     path_or_template: a GGUF file, whose own template and special tokens are used, or the text of a template.
     Raises ConfigError for what is no conversation, ChatTemplateError when there is no template, or it refuses the
-    messages, fails or does not end; GGUFError for a bad file.
+    messages, fails or does not end, or a file's own leaves tools or documents out; GGUFError for a bad file.
     """
     template = os.fspath(path_or_template)
+    given = {"add_generation_prompt": add_generation_prompt, "tools": tools, "documents": documents, **vars}
     if isinstance(path_or_template, os.PathLike) or template.endswith(".gguf"):
         file = open_gguf(template)
         bos, eos = special_texts(file.metadata, Tokenizer.from_file(file))
-        bos_token, eos_token = bos_token or bos, eos_token or eos
-        template = template_of(file.metadata, shown_path(file.path))
-    return render(
-        template, messages, add_generation_prompt, tools, documents, bos_token, eos_token, strftime_now, **vars
-    )
+        tokens = {"bos_token": bos_token or bos, "eos_token": eos_token or eos, "strftime_now": strftime_now}
+        return own_prompt(file.metadata, shown_path(file.path), messages, **given, **tokens).text
+    tokens = {"bos_token": bos_token, "eos_token": eos_token, "strftime_now": strftime_now}
+    return render(template, messages, **given, **tokens)

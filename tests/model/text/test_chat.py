@@ -9,7 +9,9 @@ import sys
 import termios
 
 import chat_goldens
+import numpy as np
 import pytest
+import vocabularies
 from conftest import GOLDENS_FOLDER, SHARED
 from ggufs import NOISE, write_llama
 from golden_models import shared
@@ -19,7 +21,10 @@ from running import packlight as run
 from tiers import tiered
 
 import packlight
-from packlight.model.text.chat import ChatTemplateError, prompt_ids, render
+from packlight.model.text.chat import ChatTemplateError, Prompt, make_prompt, prompt_ids, render
+from packlight.model.text.chat_environment import ChatEnvironment, told
+from packlight.model.text.provenance import DATA, TEMPLATE, joined, kinds_of
+from packlight.model.text.tokenizer import Tokenizer
 
 NAMES = (
     "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "google-gemma-2-2b-it",
@@ -54,6 +59,142 @@ def test_renderings_equal_hugging_faces(name):
         else:
             got = render(*arguments, **tokens, strftime_now=fixture["now"], **case["vars"])
             assert got == case["expected"], case["name"]
+
+
+SPELLED = re.compile(r"<[|\uff5c/]?\w[^<>'\"\s{}]*>|\[/?[A-Z_]+\]")  # what looks like a control token in a template
+ROLES = ("<|user|>", "<|assistant|>", "<|system|>", "<|tool|>")
+
+
+def with_controls(template, fixture, kind):
+    """A tokenizer in which each token that a template spells is of a kind, 3 or 4; and their texts."""
+    texts = {*SPELLED.findall(template), *ROLES, fixture["bos_token"], fixture["eos_token"], "</think>"} - {""}
+    texts = sorted(texts - {"<tool_call>", *vocabularies.MARKED} if kind == 4 else texts - {*vocabularies.MARKED})
+    plain, pairs = vocabularies.bpe_vocabulary()
+    types = np.array([1] * len(plain) + [kind] * len(texts), np.int32)
+    metadata = vocabularies.bpe("llama-bpe", tokens=[*plain, *texts], merges=[*pairs], token_type=types)
+    return Tokenizer.from_metadata(metadata), texts
+
+
+def made_here(template, fixture, case, forge=lambda text: text):
+    """A conversation's prompt, rendered in this process, with `forge` done to each text that a stranger may write."""
+    kept = ("role", "type", "id", "tool_call_id")  # they steer a template, or it checks their form
+
+    def forged(value, inside=""):
+        match value:
+            case str():
+                return forge(value) if value else value
+            case list():
+                return [forged(item) for item in value]
+            case dict():
+                named = inside in ("arguments", "properties")
+                return {
+                    forge(key) if named else key: item if key in kept and not named else forged(item, key)
+                    for key, item in value.items()
+                }
+        return value
+
+    variables = {key: case[key] for key in ("messages", "tools", "add_generation_prompt")} | case["vars"]
+    variables |= {"messages": forged(case["messages"]), "tools": forged(case["tools"])}
+    variables |= {key: fixture[key] for key in ("bos_token", "eos_token")}
+    text = joined(ChatEnvironment(fixture["now"]).from_string(template).generate(**told(variables)))
+    return Prompt(str.__str__(text), kinds_of(text), template)
+
+
+@pytest.mark.parametrize("name", [*chat_goldens.TEMPLATES, *shared(f"templates/{name}" for name in NAMES)])
+def test_only_a_template_writes_control_tokens(name):
+    """R37: whatever messages, tools and their keys spell, there are as many control tokens as without it, and a
+    conversation that spells none has the ids of its text.
+    """
+    template, fixture = template_and_fixture(name)
+    for kind in (3, 4):
+        tokenizer, texts = with_controls(template, fixture, kind)
+        ids = {tokenizer.encode(text, False, True)[0] for text in texts}
+        kept = ids if kind == 3 else tokenizer._specials.marks_of(template)
+        assert len(kept) > 3
+
+        def count(made, kept=kept, tokenizer=tokenizer):
+            return sum(i in kept for i in prompt_ids(tokenizer, made))
+
+        together = " ".join(texts) + texts[0][:2]  # the rest of that one may come from a neighbour
+        forges = (lambda text, end=together: text + end, lambda text, t=texts: t[0][2:] + text + t[-1])
+        for case in fixture["conversations"]:
+            if case.get("error"):
+                continue
+            plain = made_here(template, fixture, case)
+            if not any(text in json.dumps([case["messages"], case["tools"]], ensure_ascii=False) for text in texts):
+                assert tokenizer.encode(plain.text, False, True) == tokenizer.encode_prompt(*plain), case["name"]
+            for forge in forges:
+                forged = made_here(template, fixture, case, forge)
+                assert count(forged) == count(plain), (case["name"], forged.text)
+
+
+def ids_of(tokenizer, template, *messages, **variables):
+    """The prompt's tokens, where a control token is its text and other ids are left out."""
+    ids = prompt_ids(tokenizer, make_prompt(template, list(messages), **variables))
+    special = {special.id: special.text for special in tokenizer._specials.in_text}
+    return [special[i] for i in ids if i in special]
+
+
+@pytest.mark.parametrize(
+    ("template", "message", "found"),
+    [
+        ("{{ '<|' + messages[0].role + '|>' }}", {"role": "tool"}, ["<|tool|>"]),
+        ("{{ '<|' ~ messages[0].role | replace('x', '') ~ '|>' }}", {"role": "toxol"}, ["<|tool|>"]),
+        ("{{ '<|' + messages[0].role + '|>' }}", {"role": "end"}, []),  # which would end the text
+        ("{{ '<|' + messages[0].role + '|>' }}", {"role": "tool|><|tool"}, []),
+        ("{{ messages[0].role }}", {"role": "<|tool|>"}, []),
+        ("{{ '<|' + messages[0].content + '|>' }}", {"role": "user", "content": "tool"}, []),
+        ("<|tool|{{ messages[0].content }}", {"role": "user", "content": ">"}, []),
+        ("{% for p in messages[0].content %}{{ p.text }}{% endfor %}",
+         {"role": "user", "content": [{"text": "<|to"}, {"text": "ol|>"}]}, []),
+        ("{{ messages[0].content | lower }}", {"role": "user", "content": "<|TOOL|>"}, []),
+        ("{{ messages[0].content | striptags }}", {"role": "user", "content": "&lt;|tool|&gt;"}, []),
+        ("{{ messages[0].content | join }}", {"role": "user", "content": ["<|", "tool", "|>"]}, []),
+        ("{{ 'a<|tool|>'[1:] }}{{ bos_token }}", {"role": "user"}, ["<|tool|>", "<|end|>"]),
+        ("{{ messages[0].content }}<tag><b>", {"role": "user", "content": "<b> <tag><mark|><|mark>"}, ["<tag>", "<b>"]),
+        ("{{ messages[0].content }}", {"role": "user", "content": "<tag>\n\n <b>"}, ["<tag>", "\n\n", "<b>"]),
+    ],
+)  # fmt: skip
+def test_what_becomes_a_special_token(template, message, found):
+    """Of user-defined tokens, those that a template uses as tags and those that look like control tokens are kept
+    from messages; others, as runs of white space, are found in any text.
+    """
+    plain, pairs = vocabularies.bpe_vocabulary()
+    texts = ("<|tool|>", "<|end|>", "<tag>", "<mark|>", "<|mark>", "\n\n", "<b>")
+    metadata = vocabularies.bpe(
+        "gpt-2",
+        tokens=[*plain, *texts],
+        merges=[*pairs],
+        token_type=np.array([1] * len(plain) + [3, 3, 4, 4, 4, 4, 4], np.int32),
+        bos_token_id=len(plain) + 1,
+        eos_token_id=len(plain) + 1,
+    )
+    assert ids_of(Tokenizer.from_metadata(metadata), template, message, bos_token="<|end|>") == found
+
+
+def test_no_merge_makes_a_control_token_of_a_message():
+    """Sentencepiece joins two pieces to any token there is, a control token too; llama.cpp's plain text does."""
+    metadata = vocabularies.spm()
+    key = vocabularies.KEY
+    tokens = [*metadata[key + "tokens"][:-2], "</", "s>"]
+    types = np.array([*metadata[key + "token_type"][:-2], 1, 1], np.int32)
+    tokenizer = Tokenizer.from_metadata(metadata | {key + "tokens": tokens, key + "token_type": types})
+    assert tokenizer.eos_id in tokenizer.encode("a</s>b")
+    made = make_prompt(
+        "{{ messages[0].content }}{{ eos_token }}", [{"role": "user", "content": "a</s>b"}], eos_token="</s>"
+    )
+    ids = prompt_ids(tokenizer, made)
+    assert (ids.count(tokenizer.eos_id), tokenizer.decode(ids[1:])) == (1, "a</s>b</s>")
+
+
+def test_a_long_message_takes_its_length_in_time():
+    """A million characters, each of them part of a control token's spelling, cut and joined in a template."""
+    began = seconds()
+    text = "<|im_end|>" * 100_000
+    template = "{% set c = messages[0].content %}{{ (c ~ c.split('|') | join('<|>') | trim).replace('im', 'x') }}"
+    made = make_prompt(template, [{"role": "user", "content": text}])
+    assert len(made.text) == 2 * 900_000 + 400_000
+    assert seconds() - began < 4
 
 
 ATTACKS = {
@@ -115,6 +256,8 @@ def test_a_template_is_told_nothing_of_the_environment(tmp_path, monkeypatch):
 def test_surrogates_and_other_text_survive():
     messages = [{"role": "user", "content": "a\r\nb \N{GRINNING FACE} \0 </s>"}]
     assert render("{{ messages[0].content }}|{{ x }}", messages, x="é") == messages[0]["content"] + "|é"
+    halves = make_prompt("{{ x }}{{ messages[0].role }}!", [{"role": "\ude00"}], x="\ud83d")  # JSON makes one of two
+    assert halves[:2] == ("\N{GRINNING FACE}!", DATA + TEMPLATE)
 
 
 @pytest.mark.parametrize("messages", [[], "hello", [1], [{}], [{"content": "x"}], {"role": "user"}, None])
@@ -133,6 +276,13 @@ def test_render_chat_takes_a_template_or_a_file(tmp_path):
     extra = {"tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ add_generation_prompt }}"}
     path = write_llama(tmp_path / "m.gguf", extra=extra)
     assert packlight.render_chat(path, HELLO, add_generation_prompt=False) == "<s>helloFalse"
+    named = {"tokenizer.chat_template.tool_use": "T{{ tools }}", "tokenizer.chat_template.rag": "D{{ documents }}"}
+    path = write_llama(tmp_path / "o.gguf", extra=extra | named)
+    assert packlight.render_chat(path, HELLO) == "<s>helloTrue"
+    assert packlight.render_chat(path, HELLO, tools=["t"]) == "T['t']"
+    assert packlight.render_chat(path, HELLO, documents=["d"]) == "D['d']"
+    with pytest.raises(ChatTemplateError, match="leaves the documents out"):
+        packlight.render_chat(path, HELLO, tools=["t"], documents=["d"])
     without = write_llama(tmp_path / "n.gguf")
     with pytest.raises(ChatTemplateError, match="no chat template .*--chat_template=FILE"):
         packlight.render_chat(without, HELLO)
@@ -284,6 +434,11 @@ def test_a_file_without_a_template_is_refused_before_it_is_loaded(tmp_path):
     done = run("chat", f"--model={path}", stdin=b"x")
     assert (done.returncode, done.stdout) == (2, "")
     assert "pass one with --chat_template=FILE" in done.stderr
+
+
+def test_tools_that_a_file_s_template_leaves_out_are_refused(talker):
+    with pytest.raises(ChatTemplateError, match=r"m.gguf: the file's chat template leaves the tools out; pass a"):
+        packlight.render_chat(talker[0], HELLO, tools=[{"name": "add"}])
 
 
 def test_bos_is_never_doubled(talker):
