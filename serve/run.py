@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenLogprob:
-    """A chosen token with the model's own log-probability of it, before penalties, bias and temperature."""
+class TopLogprob:
+    """A token with the model's own log-probability of it, before penalties, bias and temperature."""
 
     token_id: int
-    token: str  # its text, invalid UTF-8 as U+FFFD
+    token: str  # its text, with invalid UTF-8 as U+FFFD
+    bytes: list[int]  # its text as it is: a character can be cut over several tokens
     logprob: float
-    top_logprobs: tuple[tuple[int, float], ...]  # the most probable token ids with theirs, highest first
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob(TopLogprob):
+    """A chosen token, and what was likely in its place."""
+
+    top_logprobs: tuple[TopLogprob, ...]  # the most probable tokens, highest first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +78,19 @@ class Run:
         elif event.ended != "stop":
             self._ids.append(event.token)
             if event.logprob is not None:
-                text = self._tokenizer.piece(event.token).decode(errors="replace")
-                self._logprobs.append(TokenLogprob(event.token, text, event.logprob, event.top_logprobs))
+                top = tuple(TopLogprob(*self._told(token, logprob)) for token, logprob in event.top_logprobs)
+                self._logprobs.append(TokenLogprob(*self._told(event.token, event.logprob), top))
             self._text.append(self._stream.feed(event.token))
         if event.ended:
             self._text.append(self._stream.finish())
         if event.ended == "stop" or self._stream.stopped:
             self._reason = "stop"
         self.complete = bool(event.ended) or self._stream.stopped
+
+    def _told(self, token_id: int, logprob: float) -> tuple[int, str, list[int], float]:
+        """The fields of a `TopLogprob`."""
+        piece = self._tokenizer.piece(token_id)
+        return token_id, piece.decode(errors="replace"), list(piece), logprob
 
     def check(self) -> None:
         """Raises NonFiniteLogitsError when the run ended for that."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from packlight.prepared import Prepared, prepare
     from packlight.quant.formats.table import FORMATS
     from packlight.rendering import render_chat
-    from packlight.serve.run import Completion, TokenLogprob
+    from packlight.serve.run import Completion, TokenLogprob, TopLogprob
     from packlight.unpacking import unpack
 
 _HOMES = {  # module -> the public names that it defines
@@ -47,7 +47,7 @@ _HOMES = {  # module -> the public names that it defines
     "prepared": ("Prepared", "prepare"),
     "quant.formats.table": ("FORMATS",),
     "rendering": ("render_chat",),
-    "serve.run": ("Completion", "TokenLogprob"),
+    "serve.run": ("Completion", "TokenLogprob", "TopLogprob"),
     "unpacking": ("unpack",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -69,6 +69,7 @@ __all__ = [
     "SamplingConfig",
     "TokenLogprob",
     "Tokenizer",
+    "TopLogprob",
     "UnsupportedError",
     "format_totals",
     "inspect",

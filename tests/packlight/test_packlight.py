@@ -455,8 +455,11 @@ def test_logprobs_are_the_models_own(llm):
         # decode and prefill are different executables, 1e-4 of the logits' deviation apart: here twice, as in a sum
         assert said.logprob == pytest.approx(logp[row, said.token_id], abs=bound)
         best = np.argsort(-logp[row])[:4]
-        assert [token for token, _ in said.top_logprobs] == best.tolist()
-        assert [p for _, p in said.top_logprobs] == pytest.approx(logp[row, best].tolist(), abs=bound)
+        assert [top.token_id for top in said.top_logprobs] == best.tolist()
+        assert [top.logprob for top in said.top_logprobs] == pytest.approx(logp[row, best].tolist(), abs=bound)
+        for each in (said, *said.top_logprobs):
+            assert bytes(each.bytes) == llm.tokenizer.piece(each.token_id)
+            assert each.token == bytes(each.bytes).decode(errors="replace")
     assert llm.generate("hello", max_tokens=1).logprobs is None
 
 

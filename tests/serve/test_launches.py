@@ -71,7 +71,7 @@ def test_launches_give_what_steps_give(single, several, sampling, tokens):
     assert ran == -(-steps // 5)
     for ours, theirs in zip(got.logprobs or (), expected.logprobs or (), strict=True):
         assert ours.token_id == theirs.token_id
-        assert [i for i, _ in ours.top_logprobs] == [i for i, _ in theirs.top_logprobs]
+        assert [top.token_id for top in ours.top_logprobs] == [top.token_id for top in theirs.top_logprobs]
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)  # two programs of the same sums in float32
 
 
