@@ -6,13 +6,13 @@ import functools
 import numbers
 import reprlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from packlight.common.errors import ConfigError, ContextLengthError
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.grammar import Grammar, vocabulary
+from packlight.model.sampling.grammar import Grammar, Vocabulary, vocabulary
 from packlight.model.spec.config import ModelConfig
 from packlight.model.text.tokenizer import Tokenizer
 
@@ -83,7 +83,7 @@ class Prompts:
         return Steering(config, sorted(self._tokenizer.eog_ids), breakers, constraint)
 
     @functools.cached_property
-    def _vocabulary(self) -> Any:
+    def _vocabulary(self) -> Vocabulary:
         """The tokenizer as grammars need it. Raises ConfigError as `model.sampling.grammar.vocabulary` does."""
         return vocabulary(self._tokenizer)
 

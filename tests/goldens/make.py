@@ -15,6 +15,7 @@ import arch_goldens  # noqa: E402
 import chat_goldens  # noqa: E402
 import embedding_goldens  # noqa: E402
 import format_goldens  # noqa: E402
+import grammar_goldens  # noqa: E402
 import perplexity_goldens  # noqa: E402
 import pretokenizer_goldens  # noqa: E402
 import quantize_goldens  # noqa: E402
@@ -28,6 +29,7 @@ MAKERS = {
     "chat": chat_goldens.make,
     "embedding": embedding_goldens.make,
     "format": format_goldens.make,
+    "grammar": grammar_goldens.make,
     "perplexity": perplexity_goldens.make,
     "pretokenizer": pretokenizer_goldens.make,
     "quantize": quantize_goldens.make,
