@@ -18,6 +18,14 @@ def shown_path(path: str) -> str:
     return shown(path, 400)
 
 
+def reason(error: Exception) -> str:
+    """Why something failed: the system's words, else the error's own (libraries raise OSError without a number), else
+    its kind.
+    """
+    words = getattr(error, "strerror", None) or " ".join(map(str, error.args)) or type(error).__name__
+    return shown(str(words).partition("\n")[0], 200)
+
+
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
     """Errors raised inside start with the file's name: put there once, unless what raised it knew the file."""

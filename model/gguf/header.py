@@ -5,6 +5,7 @@ compared with the file's size, arrays do not nest, and a header past the limits 
 costs little.
 """
 
+import dataclasses
 import os
 import struct
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from packlight.common.errors import GGUFError
-from packlight.common.text import shown, shown_path
+from packlight.common.text import reason, shown, shown_path
 
 # Far above any real file (the largest vocabularies: 262,144 tokens, 580,000 merges, 17 MB), and low enough for about
 # a second.
@@ -31,26 +32,27 @@ _LENGTH = struct.Struct("<Q")
 _FIRST_READ = 1 << 20
 
 
+@dataclasses.dataclass(frozen=True)
 class NotText:
-    """A string value (or an array with a string) that is not UTF-8; `message` says which, `raw` holds the string."""
+    """A string value that is not UTF-8, or an array with such a string."""
 
-    def __init__(self, message: str, raw: bytes):
-        self.message, self.raw = message, raw
-
-    def __repr__(self) -> str:
-        return f"NotText({self.raw[:64]!r})"
+    message: str  # says which string
+    escaped: str | list[str]  # the value, a byte that is not UTF-8 as \\xHH
 
 
 class Metadata(dict[str, Any]):
     """The key-value pairs in file order: str, int, float, bool, list[str], numpy arrays.
 
     A string that is not UTF-8 does not spoil the file for those who never use it (a chat template, say): `[key]` and
-    `get(key)` of it raise GGUFError naming file and key, while `items()` shows a `NotText`.
+    `get(key)` of it raise GGUFError naming file and key, while `items()` shows a `NotText`. A key that only describes
+    the model ("general.name") gives its text with the bytes escaped.
     """
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
         if isinstance(value, NotText):
+            if key.startswith("general.") and key != "general.architecture":
+                return value.escaped
             raise GGUFError(value.message)
         return value
 
@@ -89,7 +91,7 @@ class Header:
             try:
                 piece = os.pread(self.fd, target - have, have)
             except OSError as e:
-                self.fail(f"cannot read: {e.strerror}")
+                self.fail(f"cannot read: {reason(e)}")
             if not piece:
                 self.fail(f"the file shrank to {have} bytes while it was read")
             pieces.append(piece)
@@ -198,11 +200,10 @@ class Header:
             return [raw.decode() for raw in raws]
         except UnicodeDecodeError:
             pass
-        for i, raw in enumerate(raws):
-            if raw != raw.decode("utf-8", "replace").encode():
-                message = f"{shown_path(self.path)}: {prefix.format(i)}{what} is not UTF-8: '{shown(raw)}'"
-                return NotText(message, raw) if prefix else [NotText(message, raw)]
-        raise AssertionError("a string failed to decode and then did not")
+        escaped = [raw.decode("utf-8", "backslashreplace") for raw in raws]
+        i = next(i for i, raw in enumerate(raws) if escaped[i].encode() != raw)
+        message = f"{shown_path(self.path)}: {prefix.format(i)}{what} is not UTF-8: '{shown(raws[i])}'"
+        return NotText(message, escaped) if prefix else [NotText(message, escaped[0])]
 
 
 def read_pairs(header: Header, count: int) -> tuple[Metadata, dict[str, int]]:

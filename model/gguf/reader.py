@@ -19,7 +19,7 @@ import numpy as np
 
 from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.common.files import open_regular
-from packlight.common.text import shown, shown_path
+from packlight.common.text import reason, shown, shown_path
 from packlight.model.gguf.header import UINT32, Header, Metadata, read_pairs
 from packlight.quant.formats.table import BY_TYPE_ID, FORMATS, Format
 
@@ -29,10 +29,22 @@ MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
-# Types that ggml has or had and that hold no weights we run. Source: `enum ggml_type` in ggml.h, removed ones too.
+# Types that ggml has or had and that hold no weights we run. Source: `enum ggml_type` in ggml.h, removed ones too;
+# block sizes from `type_traits` in ggml.c.
 REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
 REMOVED |= {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
-NOT_WEIGHTS = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
+NOT_WEIGHTS = {
+    type_id: Format(name, type_id, elements, size, "")
+    for name, type_id, elements, size in (
+        ("Q8_1", 9, 32, 36),
+        ("Q8_K", 15, 256, 292),
+        ("I8", 24, 1, 1),
+        ("I16", 25, 1, 2),
+        ("I32", 26, 1, 4),
+        ("I64", 27, 1, 8),
+        ("F64", 28, 1, 8),
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +81,31 @@ class GGUFFile:
     file_bytes: int
 
 
-def open_gguf(path: str | os.PathLike, join: bool = True) -> GGUFFile:
+def open_gguf(path: str | os.PathLike, join: bool = True, weights_only: bool = True) -> GGUFFile:
     """Opens and checks the GGUF file at `path`, version 2 or 3; given the first part of a split file, all its parts.
 
-    With `join=False` a part is opened alone, as the container that it is.
+    With `join=False` a part is opened alone, as the container that it is. With `weights_only=False` tensors of the
+    types NOT_WEIGHTS are let pass, for a caller who lists them.
     Raises GGUFError naming file and key or tensor, UnsupportedError for a tensor type that packlight does not run.
     Source: the GGUF specification (ggml, docs/gguf.md); names and dimensions limited as in llama.cpp's `gguf.cpp`.
     """
-    first = _open_part(os.fsdecode(path))
-    if not join:
-        return first
+    file = _joined(_open_part(os.fsdecode(path))) if join else _open_part(os.fsdecode(path))
+    if weights_only:
+        check_types(file)
+    return file
+
+
+def check_types(file: GGUFFile) -> None:
+    """Raises UnsupportedError, naming the first, when a tensor is of one of the types NOT_WEIGHTS."""
+    for info in file.tensors.values():
+        fmt = info.format
+        if fmt.type_id in NOT_WEIGHTS:
+            why = "which holds no weights packlight runs"
+            raise _unsupported(info.path, info.name, fmt.name, fmt.type_id, why)
+
+
+def _joined(first: GGUFFile) -> GGUFFile:
+    """The whole of which `first` is the first part, or all there is."""
     count, number = _split_key(first, "split.count", 1), _split_key(first, "split.no", 0)
     if count <= 1 and number == 0:
         return first
@@ -148,7 +175,7 @@ def _reading(info: TensorInfo) -> Iterator[Callable[[int, np.ndarray], None]]:
     try:
         yield read
     except OSError as e:
-        raise GGUFError(f"{shown_path(info.path)}: tensor '{shown(info.name)}': cannot read: {e.strerror}") from None
+        raise GGUFError(f"{shown_path(info.path)}: tensor '{shown(info.name)}': cannot read: {reason(e)}") from None
     finally:
         os.close(fd)
 
@@ -166,7 +193,7 @@ def _open_file(path: str, what: str = "") -> tuple[int, int]:
     try:
         fd, status = open_regular(path)
     except OSError as e:
-        raise GGUFError(f"{described}cannot open: {e.strerror}") from None
+        raise GGUFError(f"{described}cannot open: {reason(e)}") from None
     except ValueError:  # a NUL or an unpaired surrogate in the path
         raise GGUFError(f"{described}not a possible file name") from None
     return fd, status.st_size
@@ -247,7 +274,7 @@ def _place(
 ) -> TensorInfo:
     """The TensorInfo of one row of the table, its extent checked against the file."""
     what = f"tensor '{shown(name)}'"
-    fmt = _format(header, what, type_id)
+    fmt = _format(header, name, type_id)
     elements = math.prod(dims)
     if not all(0 < d < 1 << 63 for d in dims) or elements >= 1 << 63:
         header.fail(f"{what} has the impossible dimensions {list(dims)}")
@@ -264,15 +291,17 @@ def _place(
     return TensorInfo(name, dims[::-1], fmt, header.path, start + offset, nbytes)
 
 
-def _format(header: Header, what: str, type_id: int) -> Format:
-    if type_id in BY_TYPE_ID:
-        return BY_TYPE_ID[type_id]
-    if name := REMOVED.get(type_id) or NOT_WEIGHTS.get(type_id):
-        why = "which ggml has removed" if type_id in REMOVED else "which holds no weights packlight runs"
-        raise UnsupportedError(
-            f"{shown_path(header.path)}: {what} is of type {name} ({type_id}), {why}; supported: {', '.join(FORMATS)}"
-        )
-    return header.fail(f"{what} is of the unknown type {type_id}")
+def _format(header: Header, name: str, type_id: int) -> Format:
+    if found := BY_TYPE_ID.get(type_id) or NOT_WEIGHTS.get(type_id):
+        return found
+    if type_id in REMOVED:
+        raise _unsupported(header.path, name, REMOVED[type_id], type_id, "which ggml has removed")
+    return header.fail(f"tensor '{shown(name)}' is of the unknown type {type_id}")
+
+
+def _unsupported(path: str, name: str, kind: str, type_id: int, why: str) -> UnsupportedError:
+    what = f"{shown_path(path)}: tensor '{shown(name)}' is of type {kind} ({type_id})"
+    return UnsupportedError(f"{what}, {why}; supported: {', '.join(FORMATS)}")
 
 
 def _check_overlap(header: Header, tensors: dict[str, TensorInfo]) -> None:

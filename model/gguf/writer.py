@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 from packlight.common.errors import GGUFError
-from packlight.common.text import shown, shown_path
+from packlight.common.text import reason, shown, shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo
 from packlight.quant.formats.table import FORMATS
 
@@ -29,7 +29,7 @@ def write_like(
     packed: the bytes of each tensor, uint8 of the shape `byte_shape`, in the order of the file. They are taken one at a
         time, so that an iterator can make them when they are written.
     file_type: the value of "general.file_type"; None leaves what the source has.
-    Raises GGUFError for a key that is not UTF-8, and OSError.
+    Raises GGUFError when the source cannot be read, and OSError.
     """
     writer = gguf.GGUFWriter(path, str(source.metadata["general.architecture"]))
     _add_keys(writer, source, file_type)
@@ -52,20 +52,32 @@ def byte_shape(info: TensorInfo, name: str) -> tuple[int, ...]:
     return (*info.shape[:-1], info.shape[-1] // fmt.elements * fmt.bytes)
 
 
+def _fields(path: str) -> Iterable[gguf.ReaderField]:
+    """The keys of a file with the bytes of their values. Raises GGUFError."""
+    try:
+        return gguf.GGUFReader(path).fields.values()
+    except OSError as error:
+        raise GGUFError(f"{shown_path(path)}: cannot read: {reason(error)}") from None
+
+
 def _add_keys(writer: gguf.GGUFWriter, source: GGUFFile, file_type: gguf.LlamaFileType | None) -> None:
-    for field in gguf.GGUFReader(source.path).fields.values():
+    for field in _fields(source.path):
         if field.name == "general.alignment":
             writer.add_custom_alignment(source.alignment)  # as a plain key it would not move the tensors
             continue
         ours = field.name == "general.file_type" and file_type is not None
         if ours or field.name.startswith(OF_THE_FILE) or field.name == "general.architecture":
             continue
-        try:
-            value = field.contents()
-        except UnicodeDecodeError:
-            raise GGUFError(f"{shown_path(source.path)}: key '{shown(field.name)}' is not UTF-8") from None
+        if field.types[0] == gguf.GGUFValueType.ARRAY and not field.data:
+            raise GGUFError(
+                f"{shown_path(source.path)}: key '{shown(field.name)}' is an empty array, which gguf cannot write"
+            )
         nested = field.types[1] if len(field.types) > 1 else None
-        writer.add_key_value(field.name, value, field.types[0], nested)
+        text = gguf.GGUFValueType.STRING in field.types
+        values = [field.parts[at].tobytes() for at in field.data] if text else field.contents()
+        if nested is None and text:
+            (values,) = values
+        writer.add_key_value(field.name, values, field.types[0], nested)
     if file_type is not None:
         writer.add_file_type(file_type)
     if "general.quantization_version" not in source.metadata:

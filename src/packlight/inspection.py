@@ -11,13 +11,15 @@ from packlight.common.errors import PacklightError
 from packlight.compile.config import CompileConfig, default_config
 from packlight.compile.kernels import KernelPlan, expected
 from packlight.compile.plan import make_plan
-from packlight.model.gguf.reader import GGUFFile, open_gguf
+from packlight.model.gguf.header import NotText
+from packlight.model.gguf.reader import GGUFFile, check_types, open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.layers import in_words
 from packlight.model.spec.sharding import WHOLE
 from packlight.model.spec.weights import check, formats
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.prepared import Changes
+from packlight.quant.formats.table import FORMATS
 
 
 def inspect(path: str | os.PathLike) -> dict[str, Any]:
@@ -28,15 +30,17 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
     parts repeat, in words), cache (context, slots, kv_type and bytes of what `generate` keeps on a CPU), and
     `unsupported`: in words, what keeps packlight from running the file, the first problem with the model and the first
     with its tokenizer (empty when it runs, unless a weight is not finite: that is seen when the weights are read).
-    All of it is plain Python that JSON can hold; text that is not UTF-8 and numbers that are not finite become words.
-    Raises GGUFError when the container itself is not sound, UnsupportedError for a tensor type that is no known format.
+    `not_utf8`: the keys whose text is not UTF-8 and has its bytes escaped here. `parameters` counts no tensor of a type
+    that holds no weights. All of it is plain Python that JSON can hold; numbers that are not finite become words.
+    Raises GGUFError when the container itself is not sound, UnsupportedError for a tensor type that ggml has removed.
     """
-    file = open_gguf(path, join=False)
+    file = open_gguf(path, join=False, weights_only=False)
     problems, paths, hyperparameters, layers, cache = [], {}, {}, None, None
     metadata = {key: _plain(value) for key, value in file.metadata.items()}
     try:
         if metadata.keys() & {"split.count", "split.no"}:
-            file = open_gguf(path)
+            file = open_gguf(path, weights_only=False)
+        check_types(file)
         model = ModelConfig.from_gguf(file)
         hyperparameters = dataclasses.asdict(model)
         check(file, model)
@@ -71,8 +75,9 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
         "formats": format_totals(file),
         "layers": layers,
         "cache": cache,
-        "parameters": sum(int(np.prod(info.shape, dtype=object)) for info in file.tensors.values()),
-        "unsupported": problems,
+        "parameters": sum(math.prod(info.shape) for info in file.tensors.values() if info.format.name in FORMATS),
+        "not_utf8": [key for key, value in file.metadata.items() if isinstance(value, NotText)],
+        "unsupported": list(dict.fromkeys(problems)),
     }
 
 
@@ -95,6 +100,8 @@ def format_totals(file: GGUFFile) -> dict[str, dict[str, int]]:
 
 def _plain(value: Any) -> Any:
     """A metadata value as plain Python: what `json` can write."""
+    if isinstance(value, NotText):
+        return value.escaped
     if isinstance(value, np.ndarray):
         finite = value.dtype.kind != "f" or np.isfinite(value).all()
         return value.tolist() if finite else [_plain(v) for v in value.tolist()]

@@ -24,6 +24,7 @@ def inspect_text(report: dict[str, Any]) -> str:
         table(("format", ">tensors", ">bytes"), totals),
         f"layers: {report['layers']}\n" if report["layers"] else "",
         f"cache: {cache['bytes']:,} bytes for {cache['context']} tokens in {cache['kv_type']}\n" if cache else "",
+        "".join(f"not UTF-8, its bytes are shown as \\xHH: {line(key)}\n" for key in report["not_utf8"]),
         "".join(f"unsupported: {problem}\n" for problem in report["unsupported"] or ["nothing"]),
     ]
     return "\n".join(filter(None, parts))

@@ -35,7 +35,6 @@ from hypothesis import strategies as st
 from running import grown
 
 from packlight.common.errors import GGUFError, PacklightError, UnsupportedError
-from packlight.model.gguf.header import NotText
 from packlight.model.gguf.reader import open_gguf, read_tensor
 
 
@@ -109,10 +108,21 @@ def test_text_that_is_not_utf8_raises_when_it_is_read(key, tmp_path):
     metadata = open_gguf(tmp_path / "m.gguf").metadata
     assert metadata["general.name"] == metadata.get("general.name") == "x"
     assert metadata.get("absent", 3) == 3
-    assert [type(v) for v in metadata.values()] == [NotText, NotText, str]
+    assert [getattr(v, "escaped", v) for v in metadata.values()] == [r"\xff", ["a", r"\xff"], "x"]
     for read in (metadata.__getitem__, metadata.get):
         with pytest.raises(GGUFError, match=rf"m\.gguf: .*key '{key}' is not UTF-8: '\\xff'"):
             read(key)
+
+
+def test_a_description_that_is_not_utf8_is_escaped(tmp_path):
+    """What decides how a model runs is refused by name all the same."""
+    tags = array(STR, 2, text("a") + text(b"\xe9"))
+    described = [pair("general.name", STR, text(b"caf\xe9 \\")), pair("general.tags", ARR, tags)]
+    (tmp_path / "m.gguf").write_bytes(gguf([*described, pair("general.architecture", STR, text(b"llam\xe9"))]))
+    metadata = open_gguf(tmp_path / "m.gguf").metadata
+    assert [metadata["general.name"], metadata.get("general.tags")] == ["caf\\xe9 \\", ["a", r"\xe9"]]
+    with pytest.raises(GGUFError, match=r"key 'general\.architecture' is not UTF-8: 'llam\\xe9'"):
+        metadata.get("general.architecture")
 
 
 def test_refusals_have_the_right_class(tmp_path):

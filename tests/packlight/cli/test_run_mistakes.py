@@ -5,13 +5,16 @@ import re
 import struct
 import subprocess
 
+import hostile
 import numpy as np
 import pytest
 from badmodels import poked
 from ggufs import write_llama
 from running import COMMAND, packlight, succeed, without_jax, write_config
 
+import packlight as packlight_api
 from packlight.cli import tables
+from packlight.model.gguf.reader import NOT_WEIGHTS
 
 TINY = {"layers": 1, "embed": 32, "vocab": 270}
 
@@ -210,6 +213,31 @@ def test_inspect_prints_one_json_object(files, no_jax):
 def test_inspect_names_what_is_unsupported(files):
     done = succeed("inspect", f"--model={files['architecture']}")
     assert re.search("^unsupported: .*unknown architecture 'martian'", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("key", ["general.name", "general.tags", "test.unread", "tokenizer.chat_template"])
+def test_inspect_says_which_text_is_not_utf_8(tmp_path, key):
+    extra = {key: ("[str]", ["a", b"caf\xe9"]) if key == "general.tags" else ("str", b"caf\xe9")}
+    path = write_llama(tmp_path / "m.gguf", **TINY, extra=extra)
+    text = succeed("inspect", f"--model={path}").stdout
+    assert text.count(f"not UTF-8, its bytes are shown as \\xHH: {key}\n") == text.count("not UTF-8") == 1
+    assert re.search(rf"^{key} .*caf\\xe9", text, re.M)
+    assert text.endswith("unsupported: nothing\n")
+
+
+@pytest.mark.parametrize("type_id", NOT_WEIGHTS)
+def test_inspect_lists_tensors_that_hold_no_weights(tmp_path, type_id):
+    """And says that the file does not run, naming one."""
+    fmt = NOT_WEIGHTS[type_id]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(hostile.gguf((), [hostile.info("ids", [256, 2], type_id, 0)], bytes(4096)))
+    report = packlight_api.inspect(path)
+    (tensor,) = report["tensors"]
+    nbytes = {"Q8_1": 576, "Q8_K": 584, "I8": 512, "I16": 1024, "I32": 2048, "I64": 4096, "F64": 4096}[fmt.name]
+    assert (tensor["format"], tensor["shape"], tensor["bytes"], tensor["path"]) == (fmt.name, [2, 256], nbytes, None)
+    assert (report["parameters"], report["formats"]) == (0, {fmt.name: {"tensors": 1, "bytes": nbytes}})
+    assert f"tensor 'ids' is of type {fmt.name} ({type_id}), which holds no weights" in report["unsupported"][0]
+    assert f"{fmt.name}" in tables.inspect_text(report)
 
 
 def test_metadata_steers_no_terminal_and_stays_json(tmp_path):
