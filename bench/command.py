@@ -23,7 +23,8 @@ from packlight.bench.programs import Packlight
 from packlight.bench.twin import write_twin
 from packlight.bench.worker import Worker
 from packlight.common.errors import ConfigError, ContextLengthError
-from packlight.common.files import whole_file
+from packlight.common.files import scratch_folder, whole_file
+from packlight.common.text import reason
 from packlight.prepared import Changes, Prepared, prepare
 
 LIMITS = pathlib.Path(__file__).parent / "limits.py"
@@ -95,7 +96,7 @@ class Bench:
 
     def _twin(self, path: str) -> str:
         """The same model with unpacked matrices, in a file that is gone with the context."""
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+        folder = self._stack.enter_context(scratch_folder(tempfile.gettempdir(), "packlight-bench"))
         return write_twin(self._own.file, os.path.join(folder, f"{path}.gguf"), TWINS[path])
 
 
@@ -217,5 +218,8 @@ def coverage(llm: "packlight.LLM") -> dict[str, dict[str, int]]:
 def append(path: str, record: dict[str, Any], keys: Sequence[str] = RECORD_KEYS) -> None:
     """Adds a record to the JSON list at `path`, of records with `keys`; the file is replaced whole."""
     records = [*read_records(path, "results", True, keys), record]
-    with whole_file(path) as partial:
-        pathlib.Path(partial).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    try:
+        with whole_file(path) as partial:
+            pathlib.Path(partial).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--results={path}: {reason(error)}") from None

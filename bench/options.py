@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from packlight.common.errors import ConfigError
+from packlight.common.text import reason
 
 TWINS = {"f32": "F32", "bf16": "BF16"}  # path -> format of the matrices of an unpacked file
 PATHS = ("reference", *TWINS, "xla", "native")
@@ -106,7 +107,7 @@ def read_records(
             return []
         raise ConfigError(f"--{flag}={path}: no such file or folder") from None
     except OSError as error:
-        raise ConfigError(f"--{flag}={path}: {error.strerror}") from None
+        raise ConfigError(f"--{flag}={path}: {reason(error)}") from None
     except (ValueError, RecursionError):
         raise ConfigError(f"--{flag}={path}: not JSON") from None
     records = found if isinstance(found, list) else [found]

@@ -11,6 +11,7 @@ from typing import Any
 from packlight.bench.cases import Case, Sample
 from packlight.bench.worker import Worker, WorkerError
 from packlight.common.errors import ConfigError
+from packlight.common.text import reason
 
 WORKER = pathlib.Path(__file__).parent / "peer.py"
 UBATCH = 512  # tokens llama.cpp runs at a time, its default
@@ -95,7 +96,7 @@ class LlamaBench:
             said = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
             raise WorkerError(f"--llama_bench: {self._command[0]}: {said}") from None
         except OSError as error:
-            raise WorkerError(f"--llama_bench={self._command[0]} does not run: {error.strerror}") from None
+            raise WorkerError(f"--llama_bench={self._command[0]} does not run: {reason(error)}") from None
         except (ValueError, KeyError, TypeError, ZeroDivisionError):
             raise WorkerError(f"--llama_bench: {self._command[0]} printed no result that is understood") from None
 

@@ -2,27 +2,100 @@
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
+import re
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from packlight.common.cleanup import undone
 
-def partial_path(path: str) -> str:
-    """Where `whole_file` of this process keeps what is to become `path`."""
-    return f"{path}.{os.getpid()}.tmp"
+_UNFINISHED = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the name that is to come, or the scratch folder's own
 
 
 @contextlib.contextmanager
-def whole_file(path: str) -> Iterator[str]:
-    """The path of a file to write in place of `path`, whose name it takes at the end; it goes away when that fails."""
-    partial = partial_path(path)
-    try:
+def whole_file(path: str, mode: int = 0o666) -> Iterator[str]:
+    """The path of an empty file to write in place of `path`, whose name it takes at the end.
+
+    It goes away when that fails, also when a signal ends the process. What a killed process left of `path` goes first.
+    mode: the file's permissions, less the umask. Raises OSError.
+    """
+    remove_abandoned(os.path.dirname(path), os.path.basename(path))
+
+    def make(partial: str) -> None:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+
+    with _claimed(path, make, os.unlink) as partial:
         yield partial
         os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: str, name: str) -> Iterator[str]:
+    """A new folder of the user alone, gone at the end as a `whole_file` is; name: what it is for. Raises OSError."""
+    remove_abandoned(parent, name)
+    with _claimed(os.path.join(parent, name), lambda folder: os.mkdir(folder, 0o700), _remove_tree) as folder:
+        yield folder
+
+
+def remove_abandoned(folder: str, name: str | None = None) -> None:
+    """Removes the unfinished files and scratch folders that killed processes left in a folder; only those for `name`.
+
+    A living process holds a lock on each of its own. The system takes the lock from a dead one, so that neither its
+    number, which another may have by now, nor the age of the file has to be judged.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+        for entry in entries:
+            unfinished = _UNFINISHED.fullmatch(entry.name)
+            if not unfinished or name not in (None, unfinished[1]) or entry.is_symlink():
+                continue
+            if (lock := _locked(entry.path, wait=False)) is not None:
+                with contextlib.suppress(OSError):
+                    if entry.stat().st_uid == os.geteuid():
+                        _remove_tree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+                os.close(lock)
+
+
+@contextlib.contextmanager
+def _claimed(path: str, make: Callable[[str], None], remove: Callable[[str], None]) -> Iterator[str]:
+    """The path of what `make` made beside `path`, locked; it is removed at the end, unless it was renamed."""
+    lock, there = None, False
+    while not there:
+        partial = f"{path}.{os.urandom(4).hex()}.tmp"
+        with undone(functools.partial(remove, partial)):
+            make(partial)
+            lock = _locked(partial, wait=True)
+            there = os.path.exists(partial)  # else it seemed abandoned before it was locked
+            try:
+                if there:
+                    yield partial
+            finally:
+                with contextlib.suppress(OSError):
+                    remove(partial)
+                if lock is not None:
+                    os.close(lock)
+
+
+def _locked(path: str, wait: bool) -> int | None:
+    """A descriptor that holds the lock of a file or folder; None where another holds it or there are no locks."""
+    try:
+        import fcntl  # not on Windows
+
+        fd = os.open(path, (os.O_RDONLY if os.path.isdir(path) else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _remove_tree(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_regular(path: str | os.PathLike) -> tuple[int, os.stat_result]:

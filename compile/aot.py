@@ -23,7 +23,7 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from packlight.common.errors import ConfigError, MemoryLimitError
-from packlight.common.text import shown
+from packlight.common.text import reason, shown
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import StepKey
 from packlight.compile.steps import Steps
@@ -245,7 +245,7 @@ class Builder:
         try:
             self.store.write(digest, serialize_executable.serialize(call))
         except (OSError, ValueError, RuntimeError) as error:  # the latter two where a backend cannot serialize
-            return (f"executables are not kept: {self.store.folder}: {str(error).partition(chr(10))[0]}",)
+            return (f"executables are not kept: {self.store.folder}: {reason(error)}",)
         return ()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from packlight.common.errors import ConfigError
 from packlight.common.files import cache_folder, open_regular
-from packlight.common.text import shown, shown_path
+from packlight.common.text import reason, shown, shown_path
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug", "mesh8")
@@ -174,9 +174,10 @@ def read_config(path: str | os.PathLike) -> CompileConfig:
         fd, _ = open_regular(source)
         with open(fd, encoding="utf-8") as file:
             text = file.read(MAX_TEXT + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"config {shown_path(source)}: {reason}") from None
+    except OSError as error:
+        raise ConfigError(f"config {shown_path(source)}: {reason(error)}") from None
+    except ValueError:
+        raise ConfigError(f"config {shown_path(source)}: not a text file") from None
     return parse_config(text, source)
 
 

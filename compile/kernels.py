@@ -17,7 +17,8 @@ from packlight.quant.layouts import FIELDS, SUPERBLOCKS
 
 
 def build_kernels(config: CompileConfig) -> tuple[CompileConfig, str | None]:
-    """`config` with definite `cpu_kernels`, and a line for the user when `auto` could not be the native kernels.
+    """`config` with definite `cpu_kernels`, and a line for the user when `auto` could not be the native kernels, or
+    when these run from elsewhere than where they were built.
 
     Builds the native library when it is asked for or may be used, which takes seconds the first time. Raises
     NativeBuildError when "native" was asked for by name and cannot be built.
@@ -27,12 +28,12 @@ def build_kernels(config: CompileConfig) -> tuple[CompileConfig, str | None]:
     if config.cpu_kernels == "auto" and config.activation_dtype != "float32":
         return dataclasses.replace(config, cpu_kernels="xla"), None
     try:
-        native_build.loaded()
+        library, _ = native_build.loaded()
     except native_build.NativeBuildError as error:
         if config.cpu_kernels == "native":
             raise
         return dataclasses.replace(config, cpu_kernels="xla"), f"{error}; the xla kernels run instead, which are slower"
-    return dataclasses.replace(config, cpu_kernels="native"), None
+    return dataclasses.replace(config, cpu_kernels="native"), library.note
 
 
 def expected(config: CompileConfig) -> CompileConfig:

@@ -15,11 +15,10 @@ import pathlib
 import pickle
 import secrets
 import stat
-import tempfile
 from typing import Any
 
-from packlight.common.files import cache_folder, open_regular, private_folder, whole_file
-from packlight.common.text import shown_path
+from packlight.common.files import cache_folder, open_regular, private_folder, remove_abandoned, whole_file
+from packlight.common.text import reason, shown_path
 
 MAGIC = b"packlight-aot-2\n"
 SECRET_BYTES = 32
@@ -40,8 +39,9 @@ class Store:
             if not os.access(self.folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self.folder))
             self._secret = _secret()
+            remove_abandoned(str(self.folder))
         except OSError as error:
-            self.problem = f"{shown_path(str(error.filename))}: {error.strerror}"
+            self.problem = f"{shown_path(str(error.filename or folder))}: {reason(error)}"
 
     def path(self, digest: str) -> pathlib.Path:
         return self.folder / f"{digest}.aot"
@@ -54,7 +54,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise EntryError(f"{path.name}: {error.strerror}") from None
+            raise EntryError(f"{path.name}: {reason(error)}") from None
         start = len(MAGIC) + 32
         body = memoryview(content)[start:]
         if not hmac.compare_digest(content[:start], MAGIC + self._seal(body)):
@@ -68,14 +68,8 @@ class Store:
         body = digest.encode() + pickle.dumps(value)
         if len(body) > MAX_BYTES - len(MAGIC) - 32:
             raise ValueError(f"an executable of {len(body):,} bytes is too large")
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
-            try:
-                file.write(MAGIC + self._seal(body) + body)
-                file.flush()
-                os.replace(file.name, self.path(digest))
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with whole_file(str(self.path(digest)), 0o600) as partial:
+            pathlib.Path(partial).write_bytes(MAGIC + self._seal(body) + body)
 
     def _seal(self, body: bytes | memoryview) -> bytes:
         return hmac.digest(self._secret, body, "sha256")
@@ -85,8 +79,8 @@ def _secret() -> bytes:
     """This user's secret, made on first use. Raises OSError."""
     path = private_folder(cache_folder()) / "secret"
     if not path.exists():
-        with whole_file(str(path)) as partial, open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
+        with whole_file(str(path), 0o600) as partial:
+            pathlib.Path(partial).write_bytes(secrets.token_bytes(SECRET_BYTES))
     found = _read_own(path, 0o077, SECRET_BYTES)  # of processes that came first together, the last one's
     if len(found) != SECRET_BYTES:
         raise OSError(errno.EINVAL, f"has {len(found)} bytes, not {SECRET_BYTES}; delete it", str(path))

@@ -6,6 +6,7 @@ architecture.
 """
 
 import concurrent.futures
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -15,13 +16,16 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 
 import numpy as np
 
+from packlight.common.cleanup import undone
 from packlight.common.errors import PacklightError
-from packlight.common.files import cache_folder, private_folder
+from packlight.common.files import cache_folder, private_folder, remove_abandoned, scratch_folder, whole_file
+from packlight.common.text import reason, shown
 
 SOURCES = pathlib.Path(__file__).parent / "native"
 COMPILERS = ("c++", "g++", "clang++")
@@ -35,41 +39,40 @@ class NativeBuildError(PacklightError):
     """The native kernels cannot be built here: no compiler, a failed compile, or no folder to keep them in."""
 
 
+class Library(ctypes.CDLL):
+    """The kernels in this process. note: what the user should know of how they got there, or None."""
+
+    note: str | None = None
+
+
 def library() -> tuple[pathlib.Path, str]:
     """The shared library's path and its digest; compiles it when this compiler has not built these sources before.
 
-    Safe when processes come first at the same time: each builds in a folder of its own and the file appears whole.
-    Raises NativeBuildError with the compiler's first lines.
+    Safe when processes come first at the same time: each builds in a folder of its own and the file appears whole. What
+    killed builds left is removed. Raises NativeBuildError with the compiler's first lines.
     """
-    compiler, version = _compiler()
-    digest = _digest(version)
-    folder = _cache_folder()
-    path = folder / f"{digest}.so"
-    if path.exists():
-        if path.stat().st_uid != os.geteuid():
-            raise NativeBuildError(f"native kernels: {path} belongs to another user")
-        return path, digest
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as build:
-            os.replace(_build(compiler, pathlib.Path(build)), path)
-    except OSError as error:
-        raise NativeBuildError(f"native kernels: {folder}: {error.strerror}") from None
+    path, digest, _ = _library()
     return path, digest
 
 
 @functools.cache
-def loaded() -> tuple[ctypes.CDLL, str]:
-    """The library in this process, and its digest; one that cannot be loaded is built anew. Raises NativeBuildError."""
-    path, digest = library()
+def loaded() -> tuple[Library, str]:
+    """The library in this process, and its digest.
+
+    One that is damaged is built anew. One that was built here and cannot be loaded is not: the file beside it that
+    says so holds for as long as the library is the same. Raises NativeBuildError.
+    """
+    path, digest, built = _library()
     try:
-        return ctypes.CDLL(str(path)), digest
-    except OSError:  # damaged: empty after a power cut, or from another system that shares the folder
-        path.unlink(missing_ok=True)
-    path, digest = library()
-    try:
-        return ctypes.CDLL(str(path)), digest
+        return _opened(path), digest
     except OSError as error:
-        raise NativeBuildError(f"native kernels: {error}") from None
+        if not built and not _is_unloadable(path):  # empty after a power cut, or another system's in a shared folder
+            path.unlink(missing_ok=True)
+            return loaded.__wrapped__()
+        with contextlib.suppress(OSError), whole_file(str(_verdict(path))) as partial:
+            pathlib.Path(partial).write_text(_content_digest(path), encoding="ascii")
+        why = f"was built and cannot be loaded ({_refusal(error, path)}); delete it to build it again"
+        raise NativeBuildError(f"native kernels: {path} {why}") from None
 
 
 def lanes() -> int:
@@ -106,13 +109,80 @@ def include_folder() -> pathlib.Path:
     return pathlib.Path(spec.submodule_search_locations[0]) / "include"
 
 
+def _library() -> tuple[pathlib.Path, str, bool]:
+    """`library`, and whether it was built now."""
+    compiler, version = _compiler()
+    digest = _digest(version)
+    folder = _cache_folder()
+    remove_abandoned(str(folder))
+    path = folder / f"{digest}.so"
+    if path.exists():
+        if path.stat().st_uid != os.geteuid():
+            raise NativeBuildError(f"native kernels: {path} belongs to another user")
+        return path, digest, False
+    try:
+        with scratch_folder(str(folder), "build") as build:
+            os.replace(_build(compiler, pathlib.Path(build)), path)
+    except OSError as error:
+        raise NativeBuildError(f"native kernels: {folder}: {reason(error)}") from None
+    return path, digest, True
+
+
+def _opened(path: pathlib.Path) -> Library:
+    """The library at `path`, from a copy elsewhere where its own folder does not let it run. Raises OSError."""
+    try:
+        return Library(str(path))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            library = _copied(path)
+            library.note = f"native kernels: a copy of {path} runs, which cannot itself ({_refusal(error, path)})"
+            return library
+        raise
+
+
+def _copied(path: pathlib.Path) -> Library:
+    """The library from a copy in memory, or in the temporary folder of a system without such files. Raises OSError."""
+    content = path.read_bytes()
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create(path.name)  # stays open: the loader takes a second file of the same name for the first
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        return Library(f"/proc/self/fd/{fd}")
+    with scratch_folder(tempfile.gettempdir(), "packlight-kernels") as folder:
+        copy = pathlib.Path(folder, path.name)
+        copy.write_bytes(content)
+        return Library(str(copy))
+
+
+def _refusal(error: OSError, path: pathlib.Path) -> str:
+    """The loader's words, without the path that they begin with."""
+    return shown(str(error).removeprefix(f"{path}: "), 200)
+
+
+def _verdict(path: pathlib.Path) -> pathlib.Path:
+    """The file that holds the digest of a library which cannot be loaded."""
+    return path.with_suffix(".unloadable")
+
+
+def _is_unloadable(path: pathlib.Path) -> bool:
+    """Whether this very library was found to be so before."""
+    try:
+        return _verdict(path).read_text(encoding="ascii") == _content_digest(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _content_digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _compiler() -> tuple[str, str]:
     """The C++ compiler and the first line of its version."""
     named = os.environ.get("CXX")
     for name in (named,) if named else COMPILERS:
         path = shutil.which(name)
         if path:
-            return path, _run([path, "--version"]).partition("\n")[0]
+            return path, _run([path, "--version"], set()).partition("\n")[0]
     where = f"CXX={named!r} is no program" if named else f"none of {', '.join(COMPILERS)} is on PATH"
     raise NativeBuildError(f"native kernels: no C++ compiler: {where}")
 
@@ -132,33 +202,61 @@ def _cache_folder() -> pathlib.Path:
     try:
         return private_folder(folder)
     except OSError as error:
-        raise NativeBuildError(f"native kernels: {folder}: {error.strerror}") from None
+        raise NativeBuildError(f"native kernels: {folder}: {reason(error)}") from None
 
 
 def _build(compiler: str, folder: pathlib.Path) -> pathlib.Path:
     """Compiles the sources side by side and links them; everything stays in `folder`."""
 
+    running: set[subprocess.Popen[str]] = set()
+
     def compiled(source: pathlib.Path) -> str:
         target = str(folder / f"{source.stem}.o")
         # -isystem: warnings are for our sources, not XLA's headers
-        _run([compiler, *FLAGS, "-isystem", str(include_folder()), "-c", str(source), "-o", target])
+        _run([compiler, *FLAGS, "-isystem", str(include_folder()), "-c", str(source), "-o", target], running)
         return target
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compiled, sorted(SOURCES.glob("*.cc"))))
+        try:
+            objects = list(pool.map(compiled, sorted(SOURCES.glob("*.cc"))))
+        except BaseException:  # an error or Ctrl-C: those that wait do not begin, those that run end
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(running):
+                _end(process)
+            raise
     path = folder / "library.so"
-    _run([compiler, "-shared", "-pthread", *objects, "-o", str(path)])
+    _run([compiler, "-shared", "-pthread", *objects, "-o", str(path)], running)
     return path
 
 
-def _run(command: list[str]) -> str:
-    """stdout of a compiler command. Raises NativeBuildError with the first lines it wrote when it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+def _run(command: list[str], running: "set[subprocess.Popen[str]]") -> str:
+    """stdout of a compiler command, which is one of `running` meanwhile.
+
+    Raises NativeBuildError with the first lines it wrote when it fails.
+    """
+    stdin, pipe = subprocess.DEVNULL, subprocess.PIPE
+    try:  # in a group of its own, so that the programs it starts end with it
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=pipe, stderr=pipe, text=True, errors="replace", process_group=0
+        )
     except OSError as error:
-        raise NativeBuildError(f"native kernels: {command[0]}: {error.strerror}") from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()][:MESSAGE_LINES]
-        shown = " | ".join(lines) or f"exit code {done.returncode}"
-        raise NativeBuildError(f"native kernels: {command[0]} failed: {shown}")
-    return done.stdout
+        raise NativeBuildError(f"native kernels: {command[0]}: {reason(error)}") from None
+    running.add(process)
+    try:
+        with undone(functools.partial(_end, process)):
+            out, errors = process.communicate()
+    finally:
+        _end(process)
+        running.discard(process)
+    if process.returncode:
+        lines = [line for line in errors.splitlines() if line.strip()][:MESSAGE_LINES]
+        said = " | ".join(lines) or f"exit code {process.returncode}"
+        raise NativeBuildError(f"native kernels: {command[0]} failed: {said}")
+    return out
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Ends a compiler and the programs that it started."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)

@@ -22,7 +22,7 @@ import numpy as np
 
 from packlight.common.errors import ConfigError
 from packlight.common.files import whole_file
-from packlight.common.text import shown_path
+from packlight.common.text import reason, shown_path
 from packlight.model.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Base:
                     raise ConfigError(f"{shown_path(path)}: {size} bytes, where its head says {wanted}")
                 tokens = np.frombuffer(file.read(4 * chunks * length), "<i4").reshape(chunks, length)
         except OSError as error:
-            raise ConfigError(f"{shown_path(path)}: {error.strerror}") from None
+            raise ConfigError(f"{shown_path(path)}: {reason(error)}") from None
         return dataclasses.replace(base, tokens=tokens)
 
     def check(self, vocab_size: int) -> None:
@@ -72,11 +72,17 @@ class Base:
         return 8 + 2 * (self.vocab_size + self.vocab_size % 2)
 
     def chunk(self, index: int) -> np.ndarray:
-        """Log-probabilities of one chunk's predicted positions: float32 (positions, V)."""
+        """Log-probabilities of one chunk's predicted positions: float32 (positions, V). Raises ConfigError."""
         chunks, length = self.tokens.shape
         positions = length - 1 - length // 2
         start = 20 + 4 * chunks * length + index * positions * self.row_bytes
-        rows = np.fromfile(self.path, np.uint8, positions * self.row_bytes, offset=start).reshape(positions, -1)
+        try:
+            rows = np.fromfile(self.path, np.uint8, positions * self.row_bytes, offset=start)
+        except OSError as error:
+            raise ConfigError(f"{shown_path(self.path)}: {reason(error)}") from None
+        if len(rows) < positions * self.row_bytes:
+            raise ConfigError(f"{shown_path(self.path)}: the file was cut short after it was opened")
+        rows = rows.reshape(positions, -1)
         scale, least = np.ascontiguousarray(rows[:, :8]).view("<f4").T[..., None]
         return scale * np.ascontiguousarray(rows[:, 8:]).view("<u2")[:, : self.vocab_size].astype(np.float32) + least
 
@@ -207,4 +213,4 @@ def _written(path: str | None) -> Iterator[IO[bytes] | None]:
         with whole_file(path) as partial, open(partial, "wb") as file:
             yield file
     except OSError as error:
-        raise ConfigError(f"{shown_path(path)}: {error.strerror}") from None
+        raise ConfigError(f"{shown_path(path)}: {reason(error)}") from None

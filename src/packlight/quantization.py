@@ -16,7 +16,7 @@ import numpy as np
 
 from packlight.common.errors import ConfigError, GGUFError
 from packlight.common.files import whole_file
-from packlight.common.text import shown, shown_path
+from packlight.common.text import reason, shown, shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo, open_gguf, read_part
 from packlight.model.gguf.writer import byte_shape, write_like
 from packlight.model.spec.config import ModelConfig
@@ -162,4 +162,4 @@ def _writing(out: str) -> Iterator[str]:
         with whole_file(out) as partial:
             yield partial
     except OSError as error:
-        raise ConfigError(f"{shown_path(out)}: cannot write: {error.strerror}") from None
+        raise ConfigError(f"{shown_path(out)}: cannot write: {reason(error)}") from None

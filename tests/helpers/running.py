@@ -18,6 +18,7 @@ COMMAND = [sys.executable, str(ROOT / "run.py")]
 # Three executables. Tests of behaviour run them on the model NOISE of ggufs.py: they are compiled once for all.
 SMALL = {"platform": "cpu", "prefill_buckets": [16], "decode_batch": [2], "head_rows": 1}
 STEPS = 3
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what the command handles in a way of its own
 ELSEWHERE = pathlib.Path(__file__).parent  # where command lines run: anywhere but the repository's root
 
 
@@ -56,7 +57,7 @@ def _run_here(arguments: list[str], stdin: bytes) -> "subprocess.CompletedProces
 
     streams = [io.TextIOWrapper(io.BytesIO(each), encoding="utf-8", newline="") for each in (stdin, b"", b"")]
     _, out, errors = streams
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE)}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
     before = sys.stdin
     code: Any = 0
     with contextlib.chdir(ELSEWHERE), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
@@ -133,15 +134,15 @@ print(peak() - before)
 
 
 def interrupt(
-    folder: pathlib.Path, beginning: str, *arguments: Any, after: float = 0.0
+    folder: pathlib.Path, beginning: str, *arguments: Any, after: float = 0.0, number: int = signal.SIGINT
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs a command line and presses Ctrl-C once `folder` has a file whose name begins so, `after` so many seconds."""
+    """Runs a command line and sends a signal once `folder` has a file whose name begins so, `after` so many seconds."""
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not any(path.name.startswith(beginning) for path in folder.iterdir()):
         assert process.poll() is None
         time.sleep(0.02)
     time.sleep(after)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     # A compilation under way is heard of the key at its end: seconds of an idle machine, a minute of a busy one.
     text, errors = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, text, errors)

@@ -9,6 +9,7 @@ from absl import flags
 from packlight import demo
 from packlight.cli.terminal import say
 from packlight.common.errors import ConfigError
+from packlight.common.text import reason
 from packlight.model.sampling.config import PARAMETERS
 from packlight.model.sampling.parameters import Biases, Parameter, Schema, Text, Texts
 
@@ -57,7 +58,7 @@ def file_text(flag: str, path: str) -> str:
         with open(path, encoding="utf-8", newline="") as file:
             return file.read()
     except OSError as error:
-        raise ConfigError(f"--{flag}={path}: {error.strerror}") from None
+        raise ConfigError(f"--{flag}={path}: {reason(error)}") from None
     except ValueError:
         raise ConfigError(f"--{flag}={path}: not UTF-8 text") from None
 

@@ -5,16 +5,17 @@ one line `error: ...` and exit code 2. It knows flags and terminals; everything 
 """
 
 import re
-import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags
 
 from packlight.cli.commands import COMMANDS
 from packlight.cli.flags import Command
-from packlight.cli.terminal import interrupted, say, write
+from packlight.cli.terminal import StreamError, close_stderr, end_by_signals, open_streams, say, write
 from packlight.common.errors import ConfigError, PacklightError
+from packlight.common.text import reason, shown_path
 
 EXIT_MISTAKE = 2
 FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
@@ -22,15 +23,22 @@ FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line; exits with 2 after a line `error: ...` for a user's mistake."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `packlight ... | head` ends quietly
-    signal.signal(signal.SIGINT, interrupted)
-    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
-        stream.reconfigure(encoding="utf-8", errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
+    open_streams()
+    end_by_signals()
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except PacklightError as error:
-        say("error: " + " ".join(str(error).split()))
-        sys.exit(EXIT_MISTAKE)
+        write("")  # what libraries printed there
+    except (PacklightError, StreamError) as error:
+        _fail(str(error))
+    except OSError as error:  # of a file that no one else has named: a temporary one, say, on a full disk
+        _fail(f"{shown_path(str(error.filename))}: {reason(error)}" if error.filename else reason(error))
+    finally:
+        close_stderr()
+
+
+def _fail(message: str) -> NoReturn:
+    say("error: " + " ".join(message.split()))
+    sys.exit(EXIT_MISTAKE)
 
 
 def _dispatch(arguments: list[str]) -> None:

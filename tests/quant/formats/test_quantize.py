@@ -5,8 +5,10 @@ import functools
 import json
 import os
 import re
+import signal
 
 import gguf
+import hostile
 import jax
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ import quantize_goldens
 from conftest import GOLDENS_FOLDER
 from ggufs import write_llama
 from golden_models import shared
+from hostile import ARR, STR, array, pair, text
 from running import interrupt, packlight, succeed
 from tiers import tiered
 
 from packlight import quantization
 from packlight.common.errors import ConfigError, GGUFError, UnsupportedError
 from packlight.model.gguf.reader import open_gguf, read_tensor
+from packlight.model.gguf.writer import write_like
 from packlight.model.spec.mixes import fitting_format, is_quantized, mixed_format
 from packlight.quant.formats.bits import quotient
 from packlight.quant.formats.quantize import QUANTIZERS, quantizer
@@ -156,6 +160,43 @@ def test_the_alignment_is_kept(tmp_path):
     )
 
 
+def test_texts_that_are_not_utf_8_keep_their_bytes(tmp_path):
+    extra = {
+        "general.name": ("str", b"caf\xe9 \xff"),
+        "general.tags": ("[str]", ["a", b"\xe9"]),
+        "tokenizer.chat_template": ("str", b"\xe9"),
+    }
+    source = open_gguf(write_llama(tmp_path / "m.gguf", layers=1, embed=32, vocab=270, extra=extra))
+    formats = {name: info.format.name for name, info in source.tensors.items()}
+    write_like(source, str(tmp_path / "out.gguf"), formats, [read_tensor(info) for info in source.tensors.values()])
+    fields = [gguf.GGUFReader(tmp_path / name).fields for name in ("m.gguf", "out.gguf")]
+    for key in extra:
+        before, after = ([part.tobytes() for part in field[key].parts[3:]] for field in fields)
+        assert before == after, key
+    assert open_gguf(tmp_path / "out.gguf").metadata["general.name"] == r"caf\xe9 \xff"
+
+
+def test_an_empty_array_is_refused_by_name(tmp_path):
+    """gguf-py writes none."""
+    pairs = [pair("general.architecture", STR, text("llama")), pair("general.tags", ARR, array(STR, 0))]
+    (tmp_path / "m.gguf").write_bytes(hostile.gguf(pairs))
+    with pytest.raises(GGUFError, match=r"m\.gguf: key 'general\.tags' is an empty array"):
+        write_like(open_gguf(tmp_path / "m.gguf"), str(tmp_path / "out.gguf"), {}, [])
+
+
+def test_a_library_s_error_without_a_number_has_its_words(tmp_path, monkeypatch):
+    """numpy's, where a disk is full."""
+
+    def full(*_):
+        raise OSError("4096 requested and 0 written")
+
+    monkeypatch.setattr(quantization, "write_like", full)
+    source = write_llama(tmp_path / "m.gguf", layers=1, embed=32, vocab=270, formats=FLOATS)
+    with pytest.raises(ConfigError, match="out: cannot write: 4096 requested and 0 written"):
+        quantization.quantize_file(str(source), "Q8_0", str(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
 def test_mixes_for_experts_fused_matrices_and_narrow_rows():
     def mix(kind, base, layer=5, **facts):
         return mixed_format(kind, base, layer, **{"layers": 32, "heads": 32, "kv_heads": 8, "tied": False} | facts)
@@ -225,12 +266,16 @@ def test_what_cannot_be_quantized_leaves_no_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.gguf", "packed.gguf"]
 
 
-@pytest.mark.parametrize("after", [0, 0.1, 0.3])  # while jax is imported, and while it compiles
-def test_ctrl_c_leaves_no_file(tmp_path, after):
+# while jax is imported, and while it compiles
+@pytest.mark.parametrize(
+    ("number", "words", "after"),
+    [(signal.SIGINT, "interrupted", 0), (signal.SIGTERM, "terminated", 0.1), (signal.SIGHUP, "hung up", 0.3)],
+)
+def test_a_signal_leaves_no_file(tmp_path, number, words, after):
     source = write_llama(tmp_path / "m.gguf", layers=1, embed=2048, ffn=8192, vocab=4096, formats=FLOATS)
     flags = ["quantize", f"--model={source}", "--type=Q4_K_M", f"--out={tmp_path / 'q.gguf'}"]
-    done = interrupt(tmp_path, "q.gguf.", *flags, after=after)
-    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+    done = interrupt(tmp_path, "q.gguf.", *flags, after=after, number=number)
+    assert (done.returncode, done.stderr) == (128 + number, f"\n{words}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 

@@ -1,9 +1,6 @@
 """Native CPU kernels: every format against the same rounding of activations in jnp, and against full precision."""
 
 import functools
-import os
-import stat
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -296,71 +293,3 @@ def test_refusals():
     if "avx2" in HERE:
         with pytest.raises(jax.errors.JaxRuntimeError, match="interleaved by 16, and these kernels take 8"):
             product(x, pack(np.asarray(matrix), "Q4_K", "rows16"), "Q4_K", "rows16", 8, isa="avx2").block_until_ready()
-
-
-@pytest.fixture
-def tiny_sources(tmp_path, monkeypatch):
-    """A library of one line, and a cache folder of its own."""
-    sources = tmp_path / "native"
-    sources.mkdir()
-    (sources / "one.cc").write_text('extern "C" int one() { return 1; }\n')
-    monkeypatch.setattr(native_build, "SOURCES", sources)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return sources
-
-
-def test_a_build_is_kept_and_follows_its_sources(tiny_sources):
-    path, digest = native_build.library()
-    assert path.name == f"{digest}.so"
-    built = path.stat().st_mtime_ns
-    assert native_build.library() == (path, digest)
-    assert path.stat().st_mtime_ns == built
-    (tiny_sources / "one.cc").write_text('extern "C" int one() { return 2; }\n')
-    assert native_build.library()[1] != digest
-
-
-@pytest.mark.parametrize("damage", [b"", b"no library\n" * 100])
-def test_a_damaged_build_is_built_again(tiny_sources, damage):
-    path, digest = native_build.library()
-    path.write_bytes(damage)
-    library, found = native_build.loaded.__wrapped__()
-    assert (library.one(), found) == (1, digest)
-    assert os.listdir(path.parent) == [path.name]
-
-
-def test_first_uses_at_the_same_time(tiny_sources):
-    found = []
-    uses = [threading.Thread(target=lambda: found.append(native_build.library())) for _ in range(4)]
-    for t in uses:
-        t.start()
-    for t in uses:
-        t.join()
-    assert len(found) == 4
-    assert len(set(found)) == 1
-    folder = found[0][0].parent
-    assert os.listdir(folder) == [found[0][0].name]  # no temporaries stay
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-def test_a_failed_compile_shows_what_the_compiler_said(tiny_sources):
-    (tiny_sources / "one.cc").write_text("int one() { return missing; }\n")
-    with pytest.raises(native_build.NativeBuildError, match=r"(?s)failed: .*one\.cc.*missing"):
-        native_build.library()
-
-
-def test_no_compiler_is_an_error_of_its_own(tiny_sources, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(native_build.NativeBuildError, match="no C.. compiler: CXX='no-such-compiler' is no program"):
-        native_build.library()
-    monkeypatch.delenv("CXX")
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(native_build.NativeBuildError, match="none of c\\+\\+, g\\+\\+, clang\\+\\+ is on PATH"):
-        native_build.library()
-
-
-def test_a_folder_that_others_may_write_to_is_not_used(tiny_sources, tmp_path):
-    folder = tmp_path / "cache" / "packlight" / "native"
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)
-    with pytest.raises(native_build.NativeBuildError, match="other users may write to it"):
-        native_build.library()

@@ -9,7 +9,7 @@ from absl import flags
 from packlight import demo
 from packlight.cli.flags import PLAN, PROCESSES, SAMPLING, Command
 from packlight.cli.inputs import file_text, sampling_fields, text_of
-from packlight.cli.terminal import follow, reserve_stdout, say, speed, write, write_json
+from packlight.cli.terminal import end_by_signals, follow, from_stdin, reserve_stdout, say, speed, write, write_json
 from packlight.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _prompt_text(values: flags.FlagValues) -> str:
     if values.prompt_file is not None:
         return file_text("prompt_file", values.prompt_file).removesuffix("\n")
     try:
-        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read().decode().removesuffix("\n")
+        text = "" if sys.stdin.isatty() else from_stdin(sys.stdin.buffer.read).decode().removesuffix("\n")
     except UnicodeError:
         raise ConfigError("stdin is not UTF-8 text") from None
     if not text and values.model is not None:
@@ -77,6 +77,7 @@ def _join(values: flags.FlagValues, prepared: "Prepared") -> None:
 
     reserve_stdout(keep=values.process_id == 0)
     join(values.coordinator, values.num_processes, values.process_id, prepared.config)
+    end_by_signals()  # jax has taken SIGTERM for itself, and would only note it
 
 
 def _generate_report(

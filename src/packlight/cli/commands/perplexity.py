@@ -8,7 +8,7 @@ from absl import flags
 from packlight.cli.flags import PLAN, Command
 from packlight.cli.inputs import file_text
 from packlight.cli.tables import perplexity_text
-from packlight.cli.terminal import Bar, unwound, write, write_json
+from packlight.cli.terminal import Bar, write, write_json
 from packlight.common.errors import ConfigError
 
 PERPLEXITY_CONTEXT = 512  # llama.cpp's
@@ -41,7 +41,7 @@ def run(values: flags.FlagValues) -> None:
         chunks = len(tokens)
         steps = measure(load(prepared), tokens, values.save_logits)
     result: dict[str, Any] = {}
-    with unwound(values.save_logits), contextlib.closing(steps), Bar() as bar:
+    with contextlib.closing(steps), Bar() as bar:
         bar.start("predict", chunks, unit="chunk")
         for so_far in steps:
             result = so_far

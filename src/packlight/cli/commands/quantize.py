@@ -7,7 +7,7 @@ from absl import flags
 from packlight.cli.flags import Command
 from packlight.cli.inputs import model_path
 from packlight.cli.tables import quantize_text
-from packlight.cli.terminal import Bar, unwound, write, write_json
+from packlight.cli.terminal import Bar, write, write_json
 from packlight.common.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def run(values: flags.FlagValues) -> None:
     if values.type is None:
         raise ConfigError("--type is missing: what to quantize to, such as Q4_K_M")
     out = values.out or f"{os.path.splitext(path)[0]}-{values.type}.gguf"
-    with unwound(out), Bar() as bar:
+    with Bar() as bar:
         bar.start("quantize", os.path.getsize(path) if os.path.isfile(path) else 0, unit="B", unit_scale=True)
         report = quantize_file(path, values.type, out, bar.advance)
     if values.json:

@@ -1,0 +1,172 @@
+"""The native library: built once, loaded from where it can be, and what is left of builds that fail or are ended."""
+
+import os
+import pathlib
+import signal
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from packlight.quant.kernels import native_build
+
+pytestmark = pytest.mark.skipif(not native_build.has_compiler(), reason="needs a C++ compiler")
+
+
+@pytest.fixture
+def tiny_sources(tmp_path, monkeypatch):
+    """A library of one line, and a cache folder of its own."""
+    sources = tmp_path / "native"
+    sources.mkdir()
+    (sources / "one.cc").write_text('extern "C" int one() { return 1; }\n')
+    monkeypatch.setattr(native_build, "SOURCES", sources)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return sources
+
+
+def test_a_build_is_kept_and_follows_its_sources(tiny_sources):
+    path, digest = native_build.library()
+    assert path.name == f"{digest}.so"
+    built = path.stat().st_mtime_ns
+    assert native_build.library() == (path, digest)
+    assert path.stat().st_mtime_ns == built
+    (tiny_sources / "one.cc").write_text('extern "C" int one() { return 2; }\n')
+    assert native_build.library()[1] != digest
+
+
+@pytest.mark.parametrize("damage", [b"", b"no library\n" * 100])
+def test_a_damaged_build_is_built_again(tiny_sources, damage):
+    path, digest = native_build.library()
+    path.write_bytes(damage)
+    library, found = native_build.loaded.__wrapped__()
+    assert (library.one(), found) == (1, digest)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_first_uses_at_the_same_time(tiny_sources):
+    found = []
+    uses = [threading.Thread(target=lambda: found.append(native_build.library())) for _ in range(4)]
+    for t in uses:
+        t.start()
+    for t in uses:
+        t.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    folder = found[0][0].parent
+    assert os.listdir(folder) == [found[0][0].name]  # no temporaries stay
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_failed_compile_shows_what_the_compiler_said(tiny_sources):
+    (tiny_sources / "one.cc").write_text("int one() { return missing; }\n")
+    with pytest.raises(native_build.NativeBuildError, match=r"(?s)failed: .*one\.cc.*missing"):
+        native_build.library()
+
+
+def test_no_compiler_is_an_error_of_its_own(tiny_sources, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(native_build.NativeBuildError, match="no C.. compiler: CXX='no-such-compiler' is no program"):
+        native_build.library()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(native_build.NativeBuildError, match="none of c\\+\\+, g\\+\\+, clang\\+\\+ is on PATH"):
+        native_build.library()
+
+
+@pytest.fixture
+def fake_compiler(tiny_sources, tmp_path, monkeypatch):
+    """A compiler that writes what is in the file `made`, and a line to `log` for each call."""
+    (tmp_path / "made").write_text("no library\n" * 100)
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f"#!/bin/sh\n[ $1 = --version ] && exit\necho >> {tmp_path}/log\n"
+        f'while [ $# -gt 0 ]; do [ "$1" = -o ] && cp {tmp_path}/made "$2"; shift; done\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    return lambda: (tmp_path / "log").read_text().count("\n") if (tmp_path / "log").exists() else 0
+
+
+def test_a_library_that_cannot_be_loaded_is_built_once(fake_compiler, tmp_path):
+    """It takes a call for the source and one to link."""
+    for _ in range(3):
+        with pytest.raises(native_build.NativeBuildError, match=r"so was built and cannot be loaded \(.*invalid ELF"):
+            native_build.loaded.__wrapped__()
+        assert fake_compiler() == 2
+    path, _ = native_build.library()
+    path.write_text("damaged\n")  # another than the one that was judged
+    for _ in range(2):
+        with pytest.raises(native_build.NativeBuildError, match="was built and cannot be loaded"):
+            native_build.loaded.__wrapped__()
+        assert fake_compiler() == 4
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_where_the_folder_lets_no_library_run_a_copy_does(tiny_sources, tmp_path, monkeypatch, in_memory):
+    """Like a folder mounted noexec, which only root can make."""
+
+    class Library(native_build.Library):
+        def __init__(self, name: str):
+            if name.startswith(str(tmp_path / "cache")):
+                raise OSError(f"{name}: failed to map segment from shared object")
+            super().__init__(name)
+
+    monkeypatch.setattr(native_build, "Library", Library)
+    if not in_memory:
+        monkeypatch.delattr(os, "memfd_create")
+    path, digest = native_build.library()
+    built = path.stat().st_mtime_ns
+    library, found = native_build.loaded.__wrapped__()
+    assert (library.one(), found, path.stat().st_mtime_ns) == (1, digest, built)
+    assert library.note == (
+        f"native kernels: a copy of {path} runs, which cannot itself (failed to map segment from shared object)"
+    )
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_build_that_is_ended_leaves_nothing(tiny_sources, tmp_path, number):
+    """Neither files, after a SIGKILL those that the next start finds, nor a compiler at work."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\nsleep 600 &\necho $! > {tmp_path}/pid\nwait\n")
+    compiler.chmod(0o755)
+    code = f"""
+import pathlib
+from packlight.cli.terminal import end_by_signals
+from packlight.quant.kernels import native_build
+end_by_signals()
+native_build.SOURCES = pathlib.Path({str(tiny_sources)!r})
+native_build.library()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"CXX": str(compiler)}, stderr=subprocess.PIPE, text=True
+    )
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text().endswith("\n")):
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate()
+    sleeping = int(pid.read_text())
+    folder = tmp_path / "cache" / "packlight" / "native"
+    if number == signal.SIGKILL:
+        assert len(os.listdir(folder)) == 1
+        os.kill(sleeping, signal.SIGKILL)
+        path, _ = native_build.library()
+        assert os.listdir(folder) == [path.name]
+    else:
+        words = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}[number]
+        assert (process.returncode, said) == (128 + number, f"\n{words}\n")
+        assert os.listdir(folder) == []
+        state = pathlib.Path(f"/proc/{sleeping}/stat")
+        while state.exists() and state.read_text().split()[2] != "Z":
+            pass
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(tiny_sources, tmp_path):
+    folder = tmp_path / "cache" / "packlight" / "native"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(native_build.NativeBuildError, match="other users may write to it"):
+        native_build.library()
