@@ -98,12 +98,13 @@ def test_what_cannot_be_embedded_is_refused(llm, arguments, error, words):
 
 def test_the_command(model, config, tmp_path):
     texts = tmp_path / "texts.txt"
-    texts.write_text("one\n\ntwo \N{SNOWMAN}\n", encoding="utf-8")
+    texts.write_bytes("one\n\ntwo \N{SNOWMAN}\N{LINE SEPARATOR}three\r\n".encode())
     flags = ("embed", f"--model={model}", f"--config={config}")
     done = command(*flags, f"--file={texts}", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (len(report["embeddings"]), report["dimensions"], report["pooling"]) == (2, 32, "mean")
+    assert "blank lines get no vector: 2\n" in done.stderr
     done = command(*flags, "--prompt=one")
     row = np.array(done.stdout.split(), np.float64)
     np.testing.assert_allclose(row, report["embeddings"][0], rtol=1e-6)

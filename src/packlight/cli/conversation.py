@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from packlight.cli.terminal import follow, say, speed, write
+from packlight.cli.terminal import follow, from_stdin, restored_terminal, say, speed, write
 from packlight.common.errors import PacklightError
+from packlight.common.text import shown
 
 if TYPE_CHECKING:
     from packlight import LLM
@@ -19,33 +20,47 @@ a line that ends with \\ goes on; Ctrl-C stops an answer; Ctrl-D or /quit ends""
 
 
 def lines(read: Callable[[str], str]) -> Iterator[str]:
-    """What the user enters, lines that end with a backslash joined, until the end of input. read: asks for a line."""
+    """What the user enters, lines that end with a backslash joined, until the end of input. What is not UTF-8 is left
+    out, and said. read: asks for a line, in which bytes that are not UTF-8 are lone surrogates.
+    """
+    number = 0
     while True:
+        first = number + 1
         try:
-            text = read("> ")
+            number, text = number + 1, read("> ")
             while text.endswith("\\"):
-                text = text[:-1] + "\n" + read("| ")
+                number, text = number + 1, text[:-1] + "\n" + read("| ")
         except EOFError:
             return
         except KeyboardInterrupt:
             say("\nCtrl-D or /quit ends")
             continue
-        yield text
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            say(f"line {first} is not UTF-8 and is left out: {shown(text.encode(errors='surrogateescape'))}")
+        else:
+            yield text
 
 
 def read_line(prompt: str) -> str:
-    """A line from stdin; the prompt is shown only to a person, who may edit the line. Raises EOFError at the end."""
+    """A line from stdin, which ends with a newline and nothing else; the prompt is shown only to a person, who may edit
+    the line. Raises EOFError at the end, StreamError.
+    """
     if sys.stdin.isatty() and sys.stdout.isatty():
-        with contextlib.suppress(ImportError):  # arrow keys, earlier lines, pasted lines as one; not on Windows
-            import readline  # noqa: F401
-        return input(prompt)
+        with contextlib.ExitStack() as editing:
+            with contextlib.suppress(ImportError):  # arrow keys, earlier lines, pasted lines as one; not on Windows
+                import readline
+
+                readline.parse_and_bind("set convert-meta off")  # in a plain locale it takes UTF-8 for commands
+                editing.enter_context(restored_terminal())
+            return from_stdin(lambda: input(prompt))
     if sys.stdin.isatty():
-        sys.stderr.write(prompt)
-        sys.stderr.flush()
-    line = sys.stdin.readline()
+        say(prompt, end="")
+    line = from_stdin(sys.stdin.buffer.readline)
     if not line:
         raise EOFError
-    return line.removesuffix("\n")
+    return line.removesuffix(b"\n").removesuffix(b"\r").decode(errors="surrogateescape")
 
 
 class Conversation:

@@ -49,7 +49,11 @@ FLAGS: dict[str, FlagRow] = {
     "slots": (flags.DEFINE_integer, None, "sequences at a time (default: the named config's, or 1)"),
     "kv_type": (flags.DEFINE_string, None, "f32, f16 or bf16: of cached keys and values (default: the config's)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
-    "file": (flags.DEFINE_string, None, "text file: to predict, or of texts to embed, one a line"),
+    "file": (
+        flags.DEFINE_string,
+        None,
+        "text file: to predict, or to embed line by line; blank lines get no vector",
+    ),
     "chunks": (flags.DEFINE_integer, None, "chunks of the text to use at most (default: all)"),
     "pooling": (
         flags.DEFINE_string,

@@ -4,7 +4,7 @@ from absl import flags
 
 from packlight.cli.flags import PLAN, Command
 from packlight.cli.inputs import file_text, text_of
-from packlight.cli.terminal import write, write_json
+from packlight.cli.terminal import say, write, write_json
 from packlight.common.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ def run(values: flags.FlagValues) -> None:
     if values.file is None:
         texts = [text_of("prompt", values.prompt)]
     else:
-        texts = [line for line in file_text("file", values.file).splitlines() if line.strip()]
+        texts = _lines(file_text("file", values.file))
         if not texts:
             raise ConfigError(f"--file={values.file}: holds no text")
     prepared = prepared_from(values)
@@ -30,6 +30,20 @@ def run(values: flags.FlagValues) -> None:
         write_json({"embeddings": vectors, "pooling": pooling, "dimensions": len(vectors[0])})
     else:
         write("".join(" ".join(f"{x:.8g}" for x in vector) + "\n" for vector in vectors))
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a file that are not blank, without carriage returns at their ends; says what is left out.
+
+    A line ends with a newline and nothing else, as other programs count them: U+2028, a vertical tab and the like are
+    text.
+    """
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip(" \t")]
+    if blank and len(blank) < len(lines):
+        some = ", ".join(map(str, blank[:8])) + (", ..." if len(blank) > 8 else "")
+        say(f"blank lines get no vector: {some}")
+    return [line for line in lines if line.strip(" \t")]
 
 
 COMMAND = Command(
