@@ -5,6 +5,7 @@ It knows the container and nothing of models. The writing is gguf-py's, which ma
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import gguf
 import numpy as np
@@ -15,6 +16,13 @@ from packlight.model.gguf.reader import GGUFFile, TensorInfo
 from packlight.quant.formats.table import FORMATS
 
 OF_THE_FILE = ("GGUF.", "split.")  # fields that tell of the container, not of the model
+
+
+class _Bytes(np.ndarray):
+    """Bytes whose writing fails with the system's words: numpy's says only how many were written."""
+
+    def tofile(self, fid: Any, *_: Any, **__: Any) -> None:
+        fid.write(np.ascontiguousarray(self).data)
 
 
 def write_like(
@@ -42,7 +50,7 @@ def write_like(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for blocks in packed:
-        writer.write_tensor_data(blocks)
+        writer.write_tensor_data(blocks.view(_Bytes))
     writer.close()
 
 

@@ -32,16 +32,13 @@ CLOSED = "warning: stdout is closed: what belongs there goes nowhere\n"
         ("martian 2>/dev/full", 2, "", ""),
         ("martian 2>&-", 2, "", ""),
         ("--model=m 0>/dev/null", 2, "", "error: stdin: Bad file descriptor\n"),
-        ("--model=m <&-", 2, "", "error: --prompt is missing: the text to continue\n"),
     ],
 )
 def test_a_stream_that_cannot_be_used(line, code, stdout, stderr):
     command, *redirections = line.split(" ")
     script = f"exec {' '.join([*COMMAND, command])} {' '.join(redirections)}"
     done = subprocess.run(["sh", "-c", script], cwd=ELSEWHERE, capture_output=True, text=True, check=False)
-    said = done.stderr.splitlines(keepends=True)
-    assert (done.returncode, done.stdout) == (code, stdout)
-    assert "".join(text for text in said if not text.startswith("no --model")) == stderr
+    assert (done.returncode, done.stdout, done.stderr) == (code, stdout, stderr)
 
 
 def test_messages_without_a_reader_cost_no_more_than_the_messages():
@@ -133,8 +130,7 @@ def test_a_text_ends_with_a_newline_and_nothing_else(capsys, text, texts, said):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
-@pytest.mark.parametrize(("number", "words"), [(signal.SIGTERM, "terminated"), (signal.SIGHUP, "hung up")])
-def test_a_signal_leaves_the_terminal_as_it_was(number, words):
+def test_a_signal_leaves_the_terminal_as_it_was():
     """While a line is edited, with echo and line mode off."""
     import termios
 
@@ -156,14 +152,14 @@ read_line("> ")
         seen += os.read(ours, 1000)
     assert termios.tcgetattr(theirs) != before
     while process.poll() is None:  # Python hears of one only when it comes while the system waits for a key
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
-    assert process.returncode == 128 + number
+    assert process.returncode == 143
     assert termios.tcgetattr(theirs) == before
     os.close(theirs)
     seen += os.read(ours, 1000)
     os.close(ours)
-    assert seen.endswith(f"\n{words}\r\n".encode())
+    assert seen.endswith(b"\nterminated\r\n")
 
 
 def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path):

@@ -22,6 +22,7 @@ from tiers import tiered
 
 from packlight import quantization
 from packlight.common.errors import ConfigError, GGUFError, UnsupportedError
+from packlight.model.gguf import writer
 from packlight.model.gguf.reader import open_gguf, read_tensor
 from packlight.model.gguf.writer import write_like
 from packlight.model.spec.mixes import fitting_format, is_quantized, mixed_format
@@ -184,13 +185,16 @@ def test_an_empty_array_is_refused_by_name(tmp_path):
         write_like(open_gguf(tmp_path / "m.gguf"), str(tmp_path / "out.gguf"), {}, [])
 
 
-def test_a_library_s_error_without_a_number_has_its_words(tmp_path, monkeypatch):
-    """numpy's, where a disk is full."""
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_told_in_the_systems_words(tmp_path, monkeypatch):
+    """The header of the file fits."""
 
-    def full(*_):
-        raise OSError("4096 requested and 0 written")
+    def written(source, path, *_):
+        with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+            np.ones((3, 64), np.uint8).view(writer._Bytes).tofile(full)
+        raise OSError("4096 requested and 0 written")  # a library's, without a number
 
-    monkeypatch.setattr(quantization, "write_like", full)
+    monkeypatch.setattr(quantization, "write_like", written)
     source = write_llama(tmp_path / "m.gguf", layers=1, embed=32, vocab=270, formats=FLOATS)
     with pytest.raises(ConfigError, match="out: cannot write: 4096 requested and 0 written"):
         quantization.quantize_file(str(source), "Q8_0", str(tmp_path / "out"))

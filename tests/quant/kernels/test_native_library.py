@@ -126,7 +126,7 @@ def test_where_the_folder_lets_no_library_run_a_copy_does(tiny_sources, tmp_path
     assert os.listdir(path.parent) == [path.name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_build_that_is_ended_leaves_nothing(tiny_sources, tmp_path, number):
     """Neither files, after a SIGKILL those that the next start finds, nor a compiler at work."""
     compiler = tmp_path / "compiler"
@@ -156,8 +156,7 @@ native_build.library()
         path, _ = native_build.library()
         assert os.listdir(folder) == [path.name]
     else:
-        words = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}[number]
-        assert (process.returncode, said) == (128 + number, f"\n{words}\n")
+        assert (process.returncode, said) == (143, "\nterminated\n")
         assert os.listdir(folder) == []
         state = pathlib.Path(f"/proc/{sleeping}/stat")
         while state.exists() and state.read_text().split()[2] != "Z":
