@@ -10,6 +10,7 @@ which answers the seconds to its first token and from there to its last.
 import json
 import pathlib
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -28,9 +29,10 @@ def main() -> None:
             answer = {"compiled": llm.executables.misses}
         else:
             assert llm is not None
-            timings = llm.generate(
+            completion: Any = llm.generate(
                 request["prompt"], max_tokens=request["tokens"], temperature=0, ignore_eos=True
-            ).timings
+            )
+            timings = completion.timings
             answer = {"first_s": timings["ttft_s"], "rest_s": timings["total_s"] - timings["ttft_s"]}
         print(json.dumps(answer), flush=True)
 

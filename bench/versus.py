@@ -60,7 +60,7 @@ def line(name: str, pairs: list[tuple[float, float]]) -> str:
 
 def measure(model: str, base: pathlib.Path, pairs: int, prompt_tokens: int, gen_tokens: int) -> list[str]:
     """A table's lines, of prompts, decoding and starts. Raises WorkerError where a checkout fails."""
-    roots = dict(zip(SIDES, (base, ROOT), strict=True))
+    roots: dict[str, pathlib.Path] = {"base": base, "this": ROOT}
     prompt, context = [5 + i % 200 for i in range(prompt_tokens)], prompt_tokens + gen_tokens + 1
     cases = (
         (f"pp{prompt_tokens}", "first_s", {"prompt": prompt, "tokens": 1}),
@@ -68,7 +68,7 @@ def measure(model: str, base: pathlib.Path, pairs: int, prompt_tokens: int, gen_
     )
     lines = [f"{'':<10}{'base ms':>12}{'this ms':>12}{'speed':>10}   middle half"]
     with Checkout("base", base, model, context) as old, Checkout("this", ROOT, model, context) as new:
-        sides = dict(zip(SIDES, (old, new), strict=True))
+        sides: dict[str, Checkout] = {"base": old, "this": new}
         for name, part, request in cases:
             ran = functools.partial(_ran, sides, part, request)
             for side in SIDES:  # to warm up

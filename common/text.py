@@ -1,7 +1,8 @@
 """Names of others in our messages: cut, escaped, and the file they come from put first."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 from packlight.common.errors import PacklightError
 
@@ -36,3 +37,9 @@ def naming(path: str) -> Iterator[None]:
         if str(error).startswith(start):
             raise
         raise type(error)(start + str(error)) from None
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that was perhaps meant, or "" where none is near."""
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""

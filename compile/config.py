@@ -14,7 +14,7 @@ from typing import Any
 
 from packlight.common.errors import ConfigError
 from packlight.common.files import cache_folder, open_regular
-from packlight.common.text import reason, shown, shown_path
+from packlight.common.text import near, reason, shown, shown_path
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug", "mesh8")
@@ -216,7 +216,7 @@ def _config(table: dict[str, Any]) -> CompileConfig:
     known = typing.get_type_hints(CompileConfig)
     for key in table:
         if key not in known:
-            raise ConfigError(f"unknown key {_shown(key)}; known: {', '.join(known)}")
+            raise ConfigError(f"unknown key {_shown(key)}{near(key, known)}; known: {', '.join(known)}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     options = values.get("xla_options", {})
     if not isinstance(options, dict):

@@ -62,14 +62,14 @@ class SamplingConfig:
     seed: int | None = row(
         None,
         Integer(0, UINT32_MAX, optional=True),
-        "seed of the draws (default: a random one, which is shown)",
+        "seed of the draws (default, and -1 at the terminal: a random one, which is shown)",
         more="`with_seed` draws the random one.",
         dtype="uint32",
     )
     max_tokens: int | None = row(
         None,
         Integer(0, optional=True),
-        "tokens to generate at most (default: until the end)",
+        "tokens to generate at most (default, and -1 at the terminal: until the end)",
         more="The end is an end token or that of the context; 0 gives an empty text.",
     )
     stop: tuple[str, ...] = row((), Texts(), "end before this text; may be given several times")

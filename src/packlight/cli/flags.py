@@ -47,6 +47,8 @@ FLAGS: dict[str, FlagRow] = {
     "out": (flags.DEFINE_string, None, "file to write (default: the model's name with the type in it)"),
     "context": (flags.DEFINE_integer, None, "tokens of prompt and answer together (default: the config's)"),
     "slots": (flags.DEFINE_integer, None, "sequences at a time (default: the named config's, or 1)"),
+    "device": (flags.DEFINE_string, None, "cpu, gpu or tpu (default: the first that jax finds of tpu, gpu, cpu)"),
+    "threads": (flags.DEFINE_integer, None, "cores to use (default: all that the process may use)"),
     "kv_type": (flags.DEFINE_string, None, "f32, f16 or bf16: of cached keys and values (default: the config's)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (
@@ -67,7 +69,7 @@ FLAGS: dict[str, FlagRow] = {
     **BENCH_FLAGS,
 }
 SAMPLING = tuple(parameter.name for parameter in PARAMETERS)
-PLAN = ("config", "context", "slots", "kv_type")
+PLAN = ("config", "context", "slots", "kv_type", "device", "threads")
 PROCESSES = ("coordinator", "num_processes", "process_id")
 
 

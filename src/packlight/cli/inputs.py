@@ -9,9 +9,9 @@ from absl import flags
 from packlight import demo
 from packlight.cli.terminal import say
 from packlight.common.errors import ConfigError
-from packlight.common.text import reason
+from packlight.common.text import near, reason, shown_path
 from packlight.model.sampling.config import PARAMETERS
-from packlight.model.sampling.parameters import Biases, Parameter, Schema, Text, Texts
+from packlight.model.sampling.parameters import Biases, Integer, Parameter, Schema, Text, Texts
 
 
 def sampling_fields(values: flags.FlagValues) -> dict[str, Any]:
@@ -33,6 +33,8 @@ def _given(parameter: Parameter, value: Any) -> Any:
         case Text(from_file) | Schema(from_file) if value is not None:
             text = text_of(parameter.name, value)
             return file_text(parameter.name, text[1:]) if from_file and text.startswith("@") else text
+        case Integer(optional=True) if value == -1:  # llama.cpp's way to say that it is not set
+            return None
         case _:
             return value
 
@@ -66,6 +68,12 @@ def file_text(flag: str, path: str) -> str:
 def model_path(values: flags.FlagValues) -> str:
     if not values.model:
         raise ConfigError("--model is missing: the GGUF file to use")
+    folder, name = os.path.split(values.model)
+    if not os.path.exists(values.model) and os.path.isdir(folder or "."):
+        beside = (os.path.splitext(each) for each in os.listdir(folder or "."))
+        stems = [stem for stem, extension in beside if extension.lower() == ".gguf"]
+        if found := near(os.path.splitext(name)[0], stems):
+            raise ConfigError(f"{shown_path(values.model)}: no such file{found}")
     return values.model
 
 

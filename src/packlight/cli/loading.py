@@ -10,7 +10,8 @@ from absl import flags
 import packlight
 from packlight.cli.inputs import model_or_demo
 from packlight.cli.terminal import Bar, say, warn
-from packlight.compile.config import read_config
+from packlight.common.errors import ConfigError
+from packlight.compile.config import PLATFORMS, CompileConfig, default_config, read_config
 from packlight.model.spec.layers import in_words, traced
 from packlight.prepared import Prepared, prepare
 
@@ -28,12 +29,39 @@ def prepared_from(
     one slot, unless --slots or a config that was named say otherwise.
     """
     path = model_or_demo(values)
-    config = read_config(values.config) if values.config is not None else None
+    config = _config_of(values)
+    use_threads(values.threads)
     if target is not None:
         config = target.config(config)
         target.check_compiler()
     slots = values.slots if values.slots is not None or values.config is not None else 1
     return prepare(path, config, values.context if context is None else context, slots, values.kv_type)
+
+
+def _config_of(values: flags.FlagValues) -> CompileConfig | None:
+    """The config that --config or --device names, or None. Raises ConfigError where they contradict each other."""
+    config = read_config(values.config) if values.config is not None else None
+    if values.device is None:
+        return config
+    if values.device not in PLATFORMS:
+        raise ConfigError(f"--device={values.device} is none of {', '.join(PLATFORMS)}")
+    if config is not None and config.platform != values.device:
+        raise ConfigError(f"--device={values.device} but the platform of --config={values.config} is {config.platform}")
+    return config or default_config(values.device)
+
+
+def use_threads(count: int | None) -> None:
+    """Leaves this process `count` of its cores, before jax starts a thread for each. Raises ConfigError."""
+    if count is None:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise ConfigError("--threads: this system lets no process choose its cores; all of them are used")
+    cores = sorted(os.sched_getaffinity(0))
+    if count < 1:
+        raise ConfigError(f"--threads={count} is less than 1")
+    if count > len(cores):
+        say(f"--threads={count}: this process may use {len(cores)} cores, and uses these")
+    os.sched_setaffinity(0, cores[:count])
 
 
 def say_memory(prepared: Prepared, limit: "Limit | None") -> None:

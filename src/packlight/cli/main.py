@@ -4,7 +4,8 @@ stdout carries the command's product and nothing else; progress, plan and timing
 one line `error: ...` and exit code 2. It knows flags and terminals; everything else is `packlight`'s.
 """
 
-import re
+import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,9 +14,10 @@ from absl import flags
 
 from packlight.cli.commands import COMMANDS
 from packlight.cli.flags import Command
+from packlight.cli.spelling import spelled
 from packlight.cli.terminal import StreamError, close_stderr, end_by_signals, open_streams, say, write
 from packlight.common.errors import ConfigError, PacklightError
-from packlight.common.text import reason, shown_path
+from packlight.common.text import near, reason, shown_path
 
 EXIT_MISTAKE = 2
 FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
@@ -42,36 +44,55 @@ def _fail(message: str) -> NoReturn:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    named = bool(arguments) and not arguments[0].startswith("-")
-    name = arguments.pop(0) if named else "generate"
-    if name == "help":
-        arguments, named = ["--help"], False
-    elif name not in COMMANDS:
-        raise ConfigError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
-    if {"--help", "-help", "-h"} & set(arguments):
-        write(COMMANDS[name].help() if named else _help())
-        return
-    command = COMMANDS[name]
-    command.run(_parse(command, arguments))
+    match arguments:
+        case ["--version" | "version"]:
+            write(f"packlight {importlib.metadata.version('packlight')}\n")
+            return
+        case ["help", name, *_]:
+            write(_named(name).help())
+            return
+        case ["help"]:
+            write(_help())
+            return
+        case [name, *rest] if not name.startswith("-") and not _is_model(name):
+            command, arguments = _named(name), rest
+        case _:
+            command = None
+    values = _parse(command or COMMANDS["generate"], arguments)
+    if values is None:
+        write(_help() if command is None else command.help())
+    else:
+        (command or COMMANDS["generate"]).run(values)
 
 
-def _parse(command: Command, arguments: list[str]) -> flags.FlagValues:
-    """The command's flags with the values that the arguments give. Raises ConfigError naming what does not belong."""
+def _named(name: str) -> Command:
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name!r}{near(name, COMMANDS)}; there are: {', '.join(COMMANDS)}")
+    return COMMANDS[name]
+
+
+def _is_model(word: str) -> bool:
+    """Whether a first word is a file to continue a prompt with, and no command."""
+    return word not in COMMANDS and (word.lower().endswith(".gguf") or os.path.isfile(word))
+
+
+def _parse(command: Command, arguments: list[str]) -> flags.FlagValues | None:
+    """The command's flags with the values that the arguments give, or None where they ask for help.
+
+    Raises ConfigError naming what does not belong.
+    """
     values = command.define()
-    values.set_gnu_getopt(True)
+    words, help_wanted = spelled(command.name, arguments, values)
+    if help_wanted:
+        return None
     try:
-        for argument in arguments:  # two flags that absl takes unasked: the first reads a file, the second hides typos
-            if unasked := re.match("--?(flagfile|undefok)(=|$)", argument):
-                raise flags.UnrecognizedFlagError(unasked[1])
-        stray = values([command.name, *arguments])[1:]
+        values([command.name, *words])
     except flags.IllegalFlagValueError as error:
         said = str(error).removesuffix(f": {error.__context__}")  # "flag --top_k=x: invalid literal for int() ..."
         kind = values[said.removeprefix("flag --").split("=")[0]].flag_type()
         raise ConfigError(f"{said} is not {FLAG_TYPES.get(kind, kind)}") from None
     except flags.Error as error:
         raise ConfigError(f"{error}; see packlight {command.name} --help") from None
-    if stray:
-        raise ConfigError(f"unexpected argument {stray[0]!r}; flags are written --name=value")
     return values
 
 

@@ -18,10 +18,11 @@ def run(values: flags.FlagValues) -> None:
     path = model_path(values)
     if values.type is None:
         raise ConfigError("--type is missing: what to quantize to, such as Q4_K_M")
-    out = values.out or f"{os.path.splitext(path)[0]}-{values.type}.gguf"
+    to = values.type.upper()
+    out = values.out or f"{os.path.splitext(path)[0]}-{to}.gguf"
     with Bar() as bar:
         bar.start("quantize", os.path.getsize(path) if os.path.isfile(path) else 0, unit="B", unit_scale=True)
-        report = quantize_file(path, values.type, out, bar.advance)
+        report = quantize_file(path, to, out, bar.advance)
     if values.json:
         write_json(report)
     else:

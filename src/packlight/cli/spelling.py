@@ -1,0 +1,98 @@
+"""Command lines as people type them: llama.cpp's names of flags, hyphens, a file without `--model`, and near misses.
+
+`spelled` turns them into the names of `packlight.cli.flags` before they are parsed. Imports no numpy.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from absl import flags
+
+from packlight.cli.terminal import say
+from packlight.common.errors import ConfigError
+from packlight.common.text import near
+
+# Names that llama.cpp has for flags of ours; of several, the first that the command takes. Source: its common/arg.cpp.
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "m": ("model",),
+    "p": ("prompt",),
+    "f": ("prompt_file", "file"),
+    **dict.fromkeys(("n", "predict", "n_predict"), ("max_tokens",)),
+    **dict.fromkeys(("c", "ctx_size"), ("context",)),
+    **dict.fromkeys(("np", "parallel"), ("slots",)),
+    "t": ("threads",),
+    "s": ("seed",),
+    "temp": ("temperature",),
+    "j": ("json_schema",),
+    **dict.fromkeys(("sys", "system_prompt"), ("system",)),
+    "chat_template_file": ("chat_template",),
+    **dict.fromkeys(("ctk", "cache_type_k"), ("kv_type",)),
+    **dict.fromkeys(("dev", "platform"), ("device",)),
+    **dict.fromkeys(("o", "output"), ("out",)),
+}
+# Flags of llama.cpp that have nothing to set here, each with what is so instead; the SWITCHES have no value.
+SWITCHES = {
+    **dict.fromkeys(("cnv", "conversation", "i", "interactive"), "packlight chat is the command for a conversation"),
+    **dict.fromkeys(("no_cnv", "no_conversation"), "generate continues the prompt as it is"),
+    **dict.fromkeys(("mlock", "no_mmap"), "all weights are read into the memory of the process"),
+    "no_display_prompt": "the prompt is not shown",
+}
+MOOT: Mapping[str, str] = {
+    **SWITCHES,
+    **dict.fromkeys(
+        ("ngl", "gpu_layers", "n_gpu_layers"),
+        "all layers run on the device that --device names, or are shared by the mesh of --config",
+    ),
+    **dict.fromkeys(("fa", "flash_attn"), "attention never holds all scores at once"),
+    **dict.fromkeys(("b", "batch_size", "ub", "ubatch_size"), "prefill_buckets of the config say how prompts are cut"),
+    **dict.fromkeys(("ctv", "cache_type_v"), "values are cached in the type of keys, which --kv_type names"),
+    **dict.fromkeys(("tb", "threads_batch"), "prompts and text use the threads that --threads names"),
+}
+# What stands without a flag's name: the model's file, and for some commands more. Source: llama.cpp's llama-quantize.
+POSITIONAL: Mapping[str, tuple[str, ...]] = {"quantize": ("model", "out", "type")}
+FLAG = re.compile(r"--?(?=[A-Za-z])([\w-]+)(?:(=)(.*))?", re.DOTALL)
+
+
+def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) -> tuple[list[str], bool]:
+    """The arguments with our names of flags, and whether they ask for help. Values of flags stay as they are.
+
+    values: the command's flags. A flag that has nothing to set here is said and left out. Raises ConfigError for a name
+    that is nobody's, with the one that is near.
+    """
+    out: list[str] = []
+    left = list(arguments)
+    given: dict[str, str] = {}  # a flag's name -> the argument that gave it
+    while left:
+        word = left.pop(0)
+        found = FLAG.fullmatch(word)
+        if found is None:
+            free = [name for name in POSITIONAL.get(command, ("model",)) if name in values and name not in given]
+            if not free or word.startswith("-"):
+                raise ConfigError(f"unexpected argument {word!r}; flags are written --name=value")
+            given[free[0]] = word
+            out.append(f"--{free[0]}={word}")
+            continue
+        typed, equals, value = found[1].replace("-", "_"), found[2], found[3]
+        if typed in ("h", "help"):
+            return [], True
+        if typed in MOOT:
+            say(f"{word.partition('=')[0]} changes nothing: {MOOT[typed]}")
+            if not equals and typed not in SWITCHES and left and FLAG.fullmatch(left[0]) is None:
+                left.pop(0)
+            continue
+        name = next((name for name in ALIASES.get(typed, (typed,)) if name in values), typed)
+        if name in values:
+            if FLAG.fullmatch(given.setdefault(name, word)) is None:
+                raise ConfigError(f"unexpected argument {given[name]!r} beside {word!r}")
+            out.append(f"--{name}" if equals is None else f"--{name}={value}")
+            if equals is None and not values[name].boolean:
+                out += left[:1]
+                left = left[1:]
+            continue
+        positive = typed.removeprefix("no").removeprefix("_")
+        if typed.startswith("no") and positive in values and values[positive].boolean:
+            out.append(f"--no{positive}")
+            continue
+        hint = near(f"--{typed}", [f"--{name}" for name in values])
+        raise ConfigError(f"unknown flag {word.partition('=')[0]!r}{hint}; see packlight {command} --help")
+    return out, False
