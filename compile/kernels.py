@@ -18,7 +18,7 @@ from packlight.quant.layouts import FIELDS, SUPERBLOCKS
 
 def build_kernels(config: CompileConfig) -> tuple[CompileConfig, str | None]:
     """`config` with definite `cpu_kernels`, and a line for the user when `auto` could not be the native kernels, or
-    when these run from elsewhere than where they were built.
+    when these are not the package's own though it has some, or run from elsewhere than where they were built.
 
     Builds the native library when it is asked for or may be used, which takes seconds the first time. Raises
     NativeBuildError when "native" was asked for by name and cannot be built.
@@ -27,20 +27,24 @@ def build_kernels(config: CompileConfig) -> tuple[CompileConfig, str | None]:
         return config, None
     if config.cpu_kernels == "auto" and config.activation_dtype != "float32":
         return dataclasses.replace(config, cpu_kernels="xla"), None
+    problem = native_build.packaged().problem
     try:
         library, _ = native_build.loaded()
     except native_build.NativeBuildError as error:
+        reason = "; ".join(filter(None, (problem, str(error))))
         if config.cpu_kernels == "native":
-            raise
-        return dataclasses.replace(config, cpu_kernels="xla"), f"{error}; the xla kernels run instead, which are slower"
-    return dataclasses.replace(config, cpu_kernels="native"), library.note
+            raise native_build.NativeBuildError(reason) from None
+        warning = f"{reason}; the xla kernels run instead, which are slower"
+        return dataclasses.replace(config, cpu_kernels="xla"), warning
+    notes = (problem and f"{problem}; kernels built here run instead", library.note)
+    return dataclasses.replace(config, cpu_kernels="native"), "; ".join(filter(None, notes)) or None
 
 
 def expected(config: CompileConfig) -> CompileConfig:
     """What `build_kernels` will most likely give, without building anything: for `inspect`."""
     if config.platform != "cpu" or config.cpu_kernels != "auto":
         return config
-    native = config.activation_dtype == "float32" and native_build.has_compiler()
+    native = config.activation_dtype == "float32" and native_build.is_likely()
     return dataclasses.replace(config, cpu_kernels="native" if native else "xla")
 
 
@@ -99,6 +103,11 @@ class KernelPlan:
                 return "columns"
             case _:
                 return "ggml"
+
+    @cached_property
+    def native(self) -> native_build.Running | None:
+        """What runs as native kernels; None where the config asks for none."""
+        return native_build.running() if self.path == "native" else None
 
     @cached_property
     def layouts(self) -> dict[str, str]:

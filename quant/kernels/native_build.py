@@ -1,4 +1,4 @@
-"""Builds the native CPU kernels with the system's C++ compiler on first use and keeps the library. Imports no jax.
+"""The native CPU kernels' library: the wheel's, else one that a C++ compiler here builds on first use. Imports no jax.
 
 It knows sources, compilers and the cache folder; what the library's functions mean is `quant.kernels.native_ops`'s. The
 library holds kernels for several instruction sets and picks one at run time, so one build serves every CPU of an
@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,12 +27,17 @@ from packlight.common.cleanup import undone
 from packlight.common.errors import PacklightError
 from packlight.common.files import cache_folder, private_folder, remove_abandoned, scratch_folder, whole_file
 from packlight.common.text import reason, shown
+from packlight.quant.kernels import prebuilt
 
 SOURCES = pathlib.Path(__file__).parent / "native"
 COMPILERS = ("c++", "g++", "clang++")
+ISAS = ("best", "portable", "avx2", "avx512", "neon")  # native/isa.h
+INSTRUCTIONS = ("", "portable", "avx2", "avx512-vnni", "neon")  # what is said of each
 # No -march=native: functions that need AVX2 say so themselves. Contraction would fuse x * s + c on CPUs with FMA and
 # round activations differently from their twin in jnp.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-pthread")
+# Zig's compiler makes code for this very CPU unless told otherwise.
+ZIG_FLAGS = ("c++", "-mcpu=baseline")
 MESSAGE_LINES = 8  # of a compiler's complaint
 
 
@@ -39,10 +45,14 @@ class NativeBuildError(PacklightError):
     """The native kernels cannot be built here: no compiler, a failed compile, or no folder to keep them in."""
 
 
-class Library(ctypes.CDLL):
-    """The kernels in this process. note: what the user should know of how they got there, or None."""
+class Running(NamedTuple):
+    """The native kernels that run on this CPU."""
 
-    note: str | None = None
+    instructions: str  # the instruction set that they use, as the library says
+    origin: str  # where the library comes from, in words
+
+    def __str__(self) -> str:
+        return f"{self.instructions}, {self.origin}"
 
 
 def library() -> tuple[pathlib.Path, str]:
@@ -56,12 +66,20 @@ def library() -> tuple[pathlib.Path, str]:
 
 
 @functools.cache
-def loaded() -> tuple[Library, str]:
-    """The library in this process, and its digest.
+def packaged() -> prebuilt.Found:
+    """The library that came with the installed package, or what keeps it from being used."""
+    return prebuilt.load(prebuilt.sources_digest(SOURCES))
+
+
+@functools.cache
+def loaded() -> tuple[prebuilt.Library, str]:
+    """The library in this process, and its digest: the package's own where it has one to use, else one built here.
 
     One that is damaged is built anew. One that was built here and cannot be loaded is not: the file beside it that
     says so holds for as long as the library is the same. Raises NativeBuildError.
     """
+    if (found := packaged()).library is not None:
+        return found.library, found.digest
     path, digest, built = _library()
     try:
         return _opened(path), digest
@@ -73,6 +91,24 @@ def loaded() -> tuple[Library, str]:
             pathlib.Path(partial).write_text(_content_digest(path), encoding="ascii")
         why = f"was built and cannot be loaded ({_refusal(error, path)}); delete it to build it again"
         raise NativeBuildError(f"native kernels: {path} {why}") from None
+
+
+def running() -> Running:
+    """What runs as native kernels in this process. Raises NativeBuildError."""
+    origin = "from the wheel" if packaged().library is not None else f"built here by {_compiler()[1]}"
+    return Running(INSTRUCTIONS[loaded()[0].packlight_best()], origin)
+
+
+def running_if_built() -> Running | None:
+    """`running`, or None where that would build the library first or where it cannot be built."""
+    try:
+        if packaged().library is None:
+            folder = (cache_folder() / "native").expanduser()
+            if not (folder / f"{_digest(_compiler()[1])}.so").exists():
+                return None
+        return running()
+    except (NativeBuildError, RuntimeError):  # no home folder
+        return None
 
 
 def lanes() -> int:
@@ -92,21 +128,12 @@ def pack_into(blocks: np.ndarray, type_id: int, lanes: int, packed: np.ndarray) 
     )
 
 
-def has_compiler() -> bool:
-    """Whether a C++ compiler is found."""
+def is_likely() -> bool:
+    """Whether there is a library, or a C++ compiler to build it with; nothing is built."""
     try:
-        _compiler()
+        return packaged().library is not None or bool(_compiler())
     except NativeBuildError:
         return False
-    return True
-
-
-def include_folder() -> pathlib.Path:
-    """Where jaxlib keeps the headers of XLA's FFI: `jax.ffi.include_dir()` without importing jax."""
-    spec = importlib.util.find_spec("jaxlib")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return pathlib.Path(spec.submodule_search_locations[0]) / "include"
 
 
 def _library() -> tuple[pathlib.Path, str, bool]:
@@ -128,10 +155,10 @@ def _library() -> tuple[pathlib.Path, str, bool]:
     return path, digest, True
 
 
-def _opened(path: pathlib.Path) -> Library:
+def _opened(path: pathlib.Path) -> prebuilt.Library:
     """The library at `path`, from a copy elsewhere where its own folder does not let it run. Raises OSError."""
     try:
-        return Library(str(path))
+        return prebuilt.Library(str(path))
     except OSError as error:
         with contextlib.suppress(OSError):
             library = _copied(path)
@@ -140,18 +167,18 @@ def _opened(path: pathlib.Path) -> Library:
         raise
 
 
-def _copied(path: pathlib.Path) -> Library:
+def _copied(path: pathlib.Path) -> prebuilt.Library:
     """The library from a copy in memory, or in the temporary folder of a system without such files. Raises OSError."""
     content = path.read_bytes()
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create(path.name)  # stays open: the loader takes a second file of the same name for the first
         with open(fd, "wb", closefd=False) as file:
             file.write(content)
-        return Library(f"/proc/self/fd/{fd}")
+        return prebuilt.Library(f"/proc/self/fd/{fd}")
     with scratch_folder(tempfile.gettempdir(), "packlight-kernels") as folder:
         copy = pathlib.Path(folder, path.name)
         copy.write_bytes(content)
-        return Library(str(copy))
+        return prebuilt.Library(str(copy))
 
 
 def _refusal(error: OSError, path: pathlib.Path) -> str:
@@ -176,24 +203,28 @@ def _content_digest(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _compiler() -> tuple[str, str]:
-    """The C++ compiler and the first line of its version."""
+def _compiler() -> tuple[tuple[str, ...], str]:
+    """The command of the C++ compiler and its version: $CXX, one on PATH, or the package ziglang's."""
     named = os.environ.get("CXX")
     for name in (named,) if named else COMPILERS:
         path = shutil.which(name)
         if path:
-            return path, _run([path, "--version"], set()).partition("\n")[0]
-    where = f"CXX={named!r} is no program" if named else f"none of {', '.join(COMPILERS)} is on PATH"
-    raise NativeBuildError(f"native kernels: no C++ compiler: {where}")
+            return (path,), _run([path, "--version"], set()).partition("\n")[0]
+    if named:
+        raise NativeBuildError(f"native kernels: no C++ compiler: CXX={named!r} is no program")
+    if spec := importlib.util.find_spec("ziglang"):
+        (folder,) = spec.submodule_search_locations or ("",)
+        zig = os.path.join(folder, "zig")
+        return (zig, *ZIG_FLAGS), f"zig c++ {_run([zig, 'version'], set()).strip()}"
+    where = f"none of {', '.join(COMPILERS)} is on PATH"
+    raise NativeBuildError(f"native kernels: no C++ compiler: {where}; packlight[compiler] brings one")
 
 
 def _digest(version: str) -> str:
     """Names a build: sources, flags, compiler, machine and the FFI headers' version, as 32 hex digits."""
-    facts = (*FLAGS, version, platform.system(), platform.machine(), importlib.metadata.version("jaxlib"))
-    digest = hashlib.sha256("\0".join(facts).encode())
-    for path in sorted([*SOURCES.glob("*.cc"), *SOURCES.glob("*.h")]):
-        digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:32]
+    here = platform.system(), platform.machine(), importlib.metadata.version("jaxlib")
+    facts = (*FLAGS, *ZIG_FLAGS, version, *here, prebuilt.sources_digest(SOURCES))
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
 
 
 def _cache_folder() -> pathlib.Path:
@@ -205,7 +236,7 @@ def _cache_folder() -> pathlib.Path:
         raise NativeBuildError(f"native kernels: {folder}: {reason(error)}") from None
 
 
-def _build(compiler: str, folder: pathlib.Path) -> pathlib.Path:
+def _build(compiler: tuple[str, ...], folder: pathlib.Path) -> pathlib.Path:
     """Compiles the sources side by side and links them; everything stays in `folder`."""
 
     running: set[subprocess.Popen[str]] = set()
@@ -213,7 +244,8 @@ def _build(compiler: str, folder: pathlib.Path) -> pathlib.Path:
     def compiled(source: pathlib.Path) -> str:
         target = str(folder / f"{source.stem}.o")
         # -isystem: warnings are for our sources, not XLA's headers
-        _run([compiler, *FLAGS, "-isystem", str(include_folder()), "-c", str(source), "-o", target], running)
+        include = ("-isystem", str(prebuilt.include_folder()))
+        _run([*compiler, *FLAGS, *include, "-c", str(source), "-o", target], running)
         return target
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -225,7 +257,7 @@ def _build(compiler: str, folder: pathlib.Path) -> pathlib.Path:
                 _end(process)
             raise
     path = folder / "library.so"
-    _run([compiler, "-shared", "-pthread", *objects, "-o", str(path)], running)
+    _run([*compiler, "-shared", "-pthread", *objects, "-o", str(path)], running)
     return path
 
 

@@ -15,10 +15,10 @@ from packlight.common.errors import UnsupportedError
 from packlight.quant.formats.bits import quotient
 from packlight.quant.formats.table import format_named
 from packlight.quant.kernels import native_build
+from packlight.quant.kernels.native_build import ISAS
 from packlight.quant.layouts import FIELDS, LANES
 
 HANDLERS = ("packlight_matmul", "packlight_attention")
-ISAS = ("best", "portable", "avx2", "avx512", "neon")  # native/isa.h
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 
 

@@ -20,6 +20,7 @@ from packlight.model.spec.weights import check, formats
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.prepared import Changes
 from packlight.quant.formats.table import FORMATS
+from packlight.quant.kernels.native_build import running_if_built
 
 
 def inspect(path: str | os.PathLike) -> dict[str, Any]:
@@ -27,15 +28,16 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
 
     Keys: path, version, alignment, file_bytes, architecture, metadata, tensors (name, shape, format, bytes, offset,
     path: the kernel path under the CPU's default config), formats (count and bytes each), parameters, layers (how their
-    parts repeat, in words), cache (context, slots, kv_type and bytes of what `generate` keeps on a CPU), and
-    `unsupported`: in words, what keeps packlight from running the file, the first problem with the model and the first
-    with its tokenizer (empty when it runs, unless a weight is not finite: that is seen when the weights are read).
-    `not_utf8`: the keys whose text is not UTF-8 and has its bytes escaped here. `parameters` counts no tensor of a type
-    that holds no weights. All of it is plain Python that JSON can hold; numbers that are not finite become words.
+    parts repeat, in words), native (instructions and origin of the native kernels, None until they are built), cache
+    (context, slots, kv_type and bytes of what `generate` keeps on a CPU), and `unsupported`: in words, what keeps
+    packlight from running the file, the first problem with the model and the first with its tokenizer (empty when it
+    runs, unless a weight is not finite: that is seen when the weights are read). `not_utf8`: the keys whose text is not
+    UTF-8 and has its bytes escaped here. `parameters` counts no tensor of a type that holds no weights. All of it is
+    plain Python that JSON can hold; numbers that are not finite become words.
     Raises GGUFError when the container itself is not sound, UnsupportedError for a tensor type that ggml has removed.
     """
     file = open_gguf(path, join=False, weights_only=False)
-    problems, paths, hyperparameters, layers, cache = [], {}, {}, None, None
+    problems, paths, hyperparameters, layers, cache, native = [], {}, {}, None, None, None
     metadata = {key: _plain(value) for key, value in file.metadata.items()}
     try:
         if metadata.keys() & {"split.count", "split.no"}:
@@ -46,6 +48,7 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
         check(file, model)
         config = Changes(slots=1).applied(expected(default_config("cpu")))
         paths = KernelPlan.of(config, model, formats(file)).tensors
+        native = running_if_built() if config.cpu_kernels == "native" else None
         layers, cache = in_words(model.layers), _cache(config, model)
     except PacklightError as error:
         problems.append(str(error))
@@ -74,6 +77,7 @@ def inspect(path: str | os.PathLike) -> dict[str, Any]:
         ],
         "formats": format_totals(file),
         "layers": layers,
+        "native": native and native._asdict(),
         "cache": cache,
         "parameters": sum(math.prod(info.shape) for info in file.tensors.values() if info.format.name in FORMATS),
         "not_utf8": [key for key, value in file.metadata.items() if isinstance(value, NotText)],

@@ -28,6 +28,7 @@ from packlight.model.text.chat import make_prompt, own_prompt, prompt_ids, speci
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
 from packlight.prepared import Prepared, prepare
+from packlight.quant.kernels.native_build import Running
 from packlight.serve.run import Completion, Run
 from packlight.serve.scheduler import Scheduler
 
@@ -227,6 +228,11 @@ class LLM:
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""
         return dict(self._kernels.tensors)
+
+    @property
+    def native(self) -> Running | None:
+        """What runs as native kernels: an instruction set and where the library comes from; None where none run."""
+        return self._kernels.native
 
     @property
     def attention_path(self) -> str:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "export.h"
 #include "isa.h"
 #include "work.h"
 #include "xla/ffi/api/ffi.h"
@@ -211,6 +212,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
 }  // namespace
 }  // namespace packlight
 
+PACKLIGHT_EXPORT XLA_FFI_Error* packlight_attention(XLA_FFI_CallFrame* frame);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_attention, packlight::run,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "export.h"
 #include "isa.h"
 #include "weights.h"
 #include "work.h"
@@ -169,14 +170,22 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
 }  // namespace
 }  // namespace packlight
 
-extern "C" int packlight_has(int isa) { return packlight::has(static_cast<packlight::Isa>(isa)); }
+PACKLIGHT_EXPORT int packlight_has(int isa) { return packlight::has(static_cast<packlight::Isa>(isa)); }
 
 // Rows that the layout which this CPU's kernels read fastest has side by side.
-extern "C" int packlight_lanes() {
+PACKLIGHT_EXPORT int packlight_lanes() {
   const packlight::Kernels& best = packlight::kernels(packlight::chosen(packlight::Isa::best));
   return &best == &packlight::kPortable ? 1 : best.lanes;
 }
 
+// The number of the instruction set whose kernels run here when none is asked for.
+PACKLIGHT_EXPORT int packlight_best() { return static_cast<int>(packlight::chosen(packlight::Isa::best)); }
+
+// The version of XLA's FFI that this was built for.
+PACKLIGHT_EXPORT int packlight_ffi_major() { return XLA_FFI_API_MAJOR; }
+PACKLIGHT_EXPORT int packlight_ffi_minor() { return XLA_FFI_API_MINOR; }
+
+PACKLIGHT_EXPORT XLA_FFI_Error* packlight_matmul(XLA_FFI_CallFrame* frame);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_matmul, packlight::run,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "export.h"
 #include "weights.h"
 
 namespace packlight {
@@ -19,8 +20,8 @@ void interleave(const uint8_t* const* rows, int64_t lanes, int length, uint8_t* 
 }  // namespace packlight
 
 // blocks (out, n, bytes) to packed (ceil(out / lanes), n, lanes * bytes); rows that are not there are zeros.
-extern "C" void packlight_pack(int64_t type, int64_t lanes, int64_t out, int64_t n, const uint8_t* blocks,
-                               uint8_t* packed) {
+PACKLIGHT_EXPORT void packlight_pack(int64_t type, int64_t lanes, int64_t out, int64_t n, const uint8_t* blocks,
+                                     uint8_t* packed) {
   using namespace packlight;
   constexpr int64_t kMostLanes = 16, kMostBytes = 256;
   static const uint8_t zeros[kMostBytes] = {};

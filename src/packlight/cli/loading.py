@@ -109,7 +109,9 @@ def _load(prepared: Prepared, on_weights: Callable[[], None]) -> "packlight.LLM"
 
 
 def describe(llm: "packlight.LLM") -> list[str]:
-    """The plan in brief: the file with its formats, the kernels and executables, the mesh if there is one."""
+    """The plan in brief: the file with its formats, the kernels with their instruction set, the
+    executables, the mesh if there is one.
+    """
     mix = ", ".join(f"{name} x{entry['tensors']}" for name, entry in packlight.format_totals(llm.file).items())
     layouts = llm.layouts()
     kinds = Counter((path, layouts.get(name, "ggml")) for name, path in llm.kernel_paths().items())
@@ -123,6 +125,7 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
         f"context {llm.plan.context}, slots {llm.plan.slots}{launch}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
+        *([f"native kernels: {llm.native}"] if llm.native else []),
         *([f"layers: {in_words(layers)}"] if traced(layers) > 1 else []),
         *([] if llm.placement.single else [f"{llm.placement.split}"]),
     ]

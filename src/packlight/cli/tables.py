@@ -14,7 +14,7 @@ def inspect_text(report: dict[str, Any]) -> str:
     ]
     totals = [(name, f"{f['tensors']:,}", f"{f['bytes']:,}") for name, f in report["formats"].items()]
     totals.append(("total", f"{len(tensors):,}", f"{sum(t['bytes'] for t in report['tensors']):,}"))
-    cache = report["cache"]
+    cache, native = report["cache"], report["native"]
     parts = [
         f"{line(report['path'], 400)}: GGUF v{report['version']}, {report['file_bytes']:,} bytes, "
         f"{report['parameters']:,} parameters\n",
@@ -23,6 +23,7 @@ def inspect_text(report: dict[str, Any]) -> str:
         table(("tensor", "shape", "format", ">bytes", "kernel"), tensors),
         table(("format", ">tensors", ">bytes"), totals),
         f"layers: {report['layers']}\n" if report["layers"] else "",
+        f"native kernels: {native['instructions']}, {native['origin']}\n" if native else "",
         f"cache: {cache['bytes']:,} bytes for {cache['context']} tokens in {cache['kv_type']}\n" if cache else "",
         "".join(f"not UTF-8, its bytes are shown as \\xHH: {line(key)}\n" for key in report["not_utf8"]),
         "".join(f"unsupported: {problem}\n" for problem in report["unsupported"] or ["nothing"]),

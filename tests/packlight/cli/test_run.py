@@ -125,7 +125,8 @@ def test_a_command_takes_one_slot_unless_it_is_told(small, flags, slots, kv_dtyp
 
 def test_json_has_every_field_of_the_contract(noise):
     flags = (*noise.flags, "--prompt=x", "--max_tokens=5", "--temperature=0", "--json")
-    report = one_object(succeed(*flags, own_process=True))  # whose memory is the process's
+    done = succeed(*flags, own_process=True)  # whose memory is the process's
+    report = one_object(done)
     top = {
         "text",
         "token_ids",
@@ -138,6 +139,7 @@ def test_json_has_every_field_of_the_contract(noise):
         "mesh",
         "plan",
         "layouts",
+        "native",
         "seed",
     }
     assert report.keys() == top
@@ -158,6 +160,9 @@ def test_json_has_every_field_of_the_contract(noise):
     assert report["plan"]["blk.0.attn_q.weight"] in ("xla", "native")
     assert report["layouts"]["token_embd.weight"] == "ggml"
     assert len(report["plan"]) == 12
+    native = report["native"]
+    assert (native is not None) == (report["plan"]["blk.0.attn_q.weight"] == "native")
+    assert native is None or f"\nnative kernels: {native['instructions']}, {native['origin']}\n" in done.stderr
 
 
 def test_no_tokens_is_an_empty_line_and_null_timings(noise):

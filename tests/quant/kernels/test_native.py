@@ -1,6 +1,7 @@
 """Native CPU kernels: every format against the same rounding of activations in jnp, and against full precision."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from tiers import tiered
 
 from packlight.bench.blocks import SCALES, random_blocks
 from packlight.common.errors import UnsupportedError
+from packlight.compile.aot import host_features
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build, native_ops
 from packlight.quant.kernels.native_ops import ISAS, QTYPES
@@ -35,6 +37,18 @@ def compiler():
         if "no C++ compiler" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/cpuinfo").exists(), reason="nobody else says what the CPU has")
+def test_the_library_names_the_best_instruction_set_of_this_cpu():
+    features = set(host_features().split())
+    avx2 = {"avx2", "fma", "f16c"} <= features
+    avx512 = avx2 and {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"} <= features
+    neon = "asimddp" in features
+    assert [native_ops.has(isa) for isa in ISAS] == [True, True, avx2, avx512, neon]
+    best = "avx512-vnni" if avx512 else "avx2" if avx2 else "neon" if neon else "portable"
+    assert native_build.running().instructions == best
+    assert native_build.running_if_built() == native_build.running()
 
 
 def random_matrix(qtype: str, out: int, blocks: int, seed: int = 0) -> np.ndarray:

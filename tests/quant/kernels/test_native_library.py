@@ -1,7 +1,11 @@
 """The native library: built once, loaded from where it can be, and what is left of builds that fail or are ended."""
 
+import ctypes
+import importlib.machinery
+import importlib.util
 import os
 import pathlib
+import shutil
 import signal
 import stat
 import subprocess
@@ -10,9 +14,9 @@ import threading
 
 import pytest
 
-from packlight.quant.kernels import native_build
+from packlight.quant.kernels import native_build, prebuilt
 
-pytestmark = pytest.mark.skipif(not native_build.has_compiler(), reason="needs a C++ compiler")
+pytestmark = pytest.mark.skipif(not native_build.is_likely(), reason="needs a C++ compiler")
 
 
 @pytest.fixture
@@ -71,8 +75,31 @@ def test_no_compiler_is_an_error_of_its_own(tiny_sources, monkeypatch):
         native_build.library()
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(native_build.NativeBuildError, match="none of c\\+\\+, g\\+\\+, clang\\+\\+ is on PATH"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    nothing = r"none of c\+\+, g\+\+, clang\+\+ is on PATH; packlight\[compiler\] brings one"
+    with pytest.raises(native_build.NativeBuildError, match=nothing):
         native_build.library()
+
+
+def test_zig_builds_where_no_other_compiler_is(tiny_sources, tmp_path, monkeypatch):
+    """For any CPU of the kind, as the others do. The real one takes minutes: `make wheels` uses it."""
+    zig = tmp_path / "ziglang" / "zig"
+    zig.parent.mkdir()
+    real = shutil.which("c++")
+    says = f"echo $* >> {tmp_path}/asked\n[ $1 = version ] && echo 0.17.1 && exit\n"
+    zig.write_text(f"#!/bin/sh\n{says}shift 2\nexec {real} $*\n")
+    zig.chmod(0o755)
+    spec = importlib.machinery.ModuleSpec("ziglang", None, is_package=True)
+    spec.submodule_search_locations = [str(zig.parent)]
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "ziglang" else found(name))
+    assert native_build._compiler()[1] != "zig c++ 0.17.1"  # another one is there
+    monkeypatch.setattr(native_build, "COMPILERS", ())
+    assert ctypes.CDLL(str(native_build.library()[0])).one() == 1
+    assert native_build._compiler()[1] == "zig c++ 0.17.1"
+    compiled = [line for line in (tmp_path / "asked").read_text().splitlines() if " -c " in line]
+    assert compiled
+    assert all(line.startswith("c++ -mcpu=baseline -O3 ") for line in compiled)
 
 
 @pytest.fixture
@@ -107,13 +134,13 @@ def test_a_library_that_cannot_be_loaded_is_built_once(fake_compiler, tmp_path):
 def test_where_the_folder_lets_no_library_run_a_copy_does(tiny_sources, tmp_path, monkeypatch, in_memory):
     """Like a folder mounted noexec, which only root can make."""
 
-    class Library(native_build.Library):
+    class Library(prebuilt.Library):
         def __init__(self, name: str):
             if name.startswith(str(tmp_path / "cache")):
                 raise OSError(f"{name}: failed to map segment from shared object")
             super().__init__(name)
 
-    monkeypatch.setattr(native_build, "Library", Library)
+    monkeypatch.setattr(prebuilt, "Library", Library)
     if not in_memory:
         monkeypatch.delattr(os, "memfd_create")
     path, digest = native_build.library()
@@ -134,8 +161,9 @@ def test_a_build_that_is_ended_leaves_nothing(tiny_sources, tmp_path, number):
     compiler.chmod(0o755)
     code = f"""
 import pathlib
+import shutil
 from packlight.cli.terminal import end_by_signals
-from packlight.quant.kernels import native_build
+from packlight.quant.kernels import native_build, prebuilt
 end_by_signals()
 native_build.SOURCES = pathlib.Path({str(tiny_sources)!r})
 native_build.library()

@@ -95,6 +95,7 @@ def _generate_report(
         "mesh": dataclasses.asdict(llm.placement.split),
         "plan": llm.kernel_paths(),
         "layouts": llm.layouts(),
+        "native": llm.native and llm.native._asdict(),
     }
 
 
