@@ -39,7 +39,10 @@ def naming(path: str) -> Iterator[None]:
         raise type(error)(start + str(error)) from None
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that was perhaps meant, or "" where none is near."""
+def near(name: str, known: Iterable[str], form: str = "{}") -> str:
+    """The end of a message about an unknown name: the known one that was perhaps meant, or "" where none is near.
+
+    form: how names are written.
+    """
     found = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return f"; did you mean {form.format(found[0])!r}?" if found else ""

@@ -72,7 +72,7 @@ def model_path(values: flags.FlagValues) -> str:
     if not os.path.exists(values.model) and os.path.isdir(folder or "."):
         beside = (os.path.splitext(each) for each in os.listdir(folder or "."))
         stems = [stem for stem, extension in beside if extension.lower() == ".gguf"]
-        if found := near(os.path.splitext(name)[0], stems):
+        if found := near(os.path.splitext(name)[0], stems, "{}.gguf"):
             raise ConfigError(f"{shown_path(values.model)}: no such file{found}")
     return values.model
 

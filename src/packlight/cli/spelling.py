@@ -75,6 +75,8 @@ def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) ->
         typed, equals, value = found[1].replace("-", "_"), found[2], found[3]
         if typed in ("h", "help"):
             return [], True
+        if typed == "version":
+            raise ConfigError("--version stands alone: packlight --version")
         if typed in MOOT:
             say(f"{word.partition('=')[0]} changes nothing: {MOOT[typed]}")
             if not equals and typed not in SWITCHES and left and FLAG.fullmatch(left[0]) is None:
@@ -93,6 +95,6 @@ def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) ->
         if typed.startswith("no") and positive in values and values[positive].boolean:
             out.append(f"--no{positive}")
             continue
-        hint = near(f"--{typed}", [f"--{name}" for name in values])
+        hint = near(typed, [*values, "help", "version"], "--{}")
         raise ConfigError(f"unknown flag {word.partition('=')[0]!r}{hint}; see packlight {command} --help")
     return out, False

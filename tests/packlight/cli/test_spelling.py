@@ -54,6 +54,8 @@ def test_a_value_stays_as_it_is():
     ("line", "message"),
     [
         ("--promt=x", "unknown flag '--promt'; did you mean '--prompt'?; see packlight generate --help"),
+        ("--versoin", "unknown flag '--versoin'; did you mean '--version'?"),
+        ("--model=m.gguf --version", "--version stands alone"),
         ("--zzz", "unknown flag '--zzz'; see packlight generate --help"),
         ("--undefok=zzz", "unknown flag '--undefok'"),
         ("m.gguf n.gguf", "unexpected argument 'n.gguf'"),
@@ -90,7 +92,7 @@ def test_a_file_that_is_not_there_names_its_neighbour(tmp_path):
     (tmp_path / "tiny-Q4_K_M.gguf").touch()
     done = packlight(tmp_path / "tiny-Q4_KM.gguf", "--prompt=x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.endswith("tiny-Q4_KM.gguf: no such file; did you mean 'tiny-Q4_K_M'?\n")
+    assert done.stderr.endswith("tiny-Q4_KM.gguf: no such file; did you mean 'tiny-Q4_K_M.gguf'?\n")
 
 
 @pytest.mark.parametrize("word", ["-h", "--help", "-help"])
