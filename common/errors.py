@@ -12,6 +12,10 @@ class GGUFError(PacklightError):
     """The file is not a sound GGUF file, or not a sound model."""
 
 
+class MissingFileError(GGUFError, FileNotFoundError):
+    """There is no file of that name."""
+
+
 class UnsupportedError(PacklightError):
     """An architecture, format or pre-tokenizer that packlight does not know; the message lists what it does."""
 

@@ -1,6 +1,7 @@
 """One prompt on its way to a `Completion`: tokens booked, text made safe to show, timings. Knows no model or device."""
 
 import dataclasses
+import html
 import statistics
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class Completion:
 
     The text is the generated pieces' bytes joined, with invalid UTF-8 as U+FFFD. It ends before the end token or a stop
     string. The timings are ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms and total_s. An itl is the time
-    between two tokens, and those of one launch come together.
+    between two tokens, and those of one launch come together. `str(completion)` is the text.
     """
 
     text: str
@@ -46,6 +47,25 @@ class Completion:
     finish_reason: str  # "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full)
     timings: dict[str, float | None]  # None where there were too few tokens to measure
     logprobs: list[TokenLogprob] | None = None  # one for each of `token_ids`, where they were wanted
+    seed: int | None = None  # of the draws: the request's own, or the random one that it was given
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The tokens of prompt and text, and both together, under OpenAI's names."""
+        prompt, text = len(self.prompt_token_ids), len(self.token_ids)
+        return {"prompt_tokens": prompt, "completion_tokens": text, "total_tokens": prompt + text}
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        """The text in a notebook, above its numbers."""
+        rate = self.timings["decode_tok_s"]
+        facts = [f"{count:,} {name.replace('_', ' ')}" for name, count in self.usage.items()]
+        facts += [f"{rate:.1f} tokens/s"] if rate else []
+        facts += [f"ended by {self.finish_reason}", *([] if self.seed is None else [f"seed {self.seed}"])]
+        text = f'<div style="white-space: pre-wrap">{html.escape(self.text)}</div>'
+        return f"{text}<small>{html.escape(', '.join(facts))}</small>"
 
 
 class Run:
@@ -105,7 +125,8 @@ class Run:
 
     def completion(self) -> Completion:
         logprobs = None if self.sampling.logprobs is None else self._logprobs
-        return Completion("".join(self._text), self._ids, self.prompt, self._reason, self._timings(), logprobs)
+        text, seed = "".join(self._text), self.sampling.seed
+        return Completion(text, self._ids, self.prompt, self._reason, self._timings(), logprobs, seed)
 
     def _timings(self) -> dict[str, float | None]:
         """Seconds, rates and gaps; None where there were too few tokens to measure."""

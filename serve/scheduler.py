@@ -2,12 +2,13 @@
 device and no terminal; imports no jax.
 
 Callers share the steps. Whoever waits for a run of its own moves all others too, and their callers find the tokens
-there when they next look.
+there when they next look. Callers in several threads take turns, a step at a time.
 """
 
 import contextlib
+import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from packlight.common.errors import PacklightError
@@ -18,11 +19,22 @@ if TYPE_CHECKING:
 
 
 class Scheduler:
-    """The runs under way on one engine, for one thread at a time."""
+    """The runs under way on one engine."""
 
     def __init__(self, engine: "Engine"):
         self._engine = engine
         self._runs: dict[int, Run] = {}  # by the engine's number of the request
+        self._lock, self._next = threading.Lock(), threading.Lock()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """The engine for one thread alone. Who waits is next: whoever has just had a turn waits behind."""
+        with self._next:
+            self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def complete(self, runs: Sequence[Run]) -> list[Completion]:
         """Drives the runs to their ends, side by side as slots are free. Raises NonFiniteLogitsError when the logits of
@@ -40,19 +52,19 @@ class Scheduler:
             yield from texts
         return run.completion()
 
-    def submit(self, run: Run) -> int:
+    def _submit(self, run: Run) -> int:
         """Queues a run and returns the number to cancel it by. Raises as `Engine.submit` does."""
         number = self._engine.submit(run.prompt, run.sampling, steering=run.steering)
         self._runs[number] = run
         run.began = time.perf_counter()
         return number
 
-    def cancel(self, number: int) -> None:
+    def _cancel(self, number: int) -> None:
         """Ends a run where it is, queued, running or complete."""
         self._engine.cancel(number)
         self._runs.pop(number)
 
-    def step(self) -> None:
+    def _step(self) -> None:
         """Moves the runs under way by one step of the engine. Raises PacklightError when it has none of them left: an
         interrupted step loses all.
         """
@@ -71,15 +83,19 @@ class Scheduler:
         try:
             for run in runs:
                 if not run.complete:
-                    mine.append(self.submit(run))
+                    with self.turn():
+                        mine.append(self._submit(run))
             done = False
             while not done:
-                done = all(run.complete for run in runs)  # other callers may have driven them to their end
-                if not done:
-                    self.step()
-                yield from (text for run in runs if (text := run.fresh()))
+                with self.turn():
+                    done = all(run.complete for run in runs)  # other callers may have driven them to their end
+                    if not done:
+                        self._step()
+                    texts = [text for run in runs if (text := run.fresh())]
+                yield from texts
                 for run in runs:
                     run.check()
         finally:
-            for number in mine:
-                self.cancel(number)
+            with self.turn():
+                for number in mine:
+                    self._cancel(number)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from packlight.common.errors import GGUFError, UnsupportedError
+from packlight.common.errors import GGUFError, MissingFileError, UnsupportedError
 from packlight.common.files import open_regular
 from packlight.common.text import reason, shown, shown_path
 from packlight.model.gguf.header import UINT32, Header, Metadata, read_pairs
@@ -193,7 +193,8 @@ def _open_file(path: str, what: str = "") -> tuple[int, int]:
     try:
         fd, status = open_regular(path)
     except OSError as e:
-        raise GGUFError(f"{described}cannot open: {reason(e)}") from None
+        kind = MissingFileError if isinstance(e, FileNotFoundError) else GGUFError
+        raise kind(f"{described}cannot open: {reason(e)}") from None
     except ValueError:  # a NUL or an unpaired surrogate in the path
         raise GGUFError(f"{described}not a possible file name") from None
     return fd, status.st_size

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ContextLengthError,
         GGUFError,
         MemoryLimitError,
+        MissingFileError,
         NonFiniteLogitsError,
         PacklightError,
         UnsupportedError,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 _HOMES = {  # module -> the public names that it defines
     "common.errors": (
-        "ConfigError", "ContextLengthError", "GGUFError", "MemoryLimitError", "NonFiniteLogitsError", "PacklightError",
-        "UnsupportedError",
+        "ConfigError", "ContextLengthError", "GGUFError", "MemoryLimitError", "MissingFileError",
+        "NonFiniteLogitsError", "PacklightError", "UnsupportedError",
     ),
     "compile.config": ("CompileConfig",),
     "inspection": ("format_totals", "inspect"),
@@ -63,6 +64,7 @@ __all__ = [
     "ContextLengthError",
     "GGUFError",
     "MemoryLimitError",
+    "MissingFileError",
     "NonFiniteLogitsError",
     "PacklightError",
     "Prepared",
@@ -81,6 +83,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("packlight")
     if name not in _HOME:
         raise AttributeError(f"module 'packlight' has no attribute {name!r}")
     found = getattr(importlib.import_module(f"packlight.{_HOME[name]}"), name)

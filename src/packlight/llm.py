@@ -10,7 +10,7 @@ import os
 import reprlib
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def load(
 
 
 class LLM:
-    """A loaded model with its executables, for one thread at a time; open streams take turns."""
+    """A loaded model with its executables. Open streams, and callers in several threads, take turns."""
 
     file: GGUFFile  # what was loaded
     model: ModelConfig  # its hyperparameters
@@ -116,6 +116,14 @@ class LLM:
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
         self._scheduler = Scheduler(self.engine)
 
+    def __repr__(self) -> str:
+        plan, device = self.plan, self.device.platform
+        name, architecture = shown_path(os.path.basename(self.file.path)), self.file.metadata["general.architecture"]
+        return (
+            f"<packlight.LLM {name}: {architecture}, {self.weights_bytes / 1e6:,.1f} MB; "
+            f"context {plan.context}, slots {plan.slots}, {device}>"
+        )
+
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`; see `Tokenizer.encode`."""
         return self.tokenizer.encode(text, add_special, parse_special)
@@ -130,7 +138,9 @@ class LLM:
         Raises ConfigError for no ids or one outside the vocabulary, ContextLengthError for too many, PacklightError
         when open streams hold every slot, NonFiniteLogitsError.
         """
-        return self.engine.logits(self._prompts.ids(ids))
+        checked = self._prompts.ids(ids)
+        with self._scheduler.turn():
+            return self.engine.logits(checked)
 
     def embed(
         self, prompts: "Sequence[str | Sequence[int]]", pooling: str | None = None, normalize: bool = True
@@ -149,20 +159,41 @@ class LLM:
             raise ConfigError("embed wants a list of texts, and at least one")
         rows = []
         for prompt in prompts:
-            hidden = self.engine.hidden(self._prompts.fitting(prompt))
+            ids = self._prompts.fitting(prompt)
+            with self._scheduler.turn():
+                hidden = self.engine.hidden(ids)
             row = pool(hidden)
             if not np.isfinite(row).all():
                 raise NonFiniteLogitsError("the model's hidden states are NaN or infinite")
             rows.append(row / max(float(np.linalg.norm(row)), 1e-12) if normalize else row)
         return np.stack(rows)
 
+    @overload
     def generate(
-        self, prompt: "str | Sequence[int] | Sequence[str]", n: int = 1, parse_special: bool = True, **sampling: Any
+        self, prompt: "str | Sequence[int] | np.ndarray", n: Literal[1] = 1, parse_special: bool = True, **sampling: Any
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[str], n: int = 1, parse_special: bool = True, **sampling: Any
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self, prompt: "str | Sequence[int] | np.ndarray", n: int, parse_special: bool = True, **sampling: Any
+    ) -> list[Completion] | Completion: ...
+
+    def generate(
+        self,
+        prompt: "str | Sequence[int] | np.ndarray | Sequence[str]",
+        n: int = 1,
+        parse_special: bool = True,
+        **sampling: Any,
     ) -> "Completion | list[Completion]":
         """Completes a prompt, or several together: a list of prompts gives a list of completions, in order.
 
-        prompt: text, token ids, or a list of texts. n: completions of each prompt; the i-th draws with seed + i, and
-        the result is a list, those of a prompt side by side.
+        prompt: text, token ids (a list or an array), or a list of texts. n: completions of each prompt; the i-th draws
+        with seed + i, and the result is a list, those of a prompt side by side.
         parse_special: control tokens that a text spells are tokens, as in llama.cpp's completion; False: they are text.
         sampling: the fields of `SamplingConfig` (max_tokens, temperature, top_k, top_p, min_p, seed, stop, ...).
         Each prompt gets the ids it would get alone.
@@ -197,7 +228,7 @@ class LLM:
         Raises ConfigError for what is no conversation, ChatTemplateError when the file has no template, or it refuses
         the messages or leaves the tools out, and as `generate` does.
         """
-        return self.generate(self.chat_prompt(messages, tools, template), **sampling)  # pyright: ignore[reportReturnType]
+        return self.generate(self.chat_prompt(messages, tools, template), **sampling)
 
     def chat_prompt(
         self,

@@ -6,7 +6,7 @@ import functools
 import numbers
 import reprlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,13 @@ from packlight.model.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
+
+
+def _as_list(prompt: Any) -> list[Any] | tuple[Any, ...] | None:
+    """The elements of a list, a tuple or an array, numpy's or another's; None of anything else."""
+    if isinstance(prompt, list | tuple):
+        return prompt
+    return np.asarray(prompt).tolist() if hasattr(prompt, "__array__") and np.ndim(prompt) else None
 
 
 class Prompts:
@@ -34,8 +41,8 @@ class Prompts:
         """
         if isinstance(prompt, str):
             ids = self._tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
-        elif isinstance(prompt, list | tuple | np.ndarray) and all(isinstance(i, numbers.Integral) for i in prompt):
-            ids = [int(i) for i in prompt]
+        elif (given := _as_list(prompt)) is not None and all(isinstance(i, numbers.Integral) for i in given):
+            ids = [int(i) for i in given]
         else:
             raise ConfigError(f"a prompt is text or a list of token ids, not {' '.join(reprlib.repr(prompt).split())}")
         if not ids:

@@ -1,10 +1,13 @@
 """The Python API: prompts and batches, streams, stop strings, ends, seeds, logits, typed errors."""
 
+import concurrent.futures
 import dataclasses
+import importlib.metadata
 import itertools
 import json
 
 import gguf
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from demo_files import trained_model
@@ -67,6 +70,43 @@ def test_each_prompt_of_a_batch_gets_what_it_gets_alone(llm):
     assert [c.text for c in together] == [c.text for c in alone]
     assert [c.prompt_token_ids for c in together] == [llm.encode(prompt) for prompt in PROMPTS]
     assert len({tuple(c.token_ids) for c in together}) == len(PROMPTS)
+
+
+def test_threads_get_what_they_would_get_alone(llm):
+    """Texts at once, then logits and vectors, which need a slot that is free."""
+    alone = [llm.generate(prompt, **GREEDY).token_ids for prompt in PROMPTS]
+    rows, vectors = llm.logits([5, 6, 7]), llm.embed(["hello"])
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda prompt: llm.generate(prompt, **GREEDY), PROMPTS))
+        again, vector = pool.submit(llm.logits, [5, 6, 7]), pool.submit(llm.embed, ["hello"])
+    assert [text.token_ids for text in texts] == alone
+    assert np.array_equal(again.result(), rows)
+    assert np.array_equal(vector.result(), vectors)
+
+
+def test_ids_come_in_any_array(llm):
+    ids = [5, 6, 7]
+    told = llm.generate(ids, **GREEDY)
+    for array in (np.array(ids, np.int32), jnp.array(ids), tuple(ids)):
+        assert llm.generate(array, **GREEDY).token_ids == told.token_ids
+
+
+def test_a_model_and_a_completion_say_what_they_are(llm):
+    assert repr(llm).startswith("<packlight.LLM noise.gguf: llama, ")
+    assert "context 4096, slots 2, cpu>" in repr(llm)
+    completion = llm.generate("hello", max_tokens=3, seed=7)
+    assert (str(completion), completion.seed) == (completion.text, 7)
+    assert completion.usage == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    shown = dataclasses.replace(completion, text="<b> & more")._repr_html_()
+    assert "&lt;b&gt; &amp; more" in shown
+    assert "3 completion tokens" in shown
+    assert packlight.__version__ == importlib.metadata.version("packlight")
+
+
+def test_a_file_that_is_not_there_is_pythons_error_too(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.gguf: cannot open") as raised:
+        packlight.load(tmp_path / "absent.gguf")
+    assert isinstance(raised.value, packlight.GGUFError)
 
 
 def test_draws_are_the_same_in_every_slot_and_process(llm, noise):

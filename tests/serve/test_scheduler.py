@@ -1,6 +1,7 @@
 """The scheduler over an engine that only counts: who gets which token, who is cancelled, what an interrupt loses."""
 
 import itertools
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -124,3 +125,35 @@ def test_a_run_that_fails_or_is_lost_says_so_and_leaves_nothing(engine, run):
     with pytest.raises(PacklightError, match="the generation was lost"):
         list(stream)
     assert len(scheduler.complete([run(2)])[0].token_ids) == 2
+
+
+def test_threads_take_turns(engine, run):
+    """Each gets its own tokens, no step begins within another, and none waits for the end of another's text."""
+    inside, most, step = [], [], engine.step
+
+    def watched():
+        inside.append(threading.get_ident())
+        most.append(len(inside))
+        time.sleep(0.001)
+        events = step()
+        inside.pop()
+        return events
+
+    engine.step = watched
+    scheduler, texts, ended = Scheduler(engine), {}, []
+
+    def follow(tokens):
+        texts[tokens] = "".join(scheduler.stream(run(tokens)))
+        ended.append(tokens)
+
+    threads = [threading.Thread(target=follow, args=(tokens,)) for tokens in (60, 40, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert ended == [20, 40, 60]
+    assert {tokens: text == scheduler.complete([run(tokens)])[0].text for tokens, text in texts.items()} == {
+        20: True, 40: True, 60: True,
+    }  # fmt: skip
+    assert engine.idle
