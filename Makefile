@@ -4,6 +4,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # an environment of its own for the compilers of other hardware: where they are installed, jax looks for that hardware
 TARGETS_VENV := .venv-targets
+# an environment with Zig's C++ compiler, and the oldest jaxlib that is allowed: wheels are built with its headers
+WHEELS_VENV := .venv-wheels
+WHEELS_NEED := ziglang==0.17.1 jax==0.10.2 jaxlib==0.10.2
 # a GGUF file to run; without one it is the embedded model
 MODEL ?=
 PROMPT ?= A Python function
@@ -15,7 +18,7 @@ PEER_PYTHON ?=
 QUICK := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0
 ARGS ?= --max_tokens=64 --temperature=0.3 --seed=1
 
-.PHONY: run test test-more test-changed test-targets lint bench bench-gpu notebooks clean
+.PHONY: run test test-more test-changed test-targets lint bench bench-gpu notebooks wheels test-wheels clean
 
 run: $(VENV)/installed
 	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") --prompt="$(PROMPT)" $(ARGS)
@@ -57,8 +60,16 @@ bench-gpu:
 notebooks: $(VENV)/installed-dev
 	$(PY) notebooks/execute.py
 
+# in dist/: a wheel for any platform, and one for each that has its native kernels built; ONLY=aarch64 makes that one
+wheels: $(WHEELS_VENV)/installed
+	$(WHEELS_VENV)/bin/python -m tools.wheels $(if $(ONLY),--only="$(ONLY)")
+
+# what they hold; and the kernels for ARM, by the same compiler, in an emulator where there is one
+test-wheels: wheels
+	$(WHEELS_VENV)/bin/python -m pytest tests/project/test_wheels.py tests/quant/kernels/test_native_builds.py -k "wheel or neon"
+
 clean:
-	rm -rf $(VENV) $(TARGETS_VENV) build *.egg-info
+	rm -rf $(VENV) $(TARGETS_VENV) $(WHEELS_VENV) build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -74,6 +85,11 @@ $(VENV)/installed-peers: pyproject.toml | $(VENV)/bin/python
 $(TARGETS_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(TARGETS_VENV)
 	$(TARGETS_VENV)/bin/python -m pip install --quiet --editable ".[tpu,cuda]" pytest
+	@touch $@
+
+$(WHEELS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(WHEELS_VENV)
+	$(WHEELS_VENV)/bin/python -m pip install --quiet --editable . $(WHEELS_NEED) "hatchling>=1.27" "editables>=0.5" pytest
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
