@@ -175,7 +175,11 @@ class LLM:
 
     @overload
     def generate(
-        self, prompt: Sequence[str], n: int = 1, parse_special: bool = True, **sampling: Any
+        self,
+        prompt: "list[str] | tuple[str, ...]",
+        n: int = 1,
+        parse_special: bool = True,
+        **sampling: Any,
     ) -> list[Completion]: ...
 
     @overload
@@ -228,7 +232,7 @@ class LLM:
         Raises ConfigError for what is no conversation, ChatTemplateError when the file has no template, or it refuses
         the messages or leaves the tools out, and as `generate` does.
         """
-        return self.generate(self.chat_prompt(messages, tools, template), **sampling)
+        return self.generate(self.chat_prompt(messages, tools, template), **sampling)  # pyright: ignore[reportReturnType]
 
     def chat_prompt(
         self,
