@@ -47,7 +47,8 @@ class Completion:
     finish_reason: str  # "stop" (end token or stop string) or "length" (max_tokens reached, or the context is full)
     timings: dict[str, float | None]  # None where there were too few tokens to measure
     logprobs: list[TokenLogprob] | None = None  # one for each of `token_ids`, where they were wanted
-    seed: int | None = None  # of the draws: the request's own, or the random one that it was given
+    # of the draws: the request's own, or the random one that it was given; two texts may be equal without it
+    seed: int | None = dataclasses.field(default=None, compare=False)
 
     @property
     def usage(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -209,13 +210,13 @@ def _compiler() -> tuple[tuple[str, ...], str]:
     for name in (named,) if named else COMPILERS:
         path = shutil.which(name)
         if path:
-            return (path,), _run([path, "--version"], set()).partition("\n")[0]
+            return (path,), _run([path, "--version"], _Work()).partition("\n")[0]
     if named:
         raise NativeBuildError(f"native kernels: no C++ compiler: CXX={named!r} is no program")
     if spec := importlib.util.find_spec("ziglang"):
         (folder,) = spec.submodule_search_locations or ("",)
         zig = os.path.join(folder, "zig")
-        return (zig, *ZIG_FLAGS), f"zig c++ {_run([zig, 'version'], set()).strip()}"
+        return (zig, *ZIG_FLAGS), f"zig c++ {_run([zig, 'version'], _Work()).strip()}"
     where = f"none of {', '.join(COMPILERS)} is on PATH"
     raise NativeBuildError(f"native kernels: no C++ compiler: {where}; packlight[compiler] brings one")
 
@@ -239,47 +240,74 @@ def _cache_folder() -> pathlib.Path:
 def _build(compiler: tuple[str, ...], folder: pathlib.Path) -> pathlib.Path:
     """Compiles the sources side by side and links them; everything stays in `folder`."""
 
-    running: set[subprocess.Popen[str]] = set()
+    work = _Work()
 
     def compiled(source: pathlib.Path) -> str:
         target = str(folder / f"{source.stem}.o")
         # -isystem: warnings are for our sources, not XLA's headers
         include = ("-isystem", str(prebuilt.include_folder()))
-        _run([*compiler, *FLAGS, *include, "-c", str(source), "-o", target], running)
+        _run([*compiler, *FLAGS, *include, "-c", str(source), "-o", target], work)
         return target
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    path = folder / "library.so"
+    with undone(work.end), concurrent.futures.ThreadPoolExecutor() as pool:
         try:
             objects = list(pool.map(compiled, sorted(SOURCES.glob("*.cc"))))
+            link = [*compiler, "-shared", "-pthread", *objects, "-o", str(path)]
+            pool.submit(_run, link, work).result()
         except BaseException:  # an error or Ctrl-C: those that wait do not begin, those that run end
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in tuple(running):
-                _end(process)
+            work.end()
             raise
-    path = folder / "library.so"
-    _run([*compiler, "-shared", "-pthread", *objects, "-o", str(path)], running)
     return path
 
 
-def _run(command: list[str], running: "set[subprocess.Popen[str]]") -> str:
-    """stdout of a compiler command, which is one of `running` meanwhile.
+class _Work:
+    """The compilers of a build, which end together.
+
+    They are started by other threads than the one that handles signals: `end` waits for one that is being started.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._ended = False
+
+    def start(self, command: list[str]) -> "subprocess.Popen[str]":
+        """Starts a program in a group of its own, so that those which it starts end with it. Raises OSError."""
+        stdin, pipe = subprocess.DEVNULL, subprocess.PIPE
+        with self._lock:
+            if self._ended:
+                raise NativeBuildError("native kernels: the build was ended")
+            process = subprocess.Popen(
+                command, stdin=stdin, stdout=pipe, stderr=pipe, text=True, errors="replace", process_group=0
+            )
+            self._running.add(process)
+        return process
+
+    def finished(self, process: "subprocess.Popen[str]") -> None:
+        _end(process)
+        self._running.discard(process)
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            for process in tuple(self._running):
+                _end(process)
+
+
+def _run(command: list[str], work: _Work) -> str:
+    """stdout of a compiler command, a part of some work.
 
     Raises NativeBuildError with the first lines it wrote when it fails.
     """
-    stdin, pipe = subprocess.DEVNULL, subprocess.PIPE
-    try:  # in a group of its own, so that the programs it starts end with it
-        process = subprocess.Popen(
-            command, stdin=stdin, stdout=pipe, stderr=pipe, text=True, errors="replace", process_group=0
-        )
+    try:
+        process = work.start(command)
     except OSError as error:
         raise NativeBuildError(f"native kernels: {command[0]}: {reason(error)}") from None
-    running.add(process)
     try:
-        with undone(functools.partial(_end, process)):
-            out, errors = process.communicate()
+        out, errors = process.communicate()
     finally:
-        _end(process)
-        running.discard(process)
+        work.finished(process)
     if process.returncode:
         lines = [line for line in errors.splitlines() if line.strip()][:MESSAGE_LINES]
         said = " | ".join(lines) or f"exit code {process.returncode}"

@@ -137,7 +137,9 @@ def interrupt(
     folder: pathlib.Path, beginning: str, *arguments: Any, after: float = 0.0, number: int = signal.SIGINT
 ) -> "subprocess.CompletedProcess[str]":
     """Runs a command line and sends a signal once `folder` has a file whose name begins so, `after` so many seconds."""
+    before = signal.signal(number, signal.SIG_DFL)  # the child inherits what the tests were told to ignore, as by nohup
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(number, before)
     while not any(path.name.startswith(beginning) for path in folder.iterdir()):
         assert process.poll() is None
         time.sleep(0.02)

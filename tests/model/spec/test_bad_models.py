@@ -88,7 +88,7 @@ def refusal(path, outcome):
     if outcome["error"] is None:
         return None
     kind, message = outcome["error"]
-    assert kind in ("GGUFError", "UnsupportedError"), f"{path}: {kind}"
+    assert kind in ("GGUFError", "MissingFileError", "UnsupportedError"), f"{path}: {kind}"
     assert message.isprintable()
     assert len(message) < 1000
     whole = path.removesuffix("00001-of-00002.gguf")  # a part that is absent is named itself

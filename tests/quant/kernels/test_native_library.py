@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -187,8 +188,10 @@ native_build.library()
         assert (process.returncode, said) == (143, "\nterminated\n")
         assert os.listdir(folder) == []
         state = pathlib.Path(f"/proc/{sleeping}/stat")
+        until = time.monotonic() + 30
         while state.exists() and state.read_text().split()[2] != "Z":
-            pass
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(tiny_sources, tmp_path):
