@@ -20,6 +20,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -252,13 +253,26 @@ def _build(compiler: tuple[str, ...], folder: pathlib.Path) -> pathlib.Path:
     path = folder / "library.so"
     with undone(work.end), concurrent.futures.ThreadPoolExecutor() as pool:
         try:
-            objects = list(pool.map(compiled, sorted(SOURCES.glob("*.cc"))))
+            objects = _results([pool.submit(compiled, source) for source in sorted(SOURCES.glob("*.cc"))])
             link = [*compiler, "-shared", "-pthread", *objects, "-o", str(path)]
-            pool.submit(_run, link, work).result()
+            _results([pool.submit(_run, link, work)])
         except BaseException:  # an error or Ctrl-C: those that wait do not begin, those that run end
             work.end()
             raise
     return path
+
+
+def _results(futures: Sequence[concurrent.futures.Future[str]]) -> list[str]:
+    """What they return, in order; raises what the first raises.
+
+    It wakes ten times a second, because Python does not see a signal that comes just before it begins to wait.
+    """
+    waiting = set(futures)
+    while waiting:
+        ended, waiting = concurrent.futures.wait(waiting, timeout=0.1)
+        for future in ended:
+            future.result()
+    return [future.result() for future in futures]
 
 
 class _Work:
