@@ -89,7 +89,8 @@ def open_gguf(path: str | os.PathLike, join: bool = True, weights_only: bool = T
     Raises GGUFError naming file and key or tensor, UnsupportedError for a tensor type that packlight does not run.
     Source: the GGUF specification (ggml, docs/gguf.md); names and dimensions limited as in llama.cpp's `gguf.cpp`.
     """
-    file = _joined(_open_part(os.fsdecode(path))) if join else _open_part(os.fsdecode(path))
+    first = _open_part(os.fsdecode(path))
+    file = _joined(first) if join else first
     if weights_only:
         check_types(file)
     return file

@@ -3,8 +3,9 @@ grammar. The matching is llguidance's (extra "grammar"); this gives it our vocab
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ class Vocabulary:
 
     matched: Any  # the tokenizer as llguidance's
     tokenizer: Tokenizer
+
+    @functools.cached_property
+    def lark(self) -> Callable[[str], str]:
+        """`_lark` of a GBNF grammar, which remembers the last few: each is checked once and used for every text."""
+        return functools.lru_cache(16)(lambda text: _lark(text, self.tokenizer))
 
 
 class _Wrapper:
@@ -77,7 +83,7 @@ class Grammar:
                 blank: Any = {"whitespace_pattern": WHITE_SPACE}
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=blank)
             elif kind == "grammar":
-                written = _lark(text, vocabulary.tokenizer) if gbnf.is_gbnf(text) else text
+                written = vocabulary.lark(text) if gbnf.is_gbnf(text) else text
                 grammar = llguidance.LLMatcher.grammar_from_lark(written)
             else:
                 grammar = llguidance.grammar_from(kind, text)

@@ -63,7 +63,7 @@ def library() -> tuple[pathlib.Path, str]:
     Safe when processes come first at the same time: each builds in a folder of its own and the file appears whole. What
     killed builds left is removed. Raises NativeBuildError with the compiler's first lines.
     """
-    path, digest, _ = _library()
+    path, digest, _, _ = _library()
     return path, digest
 
 
@@ -82,9 +82,11 @@ def loaded() -> tuple[prebuilt.Library, str]:
     """
     if (found := packaged()).library is not None:
         return found.library, found.digest
-    path, digest, built = _library()
+    path, digest, built, version = _library()
     try:
-        return _opened(path), digest
+        library = _opened(path)
+        library.origin = f"built here by {version}"
+        return library, digest
     except OSError as error:
         if not built and not _is_unloadable(path):  # empty after a power cut, or another system's in a shared folder
             path.unlink(missing_ok=True)
@@ -97,8 +99,8 @@ def loaded() -> tuple[prebuilt.Library, str]:
 
 def running() -> Running:
     """What runs as native kernels in this process. Raises NativeBuildError."""
-    origin = "from the wheel" if packaged().library is not None else f"built here by {_compiler()[1]}"
-    return Running(INSTRUCTIONS[loaded()[0].packlight_best()], origin)
+    library, _ = loaded()
+    return Running(INSTRUCTIONS[library.packlight_best()], library.origin)
 
 
 def running_if_built() -> Running | None:
@@ -138,8 +140,8 @@ def is_likely() -> bool:
         return False
 
 
-def _library() -> tuple[pathlib.Path, str, bool]:
-    """`library`, and whether it was built now."""
+def _library() -> tuple[pathlib.Path, str, bool, str]:
+    """`library`, whether it was built now, and the version of its compiler."""
     compiler, version = _compiler()
     digest = _digest(version)
     folder = _cache_folder()
@@ -148,13 +150,13 @@ def _library() -> tuple[pathlib.Path, str, bool]:
     if path.exists():
         if path.stat().st_uid != os.geteuid():
             raise NativeBuildError(f"native kernels: {path} belongs to another user")
-        return path, digest, False
+        return path, digest, False, version
     try:
         with scratch_folder(str(folder), "build") as build:
             os.replace(_build(compiler, pathlib.Path(build)), path)
     except OSError as error:
         raise NativeBuildError(f"native kernels: {folder}: {reason(error)}") from None
-    return path, digest, True
+    return path, digest, True, version
 
 
 def _opened(path: pathlib.Path) -> prebuilt.Library:

@@ -20,9 +20,10 @@ MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # other names of the same ma
 
 
 class Library(ctypes.CDLL):
-    """The kernels in this process. note: what the user should know of how they got there, or None."""
+    """The kernels in this process."""
 
-    note: str | None = None
+    origin = "from the wheel"  # where the file comes from, in words
+    note: str | None = None  # what the user should know of how it got here, or None
 
 
 class Found(NamedTuple):
@@ -91,8 +92,8 @@ def load(sources: str) -> Found:
     return Found(library, digest)
 
 
-def _unfit(reason: str) -> Found:
-    return Found(problem=f"native kernels: {reason}")
+def _unfit(why: str) -> Found:
+    return Found(problem=f"native kernels: {why}")
 
 
 def fits(made_for: tuple[int, int], here: tuple[int, int]) -> bool:

@@ -109,8 +109,8 @@ def _load(prepared: Prepared, on_weights: Callable[[], None]) -> "packlight.LLM"
 
 
 def describe(llm: "packlight.LLM") -> list[str]:
-    """The plan in brief: the file with its formats, the kernels with their instruction set, the
-    executables, the mesh if there is one.
+    """The plan in brief: the file with its formats, the kernels with their instruction set, the executables, the mesh
+    if there is one.
     """
     mix = ", ".join(f"{name} x{entry['tensors']}" for name, entry in packlight.format_totals(llm.file).items())
     layouts = llm.layouts()

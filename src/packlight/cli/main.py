@@ -56,13 +56,14 @@ def _dispatch(arguments: list[str]) -> None:
             return
         case [name, *rest] if not name.startswith("-") and not _is_model(name):
             command, arguments = _named(name), rest
+            explain = command.help
         case _:
-            command = None
-    values = _parse(command or COMMANDS["generate"], arguments)
+            command, explain = COMMANDS["generate"], _help
+    values = _parse(command, arguments)
     if values is None:
-        write(_help() if command is None else command.help())
+        write(explain())
     else:
-        (command or COMMANDS["generate"]).run(values)
+        command.run(values)
 
 
 def _named(name: str) -> Command:

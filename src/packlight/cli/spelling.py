@@ -12,7 +12,7 @@ from packlight.cli.terminal import say
 from packlight.common.errors import ConfigError
 from packlight.common.text import near
 
-# Names that llama.cpp has for flags of ours; of several, the first that the command takes. Source: its common/arg.cpp.
+# Other names of our flags, of several the first that the command takes; most are llama.cpp's (its common/arg.cpp).
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "m": ("model",),
     "p": ("prompt",),
@@ -61,15 +61,17 @@ def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) ->
     """
     out: list[str] = []
     left = list(arguments)
-    given: dict[str, str] = {}  # a flag's name -> the argument that gave it
+    named: set[str] = set()  # flags that were given by name
+    placed: dict[str, str] = {}  # flags that were given by place, with their values
     while left:
         word = left.pop(0)
         found = FLAG.fullmatch(word)
         if found is None:
-            free = [name for name in POSITIONAL.get(command, ("model",)) if name in values and name not in given]
+            places = POSITIONAL.get(command, ("model",))
+            free = [name for name in places if name in values and name not in named and name not in placed]
             if not free or word.startswith("-"):
                 raise ConfigError(f"unexpected argument {word!r}; flags are written --name=value")
-            given[free[0]] = word
+            placed[free[0]] = word
             out.append(f"--{free[0]}={word}")
             continue
         typed, equals, value = found[1].replace("-", "_"), found[2], found[3]
@@ -84,8 +86,9 @@ def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) ->
             continue
         name = next((name for name in ALIASES.get(typed, (typed,)) if name in values), typed)
         if name in values:
-            if FLAG.fullmatch(given.setdefault(name, word)) is None:
-                raise ConfigError(f"unexpected argument {given[name]!r} beside {word!r}")
+            if name in placed:
+                raise ConfigError(f"unexpected argument {placed[name]!r} beside {word!r}")
+            named.add(name)
             out.append(f"--{name}" if equals is None else f"--{name}={value}")
             if equals is None and not values[name].boolean:
                 out += left[:1]
