@@ -77,7 +77,7 @@ def packlight_run(command: Sequence[str], prompt: str, cache: str) -> dict[str, 
         raise subprocess.CalledProcessError(process.returncode, command)
     report = json.loads(out)
     memory = report["memory"]
-    planned = {key: memory[key] for key in ("weights_bytes", "kv_bytes", "scratch_bytes")}
+    planned = {key: memory[key] for key in ("weights_bytes", "kv_bytes", "scratch_bytes", "process_bytes")}
     return {
         "prompt_tokens": len(report["prompt_token_ids"]),
         **planned,

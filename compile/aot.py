@@ -84,7 +84,7 @@ def find_devices(config: CompileConfig, split: Split = WHOLE) -> Placement:
     """The first devices of the platform that the config asks for, as many as the split wants. A CPU is made to show
     that many, if jax has not looked at it yet. Raises ConfigError when they are not there.
     """
-    wanted = split.data * split.tensor
+    wanted = split.devices
     if config.platform == "cpu" and wanted > 1 and not jax.distributed.is_initialized():
         with contextlib.suppress(RuntimeError):  # jax has looked
             shown: int = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
@@ -99,7 +99,7 @@ def find_devices(config: CompileConfig, split: Split = WHOLE) -> Placement:
 
 def place_on(devices: list[Device], split: Split, whose: str) -> Placement:
     """The first of some devices, as many as the split wants. Raises ConfigError when they are fewer."""
-    wanted = split.data * split.tensor
+    wanted = split.devices
     if len(devices) < wanted:
         raise ConfigError(f"config key 'mesh' needs {wanted} devices; {whose} has {len(devices)}")
     return Placement.on(devices, split)
@@ -151,8 +151,7 @@ def build(
                 progress(done)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # an interrupt or an error waits for no compilation under way
-    if not all(b.hit for b in built.values()):
-        _return_freed_memory()
+    _return_freed_memory()
     in_order = {key: built[key] for key in steps.plan.steps}
     warnings += [line for each in in_order.values() for line in each.warnings]
     return Executables(in_order, tuple(dict.fromkeys(warnings)))
@@ -176,7 +175,9 @@ def _without_jax_cache() -> Iterator[None]:
 
 
 def _return_freed_memory() -> None:
-    """Gives back to the system what compiling freed: 265 MB of a 1.3 GB process after seven steps of a 1.1B model."""
+    """Gives back to the system what building freed: of seven steps of a 1.1B model 265 MB when they are compiled, 40 to
+    70 MB when they are read.
+    """
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 

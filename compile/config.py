@@ -72,7 +72,7 @@ class CompileConfig:
     cpu_kernels: kernel path of matrix products and attention on a CPU: native (C++; activations rounded to int8 as
         llama.cpp does), xla, reference, or auto: native where there is a C++ compiler and activations are float32,
         else xla. A GPU runs mosaic_gpu, a TPU mosaic_tpu.
-    memory_limit: bytes that weights, cache and scratch may take on a device; 0 is what it has free.
+    memory_limit: bytes that the memory plan may take on a device; 0 is what it has free.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     xla_options: passed to XLA for every executable; numbers and booleans, as options of text name files that XLA writes
         and programs that it runs: those are for XLA_FLAGS.

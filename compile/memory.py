@@ -1,7 +1,8 @@
 """The memory plan: what a model needs on its device, said and checked before anything is loaded. Imports no jax.
 
-Weights and cache follow from the file and the config; scratch is known once executables are. What a CPU has free is
-what the system and its control groups say, for other devices their own statistics.
+Weights and cache follow from the file and the config; scratch is known once executables are. Where the model lies in
+the host's memory, the process itself counts too. What a CPU has free is what the system and its control groups say, for
+other devices their own statistics.
 """
 
 import bisect
@@ -25,6 +26,11 @@ from packlight.model.spec.weights import check
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 PROC = pathlib.Path("/proc")
 
+# What a process takes on a CPU beside the model, measured (`bench/LOG.md`): Python, jax and the executables of a plan,
+# and the tokenizer for each token of its vocabulary. A start that compiles takes up to 300 MB more while it does.
+PROCESS_BYTES = 280_000_000
+TOKEN_BYTES = 400
+
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
@@ -33,15 +39,17 @@ class MemoryPlan:
     weights: int
     cache: int
     scratch: int | None = None  # the most that any step needs beside weights and cache; None: not known yet
+    process: int = 0  # each device's share of what Python, jax and the executables take, where that is the same memory
     shape: CacheShape | None = None  # of the cache
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + (self.scratch or 0)
+        return self.weights + self.cache + (self.scratch or 0) + self.process
 
     def __str__(self) -> str:
-        scratch = "" if self.scratch is None else f" + scratch {megabytes(self.scratch)}"
-        return f"weights {megabytes(self.weights)} + cache {megabytes(self.cache)}{scratch} = {megabytes(self.total)}"
+        parts = {"weights": self.weights, "cache": self.cache, "scratch": self.scratch, "process": self.process or None}
+        known = (f"{name} {megabytes(count)}" for name, count in parts.items() if count is not None)
+        return f"{' + '.join(known)} = {megabytes(self.total)}"
 
     def advice(self, limit: int) -> str:
         """Which context, or how many slots, would fit into `limit` bytes with everything else as it is."""
@@ -84,9 +92,11 @@ def megabytes(count: float) -> str:
 
 
 def plan_memory(
-    file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], split: Split, plan: Plan, kv_dtype: str
+    file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], split: Split, plan: Plan, config: CompileConfig
 ) -> MemoryPlan:
-    """Weights as they lie in each device's memory under `KernelPlan.layouts`, and the cache of its slots."""
+    """Weights as they lie in each device's memory under `KernelPlan.layouts`, the cache of its slots, and on a CPU the
+    process, of which the devices are parts.
+    """
     weights = 0
     for weight in check(file, cfg):
         part = split.part(cfg, weight)
@@ -95,8 +105,9 @@ def plan_memory(
                 weights += 4 * math.prod(part.shape)
             else:
                 weights += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
-    shape = plan.cache(cfg, kv_dtype, split)
-    return MemoryPlan(weights, shape.device_bytes, shape=shape)
+    shape = plan.cache(cfg, config.kv_dtype, split)
+    process = (PROCESS_BYTES + TOKEN_BYTES * cfg.vocab_size) // split.devices if config.platform == "cpu" else 0
+    return MemoryPlan(weights, shape.device_bytes, process=process, shape=shape)
 
 
 def config_limit(config: CompileConfig) -> Limit | None:

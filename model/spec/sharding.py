@@ -48,6 +48,11 @@ class Split:
     heads: bool = True
     branches: tuple[Branch, ...] = ()  # of which experts are none: they are shared out whole
 
+    @property
+    def devices(self) -> int:
+        """How many devices share the model and its slots."""
+        return self.data * self.tensor
+
     def local(self, cfg: ModelConfig) -> ModelConfig:
         """The hyperparameters that one device's computation sees: its own query heads."""
         return dataclasses.replace(cfg, head_count=cfg.head_count // self.tensor) if self.heads else cfg

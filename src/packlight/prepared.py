@@ -121,10 +121,8 @@ class Prepared:
 
     @functools.cached_property
     def memory(self) -> MemoryPlan:
-        """Bytes of weights and cache on each device; scratch is not known before executables are."""
-        return plan_memory(
-            self.file, self.model, self.kernels.layouts, self.split, self.plan, kv_dtype=self.config.kv_dtype
-        )
+        """Bytes of weights, cache and process on each device; scratch is not known before executables are."""
+        return plan_memory(self.file, self.model, self.kernels.layouts, self.split, self.plan, self.config)
 
     @functools.cached_property
     def memory_limit(self) -> Limit | None:
@@ -135,7 +133,7 @@ class Prepared:
         if (limit := config_limit(self.config)) is not None:
             return limit
         on_cpu = self.config.platform == "cpu"
-        if on_cpu and self.split.data * self.split.tensor == 1:
+        if on_cpu and self.split.devices == 1:
             return host_limit()
         from packlight.compile import aot
 
@@ -149,7 +147,7 @@ class Prepared:
         return Steps(self.model, self.config, self.plan, self.kernels, placement)
 
     def check_memory(self, scratch: int | None = None) -> None:
-        """Raises MemoryLimitError when weights, cache and scratch do not fit the device."""
+        """Raises MemoryLimitError when the plan, with a step's scratch once it is known, does not fit the device."""
         if self.memory_limit is not None:
             plan = dataclasses.replace(self.memory, scratch=scratch)
             self.memory_limit.check(plan, shown_path(self.file.path))

@@ -30,10 +30,13 @@ def test_a_record_holds_what_was_planned_and_what_was_taken(tmp_path, monkeypatc
     assert 190 < warm["prompt_tokens"] <= 200
     for run in (record["cold"], warm):
         assert 0 < run["weights_bytes"] <= record["file_bytes"]
-        assert run["planned_bytes"] == run["weights_bytes"] + run["kv_bytes"] + run["scratch_bytes"]
+        parts = ("weights_bytes", "kv_bytes", "scratch_bytes", "process_bytes")
+        assert run["planned_bytes"] == sum(run[part] for part in parts)
         # the kernel keeps the peak of the sum; the looks may miss it, and its parts peak at times of their own
-        assert run["planned_bytes"] < max(run["peak_anonymous_bytes"], run["peak_file_bytes"]) <= run["peak_rss_bytes"]
+        assert max(run["peak_anonymous_bytes"], run["peak_file_bytes"]) <= run["peak_rss_bytes"]
     assert warm["compiled"] == 0
+    # R32; its executables are few, and small without LLVM's optimizations
+    assert 0.8 < warm["peak_rss_bytes"] / warm["planned_bytes"] < 1.1
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 

@@ -79,10 +79,12 @@ def test_the_limit_decides_and_is_told_before_loading(path, config):
     with pytest.raises(packlight.MemoryLimitError) as refused:
         packlight.load(path, short, on_read=lambda *_: read.append(1), on_built=lambda *_: read.append(1))
     assert read == []
-    numbers = [f"{n / 1e6:,.1f} MB" for n in (needed.weights, needed.cache, needed.total, needed.total - 1)]
-    assert str(refused.value).startswith("{} does not fit: weights {} + cache {} = {}, but there are {}".format(
-        path, *numbers
-    ))  # fmt: skip
+    sizes = (needed.weights, needed.cache, needed.process, needed.total, needed.total - 1)
+    assert str(refused.value).startswith(
+        "{} does not fit: weights {} + cache {} + process {} = {}, but there are {}".format(
+            path, *(f"{n / 1e6:,.1f} MB" for n in sizes)
+        )
+    )
     assert "memory_limit" in str(refused.value)
 
     with pytest.raises(packlight.MemoryLimitError, match="scratch"):
@@ -105,10 +107,13 @@ def test_the_command_line_prints_the_plan_or_refuses(path, config, tmp_path):
     done = run("compile", f"--model={path}", f"--config={fits}", "--json")
     assert done.stderr.startswith("memory: weights ")
     report = json.loads(done.stdout)["memory"]
-    assert report["limit_bytes"] > report["weights_bytes"] + report["kv_bytes"] + report["scratch_bytes"]
+    parts = [report[f"{name}_bytes"] for name in ("weights", "kv", "scratch", "process")]
+    assert report["limit_bytes"] > sum(parts)
     done = run("--prompt=x", "--max_tokens=1", f"--model={path}", f"--config={fits}")
     assert done.returncode == 0
-    assert re.match(r"memory: weights [\d.,]+ MB \+ cache [\d.,]+ MB = [\d.,]+ MB of [\d.,]+ MB \(", done.stderr)
+    size = r"[\d.,]+ MB"
+    parts = rf"weights {size} \+ cache {size} \+ process {size}"
+    assert re.match(rf"memory: {parts} = {size} of {size} \(", done.stderr)
 
 
 @pytest.mark.parametrize(("context", "slots", "mesh"), [(4096, 4, MeshShape()), (1000, 6, MeshShape(2, 1))])
@@ -121,7 +126,7 @@ def test_what_the_error_advises_fits_and_more_does_not(tmp_path, context, slots,
         return prepare(path, config, context, slots).memory
 
     asked = memory_of(context, slots)
-    limit = asked.weights + asked.cache * 3 // 5
+    limit = asked.total - asked.cache * 2 // 5
     with pytest.raises(packlight.MemoryLimitError) as refused:
         Limit(limit, "x").check(asked, "m")
     found = re.search(r"; --context=(\d+) or --slots=(\d+) would fit$", str(refused.value))
@@ -129,7 +134,7 @@ def test_what_the_error_advises_fits_and_more_does_not(tmp_path, context, slots,
     less, fewer = int(found[1]), int(found[2])
     assert memory_of(less, slots).total <= limit < memory_of(less + 128, slots).total
     assert memory_of(context, fewer).total <= limit < memory_of(context, fewer + mesh.data).total
-    assert asked.advice(asked.weights + 9) == "no context would fit: take a smaller file"
+    assert asked.advice(asked.total - asked.cache + 9) == "no context would fit: take a smaller file"
 
 
 @pytest.mark.parametrize(("kv_heads", "layers", "most"), [(32, 32, 2.2e9), (8, 32, 0.54e9)])
@@ -148,6 +153,7 @@ def test_one_sequence_of_a_large_model_takes_what_llama_cpp_takes(path, kv_heads
 def test_a_plan_adds_up():
     assert MemoryPlan(3, 4).total == 7
     assert MemoryPlan(3, 4, 5).total == 12
+    assert MemoryPlan(3, 4, 5, process=6).total == 18
     Limit(12, "x").check(MemoryPlan(3, 4, 5), "m")
     with pytest.raises(packlight.MemoryLimitError):
         Limit(11, "x").check(MemoryPlan(3, 4, 5), "m")

@@ -68,7 +68,7 @@ def say_memory(prepared: Prepared, limit: "Limit | None") -> None:
     """The memory plan on stderr, before anything is loaded. Raises MemoryLimitError when it does not fit."""
     if limit is not None:
         limit.check(prepared.memory, os.path.basename(prepared.file.path))
-    devices = prepared.split.data * prepared.split.tensor
+    devices = prepared.split.devices
     where = f" on each of {devices} devices" if devices > 1 else ""
     say(f"memory{where}: {prepared.memory}" + ("" if limit is None else f" of {limit}"))
 

@@ -94,7 +94,8 @@ def test_stdout_has_the_text_and_a_line_end(small, tmp_path):
     done = succeed(f"--model={path}", f"--config={small}", f"--prompt={golden.prompt}", *GREEDY)
     assert done.stdout == golden.text_f32 + "\n"
     memory, file, plan, speed = done.stderr.splitlines()
-    assert re.fullmatch(r"memory: weights 1\.9 MB \+ cache 4\.2 MB = 6\.0 MB of [\d,.]+ MB \([a-z ]+\)", memory)
+    parts = r"weights 1\.9 MB \+ cache 4\.2 MB \+ process 280\.\d MB"
+    assert re.fullmatch(rf"memory: {parts} = 28\d\.\d MB of [\d,.]+ MB \([a-z ]+\)", memory)
     assert re.fullmatch(rf"{path.name}: llama, 1\.9 MB: Q4_K x24, Q6_K x5, F32 x9", file)
     assert re.fullmatch(
         r"cpu: kernels xla x28, f32 x9, gather\+xla x1, attention xla; context 512, slots 2; "
@@ -148,7 +149,7 @@ def test_json_has_every_field_of_the_contract(noise):
     assert report["timings"].keys() == timings
     assert all(value > 0 for value in report["timings"].values())
     assert report["timings"]["ttft_s"] < report["timings"]["total_s"]
-    assert report["memory"].keys() == {"weights_bytes", "kv_bytes", "scratch_bytes", "peak_rss_bytes"}
+    assert report["memory"].keys() == {"weights_bytes", "kv_bytes", "scratch_bytes", "process_bytes", "peak_rss_bytes"}
     assert report["memory"]["weights_bytes"] < os.path.getsize(noise.model)
     assert report["memory"]["kv_bytes"] >= 2 * 2 * 4096 * 2 * 8 * 4  # slots, k and v, positions, kv heads, size, f32
     assert 20e6 < report["memory"]["peak_rss_bytes"] < 2e9

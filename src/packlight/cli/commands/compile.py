@@ -109,6 +109,7 @@ def _memory_report(memory: "MemoryPlan", limit: "Limit | None") -> dict[str, Any
         "weights_bytes": memory.weights,
         "kv_bytes": memory.cache,
         "scratch_bytes": memory.scratch,
+        "process_bytes": memory.process,
         "limit_bytes": limit and limit.bytes,
         "limit": limit and limit.source,
     }

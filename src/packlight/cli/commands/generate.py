@@ -86,7 +86,12 @@ def _generate_report(
     from packlight.bench.machine import peak_rss
     from packlight.cli.loading import compile_counts
 
-    memory = {"weights_bytes": llm.weights_bytes, "kv_bytes": llm.kv_bytes, "scratch_bytes": llm.memory.scratch}
+    memory = {
+        "weights_bytes": llm.weights_bytes,
+        "kv_bytes": llm.kv_bytes,
+        "scratch_bytes": llm.memory.scratch,
+        "process_bytes": llm.memory.process,
+    }
     return {
         **dataclasses.asdict(completion),
         "timings": llm.timings | completion.timings,
