@@ -193,7 +193,8 @@ def relative_error(qtype):
 
 
 errors = {kind: relative_error(kind) for kind in ("Q4_0", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0")}
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.2), constrained_layout=True)
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="constrained")
+fig.get_layout_engine().set(wspace=0.1)
 for kind, color in (("Q4_K", "#d1495b"), ("Q6_K", "#1f4e79")):
     error = (through(kind) - floats).ravel() / floats.std()
     left.hist(error, bins=200, range=(-0.25, 0.25), density=True, histtype="step", color=color, label=kind)
@@ -202,7 +203,8 @@ left.legend(frameon=False)
 for kind, error in errors.items():
     bits = FORMATS[kind].bits_per_weight
     right.plot(bits, error, "o", color="#1f4e79")
-    right.annotate(kind, (bits, error), xytext=(5, 4), textcoords="offset points")
+    below = kind in ("Q4_K", "Q5_K")  # the older format of as many bits stands close above
+    right.annotate(kind, (bits, error), xytext=(5, -10 if below else 4), textcoords="offset points")
 ticks = (0.005, 0.01, 0.02, 0.04, 0.08)
 right.set(yscale="log", xlabel="bits per weight", xlim=(4.2, 9.2), title="RMS error, relative to the weights")
 right.set_yticks(ticks, [f"{100 * t:g} %" for t in ticks])

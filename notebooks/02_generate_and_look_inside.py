@@ -106,7 +106,8 @@ top = np.argsort(-probabilities)[:12]
 fig, ax = plt.subplots(figsize=(8.5, 2.8))
 bars = ax.bar([shown(i) for i in top], probabilities[top], color=BLUE)
 ax.bar_label(bars, [f"{100 * p:.1f} %" for p in probabilities[top]], padding=2)
-ax.set(yticks=[], title=f"the most probable tokens after “{OPEN}”")
+ax.set(yticks=[], ylim=(0, 1.15 * probabilities.max()), title=f"the most probable tokens after “{OPEN}”")
+plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
 ax.spines["left"].set_visible(False)
 plt.show()
 

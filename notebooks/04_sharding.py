@@ -117,7 +117,9 @@ fig, (*of_weights, last) = plt.subplots(1, 3, figsize=(8.5, 2.8), constrained_la
 for ax, (name, blocks) in zip(of_weights, arrays.items(), strict=True):
     draw(ax, f"{name} of a layer", blocks.shape, blocks.sharding, (1, 2), ("rows", "blocks"))
 keys = prepared.steps(placement).cache().state["attention"].k
-draw(last, "cache", keys.shape, keys.sharding, (1, 2), ("slots", "kv heads"))
+draw(last, "cache", keys.shape, keys.sharding, (1, 2), ("slots", "kv head"))
+heads = prepared.model.head_count_kv  # two for four devices: two neighbours hold the same one
+last.set_xticks(np.arange(4) + 0.5, [device * heads // 4 for device in range(4)])
 fig.suptitle("numbers are devices", y=1.08)
 plt.show()
 
