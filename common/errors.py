@@ -3,9 +3,36 @@
 They live at the bottom of the import order, so that each package can raise them; `packlight` re-exports them.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Argument(NamedTuple):
+    """A parameter that a message speaks of. Its name is the one in Python; a command line calls it by a flag's."""
+
+    name: str
+    value: object = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}"
+
 
 class PacklightError(Exception):
-    """A user's mistake or an unusable input; the runner prints it as `error: ...` and exits with 2."""
+    """A user's mistake or an unusable input; the runner prints it as `error: ...` and exits with 2.
+
+    Its arguments are the parts of one message: texts, and the parameters that stand between them.
+    """
+
+    def __init__(self, *parts: str | Argument):
+        super().__init__(*parts)
+        self.parts = parts
+
+    def __str__(self) -> str:
+        return self.worded(str)
+
+    def worded(self, spell: Callable[[Argument], str]) -> str:
+        """The message, with its parameters as `spell` writes them."""
+        return "".join(spell(part) if isinstance(part, Argument) else part for part in self.parts)
 
 
 class GGUFError(PacklightError):
@@ -26,6 +53,10 @@ class ContextLengthError(PacklightError):
 
 class ConfigError(PacklightError):
     """A config key or value, a flag or an argument that cannot be honoured."""
+
+
+class ArgumentError(ConfigError, TypeError):
+    """A call names an argument that the function does not take; the message has the nearest that it takes."""
 
 
 class MemoryLimitError(PacklightError):

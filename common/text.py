@@ -36,7 +36,7 @@ def naming(path: str) -> Iterator[None]:
         start = f"{shown_path(path)}: "
         if str(error).startswith(start):
             raise
-        raise type(error)(start + str(error)) from None
+        raise type(error)(start, *error.parts) from None
 
 
 def near(name: str, known: Iterable[str], form: str = "{}") -> str:
@@ -44,5 +44,7 @@ def near(name: str, known: Iterable[str], form: str = "{}") -> str:
 
     form: how names are written.
     """
-    found = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {form.format(found[0])!r}?" if found else ""
+    folded, wanted = {each.casefold(): each for each in known}, name.casefold()
+    begun = [each for each in folded if len(name) > 2 and each.startswith(wanted)]
+    found = difflib.get_close_matches(wanted, folded, 1) or begun
+    return f"; did you mean {form.format(shown(folded[found[0]]))!r}?" if found else ""

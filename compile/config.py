@@ -12,6 +12,7 @@ import tomllib
 import typing
 from typing import Any
 
+from packlight.common.arguments import suggesting
 from packlight.common.errors import ConfigError
 from packlight.common.files import cache_folder, open_regular
 from packlight.common.text import near, reason, shown, shown_path
@@ -55,6 +56,7 @@ class MeshShape:
             raise ConfigError(f"config key 'mesh' means {self.data * self.tensor} devices, more than {MAX_DEVICES}")
 
 
+@suggesting
 @dataclasses.dataclass(frozen=True)
 class CompileConfig:
     """What the compile step builds.
@@ -162,7 +164,7 @@ def _ascending(key: str, values: Any) -> None:
         raise ConfigError(f"config key '{key}' is {list(values)}; it ascends without repeats")
 
 
-def read_config(path: str | os.PathLike) -> CompileConfig:
+def read_config(path: str | os.PathLike[str]) -> CompileConfig:
     """The config in the TOML file at `path`, or the shipped one of that name: cpu, gpu, tpu, debug or mesh8.
 
     Raises ConfigError naming the file and, where there is one, the key.
@@ -175,7 +177,8 @@ def read_config(path: str | os.PathLike) -> CompileConfig:
         with open(fd, encoding="utf-8") as file:
             text = file.read(MAX_TEXT + 1)
     except OSError as error:
-        raise ConfigError(f"config {shown_path(source)}: {reason(error)}") from None
+        hint = near(source, SHIPPED) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"config {shown_path(source)}: {reason(error)}{hint}") from None
     except ValueError:
         raise ConfigError(f"config {shown_path(source)}: not a text file") from None
     return parse_config(text, source)
@@ -194,7 +197,7 @@ def parse_config(text: str, source: str) -> CompileConfig:
     try:
         return _config(_table(text))
     except ConfigError as error:
-        raise ConfigError(f"config {shown_path(source)}: {error}") from None
+        raise ConfigError(f"config {shown_path(source)}: ", *error.parts) from None
 
 
 def _table(text: str) -> dict[str, Any]:

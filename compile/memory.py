@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from packlight.common.errors import MemoryLimitError
+from packlight.common.errors import Argument, MemoryLimitError
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
@@ -51,10 +51,12 @@ class MemoryPlan:
         known = (f"{name} {megabytes(count)}" for name, count in parts.items() if count is not None)
         return f"{' + '.join(known)} = {megabytes(self.total)}"
 
-    def advice(self, limit: int) -> str:
-        """Which context, or how many slots, would fit into `limit` bytes with everything else as it is."""
+    def advice(self, limit: int) -> tuple[str | Argument, ...]:
+        """Which context, or how many slots, would fit into `limit` bytes with everything else as it is: the parts of a
+        message.
+        """
         if self.shape is None:
-            return "take a smaller file"
+            return ("take a smaller file",)
         shape, room, left = self.shape, self.shape.room, limit - (self.total - self.cache)
 
         def most(name: str, unit: int) -> int:
@@ -67,8 +69,13 @@ class MemoryPlan:
             return unit * (bisect.bisect_left(range(1, getattr(room, name) // unit), True, key=too_large))
 
         context, slots = most("capacity", CACHE_TILE), most("slots", shape.split.data)
-        ways = [*([f"--context={context}"] if context else []), *([f"--slots={slots}"] if slots else [])]
-        return f"{' or '.join(ways)} would fit" if ways else "no context would fit: take a smaller file"
+        ways = [Argument(name, count) for name, count in (("context", context), ("slots", slots)) if count]
+        match ways:
+            case [one, other]:
+                return one, " or ", other, " would fit"
+            case [one]:
+                return one, " would fit"
+        return ("no context would fit: take a smaller file",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +91,8 @@ class Limit:
     def check(self, plan: MemoryPlan, name: str) -> None:
         """Raises MemoryLimitError with the numbers when the plan of the model `name` does not fit."""
         if plan.total > self.bytes:
-            raise MemoryLimitError(f"{name} does not fit: {plan}, but there are {self}; {plan.advice(self.bytes)}")
+            said = f"{name} does not fit: {plan}, but there are {self}; "
+            raise MemoryLimitError(said, *plan.advice(self.bytes))
 
 
 def megabytes(count: float) -> str:

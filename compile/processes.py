@@ -4,7 +4,7 @@ all run the same steps with the same arguments.
 
 import jax
 
-from packlight.common.errors import ConfigError
+from packlight.common.errors import Argument, ConfigError
 from packlight.compile.config import CompileConfig
 
 
@@ -16,13 +16,14 @@ def join(coordinator: str, count: int, number: int, config: CompileConfig) -> No
     """
     devices = config.mesh.data * config.mesh.tensor
     if not 0 <= number < count:
-        raise ConfigError(f"--process_id={number} is outside 0..{count - 1}")
+        raise ConfigError(Argument("process_id", number), f" is outside 0..{count - 1}")
     if devices % count:
-        raise ConfigError(f"--num_processes={count} does not divide the {devices} devices of config key 'mesh'")
+        said = f" does not divide the {devices} devices of config key 'mesh'"
+        raise ConfigError(Argument("num_processes", count), said)
     if config.platform == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.config.update("jax_num_cpu_devices", devices // count)
     try:
         jax.distributed.initialize(coordinator, count, number)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"--coordinator={coordinator}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(Argument("coordinator", coordinator), f": {str(error).splitlines()[0]}") from None

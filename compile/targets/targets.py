@@ -1,4 +1,4 @@
-"""Compiling for hardware that is not there: `--target` names, the compilers they need, the devices they stand for.
+"""Compiling for hardware that is not there: names of targets, the compilers they need, the devices they stand for.
 
 The compilers are in PyPI's libtpu and in jax's CUDA plugin, which the extras `tpu` and `cuda` install; jax asks them
 for a topology whose devices can be compiled for, never run on. Imports jax only when it does that.
@@ -11,7 +11,7 @@ import os
 import re
 from typing import Any
 
-from packlight.common.errors import ConfigError
+from packlight.common.errors import Argument, ConfigError
 from packlight.compile.config import CompileConfig, default_config
 from packlight.compile.targets.chips import CHIPS, Chip
 
@@ -34,12 +34,17 @@ EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What `--target` names: this machine's CPU (chip None), or a chip in a topology of its kind."""
+    """What a target's name means: this machine's CPU (chip None), or a chip in a topology of its kind."""
 
     name: str
     platform: str
     chip: Chip | None = None
     topology: str = ""
+
+    @property
+    def said(self) -> Argument:
+        """How messages name it."""
+        return Argument("target", self.name)
 
     def config(self, named: CompileConfig | None) -> CompileConfig:
         """The config to compile: the named one, or the one that ships for the platform.
@@ -49,8 +54,8 @@ class Target:
         config = named or default_config(self.platform)
         if config.platform != self.platform:
             raise ConfigError(
-                f"--target={self.name} needs a config for platform {self.platform!r}; "
-                f"config key 'platform' is {config.platform!r}"
+                self.said,
+                f" needs a config for platform {self.platform!r}; config key 'platform' is {config.platform!r}",
             )
         return config
 
@@ -61,8 +66,8 @@ class Target:
         missing = [name for name in DISTRIBUTIONS.get(self.platform, ()) if _version(name) is None]
         if missing:
             raise ConfigError(
-                f"--target={self.name} needs {', '.join(missing)}, not installed here: "
-                f"pip install packlight[{EXTRAS[self.platform]}]"
+                *(self.said, f" needs {', '.join(missing)}, not installed here: "),
+                f"pip install packlight[{EXTRAS[self.platform]}]",
             )
         for variable, value in SETTINGS.get(self.platform, {}).items():
             os.environ.setdefault(variable, value)
@@ -78,7 +83,8 @@ def parse(text: str) -> Target:
     fits = re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", topology) if kind == "tpu" else not topology
     if known is None or (topology and not fits) or text.endswith(":"):
         names = ", ".join(name + (":TOPOLOGY" if name.startswith("tpu") else "") for name in CHIPS)
-        raise ConfigError(f"--target={text} is unknown; there are: cpu, {names} (such as tpu:v5e:2x2)")
+        said = f" is unknown; there are: cpu, {names} (such as tpu:v5e:2x2)"
+        raise ConfigError(Argument("target", text), said)
     return Target(text, known.platform, known, topology or known.topology)
 
 
@@ -105,7 +111,7 @@ def devices(target: Target) -> list[Any]:
             options = {"topology": target.topology, "target_config": text}
             found = topologies.get_topology_desc(platform="cuda", topology_name=target.name, **options)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        raise ConfigError(f"--target={target.name}: {str(error).partition(chr(10))[0]}") from None
+        raise ConfigError(target.said, f": {str(error).partition(chr(10))[0]}") from None
     return list(found.devices)
 
 

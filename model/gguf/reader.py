@@ -19,7 +19,7 @@ import numpy as np
 
 from packlight.common.errors import GGUFError, MissingFileError, UnsupportedError
 from packlight.common.files import open_regular
-from packlight.common.text import reason, shown, shown_path
+from packlight.common.text import near, reason, shown, shown_path
 from packlight.model.gguf.header import UINT32, Header, Metadata, read_pairs
 from packlight.quant.formats.table import BY_TYPE_ID, FORMATS, Format
 
@@ -81,7 +81,7 @@ class GGUFFile:
     file_bytes: int
 
 
-def open_gguf(path: str | os.PathLike, join: bool = True, weights_only: bool = True) -> GGUFFile:
+def open_gguf(path: str | os.PathLike[str], join: bool = True, weights_only: bool = True) -> GGUFFile:
     """Opens and checks the GGUF file at `path`, version 2 or 3; given the first part of a split file, all its parts.
 
     With `join=False` a part is opened alone, as the container that it is. With `weights_only=False` tensors of the
@@ -194,11 +194,23 @@ def _open_file(path: str, what: str = "") -> tuple[int, int]:
     try:
         fd, status = open_regular(path)
     except OSError as e:
-        kind = MissingFileError if isinstance(e, FileNotFoundError) else GGUFError
-        raise kind(f"{described}cannot open: {reason(e)}") from None
+        if isinstance(e, FileNotFoundError):
+            raise MissingFileError(f"{described}cannot open: {reason(e)}{'' if what else _neighbour(path)}") from None
+        raise GGUFError(f"{described}cannot open: {reason(e)}") from None
     except ValueError:  # a NUL or an unpaired surrogate in the path
         raise GGUFError(f"{described}not a possible file name") from None
     return fd, status.st_size
+
+
+def _neighbour(path: str) -> str:
+    """The end of a message about a file that is not there: the GGUF file beside it that was perhaps meant, or ""."""
+    folder, name = os.path.split(path)
+    try:
+        beside = [os.path.splitext(each) for each in os.listdir(folder or ".")]
+    except OSError:
+        return ""
+    stems = [stem for stem, extension in beside if extension.lower() == ".gguf"]
+    return near(os.path.splitext(name)[0], stems, "{}.gguf")
 
 
 def _open_part(path: str, what: str = "") -> GGUFFile:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from packlight.common.errors import ConfigError, PacklightError
+from packlight.common.errors import Argument, ConfigError, PacklightError
 from packlight.common.text import shown
 from packlight.model.text import provenance
 from packlight.model.text.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ def template_of(
     others = sorted(key for key in metadata if key.startswith(KEY + "."))
     has = f"; it has {shown(', '.join(others), 200)}, which is for other conversations" if others else ""
     raise ChatTemplateError(
-        f"{path}: the file has no chat template (key '{KEY}'){has}; pass one with --chat_template=FILE"
+        f"{path}: the file has no chat template (key '{KEY}'){has}; pass one with ", Argument("template")
     )
 
 
@@ -76,7 +76,8 @@ def own_prompt(
     for name, given, kind in (("tools", tools, provenance.TOOLS), ("documents", documents, provenance.DOCUMENTS)):
         if given and kind not in made.kinds:
             raise ChatTemplateError(
-                f"{path}: the file's chat template leaves the {name} out; pass a template that shows them, or no {name}"
+                f"{path}: the file's chat template leaves the {name} out; pass one that shows them with ",
+                *(Argument("template"), f", or no {name}"),
             )
     return made
 

@@ -56,7 +56,7 @@ class Tokenizer:
         return cls(metadata)
 
     @classmethod
-    def from_gguf(cls, path: str | os.PathLike) -> "Tokenizer":
+    def from_gguf(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """The tokenizer of the GGUF file at `path`; reads no weights. Raises as `open_gguf` and `from_metadata` do."""
         return cls.from_file(open_gguf(path))
 

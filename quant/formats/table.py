@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from packlight.common.errors import UnsupportedError
+from packlight.common.text import near
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,4 +76,5 @@ def format_named(name: str) -> Format:
     try:
         return FORMATS[name]
     except KeyError:
-        raise UnsupportedError(f"unknown format {name!r}; supported: {', '.join(FORMATS)}") from None
+        hint = near(str(name), FORMATS)
+        raise UnsupportedError(f"unknown format {name!r}{hint}; supported: {', '.join(FORMATS)}") from None

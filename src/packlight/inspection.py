@@ -23,7 +23,7 @@ from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels.native_build import running_if_built
 
 
-def inspect(path: str | os.PathLike) -> dict[str, Any]:
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Header, metadata and tensor table of the file at `path`, all checked; builds no model and imports no jax.
 
     Keys: path, version, alignment, file_bytes, architecture, metadata, tensors (name, shape, format, bytes, offset,

@@ -5,10 +5,11 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from packlight.common import pages
-from packlight.common.errors import ConfigError
+from packlight.common.arguments import suggesting
+from packlight.common.errors import Argument, ConfigError
 from packlight.common.text import shown, shown_path
 from packlight.compile.config import DTYPES, CompileConfig, default_config, read_config
 from packlight.compile.kernels import KernelPlan, build_kernels
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from packlight.model.weights.placement import Placement
 
 # llama.cpp's names beside the config's
+KVType = Literal["f32", "f16", "bf16", "float32", "float16", "bfloat16"]
 KV_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"} | {name: name for name in DTYPES}
 
 
@@ -35,23 +37,33 @@ class Changes:
 
     context: int | None = None  # tokens that a slot may hold
     slots: int | None = None  # sequences at a time
-    kv_type: str | None = None  # of cached keys and values
+    kv_type: KVType | None = None  # of cached keys and values
+
+    def __post_init__(self):
+        """Raises ConfigError for a value that suits no model."""
+        for name, least in (("context", 0), ("slots", 1)):
+            count = getattr(self, name)
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
+                raise ConfigError(Argument(name, shown(repr(count))), f": it is an integer of at least {least}")
+        if self.kv_type is not None and self.kv_type not in KV_TYPES:
+            raise ConfigError(Argument("kv_type", shown(str(self.kv_type))), f": it is one of {', '.join(KV_TYPES)}")
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises ConfigError for more context than the model has."""
+        if (self.context or 0) > model.context_length:
+            raise ConfigError(Argument("context", self.context), f": the model has only {model.context_length}")
 
     def applied(self, config: CompileConfig) -> CompileConfig:
-        """The config with the changes. Raises ConfigError naming the one that is impossible."""
+        """The config with the changes. Raises ConfigError for slots that do not suit its mesh."""
         if self.context is not None:
             config = dataclasses.replace(config, context=self.context)
         if self.slots is not None:
-            groups = config.mesh.data
-            if isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 1:
-                raise ConfigError(f"slots must be an integer of at least 1, not {self.slots!r}")
-            if self.slots % groups:
-                raise ConfigError(f"slots is {self.slots}, no multiple of the mesh's {groups} data groups")
+            if self.slots % config.mesh.data:
+                groups = f"no multiple of the mesh's {config.mesh.data} data groups"
+                raise ConfigError(Argument("slots", self.slots), f": {groups}")
             fewer = (batch for batch in config.decode_batch if batch < self.slots)
             config = dataclasses.replace(config, decode_batch=(*fewer, self.slots))
         if self.kv_type is not None:
-            if self.kv_type not in KV_TYPES:
-                raise ConfigError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(KV_TYPES)}")
             config = dataclasses.replace(config, kv_dtype=KV_TYPES[self.kv_type])
         return config
 
@@ -153,24 +165,27 @@ class Prepared:
             self.memory_limit.check(plan, shown_path(self.file.path))
 
 
+@suggesting
 def prepare(
-    path: str | os.PathLike,
-    config: str | os.PathLike | CompileConfig | None = None,
+    path: str | os.PathLike[str],
+    config: str | os.PathLike[str] | CompileConfig | None = None,
     context: int | None = None,
     slots: int | None = None,
-    kv_type: str | None = None,
+    kv_type: KVType | None = None,
 ) -> Prepared:
-    """Opens and checks a file and a config, as `load` does first; imports no jax.
+    """Opens and checks a file and a config, as `load` does first; reads no weights and imports no jax.
 
-    context, slots, kv_type: replace what the config says (`Changes`). Raises GGUFError, UnsupportedError, ConfigError.
+    The arguments are `load`'s. Raises GGUFError, UnsupportedError, ConfigError.
     """
+    changes = Changes(context, slots, kv_type)
     if config is not None and not isinstance(config, CompileConfig):
         config = read_config(config)
     file = open_gguf(path)
     model = ModelConfig.from_gguf(file)
     check(file, model)
+    changes.check(model)
     tokenizer = Tokenizer.from_file(file)
-    prepared = Prepared(file, model, tokenizer, config, Changes(context, slots, kv_type))
+    prepared = Prepared(file, model, tokenizer, config, changes)
     _ = prepared.context  # an impossible one is refused here
     return prepared
 

@@ -5,12 +5,14 @@ before the first generation.
 import functools
 import numbers
 import reprlib
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from packlight.common.errors import ConfigError, ContextLengthError
+from packlight.common.errors import Argument, ConfigError, ContextLengthError
+from packlight.common.text import shown
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.sampling.grammar import Grammar, Vocabulary, vocabulary
 from packlight.model.spec.config import ModelConfig
@@ -18,6 +20,15 @@ from packlight.model.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
+
+
+class Array(Protocol):
+    """What numpy can take for an array: its own and jax's."""
+
+    def __array__(self, *values: Any, **named: Any) -> np.ndarray: ...
+
+
+Ids = Sequence[int] | Array  # token ids
 
 
 def _as_list(prompt: Any) -> list[Any] | tuple[Any, ...] | None:
@@ -34,7 +45,7 @@ class Prompts:
         self._tokenizer, self._model, self._context = tokenizer, model, context
         self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}
 
-    def ids(self, prompt: str | Sequence[int], parse_special: bool = False) -> list[int]:
+    def ids(self, prompt: str | Ids, parse_special: bool = False) -> list[int]:
         """Token ids of a text, or ids given as such: checked. parse_special: control tokens that it spells are tokens.
 
         Raises ConfigError for none and for impossible ones.
@@ -52,23 +63,32 @@ class Prompts:
                 raise ConfigError(f"prompt token id {i} is outside the vocabulary of {self._model.vocab_size}")
         return ids
 
-    def fitting(self, prompt: str | Sequence[int]) -> list[int]:
+    def fitting(self, prompt: str | Ids) -> list[int]:
         """`ids` of a prompt that fits the context. Raises ContextLengthError for one that does not."""
         ids = self.ids(prompt)
         if len(ids) > self._context:
             raise ContextLengthError(f"the text has {len(ids)} tokens; the context holds {self._context}")
         return ids
 
-    def answerable(self, prompt: str | Sequence[int], parse_special: bool) -> list[int]:
-        """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not."""
+    def answerable(self, prompt: str | Ids, parse_special: bool) -> list[int]:
+        """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not.
+
+        Warns of a text that spells a token which the file puts there too, so that it stands there twice.
+        Source: llama.cpp `check_double_bos_eos`.
+        """
         ids = self.ids(prompt, parse_special)
+        if isinstance(prompt, str):
+            bos, end = self._tokenizer.bos_id, self._tokenizer.end_id
+            for where, pair, token in (("begins", ids[:2], bos), ("ends", ids[-2:], end)):
+                if token is not None and pair == [token, token]:
+                    name = shown(self._tokenizer.piece(token))
+                    said = f"the prompt {where} with {name} twice: the text has it, and the model's file adds one"
+                    warnings.warn(said, stacklevel=2)
         if len(ids) >= self._context:
             longest = self._model.context_length
-            advice = f"shorten it, or ask for more context: the model takes {longest}"
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, which leaves no room for an answer in a context of "
-                f"{self._context}; {advice if longest > self._context else 'shorten it'}"
-            )
+            more = (", or load with up to ", Argument("context", longest)) if longest > self._context else ()
+            said = f"the prompt has {len(ids)} tokens, which leaves no room for an answer in a context of "
+            raise ContextLengthError(f"{said}{self._context}; shorten it", *more)
         return ids
 
     def check_sampling(self, config: SamplingConfig) -> None:

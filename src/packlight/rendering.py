@@ -11,7 +11,7 @@ from packlight.model.text.tokenizer import Tokenizer
 
 
 def render_chat(
-    path_or_template: str | os.PathLike,
+    path_or_template: str | os.PathLike[str],
     messages: Sequence[Mapping[str, Any]],
     add_generation_prompt: bool = True,
     tools: Sequence[Any] | None = None,

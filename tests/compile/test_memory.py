@@ -96,12 +96,13 @@ def test_the_limit_decides_and_is_told_before_loading(path, config):
 
 
 def test_the_command_line_prints_the_plan_or_refuses(path, config, tmp_path):
-    small = write_config(tmp_path / "small.toml", context=64, memory_limit=100_000)
+    small = write_config(tmp_path / "small.toml", context=64, memory_limit=1_500_000)
     for command in (("generate", "--prompt=x"), ("compile",)):
         done = run(*command, f"--model={path}", f"--config={small}")
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(
-            r"error: .*model.gguf does not fit: weights [^\n]*0\.1 MB \(config key [^\n]*\n", done.stderr
+            r"error: .*model.gguf does not fit: weights [^\n]*1\.5 MB \(config key [^\n]*\); --slots=1 would fit\n",
+            done.stderr,
         )
     fits = write_config(tmp_path / "fits.toml", context=64)
     done = run("compile", f"--model={path}", f"--config={fits}", "--json")
@@ -129,12 +130,12 @@ def test_what_the_error_advises_fits_and_more_does_not(tmp_path, context, slots,
     limit = asked.total - asked.cache * 2 // 5
     with pytest.raises(packlight.MemoryLimitError) as refused:
         Limit(limit, "x").check(asked, "m")
-    found = re.search(r"; --context=(\d+) or --slots=(\d+) would fit$", str(refused.value))
+    found = re.search(r"; context=(\d+) or slots=(\d+) would fit$", str(refused.value))
     assert found is not None
     less, fewer = int(found[1]), int(found[2])
     assert memory_of(less, slots).total <= limit < memory_of(less + 128, slots).total
     assert memory_of(context, fewer).total <= limit < memory_of(context, fewer + mesh.data).total
-    assert asked.advice(asked.total - asked.cache + 9) == "no context would fit: take a smaller file"
+    assert asked.advice(asked.total - asked.cache + 9) == ("no context would fit: take a smaller file",)
 
 
 @pytest.mark.parametrize(("kv_heads", "layers", "most"), [(32, 32, 2.2e9), (8, 32, 0.54e9)])

@@ -362,14 +362,14 @@ def test_slots_and_kv_type_replace_what_the_config_says(noise):
     whole = prepare(noise[0], config, kv_type="f32").memory.cache
     assert prepare(noise[0], config, kv_type="f16").memory.cache == (whole + 4 * 8) // 2
     for given, words in (
-        ({"slots": 0}, "slots must be an integer of at least 1, not 0"),
-        ({"slots": True}, "slots must be an integer of at least 1, not True"),
-        ({"kv_type": "q8_0"}, "kv_type is 'q8_0'; it is one of f32, f16, bf16, "),
+        ({"slots": 0}, "slots=0: it is an integer of at least 1"),
+        ({"slots": True}, "slots=True: it is an integer of at least 1"),
+        ({"kv_type": "q8_0"}, "kv_type=q8_0: it is one of f32, f16, bf16, "),
     ):
         with pytest.raises(packlight.ConfigError, match=words):
             packlight.load(noise[0], config, **given)
     odd = packlight.CompileConfig(decode_batch=(2,), mesh=MeshShape(2, 1))
-    with pytest.raises(packlight.ConfigError, match="slots is 3, no multiple of the mesh's 2 data groups"):
+    with pytest.raises(packlight.ConfigError, match="slots=3: no multiple of the mesh's 2 data groups"):
         prepare(noise[0], odd, slots=3)
 
 

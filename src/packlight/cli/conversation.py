@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from packlight.cli.spelling import message
 from packlight.cli.terminal import follow, from_stdin, restored_terminal, say, speed, write
 from packlight.common.errors import PacklightError
 from packlight.common.text import shown
@@ -123,7 +124,7 @@ class Conversation:
             say("stopped")
         except PacklightError as error:
             self.messages.pop()
-            say("error: " + " ".join(str(error).split()))
+            say(f"error: {message(error)}")
             return
         finally:
             signal.signal(signal.SIGINT, before)

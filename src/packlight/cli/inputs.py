@@ -9,7 +9,7 @@ from absl import flags
 from packlight import demo
 from packlight.cli.terminal import say
 from packlight.common.errors import ConfigError
-from packlight.common.text import near, reason, shown_path
+from packlight.common.text import reason
 from packlight.model.sampling.config import PARAMETERS
 from packlight.model.sampling.parameters import Biases, Integer, Parameter, Schema, Text, Texts
 
@@ -68,12 +68,6 @@ def file_text(flag: str, path: str) -> str:
 def model_path(values: flags.FlagValues) -> str:
     if not values.model:
         raise ConfigError("--model is missing: the GGUF file to use")
-    folder, name = os.path.split(values.model)
-    if not os.path.exists(values.model) and os.path.isdir(folder or "."):
-        beside = (os.path.splitext(each) for each in os.listdir(folder or "."))
-        stems = [stem for stem, extension in beside if extension.lower() == ".gguf"]
-        if found := near(os.path.splitext(name)[0], stems, "{}.gguf"):
-            raise ConfigError(f"{shown_path(values.model)}: no such file{found}")
     return values.model
 
 

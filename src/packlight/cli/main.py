@@ -14,7 +14,7 @@ from absl import flags
 
 from packlight.cli.commands import COMMANDS
 from packlight.cli.flags import Command
-from packlight.cli.spelling import spelled
+from packlight.cli.spelling import message, spelled
 from packlight.cli.terminal import StreamError, close_stderr, end_by_signals, open_streams, say, write
 from packlight.common.errors import ConfigError, PacklightError
 from packlight.common.text import near, reason, shown_path
@@ -31,15 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
         write("")  # what libraries printed there
     except (PacklightError, StreamError) as error:
-        _fail(str(error))
+        _fail(message(error))
     except OSError as error:  # of a file that no one else has named: a temporary one, say, on a full disk
         _fail(f"{shown_path(str(error.filename))}: {reason(error)}" if error.filename else reason(error))
     finally:
         close_stderr()
 
 
-def _fail(message: str) -> NoReturn:
-    say("error: " + " ".join(message.split()))
+def _fail(line: str) -> NoReturn:
+    say(f"error: {line}")
     sys.exit(EXIT_MISTAKE)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from absl import flags
 
 from packlight.cli.terminal import say
-from packlight.common.errors import ConfigError
+from packlight.common.errors import Argument, ConfigError, PacklightError
 from packlight.common.text import near
 
 # Other names of our flags, of several the first that the command takes; most are llama.cpp's (its common/arg.cpp).
@@ -50,7 +50,19 @@ MOOT: Mapping[str, str] = {
 }
 # What stands without a flag's name: the model's file, and for some commands more. Source: llama.cpp's llama-quantize.
 POSITIONAL: Mapping[str, tuple[str, ...]] = {"quantize": ("model", "out", "type")}
+# Parameters of the API that a flag stands for in other words.
+WORDS = {"template": "--chat_template=FILE"}
 FLAG = re.compile(r"--?(?=[A-Za-z])([\w-]+)(?:(=)(.*))?", re.DOTALL)
+
+
+def message(error: Exception) -> str:
+    """What an error says, in one line; parameters have the names of their flags."""
+    text = error.worded(_flag) if isinstance(error, PacklightError) else str(error)
+    return " ".join(text.split())
+
+
+def _flag(argument: Argument) -> str:
+    return WORDS.get(argument.name, f"--{argument}")
 
 
 def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) -> tuple[list[str], bool]:

@@ -92,7 +92,7 @@ def test_a_file_that_is_not_there_names_its_neighbour(tmp_path):
     (tmp_path / "tiny-Q4_K_M.gguf").touch()
     done = packlight(tmp_path / "tiny-Q4_KM.gguf", "--prompt=x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.endswith("tiny-Q4_KM.gguf: no such file; did you mean 'tiny-Q4_K_M.gguf'?\n")
+    assert done.stderr.endswith("No such file or directory; did you mean 'tiny-Q4_K_M.gguf'?\n")
 
 
 @pytest.mark.parametrize("word", ["-h", "--help", "-help"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -9,7 +10,17 @@ from absl import flags
 from packlight import demo
 from packlight.cli.flags import PLAN, PROCESSES, SAMPLING, Command
 from packlight.cli.inputs import file_text, sampling_fields, text_of
-from packlight.cli.terminal import end_by_signals, follow, from_stdin, reserve_stdout, say, speed, write, write_json
+from packlight.cli.terminal import (
+    end_by_signals,
+    follow,
+    from_stdin,
+    reserve_stdout,
+    say,
+    speed,
+    warn,
+    write,
+    write_json,
+)
 from packlight.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +43,9 @@ def run(values: flags.FlagValues) -> None:
     sampling["seed"] = config.seed
     prepared = prepared_from(values)
     prepared.prompts.check_sampling(config)
-    prompt = prepared.prompts.answerable(text, values.parse_special)
+    with warnings.catch_warnings(record=True, action="always") as said:
+        prompt = prepared.prompts.answerable(text, values.parse_special)
+    warn([str(each.message) for each in said])
     _join(values, prepared)
     counter = CompileCounter()
     llm = load(prepared, counter.start)
