@@ -101,6 +101,11 @@ class Engine:
     def idle(self) -> bool:
         return not self._queue and not any(self._slots)
 
+    def close(self) -> None:
+        """Frees the memory of weights and cache. The engine is of no use afterwards."""
+        for array in jax.tree.leaves((self._params, self._cache)):
+            array.delete()
+
     def submit(
         self, prompt: list[int], sampling: SamplingConfig, past_end: bool = False, steering: Steering | None = None
     ) -> int:

@@ -25,16 +25,28 @@ class Scheduler:
         self._engine = engine
         self._runs: dict[int, Run] = {}  # by the engine's number of the request
         self._lock, self._next = threading.Lock(), threading.Lock()
+        self._closed = False
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """The engine for one thread alone. Who waits is next: whoever has just had a turn waits behind."""
+        """The engine for one thread alone. Who waits is next: whoever has just had a turn waits behind.
+
+        Raises PacklightError once it is closed.
+        """
         with self._next:
             self._lock.acquire()
         try:
+            if self._closed:
+                raise PacklightError("the model is closed")
             yield
         finally:
             self._lock.release()
+
+    def close(self) -> None:
+        """Ends the runs under way and gives the engine's memory back."""
+        with contextlib.suppress(PacklightError), self.turn():  # closed before
+            self._closed = True
+            self._engine.close()
 
     def complete(self, runs: Sequence[Run]) -> list[Completion]:
         """Drives the runs to their ends, side by side as slots are free. Raises NonFiniteLogitsError when the logits of
@@ -96,6 +108,6 @@ class Scheduler:
                 for run in runs:
                     run.check()
         finally:
-            with self.turn():
+            with contextlib.suppress(PacklightError), self.turn():  # closed: there is nothing to cancel
                 for number in mine:
                     self._cancel(number)

@@ -1,13 +1,14 @@
 """What the user asks of the sampler: the table of sampling parameters. Knows no arrays, no text model, and no jax.
 
-A new parameter is one field here. Its check, documentation and flag follow; one that an executable takes also becomes
-a field of `model.sampling.chain.SlotSampling`, where the code that uses it reads it.
+A new parameter is one field here, and its type in `packlight.arguments`. Its check, documentation and flag follow. One
+that an executable takes also becomes a field of `model.sampling.chain.SlotSampling`, where the code that uses it reads
+it.
 """
 
 import dataclasses
 import secrets
-from typing import Any
 
+from packlight.common.arguments import suggesting
 from packlight.common.errors import ConfigError
 from packlight.model.sampling.parameters import (
     FLOAT32_MAX,
@@ -28,6 +29,7 @@ MOST_LOGPROBS = 20  # as the OpenAI API and vLLM have it
 MOST_BIASES = 1024
 
 
+@suggesting
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How one request picks its tokens: a chain in llama.cpp's order with its defaults.
@@ -72,7 +74,9 @@ class SamplingConfig:
         "tokens to generate at most (default, and -1 at the terminal: until the end)",
         more="The end is an end token or that of the context; 0 gives an empty text.",
     )
-    stop: tuple[str, ...] = row((), Texts(), "end before this text; may be given several times")
+    stop: tuple[str, ...] = row(
+        (), Texts(), "end before this text; may be given several times", more="In Python a list of texts."
+    )
     logit_bias: tuple[tuple[int, float], ...] = row(
         (),
         Biases(MOST_BIASES),
@@ -149,7 +153,7 @@ class SamplingConfig:
     logprobs: int | None = row(
         None,
         Integer(0, MOST_LOGPROBS, optional=True),
-        "with --json: log-probabilities of the n most probable tokens, up to 20",
+        "log-probabilities of the n most probable tokens, up to 20; at the terminal with --json",
         more="They are reported beside each token that was chosen.",
         dtype="int32",
         absent=-1,
@@ -157,12 +161,14 @@ class SamplingConfig:
     json_schema: str | None = row(
         None,
         Schema(),
-        "write JSON that matches this schema; @FILE reads it from a file",
+        "write JSON that matches this schema; a flag's @FILE reads it from a file",
         more='A text or a mapping. This and the next two exclude each other and need the extra "grammar".',
     )
     regex: str | None = row(None, Text(), "write text that matches this regular expression")
     grammar: str | None = row(
-        None, Text(from_file=True), "write text that matches this grammar (GBNF or Lark); @FILE reads a file"
+        None,
+        Text(from_file=True),
+        "write text that matches this grammar (GBNF or Lark); a flag's @FILE reads a file",
     )
 
     def __post_init__(self) -> None:
@@ -195,15 +201,3 @@ class SamplingConfig:
 
 PARAMETERS = rows(SamplingConfig)
 SamplingConfig.__doc__ = f"{SamplingConfig.__doc__}\n{documentation(PARAMETERS)}\n"
-
-
-def sampling_config(**fields: Any) -> SamplingConfig:
-    """The config of these fields. Raises ConfigError for a bad value, and for an unknown name, naming the nearest."""
-    known = [parameter.name for parameter in PARAMETERS]
-    for name in fields:
-        if name not in known:
-            import difflib
-
-            (nearest,) = difflib.get_close_matches(name, known, 1, cutoff=0.0)
-            raise ConfigError(f"unknown sampling parameter {name!r}; the nearest known one is {nearest!r}")
-    return SamplingConfig(**fields)

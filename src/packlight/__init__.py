@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from packlight.arguments import Sampling
     from packlight.common.errors import (
+        ArgumentError,
         ConfigError,
         ContextLengthError,
         GGUFError,
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
     from packlight.unpacking import unpack
 
 _HOMES = {  # module -> the public names that it defines
+    "arguments": ("Sampling",),
     "common.errors": (
-        "ConfigError", "ContextLengthError", "GGUFError", "MemoryLimitError", "MissingFileError",
+        "ArgumentError", "ConfigError", "ContextLengthError", "GGUFError", "MemoryLimitError", "MissingFileError",
         "NonFiniteLogitsError", "PacklightError", "UnsupportedError",
     ),
     "compile.config": ("CompileConfig",),
@@ -57,6 +60,7 @@ __all__ = [
     "ARCHITECTURES",
     "FORMATS",
     "LLM",
+    "ArgumentError",
     "ChatTemplateError",
     "CompileConfig",
     "Completion",
@@ -68,6 +72,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "PacklightError",
     "Prepared",
+    "Sampling",
     "SamplingConfig",
     "TokenLogprob",
     "Tokenizer",

@@ -10,24 +10,27 @@ import os
 import reprlib
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
 
 from packlight import demo
+from packlight.arguments import Sampling, sampled
+from packlight.common.arguments import suggesting
 from packlight.common.errors import ConfigError, NonFiniteLogitsError
 from packlight.common.text import shown_path
 from packlight.compile.config import CompileConfig
 from packlight.compile.memory import MemoryPlan
 from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
-from packlight.model.sampling.config import SamplingConfig, sampling_config
+from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.pooling import POOLINGS, pooling_of
 from packlight.model.text.chat import make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
-from packlight.prepared import Prepared, prepare
+from packlight.prepared import KVType, Prepared, prepare
+from packlight.prompts import Ids
 from packlight.quant.kernels.native_build import Running
 from packlight.serve.run import Completion, Run
 from packlight.serve.scheduler import Scheduler
@@ -38,31 +41,46 @@ if TYPE_CHECKING:
     from packlight.serve.engine import Engine
 
 
+@suggesting
 def load(
-    path: str | os.PathLike | None = None,
-    config: str | os.PathLike | CompileConfig | None = None,
-    on_read: Callable[[int, int], None] | None = None,
-    on_built: Callable[["Built", int], None] | None = None,
+    path: str | os.PathLike[str] | None = None,
+    config: "str | os.PathLike[str] | CompileConfig | None" = None,
+    on_read: "Callable[[int, int], None] | None" = None,
+    on_built: "Callable[[Built, int], None] | None" = None,
     *,
     context: int | None = None,
     slots: int | None = None,
-    kv_type: str | None = None,
+    kv_type: KVType | None = None,
 ) -> "LLM":
-    """Loads the GGUF file at `path` and compiles, or takes from the store, every executable of `config`.
+    """Loads a GGUF file and compiles, or takes from the store, all that runs it.
 
-    path: None stands for the embedded demo model.
-    config: path of a TOML file, a CompileConfig, or None for the one that ships for jax's default platform.
-    context: tokens that a prompt and its answer may have together. slots: sequences that run at a time. kv_type: f32,
-        f16 or bf16, what keys and values are cached in. They replace what the config says.
-    on_read(bytes, total bytes) and on_built(executable, total executables) are called while each is done.
-    Raises GGUFError, UnsupportedError, ConfigError, and MemoryLimitError: before anything is loaded when weights and
-    cache do not fit the device, after compiling when the scratch of a step does not fit beside them.
+    Args:
+        path: the file; of a split one, its first part. None is the embedded demo model.
+        config: a TOML file, the name of a shipped config ("cpu", "gpu", "tpu", ...), a CompileConfig, or None for the
+            one that ships for jax's default platform.
+        on_read: called with bytes read and bytes in all while the weights are read.
+        on_built: called with an executable and the number of all while they are built.
+        context: tokens that a prompt and its answer may have together, at most what the model has. None: the config's,
+            by default the model's or 4096, whichever is less.
+        slots: sequences that run at a time; each takes the memory of a context. None: the config's, 4 on a CPU.
+        kv_type: what keys and values are cached in. None: the config's, "f16" on a CPU.
+
+    Raises:
+        MissingFileError: there is no such file; it is a FileNotFoundError too.
+        GGUFError: the file is damaged, or no model.
+        UnsupportedError: its architecture, formats or tokenizer are none that packlight runs.
+        ConfigError: a value of the config, or of an argument here, is impossible.
+        MemoryLimitError: before anything is loaded where weights and cache do not fit the device; after compiling
+            where a step's scratch does not fit beside them. It says which context or slots would.
     """
     return LLM(prepare(demo.MODEL if path is None else path, config, context, slots, kv_type), on_read, on_built)
 
 
 class LLM:
-    """A loaded model with its executables. Open streams, and callers in several threads, take turns."""
+    """A loaded model with its executables, as `load` gives it. Open streams and callers in several threads take turns.
+
+    `with packlight.load(...) as llm:` gives its memory back at the end, as `close` does.
+    """
 
     file: GGUFFile  # what was loaded
     model: ModelConfig  # its hyperparameters
@@ -116,6 +134,18 @@ class LLM:
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
         self._scheduler = Scheduler(self.engine)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the memory of weights and cache back. What is asked of the model afterwards, by an open stream too,
+        raises PacklightError; to close it again does nothing.
+        """
+        self._scheduler.close()
+
     def __repr__(self) -> str:
         plan, device = self.plan, self.device.platform
         name, architecture = shown_path(os.path.basename(self.file.path)), self.file.metadata["general.architecture"]
@@ -142,16 +172,29 @@ class LLM:
         with self._scheduler.turn():
             return self.engine.logits(checked)
 
+    @suggesting
     def embed(
-        self, prompts: "Sequence[str | Sequence[int]]", pooling: str | None = None, normalize: bool = True
+        self,
+        prompts: "Sequence[str | Ids]",
+        pooling: Literal["mean", "last"] | None = None,
+        normalize: bool = True,
     ) -> np.ndarray:
-        """A vector for each text or list of token ids: float32 (prompts, D).
+        """A vector for each text.
 
-        pooling: "mean" averages the hidden states behind the last norm over all tokens, "last" takes that of the last
-            token. None does what the file says, or "mean" where it says nothing.
-        normalize: scales each vector to length 1.
-        Raises ConfigError for an unknown pooling, no prompts, or an impossible one,
-        ContextLengthError for one that is too long, NonFiniteLogitsError for NaN or infinite states.
+        Args:
+            prompts: texts, or token ids of each (a list or an array).
+            pooling: "mean" averages the hidden states behind the last norm over all tokens, "last" takes that of the
+                last token. None does what the file says, or "mean" where it says nothing.
+            normalize: scales each vector to length 1.
+
+        Returns:
+            float32 (prompts, D).
+
+        Raises:
+            ConfigError: the pooling is unknown, or there are no prompts, or an impossible one.
+            ContextLengthError: a prompt is longer than the context.
+            NonFiniteLogitsError: hidden states are NaN or infinite.
+
         Source: llama.cpp's `llama_pooling_type` and `common_embd_normalize`.
         """
         pool = POOLINGS[pooling_of(self.model, pooling)]
@@ -170,39 +213,50 @@ class LLM:
 
     @overload
     def generate(
-        self, prompt: "str | Sequence[int] | np.ndarray", n: Literal[1] = 1, parse_special: bool = True, **sampling: Any
+        self, prompt: str | Ids, *, n: Literal[1] = 1, parse_special: bool = True, **sampling: Unpack[Sampling]
     ) -> Completion: ...
 
     @overload
     def generate(
         self,
-        prompt: "list[str] | tuple[str, ...]",
+        prompt: list[str] | list[list[int]] | tuple[str, ...],
+        *,
         n: int = 1,
         parse_special: bool = True,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion]: ...
 
     @overload
     def generate(
-        self, prompt: "str | Sequence[int] | np.ndarray", n: int, parse_special: bool = True, **sampling: Any
+        self, prompt: str | Ids, *, n: int, parse_special: bool = True, **sampling: Unpack[Sampling]
     ) -> list[Completion] | Completion: ...
 
+    @sampled
     def generate(
         self,
-        prompt: "str | Sequence[int] | np.ndarray | Sequence[str]",
+        prompt: "str | Ids | Sequence[str | Ids]",
+        *,
         n: int = 1,
         parse_special: bool = True,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> "Completion | list[Completion]":
-        """Completes a prompt, or several together: a list of prompts gives a list of completions, in order.
+        """Continues a prompt, or several together; each gets the tokens it would get alone.
 
-        prompt: text, token ids (a list or an array), or a list of texts. n: completions of each prompt; the i-th draws
-        with seed + i, and the result is a list, those of a prompt side by side.
-        parse_special: control tokens that a text spells are tokens, as in llama.cpp's completion; False: they are text.
-        sampling: the fields of `SamplingConfig` (max_tokens, temperature, top_k, top_p, min_p, seed, stop, ...).
-        Each prompt gets the ids it would get alone.
-        Raises ConfigError for an empty prompt or a bad value, ContextLengthError for a prompt that leaves no room,
-        NonFiniteLogitsError when a step's logits are NaN or infinite.
+        Args:
+            prompt: text, token ids (a list or an array), or a list of prompts.
+            n: completions of each prompt; the i-th draws with seed + i.
+            parse_special: control tokens that a text spells are tokens, as in llama.cpp's completion; False: they are
+                text.
+            sampling: how tokens are drawn and when the text ends, such as max_tokens=64, temperature=0 (greedy), seed=1
+                or stop=["."]; `help(packlight.Sampling)` says what each means.
+
+        Returns:
+            A `Completion`. For a list of prompts, or n above 1, a list of them in order, those of a prompt together.
+
+        Raises:
+            ConfigError: a prompt is empty or none, or a value is impossible.
+            ContextLengthError: a prompt leaves no room for an answer.
+            NonFiniteLogitsError: a step's logits are NaN or infinite.
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
@@ -219,30 +273,78 @@ class LLM:
         completions = self._scheduler.complete(runs)
         return completions if several or n > 1 else completions[0]
 
+    @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: str | Sequence[Mapping[str, Any]],
         tools: Sequence[Any] | None = None,
         template: str | None = None,
-        **sampling: Any,
-    ) -> Completion:
-        """The assistant's next message in a conversation of {"role": ..., "content": ...}.
+        *,
+        stream: Literal[False] = False,
+        **sampling: Unpack[Sampling],
+    ) -> Completion: ...
 
-        template: text of a chat template, instead of the file's own. sampling: as in `generate`.
-        Raises ConfigError for what is no conversation, ChatTemplateError when the file has no template, or it refuses
-        the messages or leaves the tools out, and as `generate` does.
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        template: str | None = None,
+        *,
+        stream: Literal[True],
+        **sampling: Unpack[Sampling],
+    ) -> Generator[str, None, Completion]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        template: str | None = None,
+        *,
+        stream: bool,
+        **sampling: Unpack[Sampling],
+    ) -> Completion | Generator[str, None, Completion]: ...
+
+    @sampled
+    def chat(
+        self,
+        messages: "str | Sequence[Mapping[str, Any]]",
+        tools: "Sequence[Any] | None" = None,
+        template: str | None = None,
+        *,
+        stream: bool = False,
+        **sampling: Unpack[Sampling],
+    ) -> "Completion | Generator[str, None, Completion]":
+        """The assistant's next message in a conversation.
+
+        Args:
+            messages: a list of {"role": ..., "content": ...}; or a text, which is a user's only message.
+            tools: descriptions of functions that the model may call, as the template wants them.
+            template: text of a chat template, instead of the file's own.
+            stream: gives what `LLM.stream` gives: the text in pieces as it comes.
+            sampling: as in `generate`.
+
+        Raises:
+            ConfigError: these are no messages, or a value is impossible.
+            ChatTemplateError: the file has no template, or it refuses the messages or leaves the tools out.
+            ContextLengthError, NonFiniteLogitsError: as in `generate`.
         """
-        return self.generate(self.chat_prompt(messages, tools, template), **sampling)  # pyright: ignore[reportReturnType]
+        prompt = self.chat_prompt(messages, tools, template)
+        return self.stream(prompt, **sampling) if stream else self.generate(prompt, **sampling)
 
+    @suggesting
     def chat_prompt(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: str | Sequence[Mapping[str, Any]],
         tools: Sequence[Any] | None = None,
         template: str | None = None,
     ) -> list[int]:
         """Token ids of a conversation, up to where the assistant answers: control tokens are those that the template
-        wrote, and what messages and tools spell is text. Raises as `chat` does.
+        wrote, and what messages and tools spell is text. Arguments and errors are `chat`'s.
         """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}] if messages else []
         bos, eos = special_texts(self.file.metadata, self.tokenizer)
         told = {"tools": tools, "bos_token": bos, "eos_token": eos}
         if template is None:
@@ -251,11 +353,14 @@ class LLM:
             made = make_prompt(template, messages, **told)
         return prompt_ids(self.tokenizer, made)
 
+    @sampled
     def stream(
-        self, prompt: str | Sequence[int], parse_special: bool = True, **sampling: Any
-    ) -> Generator[str, None, Completion]:
-        """Yields the text of `generate(prompt, ...)` as it comes, in whole characters; the `Completion` is the
-        generator's return value. Closing the generator ends the generation. Raises as `generate` does, at the call.
+        self, prompt: "str | Ids", *, parse_special: bool = True, **sampling: Unpack[Sampling]
+    ) -> "Generator[str, None, Completion]":
+        """Yields the text of `generate(prompt, ...)` as it comes, in pieces of whole characters.
+
+        The `Completion` is the generator's return value. Closing the generator ends the generation. Arguments and
+        errors are `generate`'s; a bad one is refused at the call.
         """
         ids = self._prompts.answerable(prompt, parse_special)
         return self._scheduler.stream(self._run(ids, self._checked(sampling).with_seed()))
@@ -280,7 +385,7 @@ class LLM:
 
     def _checked(self, sampling: Mapping[str, Any]) -> SamplingConfig:
         """The sampling config of these fields, checked against the model. Raises ConfigError."""
-        config = sampling_config(**sampling)
+        config = SamplingConfig(**sampling)
         self._prompts.check_sampling(config)
         return config
 

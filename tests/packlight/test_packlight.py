@@ -5,8 +5,10 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import warnings
 
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -254,6 +256,7 @@ def test_a_prompt_may_be_ids(llm):
     json.dumps(dataclasses.asdict(mixed[2]))
 
 
+@pytest.mark.filterwarnings("ignore:the prompt begins with <s> twice")
 @pytest.mark.parametrize("parse_special", [True, False])
 def test_control_tokens_of_a_raw_prompt_are_read_as_asked(llm, parse_special):
     prompt, asked = "<s>a</s>", {} if parse_special else {"parse_special": False}
@@ -267,6 +270,71 @@ def test_control_tokens_of_a_raw_prompt_are_read_as_asked(llm, parse_special):
 
     assert list(keep()) == []
     assert completions[0].prompt_token_ids == ids
+
+
+def test_a_prompt_that_spells_bos_has_it_twice_and_is_warned_of(llm, noise):
+    """As llama.cpp's completion has it, and says so."""
+    bos, said = llm.tokenizer.bos_id, "the prompt begins with <s> twice: the text has it, and the model's file adds one"
+    with pytest.warns(UserWarning, match=f"^{said}$"):
+        done = llm.generate("<s>a", max_tokens=0)
+    assert done.prompt_token_ids[:2] == [bos, bos]
+    with pytest.warns(UserWarning, match=f"^{said}$"):
+        llm.stream("<s>a")
+    path, config = noise
+    done = succeed(f"--model={path}", f"--config={config}", "--prompt=<s>a", "--max_tokens=1")
+    assert done.stderr.count(f"warning: {said}\n") == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for prompt in ("a<s>", " <s>a", [bos, bos, 5], ["a", "b"]):
+            llm.generate(prompt, max_tokens=0)
+        llm.generate("<s>a", parse_special=False, max_tokens=0)
+
+
+def test_a_prompt_that_spells_an_end_token_has_it_twice_and_is_warned_of(noise):
+    prepared = prepare(*noise)
+    prepared.tokenizer.end_id = prepared.tokenizer.eos_id
+    with pytest.warns(UserWarning, match="the prompt ends with </s> twice"):
+        prepared.prompts.answerable("a</s>", True)
+
+
+CHATTY = {"tokenizer.chat_template": "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"}
+
+
+def test_a_chat_streams_and_takes_a_text(noise, tmp_path):
+    llm = packlight.load(write_llama(tmp_path / "chatty.gguf", **NOISE, seed=3, extra=CHATTY), noise[1])
+    messages = [{"role": "user", "content": "hello"}]
+    whole = llm.chat(messages, **GREEDY)
+    assert llm.decode(whole.prompt_token_ids).endswith("[user]hello")
+    assert llm.chat("hello", **GREEDY).token_ids == whole.token_ids
+    for asked in (messages, "hello"):
+        pieces = llm.chat(asked, stream=True, **GREEDY)
+        assert next(pieces) + "".join(pieces) == whole.text
+    for bad in ("", [], [("user", "hello")], {"role": "user", "content": "hello"}):
+        with pytest.raises(packlight.ConfigError, match="message"):
+            llm.chat(bad, stream=True)
+    with pytest.raises(packlight.ConfigError, match="temperature"):
+        llm.chat("hello", stream=True, temperature=-1)  # not first when it is read
+
+
+def test_a_closed_model_holds_no_memory_and_says_that_it_is_closed(noise):
+    def held():
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    with packlight.load(*noise) as llm:
+        stream = llm.stream("hello", temperature=0)
+        next(stream)
+        before = held()
+    assert before - held() == llm.memory.weights + llm.kv_bytes
+    for ask in (
+        lambda: llm.generate("hello"),
+        lambda: llm.logits([5]),
+        lambda: llm.embed(["hello"]),
+        lambda: next(stream),
+        lambda: list(llm.stream("hello")),
+    ):
+        with pytest.raises(packlight.PacklightError, match="^the model is closed$"):
+            ask()
+    llm.close()
 
 
 def test_logits_lead_to_the_greedy_token(llm):
@@ -320,8 +388,6 @@ def test_bad_values_are_typed_errors_at_the_call(llm):
         for call in (llm.generate, llm.stream):
             with pytest.raises(packlight.ConfigError, match=next(iter(bad))):
                 call("hello", **bad)
-    with pytest.raises(packlight.ConfigError, match="'temprature'; the nearest known one is 'temperature'"):
-        llm.generate("hello", temprature=0)
     with pytest.raises(packlight.ContextLengthError):
         llm.stream([5] * 4096)  # not first when it is read
     with pytest.raises(packlight.ContextLengthError, match="4097 tokens"):

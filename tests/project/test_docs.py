@@ -1,4 +1,6 @@
-"""Every command in the documentation runs: blocks marked `sh`, with the block marked `toml` as the config they name."""
+"""Every command in the documentation runs: blocks marked `sh`, with the block marked `toml` as the config they name. So
+does all Python: blocks marked `python`.
+"""
 
 import pathlib
 import re
@@ -25,7 +27,8 @@ def folder(tmp_path_factory):
     """Where the commands run: a model of packed weights and one of floats."""
     made = tmp_path_factory.mktemp("docs")
     small = {"layers": 1, "embed": 256, "heads": 8, "kv_heads": 8, "ffn": 512, "vocab": 320, "context": 300}
-    write_llama(made / "model.gguf", formats={"default": "Q4_K", "output": "Q6_K"}, **small)
+    chatty = {"tokenizer.chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    write_llama(made / "model.gguf", formats={"default": "Q4_K", "output": "Q6_K"}, extra=chatty, **small)
     write_llama(made / "floats.gguf", formats={"default": "F32"}, **small)
     return made
 
@@ -43,6 +46,14 @@ def test_commands(path, folder, monkeypatch):
                     (folder / argument.removeprefix("--config=")).write_text(config, encoding="utf-8")
             absolute = [re.sub(r"(?<==)(?=[\w-]+\.(gguf|toml)$)", f"{folder}/", argument) for argument in arguments]
             assert succeed(*absolute).stdout
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if blocks(path, "python")], ids=lambda path: path.stem)
+def test_python(path, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for block in blocks(path, "python"):
+        exec(compile(block, str(path), "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_links_and_files_that_are_named_exist():

@@ -10,9 +10,8 @@ import pytest
 
 from packlight.cli.commands import COMMANDS
 from packlight.cli.inputs import sampling_fields
-from packlight.common.errors import ConfigError
 from packlight.model.sampling.chain import SlotSampling, slot_sampling
-from packlight.model.sampling.config import PARAMETERS, SamplingConfig, sampling_config
+from packlight.model.sampling.config import PARAMETERS, SamplingConfig
 from packlight.model.sampling.parameters import Biases, Integer, Real, Schema, Switch, Text, Texts
 
 NAMES = [parameter.name for parameter in PARAMETERS]
@@ -73,13 +72,6 @@ def test_device_arrays_are_the_parameters_with_a_dtype_and_one_state():
     for parameter in PARAMETERS:
         if parameter.dtype and parameter.default is None:
             assert getattr(slots, parameter.name).tolist()[1] == parameter.absent
-
-
-def test_an_unknown_name_is_a_config_error_with_the_nearest_known():
-    assert sampling_config(top_k=3) == SamplingConfig(top_k=3)
-    for name, nearest in [("temprature", "temperature"), ("maxtokens", "max_tokens"), ("topp", "top_p")]:
-        with pytest.raises(ConfigError, match=f"unknown sampling parameter '{name}'.*nearest.*'{nearest}'"):
-            sampling_config(**{name: 1})
 
 
 def test_the_table_and_the_help_import_neither_numpy_nor_jax():

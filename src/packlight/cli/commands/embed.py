@@ -25,7 +25,7 @@ def run(values: flags.FlagValues) -> None:
     pooling = pooling_of(prepared.model, values.pooling)
     for text in texts:
         prepared.prompts.fitting(text)
-    vectors = load(prepared).embed(texts, pooling).tolist()
+    vectors = load(prepared).embed(texts, values.pooling).tolist()
     if values.json:
         write_json({"embeddings": vectors, "pooling": pooling, "dimensions": len(vectors[0])})
     else:
