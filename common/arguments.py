@@ -21,6 +21,8 @@ OTHERS = {
     "chat_template": "template",
     "response_format": "json_schema",
     "stream": "llm.stream",
+    "messages": "llm.chat",
+    **dict.fromkeys(("system", "system_prompt"), "messages"),
 }
 
 

@@ -100,6 +100,10 @@ class CompileConfig:
         for key in ("prefill_buckets", "decode_batch", "length_buckets"):
             if isinstance(getattr(self, key), list):
                 object.__setattr__(self, key, tuple(getattr(self, key)))
+        if isinstance(self.mesh, dict) and set(self.mesh) <= {"data", "tensor"}:
+            object.__setattr__(self, "mesh", MeshShape(**self.mesh))
+        if not isinstance(self.mesh, MeshShape):
+            raise ConfigError("config key 'mesh' is a table of data and tensor")
         for key, choices in (
             ("platform", PLATFORMS),
             ("cpu_kernels", CPU_KERNELS),
@@ -231,9 +235,4 @@ def _config(table: dict[str, Any]) -> CompileConfig:
                 "(options of text are for the environment's XLA_FLAGS)"
             )
     values["xla_options"] = tuple(sorted(options.items()))
-    axes = [field.name for field in dataclasses.fields(MeshShape)]
-    mesh = values.get("mesh", {})
-    if not isinstance(mesh, dict) or set(mesh) - set(axes):
-        raise ConfigError(f"key 'mesh' is a table of {' and '.join(axes)}")
-    values["mesh"] = MeshShape(**mesh)
     return CompileConfig(**values)

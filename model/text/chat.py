@@ -8,6 +8,7 @@ that messages stay text.
 import json
 import os
 import pathlib
+import reprlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,9 @@ def make_prompt(
     them, fails, or runs past its bounds. Source: Hugging Face's `apply_chat_template`.
     """
     check(messages)
+    for name, given in (("tools", tools), ("documents", documents)):
+        if given is not None and (isinstance(given, str | Mapping) or not isinstance(given, Sequence)):
+            raise ConfigError(f"{name} are a list, not {shown(reprlib.repr(given))}")
     known = {
         "messages": list(messages),
         "tools": tools,

@@ -8,7 +8,9 @@ Source: llama.cpp src/llama-vocab.cpp, unless said otherwise.
 
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from packlight.common.errors import ConfigError
@@ -71,7 +73,7 @@ class Tokenizer:
 
         `add_special` puts bos and eos around them where the file wants that. `parse_special` makes control tokens of
         their text; user-defined ones always are. An unpaired surrogate is encoded as U+FFFD.
-        Raises GGUFError for a text that a vocabulary without byte tokens cannot spell.
+        Raises ConfigError for what is no text, GGUFError for one that a vocabulary without byte tokens cannot spell.
         """
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         text = _sound(text)
@@ -109,8 +111,10 @@ class Tokenizer:
         """The text of `ids`, as llama_detokenize(remove_special=false, unparse_special=true) without space clean-up.
 
         The first token loses a leading space if the vocabulary adds one in `encode`. What is not UTF-8 becomes U+FFFD.
-        Raises ConfigError for an id out of range.
+        Raises ConfigError for what is no list of ids, and for one out of range.
         """
+        if not isinstance(ids, Iterable):
+            raise ConfigError(f"token ids to decode are a list, not {reprlib.repr(ids)}")
         pieces = [self.piece(token_id) for token_id in ids]
         if pieces and self._space_prefix:
             pieces[0] = pieces[0].removeprefix(b" ")
@@ -121,8 +125,8 @@ class Tokenizer:
 
         Raises ConfigError for an id out of range.
         """
-        if not 0 <= token_id < self.vocab_size:
-            raise ConfigError(f"token id {token_id} is not in 0..{self.vocab_size - 1}")
+        if not isinstance(token_id, Integral) or not 0 <= token_id < self.vocab_size:
+            raise ConfigError(f"token id {reprlib.repr(token_id)} is not in 0..{self.vocab_size - 1}")
         token = self._tokens[token_id]
         match int(self.token_types[token_id]):
             case TokenType.NORMAL:
@@ -203,7 +207,9 @@ def _read_tokens(metadata: Mapping[str, Any]) -> tuple[list[str], dict[str, int]
 
 
 def _sound(text: str) -> str:
-    """`text` with U+FFFD for each surrogate, which has no UTF-8."""
+    """`text` with U+FFFD for each surrogate, which has no UTF-8. Raises ConfigError for what is no text."""
+    if not isinstance(text, str):
+        raise ConfigError(f"a text to encode is a str, not {reprlib.repr(text)}")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -9,7 +9,7 @@ import numbers
 import os
 import reprlib
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
@@ -17,8 +17,8 @@ import numpy as np
 from packlight import demo
 from packlight.arguments import Sampling, sampled
 from packlight.common.arguments import suggesting
-from packlight.common.errors import ConfigError, NonFiniteLogitsError
-from packlight.common.text import shown_path
+from packlight.common.errors import Argument, ConfigError, NonFiniteLogitsError
+from packlight.common.text import shown, shown_path
 from packlight.compile.config import CompileConfig
 from packlight.compile.memory import MemoryPlan
 from packlight.compile.plan import Plan
@@ -175,7 +175,7 @@ class LLM:
     @suggesting
     def embed(
         self,
-        prompts: "Sequence[str | Ids]",
+        prompts: "Iterable[str | Ids]",
         pooling: Literal["mean", "last"] | None = None,
         normalize: bool = True,
     ) -> np.ndarray:
@@ -198,10 +198,11 @@ class LLM:
         Source: llama.cpp's `llama_pooling_type` and `common_embd_normalize`.
         """
         pool = POOLINGS[pooling_of(self.model, pooling)]
-        if isinstance(prompts, str) or not len(prompts):
+        given = [] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
+        if not given:
             raise ConfigError("embed wants a list of texts, and at least one")
         rows = []
-        for prompt in prompts:
+        for prompt in given:
             ids = self._prompts.fitting(prompt)
             with self._scheduler.turn():
                 hidden = self.engine.hidden(ids)
@@ -347,6 +348,11 @@ class LLM:
             messages = [{"role": "user", "content": messages}] if messages else []
         bos, eos = special_texts(self.file.metadata, self.tokenizer)
         told = {"tools": tools, "bos_token": bos, "eos_token": eos}
+        if template is not None and not (isinstance(template, str) and "{" in template):
+            said = (
+                f" is the text of a chat template, which has a '{{'; it is no path, nor {shown(reprlib.repr(template))}"
+            )
+            raise ConfigError(Argument("template"), said)
         if template is None:
             made = own_prompt(self.file.metadata, shown_path(self.file.path), messages, **told)
         else:

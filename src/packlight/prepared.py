@@ -179,6 +179,8 @@ def prepare(
     """
     changes = Changes(context, slots, kv_type)
     if config is not None and not isinstance(config, CompileConfig):
+        if not isinstance(config, str | os.PathLike):
+            raise ConfigError(f"config is a path, a name or a CompileConfig, not {shown(repr(config))}")
         config = read_config(config)
     file = open_gguf(path)
     model = ModelConfig.from_gguf(file)

@@ -6,7 +6,7 @@ import functools
 import numbers
 import reprlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -55,7 +55,9 @@ class Prompts:
         elif (given := _as_list(prompt)) is not None and all(isinstance(i, numbers.Integral) for i in given):
             ids = [int(i) for i in given]
         else:
-            raise ConfigError(f"a prompt is text or a list of token ids, not {' '.join(reprlib.repr(prompt).split())}")
+            hint = "; messages are for chat" if isinstance(prompt, Mapping) else ""
+            said = " ".join(reprlib.repr(prompt).split())
+            raise ConfigError(f"a prompt is text or a list of token ids, not {said}{hint}")
         if not ids:
             raise ConfigError("the prompt is empty")
         for i in ids:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import pathlib
 import warnings
 
 import gguf
@@ -312,8 +313,17 @@ def test_a_chat_streams_and_takes_a_text(noise, tmp_path):
     for bad in ("", [], [("user", "hello")], {"role": "user", "content": "hello"}):
         with pytest.raises(packlight.ConfigError, match="message"):
             llm.chat(bad, stream=True)
-    with pytest.raises(packlight.ConfigError, match="temperature"):
-        llm.chat("hello", stream=True, temperature=-1)  # not first when it is read
+    for given, words in (
+        ({"temperature": -1}, "temperature"),  # not first when it is read
+        ({"template": "chat.jinja"}, "template= is the text of .* it is no path, nor 'chat.jinja'"),
+        ({"template": pathlib.Path("chat.jinja")}, "template= is the text of "),
+        ({"tools": "be kind"}, "tools are a list, not 'be kind'"),
+        ({"system": "be kind"}, "'system'; did you mean 'messages'"),
+    ):
+        with pytest.raises(packlight.ConfigError, match=words):
+            llm.chat("hello", stream=True, **given)
+    with pytest.raises(packlight.ConfigError, match="; messages are for chat$"):
+        llm.generate(messages)
 
 
 def test_a_closed_model_holds_no_memory_and_says_that_it_is_closed(noise):
@@ -462,6 +472,26 @@ def test_the_tokenizer_reads_no_weights(noise, llm, tmp_path):
     assert llm.encode("hello", add_special=False) == llm.encode("hello")[1:]
     with pytest.raises(packlight.GGUFError):
         packlight.Tokenizer.from_gguf(tmp_path / "absent")
+
+
+def test_what_is_no_text_and_no_token_is_a_typed_error(llm):
+    for call, words in (
+        (lambda: llm.encode(5), "a text to encode is a str, not 5"),
+        (lambda: llm.encode(b"x"), "a text to encode is a str, not b'x'"),
+        (lambda: llm.decode(5), "token ids to decode are a list, not 5"),
+        (lambda: llm.decode("x"), "token id 'x' is not in 0..319"),
+        (lambda: llm.decode([1.5]), "token id 1.5 is not in 0..319"),
+        (lambda: llm.embed(5), "embed wants a list of texts"),
+        (
+            lambda: packlight.load(config={"context": 5}),
+            "config is a path, a name or a CompileConfig, not {'context': 5}",
+        ),
+        (lambda: packlight.CompileConfig(mesh={"model": 2}), "'mesh' is a table of data and tensor"),
+    ):
+        with pytest.raises(packlight.ConfigError, match=words):
+            call()
+    assert packlight.CompileConfig(mesh={"data": 2}, decode_batch=(2,)).mesh == MeshShape(2, 1)
+    assert np.array_equal(llm.embed(text for text in ("hello", "a")), llm.embed(["hello", "a"]))
 
 
 def test_unpack_rows():
