@@ -16,7 +16,7 @@ import numpy as np
 
 from packlight.common.errors import ConfigError, GGUFError
 from packlight.common.files import whole_file
-from packlight.common.text import near, reason, shown, shown_path
+from packlight.common.text import reason, shown, shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo, open_gguf, read_part
 from packlight.model.gguf.writer import byte_shape, write_like
 from packlight.model.spec.config import ModelConfig
@@ -41,8 +41,7 @@ def quantize_file(
     """
     kind = ALIASES.get(kind, kind)
     if kind not in TYPES:
-        known = (*TYPES, *ALIASES)
-        raise ConfigError(f"type {kind!r} is unknown{near(kind, known)}; there are: {', '.join(known)}")
+        raise ConfigError(f"type {kind!r} is unknown; there are: {', '.join((*TYPES, *ALIASES))}")
     file = open_gguf(path)
     formats = plan_formats(file, kind)
     if os.path.lexists(out):
