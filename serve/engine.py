@@ -2,7 +2,7 @@
 
 `submit` queues a request, `step` moves every running one by a token or a launch of several, `cancel` retires one early:
 requests enter and leave while others decode. A request takes the lowest free slot, so that few requests need only a
-small decode step.
+small decode step. What a slot's last text left there is kept until the next one enters (`serve.prefix`).
 """
 
 import collections
@@ -18,7 +18,7 @@ import numpy as np
 
 from packlight.common.errors import ContextLengthError, NonFiniteLogitsError, PacklightError
 from packlight.compile.aot import Executables
-from packlight.compile.plan import StepKey
+from packlight.compile.plan import Chunk, StepKey
 from packlight.compile.steps import (
     Choice,
     DecodeArgs,
@@ -37,6 +37,7 @@ from packlight.model.sampling.penalties import Steering
 from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
+from packlight.serve.prefix import Held, Keep, kept, left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Event:
     time: float  # time.perf_counter(), when the host had the token
     logprob: float | None = None  # of the token, where the request asked for it
     top_logprobs: tuple[tuple[int, float], ...] = ()  # the most probable tokens, as many as it asked for
+    kept: int = 0  # tokens of its prompt that were not read, as the cache had them
 
 
 @dataclasses.dataclass
@@ -65,13 +67,21 @@ class _Request:
     past_end: bool  # end tokens end nothing
     steering: Steering
     mu: float  # Mirostat's state
+    keep: Keep
     tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
     written: int = 0  # positions of its slot that hold something of it, the padding of its prompt included
+    chunks: tuple[Chunk, ...] = ()  # that read its prompt
+    kept: int = 0  # tokens of its prompt that were not read
 
     @property
     def length(self) -> int:
         """Its tokens that are in the cache."""
         return len(self.prompt) + len(self.tokens) - 1
+
+    @property
+    def held(self) -> Held:
+        """What it leaves in its slot."""
+        return Held([*self.prompt, *self.tokens[:-1]], max(self.written, self.length), self.chunks)
 
 
 class Engine:
@@ -88,6 +98,7 @@ class Engine:
         self._placement = steps.placement
         self._cache = steps.empty_cache()
         self._slots: list[_Request | None] = [None] * self.plan.slots
+        self._held = [Held()] * self.plan.slots  # of the free ones
         self._queue: collections.deque[_Request] = collections.deque()
         self._ids = itertools.count()
         self._unsteered: dict[int, Adjustment] = {}
@@ -107,13 +118,18 @@ class Engine:
             array.delete()
 
     def submit(
-        self, prompt: list[int], sampling: SamplingConfig, past_end: bool = False, steering: Steering | None = None
+        self,
+        prompt: list[int],
+        sampling: SamplingConfig,
+        past_end: bool = False,
+        steering: Steering | None = None,
+        keep: Keep = Keep.NOTHING,
     ) -> int:
         """Queues a prompt of token ids and returns the request's number.
 
         `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1. past_end: an end token
         ends nothing, as a measurement of so many tokens needs it. steering: what changes its logits (default: what
-        `sampling` says without knowing any text).
+        `sampling` says without knowing any text). keep: what of the prompt need not be read where its slot has it.
         Raises ContextLengthError when the prompt leaves no room for a token.
         """
         room = self.plan.context - len(prompt)
@@ -126,14 +142,19 @@ class Engine:
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         steering = Steering(sampling) if steering is None else steering
         mu = 2 * sampling.mirostat_tau
-        request = _Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu)
+        request = _Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep)
         self._queue.append(request)
         return request.id
 
     def cancel(self, request: int) -> None:
         """Retires a request, queued or running; its slot is free at once."""
         self._queue = collections.deque(r for r in self._queue if r.id != request)
-        self._slots = [None if r is not None and r.id == request else r for r in self._slots]
+        for slot, running in enumerate(self._slots):
+            if running is not None and running.id == request:
+                self._retire(slot, running.held)
+
+    def _retire(self, slot: int, held: Held) -> None:
+        self._slots[slot], self._held[slot] = None, held
 
     def rewind(self, request: int, tokens: int) -> None:
         """Takes a running request back to its first `tokens` generated tokens; the next step continues from there.
@@ -196,7 +217,8 @@ class Engine:
         if len(ids) > self.plan.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
         with self._whole_cache():
-            chunks = [np.asarray(h)[:count] for h, _, count in self._prefill(self._free_slot(), ids)]
+            read = self._prefill(self._free_slot(), ids, self.plan.chunks(0, len(ids)))
+            chunks = [np.asarray(h)[:count] for h, _, count in read]
         return np.concatenate(chunks)
 
     def _run(self, key: StepKey, cache: Cache | None, args: PrefillArgs | HeadArgs | DecodeArgs) -> Any:
@@ -212,6 +234,7 @@ class Engine:
             if any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
                 self._cache = self._steps.empty_cache()
                 self._slots = [None] * self.plan.slots
+                self._held = [Held()] * self.plan.slots
                 self._queue.clear()
             raise
 
@@ -222,9 +245,13 @@ class Engine:
     def _admit(self) -> Event:
         slot = self._free_slot()
         request = self._queue.popleft()
-        *_, (hidden, last, count) = self._prefill(slot, request.prompt)
-        request.written = len(request.prompt) - count + len(hidden)
-        choice = Choice(*self._arguments([request]), np.array([len(request.prompt)], np.int32), self._is_end)
+        held, length = self._held[slot], len(request.prompt)
+        start = kept(held, request.prompt, request.keep, self.plan, self._steps.cache_shape)
+        chunks = self.plan.chunks(start, length - start)
+        *_, (hidden, last, count) = self._prefill(slot, request.prompt, chunks)
+        request.kept, request.chunks = start, left(held, start) + chunks
+        request.written = max(held.written if start else 0, length - count + len(hidden))
+        choice = Choice(*self._arguments([request]), np.array([length], np.int32), self._is_end)
         result: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(last, choice))
         assert result.picked is not None
         return self._advance(slot, request, result.picked, (0,))
@@ -250,9 +277,13 @@ class Engine:
                 request.steering.fill(Adjustment(*(x[row] for x in adjustment)), request.prompt, request.tokens)
         return adjustment, sampling
 
-    def _prefill(self, slot: int, ids: list[int]):
-        """Runs a prompt chunk by chunk; yields hidden states (rows, D), the last real one (1, D) and the real count."""
-        for chunk in self.plan.chunks(0, len(ids)):
+    def _prefill(self, slot: int, ids: list[int], chunks: tuple[Chunk, ...]):
+        """Runs chunks of a prompt; yields hidden states (rows, D), the last real one (1, D) and the real count of each.
+
+        The slot holds nothing until a request that has its prompt there leaves it.
+        """
+        self._held[slot] = Held()
+        for chunk in chunks:
             tokens = np.zeros(chunk.key.rows, np.int32)
             tokens[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
             args = PrefillArgs(tokens, np.int32(slot), np.int32(chunk.start), np.int32(chunk.count))
@@ -308,8 +339,10 @@ class Engine:
             ended = "stop"
         else:
             ended = "length" if len(request.tokens) >= request.limit else None
-        self._slots[slot] = None if ended else request
-        event = Event(request.id, request.tokens[-1], ended, position, time.perf_counter())
+        self._slots[slot] = request
+        if ended:
+            self._retire(slot, Held() if ended == "error" else request.held)
+        event = Event(request.id, request.tokens[-1], ended, position, time.perf_counter(), kept=request.kept)
         count = request.sampling.logprobs
         if count is None:
             return event

@@ -9,6 +9,7 @@ from packlight.common.errors import NonFiniteLogitsError
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.text.streaming import TextStream
 from packlight.model.text.tokenizer import Tokenizer
+from packlight.serve.prefix import Keep
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
@@ -37,8 +38,8 @@ class Completion:
     """What one prompt gave.
 
     The text is the generated pieces' bytes joined, with invalid UTF-8 as U+FFFD. It ends before the end token or a stop
-    string. The timings are ttft_s, prefill_tok_s, decode_tok_s, itl_p50_ms, itl_p95_ms and total_s. An itl is the time
-    between two tokens, and those of one launch come together. `str(completion)` is the text.
+    string. The timings are ttft_s, prefill_tok_s (of the tokens that were read), decode_tok_s, itl_p50_ms, itl_p95_ms and
+    total_s. An itl is the time between two tokens, and those of one launch come together. `str(completion)` is the text.
     """
 
     text: str
@@ -49,6 +50,8 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None  # one for each of `token_ids`, where they were wanted
     # of the draws: the request's own, or the random one that it was given; two texts may be equal without it
     seed: int | None = dataclasses.field(default=None, compare=False)
+    # of the prompt: not read, as the cache had them from the text before
+    cached_tokens: int = dataclasses.field(default=0, compare=False)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -75,11 +78,20 @@ class Run:
     prompt: list[int]
     sampling: SamplingConfig
     steering: "Steering"  # of its logits; no other run's
+    keep: Keep  # what of the prompt need not be read where the cache has it
     began: float  # time.perf_counter() when it was submitted
     complete: bool  # no token follows
 
-    def __init__(self, prompt: list[int], sampling: SamplingConfig, tokenizer: Tokenizer, steering: "Steering"):
+    def __init__(
+        self,
+        prompt: list[int],
+        sampling: SamplingConfig,
+        tokenizer: Tokenizer,
+        steering: "Steering",
+        keep: Keep = Keep.CHUNKS,
+    ):
         self.prompt, self.sampling, self.steering, self._tokenizer = prompt, sampling, steering, tokenizer
+        self.keep, self._cached = keep, 0
         self._logprobs: list[TokenLogprob] = []
         self._stream = TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0
@@ -94,6 +106,7 @@ class Run:
     def take(self, event: "Event") -> None:
         """Books one token."""
         self._times.append(event.time)
+        self._cached = event.kept
         if event.ended == "error":
             self._failed_at = event.position
         elif event.ended != "stop":
@@ -127,7 +140,8 @@ class Run:
     def completion(self) -> Completion:
         logprobs = None if self.sampling.logprobs is None else self._logprobs
         text, seed = "".join(self._text), self.sampling.seed
-        return Completion(text, self._ids, self.prompt, self._reason, self._timings(), logprobs, seed)
+        timings, cached = self._timings(), self._cached
+        return Completion(text, self._ids, self.prompt, self._reason, timings, logprobs, seed, cached)
 
     def _timings(self) -> dict[str, float | None]:
         """Seconds, rates and gaps; None where there were too few tokens to measure."""
@@ -136,7 +150,7 @@ class Run:
         ttft = times[0] - self.began if times else None
         return {
             "ttft_s": ttft,
-            "prefill_tok_s": len(self.prompt) / ttft if ttft else None,
+            "prefill_tok_s": (len(self.prompt) - self._cached) / ttft if ttft else None,
             "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
             "itl_p50_ms": statistics.median(gaps) if gaps else None,
             "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,

@@ -32,6 +32,7 @@ from packlight.model.weights.load import HostWeight, read_weights
 from packlight.prepared import KVType, Prepared, prepare
 from packlight.prompts import Ids
 from packlight.quant.kernels.native_build import Running
+from packlight.serve.prefix import Keep
 from packlight.serve.run import Completion, Run
 from packlight.serve.scheduler import Scheduler
 
@@ -214,7 +215,13 @@ class LLM:
 
     @overload
     def generate(
-        self, prompt: str | Ids, *, n: Literal[1] = 1, parse_special: bool = True, **sampling: Unpack[Sampling]
+        self,
+        prompt: str | Ids,
+        *,
+        n: Literal[1] = 1,
+        parse_special: bool = True,
+        reuse_prefix: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> Completion: ...
 
     @overload
@@ -224,12 +231,19 @@ class LLM:
         *,
         n: int = 1,
         parse_special: bool = True,
+        reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
     ) -> list[Completion]: ...
 
     @overload
     def generate(
-        self, prompt: str | Ids, *, n: int, parse_special: bool = True, **sampling: Unpack[Sampling]
+        self,
+        prompt: str | Ids,
+        *,
+        n: int,
+        parse_special: bool = True,
+        reuse_prefix: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> list[Completion] | Completion: ...
 
     @sampled
@@ -239,6 +253,7 @@ class LLM:
         *,
         n: int = 1,
         parse_special: bool = True,
+        reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
     ) -> "Completion | list[Completion]":
         """Continues a prompt, or several together; each gets the tokens it would get alone.
@@ -248,6 +263,9 @@ class LLM:
             n: completions of each prompt; the i-th draws with seed + i.
             parse_special: control tokens that a text spells are tokens, as in llama.cpp's completion; False: they are
                 text.
+            reuse_prefix: of what the cache still has of the last text, take every token that the prompt begins with, not
+                only chunks that the prompt alone would be read in. Less is read, and numbers may change in their last
+                bits.
             sampling: how tokens are drawn and when the text ends, such as max_tokens=64, temperature=0 (greedy), seed=1
                 or stop=["."]; `help(packlight.Sampling)` says what each means.
 
@@ -270,7 +288,7 @@ class LLM:
             seeded = config.with_seed()
             for i in range(n):
                 seed = ((seeded.seed or 0) + i) % 2**32
-                runs.append(self._run(ids, dataclasses.replace(seeded, seed=seed)))
+                runs.append(self._run(ids, dataclasses.replace(seeded, seed=seed), reuse_prefix))
         completions = self._scheduler.complete(runs)
         return completions if several or n > 1 else completions[0]
 
@@ -282,6 +300,7 @@ class LLM:
         template: str | None = None,
         *,
         stream: Literal[False] = False,
+        reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Completion: ...
 
@@ -293,6 +312,7 @@ class LLM:
         template: str | None = None,
         *,
         stream: Literal[True],
+        reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Generator[str, None, Completion]: ...
 
@@ -304,6 +324,7 @@ class LLM:
         template: str | None = None,
         *,
         stream: bool,
+        reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Completion | Generator[str, None, Completion]: ...
 
@@ -315,6 +336,7 @@ class LLM:
         template: str | None = None,
         *,
         stream: bool = False,
+        reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
     ) -> "Completion | Generator[str, None, Completion]":
         """The assistant's next message in a conversation.
@@ -324,6 +346,7 @@ class LLM:
             tools: descriptions of functions that the model may call, as the template wants them.
             template: text of a chat template, instead of the file's own.
             stream: gives what `LLM.stream` gives: the text in pieces as it comes.
+            reuse_prefix: as in `generate`; with it the next turn of a conversation reads only what is new.
             sampling: as in `generate`.
 
         Raises:
@@ -332,7 +355,8 @@ class LLM:
             ContextLengthError, NonFiniteLogitsError: as in `generate`.
         """
         prompt = self.chat_prompt(messages, tools, template)
-        return self.stream(prompt, **sampling) if stream else self.generate(prompt, **sampling)
+        answer = self.stream if stream else self.generate
+        return answer(prompt, reuse_prefix=reuse_prefix, **sampling)
 
     @suggesting
     def chat_prompt(
@@ -361,7 +385,12 @@ class LLM:
 
     @sampled
     def stream(
-        self, prompt: "str | Ids", *, parse_special: bool = True, **sampling: Unpack[Sampling]
+        self,
+        prompt: "str | Ids",
+        *,
+        parse_special: bool = True,
+        reuse_prefix: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> "Generator[str, None, Completion]":
         """Yields the text of `generate(prompt, ...)` as it comes, in pieces of whole characters.
 
@@ -369,7 +398,7 @@ class LLM:
         errors are `generate`'s; a bad one is refused at the call.
         """
         ids = self._prompts.answerable(prompt, parse_special)
-        return self._scheduler.stream(self._run(ids, self._checked(sampling).with_seed()))
+        return self._scheduler.stream(self._run(ids, self._checked(sampling).with_seed(), reuse_prefix))
 
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""
@@ -395,5 +424,6 @@ class LLM:
         self._prompts.check_sampling(config)
         return config
 
-    def _run(self, ids: list[int], config: SamplingConfig) -> Run:
-        return Run(ids, config, self.tokenizer, self._prompts.steering(config))
+    def _run(self, ids: list[int], config: SamplingConfig, reuse_prefix: bool) -> Run:
+        keep = Keep.TOKENS if reuse_prefix else Keep.CHUNKS
+        return Run(ids, config, self.tokenizer, self._prompts.steering(config), keep)

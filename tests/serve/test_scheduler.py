@@ -31,7 +31,7 @@ class Counting:
     def idle(self):
         return not self.requests
 
-    def submit(self, prompt, sampling, steering):
+    def submit(self, prompt, sampling, steering, keep):
         number = next(self.numbers)
         self.requests[number] = 0, sampling.max_tokens
         return number
@@ -52,6 +52,7 @@ class Counting:
                     position=given,
                     time=time.perf_counter(),
                     logprob=None,
+                    kept=0,
                 )
             )
             self.requests[number] = given + 1, wanted

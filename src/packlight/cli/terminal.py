@@ -156,7 +156,8 @@ def speed(completion: "Completion") -> str:
     first = f", first after {t['ttft_s']:.2f} s" if t["ttft_s"] is not None else ""
     rate = f", then {t['decode_tok_s']:.1f} tokens/s" if t["decode_tok_s"] is not None else ""
     counts = f"{len(completion.prompt_token_ids)} + {len(completion.token_ids)} tokens"
-    return f"{counts}{first}{rate}; ended by {completion.finish_reason}"
+    kept = f", {completion.cached_tokens} kept" if completion.cached_tokens else ""
+    return f"{counts}{kept}{first}{rate}; ended by {completion.finish_reason}"
 
 
 @contextlib.contextmanager
