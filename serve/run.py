@@ -38,8 +38,8 @@ class Completion:
     """What one prompt gave.
 
     The text is the generated pieces' bytes joined, with invalid UTF-8 as U+FFFD. It ends before the end token or a stop
-    string. The timings are ttft_s, prefill_tok_s (of the tokens that were read), decode_tok_s, itl_p50_ms, itl_p95_ms and
-    total_s. An itl is the time between two tokens, and those of one launch come together. `str(completion)` is the text.
+    string. The timings are ttft_s, prefill_tok_s (of tokens that were read), decode_tok_s, itl_p50_ms, itl_p95_ms and
+    total_s. An itl is the time between two tokens; those of one launch come together. `str(completion)` is the text.
     """
 
     text: str

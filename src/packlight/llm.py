@@ -263,9 +263,8 @@ class LLM:
             n: completions of each prompt; the i-th draws with seed + i.
             parse_special: control tokens that a text spells are tokens, as in llama.cpp's completion; False: they are
                 text.
-            reuse_prefix: of what the cache still has of the last text, take every token that the prompt begins with, not
-                only chunks that the prompt alone would be read in. Less is read, and numbers may change in their last
-                bits.
+            reuse_prefix: of what the cache still has of the last text, take every token that the prompt begins with,
+                and not only chunks that it alone would be read in. Less is read; numbers may change in their last bits.
             sampling: how tokens are drawn and when the text ends, such as max_tokens=64, temperature=0 (greedy), seed=1
                 or stop=["."]; `help(packlight.Sampling)` says what each means.
 

@@ -1,107 +1,219 @@
-"""`packlight chat`: a conversation at a terminal. It knows lines, commands and Ctrl-C; models are packlight's."""
+"""`packlight chat`: a conversation. It knows commands, messages and what fits the context; models are packlight's."""
 
-import contextlib
+import bisect
+import json
+import os
+import re
 import signal
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from packlight.cli.entering import Entry, History
 from packlight.cli.spelling import message
-from packlight.cli.terminal import follow, from_stdin, restored_terminal, say, speed, write
-from packlight.common.errors import PacklightError
-from packlight.common.text import shown
+from packlight.cli.terminal import follow, say, speed, write
+from packlight.common.errors import ConfigError, PacklightError
+from packlight.common.files import open_regular, whole_file
+from packlight.common.text import near, reason, shown, shown_path
+from packlight.model.text.chat import check
 
 if TYPE_CHECKING:
     from packlight import LLM
 
-HELP = """/system TEXT  begin anew with this system message
-/reset        begin anew
-/help         this
-a line that ends with \\ goes on; Ctrl-C stops an answer; Ctrl-D or /quit ends"""
+Message = dict[str, Any]
+COMMANDS = {  # -> what follows it, what it does
+    "/system": ("TEXT", "begin anew with this system message, or without one"),
+    "/clear": ("", "begin anew with the same system message"),
+    "/regen": ("", "answer the last message again"),
+    "/undo": ("", "take the last message and its answer back"),
+    "/tokens": ("", "how much of the context the conversation takes"),
+    "/save": ("FILE", "write the conversation as JSON, in OpenAI's form"),
+    "/load": ("FILE", "go on with the conversation in such a file"),
+    "/help": ("", "this; also /?"),
+    "/exit": ("", "leave; also /bye, /quit, Ctrl-D, and Ctrl-C twice"),
+}
+ALIASES = {"/reset": "/clear", "/?": "/help", "/bye": "/exit", "/quit": "/exit"}
+HELP = (
+    "\n".join(f"{f'{name} {takes}':<14}{does}" for name, (takes, does) in COMMANDS.items())
+    + '''
+a pasted text is one message; a line that ends with \\ goes on, and so do lines between """ and """
+Ctrl-C stops an answer; a space before / makes a message of a command'''
+)
+TO_THE_MODEL = "A space before it makes it a message"
+RESERVED = 8  # one part of so many of the context is kept for an answer
 
 
-def lines(read: Callable[[str], str]) -> Iterator[str]:
-    """What the user enters, lines that end with a backslash joined, until the end of input. What is not UTF-8 is left
-    out, and said. read: asks for a line, in which bytes that are not UTF-8 are lone surrogates.
+def command_of(entry: Entry) -> tuple[str, str] | None:
+    """The command that an entry is, and what follows it; None for a message.
+
+    A line that merely begins with / is a message. Raises ConfigError for what only looks like a command.
     """
-    number = 0
-    while True:
-        first = number + 1
-        try:
-            number, text = number + 1, read("> ")
-            while text.endswith("\\"):
-                number, text = number + 1, text[:-1] + "\n" + read("| ")
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            say("\nCtrl-D or /quit ends")
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            say(f"line {first} is not UTF-8 and is left out: {shown(text.encode(errors='surrogateescape'))}")
-        else:
-            yield text
+    word, _, rest = entry.text.partition(" ")
+    name, rest = ALIASES.get(word.lower(), word.lower()), rest.strip()
+    if entry.quoted or not name.startswith("/"):
+        return None
+    if name not in COMMANDS:
+        meant = [each for each, (takes, _) in COMMANDS.items() if takes or not rest] + ([] if rest else [*ALIASES])
+        if re.fullmatch("/[a-z]+", name) and (said := near(name, meant)):
+            raise ConfigError(f"no command {word}{said} {TO_THE_MODEL}")
+        return None
+    takes = COMMANDS[name][0]
+    if rest and not takes:
+        raise ConfigError(f"{word} takes nothing behind it. {TO_THE_MODEL}")
+    if takes == "FILE" and not rest:
+        raise ConfigError(f"{word} wants a file: {word} FILE")
+    return name, rest
 
 
-def read_line(prompt: str) -> str:
-    """A line from stdin, which ends with a newline and nothing else; the prompt is shown only to a person, who may edit
-    the line. Raises EOFError at the end, StreamError.
-    """
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        with contextlib.ExitStack() as editing:
-            with contextlib.suppress(ImportError):  # arrow keys, earlier lines, pasted lines as one; not on Windows
-                import readline
+def read_messages(path: str) -> list[Message]:
+    """The conversation in a JSON file: a list of messages, or an object that has one. Raises ConfigError."""
+    try:
+        fd, _ = open_regular(path)
+        with open(fd, encoding="utf-8") as file:
+            told = json.load(file)
+        messages = told.get("messages") if isinstance(told, dict) else told
+        check(messages)
+        if wrong := [i for i, each in enumerate(messages) if not isinstance(each.get("content"), str | list | None)]:
+            raise ConfigError(f"the content of message {wrong[0]} is no text")
+        json.dumps(messages, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise ConfigError(f"{shown_path(path)}: not UTF-8 text") from None
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
+        raise ConfigError(f"{shown_path(path)}: no conversation: {reason(error)}") from None
+    return messages
 
-                readline.parse_and_bind("set convert-meta off")  # in a plain locale it takes UTF-8 for commands
-                editing.enter_context(restored_terminal())
-            return from_stdin(lambda: input(prompt))
-    if sys.stdin.isatty():
-        say(prompt, end="")
-    line = from_stdin(sys.stdin.buffer.readline)
-    if not line:
-        raise EOFError
-    return line.removesuffix(b"\n").removesuffix(b"\r").decode(errors="surrogateescape")
+
+def write_messages(path: str, messages: list[Message]) -> None:
+    """Writes a conversation, in place of another if there is one. Raises ConfigError, also for a file that is none."""
+    if os.path.exists(path):
+        read_messages(path)
+    try:
+        with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+            json.dump(messages, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{shown_path(path)}: {reason(error)}") from None
 
 
 class Conversation:
-    """Messages so far, and the model that answers. An answer that was stopped stays, as far as it came."""
+    """Messages so far, and the model that answers. An answer that was stopped stays, as far as it came.
 
-    def __init__(self, llm: "LLM", template: str | None, system: str | None, sampling: dict[str, Any]):
-        self._llm, self._template, self._sampling = llm, template, sampling
-        self.begin(system)
+    drops: whether the oldest turns are read no longer when the context is full; else no further message is answered.
+    """
 
-    def begin(self, system: str | None) -> None:
-        self.system = system
-        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    def __init__(self, llm: "LLM", template: str | None, system: str | None, sampling: dict[str, Any], drops: bool):
+        self._llm, self._template, self._sampling, self._drops = llm, template, sampling, drops
+        self._context = llm.plan.context
+        self.begin([{"role": "system", "content": system}] if system else [])
 
-    def run(self, read: Callable[[str], str]) -> None:
+    def begin(self, messages: list[Message]) -> None:
+        """Goes on with these messages and none of the present ones."""
+        is_head = [message["role"] in ("system", "developer") for message in messages]
+        count = is_head.index(False) if False in is_head else len(messages)
+        self._head, self._talk = messages[:count], messages[count:]
+        self._unread = 0  # of the talk's oldest messages, for which the context has no room
+        self._again = 0  # how often the last message was answered anew
+
+    @property
+    def messages(self) -> list[Message]:
+        return [*self._head, *self._talk]
+
+    def run(self, entered: Iterable[Entry], history: History) -> None:
         """Answers until the input ends."""
-        for text in lines(read):
-            command, _, rest = text.strip().partition(" ")
-            match command:
-                case "":
-                    continue
-                case "/quit":
+        for entry in entered:
+            if not entry.text.strip():
+                continue
+            history.add(entry)
+            try:
+                command = command_of(entry)
+                if command is None:
+                    self._again = 0
+                    self._answer([*self._talk, {"role": "user", "content": entry.text}])
+                elif command[0] == "/exit":
                     return
-                case "/help":
-                    say(HELP)
-                case "/reset":
-                    self.begin(self.system)
-                case "/system":
-                    self.begin(rest.strip() or None)
-                case _ if command.startswith("/"):
-                    say(f"no command {command}; /help lists them")
-                case _:
-                    self.answer(text)
+                else:
+                    self._obey(*command)
+            except PacklightError as error:
+                say(f"error: {message(error)}")
+            except KeyboardInterrupt:
+                say("\nstopped")
 
-    def answer(self, text: str) -> None:
-        """One turn: shows the answer as it comes and keeps both messages; a turn that fails is forgotten."""
-        self.messages.append({"role": "user", "content": text})
+    def _obey(self, command: str, rest: str) -> None:
+        match command:
+            case "/help":
+                say(HELP)
+            case "/system":
+                self.begin([{"role": "system", "content": rest}] if rest else [])
+                say("begun anew with this system message" if rest else "begun anew without a system message")
+            case "/clear":
+                self.begin(self._head)
+                say("begun anew")
+            case "/tokens":
+                say(self._size())
+            case "/regen":
+                self._again += 1
+                self._answer(self._talk[: self._last_turn("answer again") + 1])
+            case "/undo":
+                at = self._last_turn("take back")
+                said, self._talk, self._again = self._talk[at]["content"], self._talk[:at], 0
+                self._unread = 0 if self._unread >= at else self._unread
+                say(f"taken back: {shown(str(said), 50)}; messages left: {at}")
+            case "/save":
+                write_messages(os.path.expanduser(rest), self.messages)
+                say(f"saved to {shown_path(rest)}: {len(self.messages)} messages")
+            case "/load":
+                self.begin(read_messages(os.path.expanduser(rest)))
+                open_end = self._talk and self._talk[-1]["role"] == "user"
+                say(
+                    f"loaded from {shown_path(rest)}: {len(self.messages)} messages"
+                    + ("; /regen answers the last one" if open_end else "")
+                )
+
+    def _last_turn(self, what: str) -> int:
+        """Where in the talk the user's last message is. Raises ConfigError."""
+        found = [i for i, message in enumerate(self._talk) if message["role"] == "user"]
+        if not found:
+            raise ConfigError(f"there is no message to {what}")
+        return found[-1]
+
+    def _size(self) -> str:
+        used = len(self._rendered(self._talk, self._unread)) if self.messages else 0
+        unread = f", of which the oldest {self._unread} are read no longer" if self._unread else ""
+        return f"{used:,} tokens of {self._context:,}; messages: {len(self.messages)}{unread}"
+
+    def _rendered(self, talk: list[Message], unread: int) -> list[int]:
+        return self._llm.chat_prompt([*self._head, *talk[unread:]], template=self._template)
+
+    def _fitted(self, talk: list[Message]) -> tuple[list[int], int]:
+        """The prompt of a talk, and how many of its oldest messages are left out of it.
+
+        What is left out leaves a quarter of the context free, so that not every turn from there on leaves some out and,
+        beginning otherwise than the last one, is read anew.
+        """
+        prompt = self._rendered(talk, self._unread)
+        wanted = self._sampling["max_tokens"] or self._context
+        reserved = min(wanted, self._context // RESERVED)
+        begins = [i for i, message in enumerate(talk) if i > self._unread and message["role"] == "user"]
+        if not self._drops or len(prompt) + reserved <= self._context or not begins:
+            return prompt, self._unread
+        fits = lambda at: len(self._rendered(talk, at)) + 2 * reserved <= self._context  # noqa: E731
+        unread = begins[min(bisect.bisect_left(begins, True, key=fits), len(begins) - 1)]
+        shorter = self._rendered(talk, unread)
+        if len(shorter) >= self._context:  # the last message alone is too long
+            return prompt, self._unread
+        say(f"the context of {self._context:,} tokens is full: the oldest {unread} messages are read no longer")
+        return shorter, unread
+
+    def _answer(self, talk: list[Message]) -> None:
+        """One turn: shows the answer to a talk's last message as it comes and keeps both. Where it fails, or is stopped
+        before it says anything, all is as it was. Raises PacklightError.
+        """
         said: list[str] = []
+        times: list[float] = []
         stopped = False
 
         def show(piece: str) -> None:
+            times.append(time.perf_counter())
             said.append(piece)
             write(piece)
             if stopped:
@@ -113,19 +225,33 @@ class Conversation:
 
         before = signal.signal(signal.SIGINT, stop)
         try:
-            prompt = self._llm.chat_prompt(self.messages, template=self._template)
+            prompt, unread = self._fitted(talk)
             if stopped:
                 raise KeyboardInterrupt
-            completion = follow(self._llm.stream(prompt, **self._sampling), show)
+            completion = follow(self._llm.stream(prompt, reuse_prefix=True, **self._seeded()), show)
             write("\n")
             say(speed(completion))
+            if completion.finish_reason == "length":
+                full = len(prompt) + len(completion.token_ids) >= self._context
+                limit = f"the context of {self._context:,} tokens is full" if full else "that is all of --max_tokens"
+                say(f"the answer is cut off: {limit}")
         except KeyboardInterrupt:
             write("\n")
-            say("stopped")
-        except PacklightError as error:
-            self.messages.pop()
-            say(f"error: {message(error)}")
-            return
+            say(self._stopped("".join(said), times))
+            if not said:
+                return
         finally:
             signal.signal(signal.SIGINT, before)
-        self.messages.append({"role": "assistant", "content": "".join(said)})
+        self._talk, self._unread = [*talk, {"role": "assistant", "content": "".join(said)}], unread
+
+    def _seeded(self) -> dict[str, Any]:
+        """The sampling; an answer that is wanted again draws otherwise."""
+        seed = self._sampling["seed"]
+        return self._sampling | {"seed": None if seed is None else (seed + self._again) % 2**32}
+
+    def _stopped(self, said: str, times: list[float]) -> str:
+        if not said:
+            return "stopped before it said anything: the message is taken back"
+        count = len(self._llm.encode(said, add_special=False))
+        took = times[-1] - times[0]
+        return f"stopped after about {count} tokens" + (f", {(count - 1) / took:.1f} tokens/s" if took else "")

@@ -65,6 +65,17 @@ FLAGS: dict[str, FlagRow] = {
     "save_logits": (flags.DEFINE_string, None, "write the predictions to this file, as a base for --kl_divergence"),
     "kl_divergence": (flags.DEFINE_string, None, "compare with the predictions in this file; its text is used"),
     "chat_template": (flags.DEFINE_string, None, "file with a chat template, instead of the model's own"),
+    "on_full": (
+        flags.DEFINE_string,
+        "drop",
+        "when a chat fills the context: drop, its oldest turns are read no longer; stop, no message is answered",
+    ),
+    "history_file": (
+        flags.DEFINE_string,
+        None,
+        "file of what was entered in a chat, for the arrow keys; '' for none (default: $PACKLIGHT_HISTORY, or "
+        "packlight/chat_history in the user's state folder)",
+    ),
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
     **BENCH_FLAGS,
 }
