@@ -88,9 +88,9 @@ def _whole(text: str, line: Callable[[str], str]) -> Entry:
     """What begins with this line, or is a pasted text, to its end."""
     if text.startswith(QUOTES) and "\n" not in text:
         text = text.removeprefix(QUOTES)
-        while not text.endswith(QUOTES):
+        while not text.rstrip().endswith(QUOTES):
             text += "\n" + line("| ")
-        return Entry(text.removesuffix(QUOTES).strip("\n"), quoted=True)
+        return Entry(text.rstrip().removesuffix(QUOTES).strip("\n"), quoted=True)
     while text.endswith("\\"):
         text = text[:-1] + "\n" + line("| ")
     return Entry(text)
@@ -165,7 +165,8 @@ class History:
         readline.add_history(text)
         with self._file_trouble():
             if self._path is not None:
-                private_folder(self._path.parent)
+                if not self._path.parent.exists():
+                    private_folder(self._path.parent)
                 fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
                 with open(fd, "w", encoding="utf-8") as file:
                     file.write(json.dumps(text) + "\n")

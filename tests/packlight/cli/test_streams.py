@@ -12,7 +12,7 @@ import pytest
 from ggufs import write_llama
 from running import COMMAND, ELSEWHERE, succeed
 
-from packlight.cli import conversation
+from packlight.cli import entering
 from packlight.cli.commands.embed import _lines
 from packlight.cli.terminal import StreamError
 
@@ -81,7 +81,7 @@ def test_a_pipe_that_does_not_wait_gets_all_of_a_text(tmp_path):
 def entered(monkeypatch: pytest.MonkeyPatch, typed: bytes) -> list[str]:
     """The messages that a chat gets out of these bytes, in a locale of one byte a letter."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="latin-1"))
-    return list(conversation.lines(conversation.read_line))
+    return [entry.text for entry in entering.entries(entering.read_line)]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,8 @@ def entered(monkeypatch: pytest.MonkeyPatch, typed: bytes) -> list[str]:
     [
         ("café\nzwei".encode(), ["café", "zwei"], []),
         ("a\N{LINE SEPARATOR}b\r\nc\rd\x0b\n".encode(), ["a\N{LINE SEPARATOR}b", "c\rd\x0b"], []),
-        (b"one\\\ntwo\nthree\\", ["one\ntwo"], []),
+        (b"one\\\ntwo\nthree\\", ["one\ntwo"], ["line 3 goes on behind the end of the input, and is left out"]),
+        (b'"""\na\n\n b\\\n"""\n"""c""" \n"""d', ["a\n\n b\\", "c"], ["line 7 goes on"]),
         (b"a\ncaf\xe9\x1b\nb\n", ["a", "b"], [r"line 2 is not UTF-8 and is left out: caf\xe9\x1b"]),
         (b"a\\\ncaf\xe9\nb\n\xff", ["b"], ["line 1 is", "line 4 is"]),
         (b"\xed\xa0\x80\n\xef\xbf\xbd\n", ["\ufffd"], ["line 1 is"]),
@@ -110,7 +111,7 @@ def test_input_that_cannot_be_read_is_said(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Broken()))
     with pytest.raises(StreamError, match="stdin: Input/output error"):
-        conversation.read_line("> ")
+        entering.read_line("> ")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_signal_leaves_the_terminal_as_it_was():
     import termios
 
     code = """
-from packlight.cli.conversation import read_line
+from packlight.cli.entering import read_line
 from packlight.cli.terminal import end_by_signals, open_streams
 open_streams()
 end_by_signals()
