@@ -177,7 +177,7 @@ def test_a_window_is_gone_back_in_as_far_as_it_holds(name, tmp_path):
     back = 128 - window + 1  # from position 309, the last that was generated, or the end of the padding, 304
     assert seen == {n: n - 1 if 309 - (n - 1) <= back else 0 for n in seen}
     assert set(seen.values()) > {0}
-    assert in_words(llm.plan, llm._scheduler._engine._steps.cache_shape) == (
+    assert in_words(llm.plan, llm.plan.cache(llm.model, llm.config.kv_dtype, llm.placement.split)) == (
         f"a turn reads only what is new, or everything if it goes back by more than {back} tokens"
     )
 

@@ -155,7 +155,7 @@ class Conversation:
                 self._answer(self._talk[: self._last_turn("answer again") + 1])
             case "/undo":
                 at = self._last_turn("take back")
-                said, self._talk, self._again = self._talk[at]["content"], self._talk[:at], 0
+                said, self._talk, self._again = self._talk[at].get("content"), self._talk[:at], 0
                 self._unread = 0 if self._unread >= at else self._unread
                 say(f"taken back: {shown(str(said), 50)}; messages left: {at}")
             case "/save":
@@ -240,6 +240,10 @@ class Conversation:
             say(self._stopped("".join(said), times))
             if not said:
                 return
+        except PacklightError:
+            if said:
+                write("\n")
+            raise
         finally:
             signal.signal(signal.SIGINT, before)
         self._talk, self._unread = [*talk, {"role": "assistant", "content": "".join(said)}], unread
@@ -251,7 +255,7 @@ class Conversation:
 
     def _stopped(self, said: str, times: list[float]) -> str:
         if not said:
-            return "stopped before it said anything: the message is taken back"
+            return "stopped before it said anything: the conversation is as it was"
         count = len(self._llm.encode(said, add_special=False))
         took = times[-1] - times[0]
         return f"stopped after about {count} tokens" + (f", {(count - 1) / took:.1f} tokens/s" if took else "")

@@ -250,7 +250,7 @@ def test_ctrl_c_before_a_word_takes_the_message_back(llm, monkeypatch, capsys):
     monkeypatch.setattr(llm, "chat_prompt", press)
     enter(talk, "And?")
     assert len(talk.messages) == 2
-    assert "stopped before it said anything: the message is taken back\n" in capsys.readouterr().err
+    assert "stopped before it said anything: the conversation is as it was\n" in capsys.readouterr().err
 
 
 def test_a_conversation_goes_on_in_another_process_s_words(llm, tmp_path, completions):
@@ -264,6 +264,8 @@ def test_a_conversation_goes_on_in_another_process_s_words(llm, tmp_path, comple
     assert contents(other)[:2] == ["Be kind.", "New"]
     file.write_text(json.dumps({"model": "x", "messages": [{"role": "user", "content": "Hello"}]}))
     assert contents(chat(llm, f"/load {file}", "/regen"))[0] == "Hello"
+    file.write_text('[{"role": "user"}]')
+    assert chat(llm, f"/load {file}", "/undo").messages == []
 
 
 @pytest.mark.parametrize(
