@@ -49,13 +49,41 @@ def remove_abandoned(folder: str, name: str | None = None) -> None:
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         for entry in entries:
             unfinished = _UNFINISHED.fullmatch(entry.name)
-            if not unfinished or name not in (None, unfinished[1]) or entry.is_symlink():
-                continue
-            if (lock := _locked(entry.path, wait=False)) is not None:
+            if unfinished and name in (None, unfinished[1]) and not entry.is_symlink():
                 with contextlib.suppress(OSError):
-                    if entry.stat().st_uid == os.geteuid():
-                        _remove_tree(entry.path) if entry.is_dir() else os.unlink(entry.path)
-                os.close(lock)
+                    remove_unheld(entry.path)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file's name is that of a `whole_file` or a `scratch_folder` before its end."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def hold(path: str) -> None:
+    """As long as this process lives, `remove_unheld` leaves the file at `path`. Nothing where there are no locks."""
+    _locked(path, wait=False, shared=True)
+
+
+def is_held(path: str) -> bool:
+    """Whether a living process holds the file or folder at `path`, which other users' are taken to be."""
+    lock = _locked(path, wait=False)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def remove_unheld(path: str) -> bool:
+    """Removes this user's file or folder at `path` unless a living process holds it; whether it did. Raises OSError."""
+    lock = _locked(path, wait=False)
+    if lock is None:
+        return False
+    try:
+        if os.stat(path).st_uid != os.geteuid():
+            return False
+        _remove_tree(path) if os.path.isdir(path) else os.unlink(path)
+        return True
+    finally:
+        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -78,16 +106,20 @@ def _claimed(path: str, make: Callable[[str], None], remove: Callable[[str], Non
                     os.close(lock)
 
 
-def _locked(path: str, wait: bool) -> int | None:
-    """A descriptor that holds the lock of a file or folder; None where another holds it or there are no locks."""
+def _locked(path: str, wait: bool, shared: bool = False) -> int | None:
+    """A descriptor that holds the lock of a file or folder; None where another holds it or there are no locks.
+
+    shared: beside others that share it.
+    """
     try:
         import fcntl  # not on Windows
 
-        fd = os.open(path, (os.O_RDONLY if os.path.isdir(path) else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
+        mode = os.O_RDONLY if shared or os.path.isdir(path) else os.O_RDWR
+        fd = os.open(path, mode | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (ImportError, OSError):
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(fd)
         return None

@@ -48,3 +48,8 @@ def near(name: str, known: Iterable[str], form: str = "{}") -> str:
     begun = [each for each in folded if len(name) > 2 and each.startswith(wanted)]
     found = difflib.get_close_matches(wanted, folded, 1) or begun
     return f"; did you mean {form.format(shown(folded[found[0]]))!r}?" if found else ""
+
+
+def megabytes(count: float) -> str:
+    """A number of bytes in words."""
+    return f"{count / 1e6:,.1f} MB"

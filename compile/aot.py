@@ -7,12 +7,10 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
 import os
-import pathlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from packlight.common.errors import ConfigError, MemoryLimitError
 from packlight.common.text import reason, shown
 from packlight.compile.config import CompileConfig
+from packlight.compile.origin import code_hash, host_features, origin
 from packlight.compile.plan import StepKey
 from packlight.compile.steps import Steps
 from packlight.compile.store import EntryError, Store
@@ -33,8 +32,6 @@ from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import Device, Placement
 from packlight.quant.kernels import native_ops
-
-TRACED = ("quant", "model", "compile")  # the folders whose sources decide what is compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +195,7 @@ class Builder:
         call, damaged = self._load(key, digest) if self.load else (None, ())
         hit = call is not None
         call = self._compile(key) if call is None else call
-        not_kept = () if hit else self._keep(digest, call)
+        not_kept = () if hit else self._keep(key, digest, call)
         memory, cost = call.memory_analysis(), call.cost_analysis() or {}
         return Built(
             key,
@@ -239,12 +236,14 @@ class Builder:
                 raise ConfigError(f"config key 'xla_options': {reason}") from None
             raise
 
-    def _keep(self, digest: str, call: jax.stages.Compiled) -> tuple[str, ...]:
+    def _keep(self, key: StepKey, digest: str, call: jax.stages.Compiled) -> tuple[str, ...]:
         """Stores an executable; what kept it from being stored."""
         if self.store is None:
             return ()
+        device, model = self.steps.placement.flat[0], self.steps.model
+        of = {"step": str(key), "device": device.device_kind, "model": f"{model.architecture.name} {model.name}"}
         try:
-            self.store.write(digest, serialize_executable.serialize(call))
+            self.store.write(digest, serialize_executable.serialize(call), origin(device.platform == "cpu") | of)
         except (OSError, ValueError, RuntimeError) as error:  # the latter two where a backend cannot serialize
             return (f"executables are not kept: {self.store.folder}: {reason(error)}",)
         return ()
@@ -269,28 +268,3 @@ def entry_digest(steps: Steps, key: StepKey, params: Params) -> str:
         "code": code_hash(),
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-@functools.cache
-def host_features() -> str:
-    """The CPU's architecture and, on Linux, its instruction sets: machine code is made for exactly these."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        flags = platform.processor()
-    return f"{platform.machine()} {flags.strip()}"
-
-
-@functools.cache
-def code_hash() -> str:
-    """Digest of the sources that are traced: any change to them is another executable."""
-    return sources_hash(pathlib.Path(__file__).resolve().parents[1])
-
-
-def sources_hash(root: pathlib.Path) -> str:
-    """Digest of every Python file under the traced folders of `root`, at any depth, with its path from there."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in TRACED for path in (root / folder).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()

@@ -173,8 +173,14 @@ def read_config(path: str | os.PathLike[str]) -> CompileConfig:
 
     Raises ConfigError naming the file and, where there is one, the key.
     """
+    return parse_config(*config_text(path))
+
+
+def config_text(path: str | os.PathLike) -> tuple[str, str]:
+    """The text of a config, named as for `read_config`, and what errors call it. Raises ConfigError."""
     if path in SHIPPED:
-        return default_config(str(path))
+        text = (importlib.resources.files("packlight.configs") / f"{path}.toml").read_text(encoding="utf-8")
+        return text, f"configs/{path}.toml"
     source = os.fsdecode(path)
     try:
         fd, _ = open_regular(source)
@@ -185,15 +191,14 @@ def read_config(path: str | os.PathLike[str]) -> CompileConfig:
         raise ConfigError(f"config {shown_path(source)}: {reason(error)}{hint}") from None
     except ValueError:
         raise ConfigError(f"config {shown_path(source)}: not a text file") from None
-    return parse_config(text, source)
+    return text, source
 
 
 def default_config(platform: str) -> CompileConfig:
     """The config that ships as `platform` (one of SHIPPED). Raises ConfigError for another name."""
     if platform not in SHIPPED:
         raise ConfigError(f"no config ships for platform {platform!r}; there are: {', '.join(SHIPPED)}")
-    text = (importlib.resources.files("packlight.configs") / f"{platform}.toml").read_text(encoding="utf-8")
-    return parse_config(text, f"configs/{platform}.toml")
+    return parse_config(*config_text(platform))
 
 
 def parse_config(text: str, source: str) -> CompileConfig:
@@ -202,6 +207,11 @@ def parse_config(text: str, source: str) -> CompileConfig:
         return _config(_table(text))
     except ConfigError as error:
         raise ConfigError(f"config {shown_path(source)}: ", *error.parts) from None
+
+
+def given_keys(text: str) -> frozenset[str]:
+    """The keys that a config's text gives itself; all others keep their defaults. Raises ConfigError."""
+    return frozenset(_table(text))
 
 
 def _table(text: str) -> dict[str, Any]:

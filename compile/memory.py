@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packlight.common.errors import Argument, MemoryLimitError
+from packlight.common.text import megabytes
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
@@ -93,10 +94,6 @@ class Limit:
         if plan.total > self.bytes:
             said = f"{name} does not fit: {plan}, but there are {self}; "
             raise MemoryLimitError(said, *plan.advice(self.bytes))
-
-
-def megabytes(count: float) -> str:
-    return f"{count / 1e6:,.1f} MB"
 
 
 def plan_memory(

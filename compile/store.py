@@ -6,21 +6,25 @@ cache folder wherever the entries lie, so that a folder of entries from someone 
 after it was unpacked in our name. Source of the format: `jax.experimental.serialize_executable`.
 
     b"packlight-aot-2\n" | HMAC-SHA256 of the rest (32 bytes) | entry digest (64 hex bytes) | pickle
+        | what made it, as JSON | its length in 4 bytes, the least first | b"MADE"
 """
 
 import errno
 import hmac
+import json
 import os
 import pathlib
 import pickle
 import secrets
 import stat
+from collections.abc import Mapping
 from typing import Any
 
 from packlight.common.files import cache_folder, open_regular, private_folder, remove_abandoned, whole_file
 from packlight.common.text import reason, shown_path
 
 MAGIC = b"packlight-aot-2\n"
+MADE, MOST_TOLD = b"MADE", 1 << 12  # the mark behind what is told of an entry, and the bytes that may be read of it
 SECRET_BYTES = 32
 MAX_BYTES = 1 << 28  # of an entry; the largest seen, a prefill step for a GPU, has 29 MB
 
@@ -63,9 +67,14 @@ class Store:
             raise EntryError(f"{path.name}: holds another entry")
         return pickle.loads(body[64:])
 
-    def write(self, digest: str, value: Any) -> None:
-        """Stores `value` under `digest`, whole or not at all. Raises OSError; ValueError for what is too large."""
-        body = digest.encode() + pickle.dumps(value)
+    def write(self, digest: str, value: Any, made_by: Mapping[str, str] | None = None) -> None:
+        """Stores `value` under `digest`, whole or not at all. Raises OSError; ValueError for what is too large.
+
+        made_by: names and versions, for `made_by` to find.
+        """
+        told = b"" if made_by is None else json.dumps(made_by).encode()
+        end = told + len(told).to_bytes(4, "little") + MADE if told else b""
+        body = digest.encode() + pickle.dumps(value) + end  # a pickle says itself where it ends
         if len(body) > MAX_BYTES - len(MAGIC) - 32:
             raise ValueError(f"an executable of {len(body):,} bytes is too large")
         with whole_file(str(self.path(digest)), 0o600) as partial:
@@ -73,6 +82,22 @@ class Store:
 
     def _seal(self, body: bytes | memoryview) -> bytes:
         return hmac.digest(self._secret, body, "sha256")
+
+
+def made_by(path: pathlib.Path) -> dict[str, str] | None:
+    """What an entry says of what made it; None where it says nothing. The seal is not checked. Raises OSError."""
+    fd, status = open_regular(path)
+    with open(fd, "rb") as file:
+        file.seek(max(0, status.st_size - MOST_TOLD))
+        tail = file.read(MOST_TOLD)
+    length = int.from_bytes(tail[-len(MADE) - 4 : -len(MADE)], "little")
+    if not tail.endswith(MADE) or not 0 < length <= len(tail) - len(MADE) - 4:
+        return None
+    try:
+        told = json.loads(tail[-len(MADE) - 4 - length : -len(MADE) - 4])
+    except (ValueError, RecursionError):
+        return None
+    return {str(key): str(value) for key, value in told.items()} if isinstance(told, dict) else None
 
 
 def _secret() -> bytes:

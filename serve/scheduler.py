@@ -9,13 +9,33 @@ import contextlib
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packlight.common.errors import PacklightError
 from packlight.serve.run import Completion, Run
 
 if TYPE_CHECKING:
     from packlight.serve.engine import Engine
+
+
+class Stream(Generator[str, None, Completion]):
+    """The text of a run as it comes; its return value is the completion."""
+
+    def __init__(self, run: Run, texts: Generator[str, None, Completion]):
+        self._run, self._texts = run, texts
+
+    def send(self, value: None) -> str:
+        """The next piece. Raises StopIteration at the end."""
+        return self._texts.send(value)
+
+    def throw(self, *error: Any) -> str:
+        """Raises an error where the generator is."""
+        return self._texts.throw(*error)
+
+    @property
+    def so_far(self) -> Completion:
+        """What there is of the completion; its `finish_reason` means nothing before the end."""
+        return self._run.completion()
 
 
 class Scheduler:
@@ -56,13 +76,17 @@ class Scheduler:
             pass
         return [run.completion() for run in runs]
 
-    def stream(self, run: Run) -> Generator[str, None, Completion]:
+    def stream(self, run: Run) -> "Stream":
         """Yields the run's text as it becomes safe to show and returns its completion. The run begins at the first
         `next` and ends when the generator is closed. Raises as `complete` does.
         """
-        with contextlib.closing(self._follow([run])) as texts:
-            yield from texts
-        return run.completion()
+
+        def texts() -> Generator[str, None, Completion]:
+            with contextlib.closing(self._follow([run])) as pieces:
+                yield from pieces
+            return run.completion()
+
+        return Stream(run, texts())
 
     def _submit(self, run: Run) -> int:
         """Queues a run and returns the number to cancel it by. Raises as `Engine.submit` does."""

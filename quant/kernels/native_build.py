@@ -27,7 +27,8 @@ import numpy as np
 
 from packlight.common.cleanup import undone
 from packlight.common.errors import PacklightError
-from packlight.common.files import cache_folder, private_folder, remove_abandoned, scratch_folder, whole_file
+from packlight.common.files import cache_folder, hold, private_folder, remove_abandoned, scratch_folder, whole_file
+from packlight.common.progress import Advance, task
 from packlight.common.text import reason, shown
 from packlight.quant.kernels import prebuilt
 
@@ -106,13 +107,27 @@ def running() -> Running:
 def running_if_built() -> Running | None:
     """`running`, or None where that would build the library first or where it cannot be built."""
     try:
-        if packaged().library is None:
-            folder = (cache_folder() / "native").expanduser()
-            if not (folder / f"{_digest(_compiler()[1])}.so").exists():
-                return None
+        if packaged().library is None and not ((path := own_build()) and path.exists()):
+            return None
         return running()
     except (NativeBuildError, RuntimeError):  # no home folder
         return None
+
+
+def own_build() -> pathlib.Path | None:
+    """Where a library lies that is built here, if one is: None where the package's own runs or there is no compiler.
+
+    Raises RuntimeError where there is no home folder.
+    """
+    try:
+        return None if packaged().library else builds_folder() / f"{_digest(_compiler()[1])}.so"
+    except NativeBuildError:
+        return None
+
+
+def builds_folder() -> pathlib.Path:
+    """The folder of the libraries that are built here; it need not exist. Raises RuntimeError without a home folder."""
+    return (cache_folder() / "native").expanduser()
 
 
 def lanes() -> int:
@@ -153,7 +168,7 @@ def _library() -> tuple[pathlib.Path, str, bool, str]:
         return path, digest, False, version
     try:
         with scratch_folder(str(folder), "build") as build:
-            os.replace(_build(compiler, pathlib.Path(build)), path)
+            os.replace(_build(compiler, version, pathlib.Path(build)), path)
     except OSError as error:
         raise NativeBuildError(f"native kernels: {folder}: {reason(error)}") from None
     return path, digest, True, version
@@ -161,6 +176,7 @@ def _library() -> tuple[pathlib.Path, str, bool, str]:
 
 def _opened(path: pathlib.Path) -> prebuilt.Library:
     """The library at `path`, from a copy elsewhere where its own folder does not let it run. Raises OSError."""
+    hold(str(path))
     try:
         return prebuilt.Library(str(path))
     except OSError as error:
@@ -240,10 +256,10 @@ def _cache_folder() -> pathlib.Path:
         raise NativeBuildError(f"native kernels: {folder}: {reason(error)}") from None
 
 
-def _build(compiler: tuple[str, ...], folder: pathlib.Path) -> pathlib.Path:
+def _build(compiler: tuple[str, ...], version: str, folder: pathlib.Path) -> pathlib.Path:
     """Compiles the sources side by side and links them; everything stays in `folder`."""
 
-    work = _Work()
+    work, sources = _Work(), sorted(SOURCES.glob("*.cc"))
 
     def compiled(source: pathlib.Path) -> str:
         target = str(folder / f"{source.stem}.o")
@@ -253,19 +269,24 @@ def _build(compiler: tuple[str, ...], folder: pathlib.Path) -> pathlib.Path:
         return target
 
     path = folder / "library.so"
-    with undone(work.end), concurrent.futures.ThreadPoolExecutor() as pool:
+    note = f"building the native kernels with {version}, once on this machine"
+    with (
+        undone(work.end),
+        task("native kernels", len(sources) + 1, "file", note) as advance,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
         try:
-            objects = _results([pool.submit(compiled, source) for source in sorted(SOURCES.glob("*.cc"))])
+            objects = _results([pool.submit(compiled, source) for source in sources], advance)
             link = [*compiler, "-shared", "-pthread", *objects, "-o", str(path)]
-            _results([pool.submit(_run, link, work)])
+            _results([pool.submit(_run, link, work)], advance)
         except BaseException:  # an error or Ctrl-C: those that wait do not begin, those that run end
             work.end()
             raise
     return path
 
 
-def _results(futures: Sequence[concurrent.futures.Future[str]]) -> list[str]:
-    """What they return, in order; raises what the first raises.
+def _results(futures: Sequence[concurrent.futures.Future[str]], advance: Advance) -> list[str]:
+    """What they return, in order; raises what the first raises. advance: called with the number of those that ended.
 
     It wakes ten times a second, because Python does not see a signal that comes just before it begins to wait.
     """
@@ -274,6 +295,8 @@ def _results(futures: Sequence[concurrent.futures.Future[str]]) -> list[str]:
         ended, waiting = concurrent.futures.wait(waiting, timeout=0.1)
         for future in ended:
             future.result()
+        if ended:
+            advance(len(ended))
     return [future.result() for future in futures]
 
 

@@ -9,7 +9,7 @@ import numbers
 import os
 import reprlib
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
@@ -34,7 +34,7 @@ from packlight.prompts import Ids
 from packlight.quant.kernels.native_build import Running
 from packlight.serve.prefix import Keep
 from packlight.serve.run import Completion, Run
-from packlight.serve.scheduler import Scheduler
+from packlight.serve.scheduler import Scheduler, Stream
 
 if TYPE_CHECKING:
     from packlight.compile.aot import Built, Executables
@@ -313,7 +313,7 @@ class LLM:
         stream: Literal[True],
         reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
-    ) -> Generator[str, None, Completion]: ...
+    ) -> Stream: ...
 
     @overload
     def chat(
@@ -325,7 +325,7 @@ class LLM:
         stream: bool,
         reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
-    ) -> Completion | Generator[str, None, Completion]: ...
+    ) -> Completion | Stream: ...
 
     @sampled
     def chat(
@@ -337,7 +337,7 @@ class LLM:
         stream: bool = False,
         reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
-    ) -> "Completion | Generator[str, None, Completion]":
+    ) -> Completion | Stream:
         """The assistant's next message in a conversation.
 
         Args:
@@ -390,7 +390,7 @@ class LLM:
         parse_special: bool = True,
         reuse_prefix: bool = False,
         **sampling: Unpack[Sampling],
-    ) -> "Generator[str, None, Completion]":
+    ) -> Stream:
         """Yields the text of `generate(prompt, ...)` as it comes, in pieces of whole characters.
 
         The `Completion` is the generator's return value. Closing the generator ends the generation. Arguments and

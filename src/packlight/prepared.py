@@ -85,7 +85,7 @@ class Prepared:
 
     @functools.cached_property
     def _built(self) -> tuple[CompileConfig, str | None]:
-        return build_kernels(self.changes.applied(self.named or default_config(_default_platform())))
+        return build_kernels(self.changes.applied(self.named or default_config(default_platform())))
 
     @property
     def config(self) -> CompileConfig:
@@ -192,7 +192,7 @@ def prepare(
     return prepared
 
 
-def _default_platform() -> str:
+def default_platform() -> str:
     """The platform of jax's default device; jax is not imported to say "cpu" where it can find no other."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     plugins = ("jax_plugins", "libtpu")  # importable where jax may find an accelerator

@@ -14,7 +14,7 @@ from ggufs import write_llama
 
 import packlight
 from packlight.common.errors import ConfigError, ContextLengthError, NonFiniteLogitsError
-from packlight.compile import aot
+from packlight.compile import aot, origin
 from packlight.compile.config import CompileConfig
 from packlight.compile.counter import CompileCounter
 from packlight.compile.plan import Phase, StepKey
@@ -143,18 +143,18 @@ def test_the_hash_of_the_sources_sees_every_depth_and_every_name(tmp_path):
     nested = tmp_path / "model" / "network" / "mixers" / "attention.py"
     nested.parent.mkdir(parents=True)
     nested.write_text("a = 1\n")
-    first = aot.sources_hash(tmp_path)
+    first = origin.sources_hash(tmp_path)
     nested.write_text("a = 2\n")
-    edited = aot.sources_hash(tmp_path)
+    edited = origin.sources_hash(tmp_path)
     moved = nested.rename(nested.parent.parent / nested.name)
-    renamed = aot.sources_hash(tmp_path)
+    renamed = origin.sources_hash(tmp_path)
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "untraced.py").write_text("a = 3\n")
     assert len({first, edited, renamed}) == 3
-    assert aot.sources_hash(tmp_path) == renamed
+    assert origin.sources_hash(tmp_path) == renamed
     moved.unlink()
-    assert aot.sources_hash(tmp_path) not in {first, edited, renamed}
-    assert aot.code_hash() == aot.sources_hash(ROOT)
+    assert origin.sources_hash(tmp_path) not in {first, edited, renamed}
+    assert origin.code_hash() == origin.sources_hash(ROOT)
 
 
 def test_what_jax_keeps_itself_does_not_spoil_the_store(path, fresh, tmp_path):

@@ -1,4 +1,7 @@
-"""The flags of the commands: how each is defined, what it means, and which command takes which. Imports no numpy."""
+"""The flags of the commands: how each is defined, what it means, and which command takes which. Imports no numpy.
+
+Help, completions and the man page are made of these tables (`cli.help`, `cli.completion`).
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,6 +36,7 @@ FLAGS: dict[str, FlagRow] = {
     "prompt": (flags.DEFINE_string, None, "the text: to continue, or to embed"),
     "prompt_file": (flags.DEFINE_string, None, "file with the text to continue (default: what comes on stdin)"),
     "parse_special": (flags.DEFINE_bool, True, "read control tokens in the prompt as such; --noparse_special: as text"),
+    "display_prompt": (flags.DEFINE_bool, True, "show the prompt before its continuation, where that is a terminal"),
     **{parameter.name: _flag_of(parameter) for parameter in PARAMETERS},
     "config": (flags.DEFINE_string, None, "TOML file that says what to compile (default: this platform's)"),
     "coordinator": (flags.DEFINE_string, None, "host:port of process 0, when several processes run one model together"),
@@ -54,7 +58,7 @@ FLAGS: dict[str, FlagRow] = {
     "file": (
         flags.DEFINE_string,
         None,
-        "text file: to predict, or to embed line by line; blank lines get no vector",
+        "text file: to predict, or to embed line by line (blank lines get no vector)",
     ),
     "chunks": (flags.DEFINE_integer, None, "chunks of the text to use at most (default: all)"),
     "pooling": (
@@ -77,22 +81,40 @@ FLAGS: dict[str, FlagRow] = {
         "packlight/chat_history in the user's state folder)",
     ),
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
+    "action": (flags.DEFINE_string, None, "what to do: the word behind the command"),
+    "add_special": (flags.DEFINE_bool, True, "put the tokens around the text that the file wants there, such as bos"),
+    "dry_run": (flags.DEFINE_bool, False, "say what would go, and remove nothing"),
+    "quiet": (flags.DEFINE_bool, False, "only the answer on stdout, and errors on stderr"),
+    "verbose": (flags.DEFINE_bool, False, "show the plan in full, and what happens inside"),
+    "log_file": (flags.DEFINE_string, None, "file to add all messages to, with times; --quiet keeps none from it"),
+    "helpfull": (flags.DEFINE_bool, False, "show all flags of the command"),
     **BENCH_FLAGS,
 }
+STRUCTURED = ("json_schema", "regex", "grammar")
 SAMPLING = tuple(parameter.name for parameter in PARAMETERS)
 PLAN = ("config", "context", "slots", "kv_type", "device", "threads")
 PROCESSES = ("coordinator", "num_processes", "process_id")
+MESSAGES = ("quiet", "verbose", "log_file")
+COMMON = (*MESSAGES, "helpfull")  # every command takes them
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command: its name, what it does in a line, an example, the names of its flags and its function."""
+    """One command: its name, what it does in a line of at most 64 characters, an example, the names of its flags beside
+    COMMON, its function, and what may stand behind its name as `action`, if anything.
+    """
 
     name: str
     summary: str
     example: str
-    takes: tuple[str, ...]
+    own: tuple[str, ...]
     run: Callable[[flags.FlagValues], None]
+    actions: tuple[str, ...] = ()
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The names of all its flags."""
+        return (*self.own, *COMMON)
 
     def define(self) -> flags.FlagValues:
         """The command's flags, not parsed yet."""
@@ -101,11 +123,3 @@ class Command:
             define, default, text = FLAGS[name]
             define(name, default, text, flag_values=values)
         return values
-
-    def help(self) -> str:
-        lines = [f"{self.name}: {self.summary}", f"    {self.example}"]
-        width = max(map(len, self.takes)) + 1
-        for name in self.takes:
-            _, default, text = FLAGS[name]
-            lines.append(f"  --{name:<{width}}{text}" + (f" (default: {default})" if default else ""))
-        return "\n".join(lines) + "\n"

@@ -2,12 +2,13 @@
 
 import os
 import re
+import sys
 from typing import Any
 
 from absl import flags
 
 from packlight import demo
-from packlight.cli.terminal import say
+from packlight.cli.terminal import from_stdin, say
 from packlight.common.errors import ConfigError
 from packlight.common.text import reason
 from packlight.model.sampling.config import PARAMETERS
@@ -63,6 +64,23 @@ def file_text(flag: str, path: str) -> str:
         raise ConfigError(f"--{flag}={path}: {reason(error)}") from None
     except ValueError:
         raise ConfigError(f"--{flag}={path}: not UTF-8 text") from None
+
+
+def given_text(values: flags.FlagValues) -> str | None:
+    """The text of --prompt, of the file that --prompt_file names, or what is piped in; a file's last line end is not
+    part of it. None where there is none of them.
+    """
+    if values.prompt is not None and values.prompt_file is not None:
+        raise ConfigError("give either --prompt or --prompt_file")
+    if values.prompt is not None:
+        return text_of("prompt", values.prompt)
+    if values.prompt_file is not None:
+        return file_text("prompt_file", values.prompt_file).removesuffix("\n")
+    try:
+        text = "" if sys.stdin.isatty() else from_stdin(sys.stdin.buffer.read).decode().removesuffix("\n")
+    except UnicodeError:
+        raise ConfigError("stdin is not UTF-8 text") from None
+    return text or None
 
 
 def model_path(values: flags.FlagValues) -> str:

@@ -1,6 +1,8 @@
 """A model as the commands prepare and load it: with progress bars, and the plan in brief on stderr."""
 
+import dataclasses
 import os
+import platform
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -9,8 +11,9 @@ from absl import flags
 
 import packlight
 from packlight.cli.inputs import model_or_demo
-from packlight.cli.terminal import Bar, say, warn
+from packlight.cli.terminal import Bar, detail, say, warn
 from packlight.common.errors import ConfigError
+from packlight.common.text import megabytes, shown
 from packlight.compile.config import PLATFORMS, CompileConfig, default_config, read_config
 from packlight.model.spec.layers import in_words, traced
 from packlight.prepared import Prepared, prepare
@@ -29,16 +32,20 @@ def prepared_from(
     one slot, unless --slots or a config that was named say otherwise.
     """
     path = model_or_demo(values)
-    config = _config_of(values)
+    config = config_of(values)
     use_threads(values.threads)
     if target is not None:
         config = target.config(config)
         target.check_compiler()
-    slots = values.slots if values.slots is not None or values.config is not None else 1
-    return prepare(path, config, values.context if context is None else context, slots, values.kv_type)
+    return prepare(path, config, values.context if context is None else context, slots_of(values), values.kv_type)
 
 
-def _config_of(values: flags.FlagValues) -> CompileConfig | None:
+def slots_of(values: flags.FlagValues) -> int | None:
+    """The slots that the flags ask for; None leaves them to the config that was named."""
+    return values.slots if values.slots is not None or values.config is not None else 1
+
+
+def config_of(values: flags.FlagValues) -> CompileConfig | None:
     """The config that --config or --device names, or None. Raises ConfigError where they contradict each other."""
     config = read_config(values.config) if values.config is not None else None
     if values.device is None:
@@ -82,6 +89,8 @@ def load(prepared: Prepared, on_weights: Callable[[], None] = lambda: None) -> "
     llm = _load(prepared, on_weights)
     for line in describe(llm):
         say(line)
+    for line in internals(llm):
+        detail(line)
     warn([*prepared.warnings, *llm.executables.warnings])
     return llm
 
@@ -128,4 +137,29 @@ def describe(llm: "packlight.LLM") -> list[str]:
         *([f"native kernels: {llm.native}"] if llm.native else []),
         *([f"layers: {in_words(layers)}"] if traced(layers) > 1 else []),
         *([] if llm.placement.single else [f"{llm.placement.split}"]),
+    ]
+
+
+def internals(llm: "packlight.LLM") -> list[str]:
+    """What the plan leaves out: versions, the config, each executable, each tensor's kernel, the memory, the times."""
+    import jax
+
+    config, store, memory = llm.config, llm.config.store_dir.expanduser(), llm.memory
+    paths, layouts, tensors = llm.kernel_paths(), llm.layouts(), llm.file.tensors
+    return [
+        f"Python {platform.python_version()}, jax {jax.__version__}, {llm.device.device_kind}, {platform.platform()}",
+        *(f"config: {field.name} = {getattr(config, field.name)!r}" for field in dataclasses.fields(config)),
+        f"store: {store if config.store else 'none'}",
+        *(
+            f"executable {built.key}: {'from the store' if built.hit else 'compiled'} in {built.seconds:.2f} s, "
+            f"scratch {megabytes(built.scratch_bytes)}"
+            for built in llm.executables.built.values()
+        ),
+        *(
+            f"tensor {shown(name)}: {tensors[name].format.name}, read by {path}"
+            + (f", layout {layouts[name]}" if name in layouts else "")
+            for name, path in paths.items()
+        ),
+        f"memory with scratch: {memory}",
+        f"read in {llm.timings['load_s']:.2f} s, executables in {llm.timings['compile_s']:.2f} s",
     ]

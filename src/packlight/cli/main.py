@@ -4,19 +4,33 @@ stdout carries the command's product and nothing else; progress, plan and timing
 one line `error: ...` and exit code 2. It knows flags and terminals; everything else is `packlight`'s.
 """
 
+import functools
 import importlib.metadata
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from absl import flags
 
+from packlight.cli import help as pages
+from packlight.cli import messages
 from packlight.cli.commands import COMMANDS
 from packlight.cli.flags import Command
 from packlight.cli.spelling import message, spelled
-from packlight.cli.terminal import StreamError, close_stderr, end_by_signals, open_streams, say, write
+from packlight.cli.terminal import (
+    StreamError,
+    close_stderr,
+    detail,
+    end_by_signals,
+    open_streams,
+    say,
+    show_task,
+    write,
+)
 from packlight.common.errors import ConfigError, PacklightError
+from packlight.common.progress import shown_by
 from packlight.common.text import near, reason, shown_path
 
 EXIT_MISTAKE = 2
@@ -25,17 +39,22 @@ FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line; exits with 2 after a line `error: ...` for a user's mistake."""
-    open_streams()
-    end_by_signals()
-    try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
-        write("")  # what libraries printed there
-    except (PacklightError, StreamError) as error:
-        _fail(message(error))
-    except OSError as error:  # of a file that no one else has named: a temporary one, say, on a full disk
-        _fail(f"{shown_path(str(error.filename))}: {reason(error)}" if error.filename else reason(error))
-    finally:
-        close_stderr()
+    with messages.of_a_command(), shown_by(show_task):
+        open_streams()
+        end_by_signals()
+        try:
+            _dispatch(list(sys.argv[1:] if argv is None else argv))
+            write("")  # what libraries printed there
+        except (PacklightError, StreamError) as error:
+            _fail(message(error))
+        except OSError as error:  # of a file that no one else has named: a temporary one, say, on a full disk
+            _fail(f"{shown_path(str(error.filename))}: {reason(error)}" if error.filename else reason(error))
+        except Exception:  # a fault of ours: Python shows it on stderr
+            messages.current.note(traceback.format_exc())
+            raise
+        finally:
+            messages.current.release()
+            close_stderr()
 
 
 def _fail(line: str) -> NoReturn:
@@ -48,22 +67,31 @@ def _dispatch(arguments: list[str]) -> None:
         case ["--version" | "version"]:
             write(f"packlight {importlib.metadata.version('packlight')}\n")
             return
-        case ["help", name, *_]:
-            write(_named(name).help())
+        case ["help", "--man"]:
+            write(pages.man_page())
             return
-        case ["help"]:
-            write(_help())
+        case ["help", "--helpfull"]:
+            write(pages.whole())
+            return
+        case ["help", name, *_] if name not in ("-h", "--help"):
+            write(pages.explained(name))
+            return
+        case ["help", *_]:
+            write(pages.overview())
             return
         case [name, *rest] if not name.startswith("-") and not _is_model(name):
             command, arguments = _named(name), rest
-            explain = command.help
+            brief = functools.partial(pages.of_command, command)
+            full = functools.partial(pages.of_command, command, full=True)
         case _:
-            command, explain = COMMANDS["generate"], _help
+            command, brief, full = COMMANDS["generate"], pages.overview, pages.whole
     values = _parse(command, arguments)
-    if values is None:
-        write(explain())
-    else:
-        command.run(values)
+    if values is None or values.helpfull:
+        write(brief() if values is None else full())
+        return
+    messages.current.settle(values.quiet, values.verbose, values.log_file)
+    detail(f"packlight {importlib.metadata.version('packlight')}: {command.name}")
+    command.run(values)
 
 
 def _named(name: str) -> Command:
@@ -94,13 +122,7 @@ def _parse(command: Command, arguments: list[str]) -> flags.FlagValues | None:
         raise ConfigError(f"{said} is not {FLAG_TYPES.get(kind, kind)}") from None
     except flags.Error as error:
         raise ConfigError(f"{error}; see packlight {command.name} --help") from None
+    if command.actions and values.action not in (None, *command.actions):
+        hint, known = near(values.action, command.actions), ", ".join(command.actions)
+        raise ConfigError(f"packlight {command.name} {values.action!r} is unknown{hint}; there are: {known}")
     return values
-
-
-def _help() -> str:
-    """All commands with their flags and an example each."""
-    head = (
-        "packlight runs GGUF language models with JAX.\n\nusage: packlight COMMAND [--flag=value ...]\n\n"
-        "Without --model, generate, inspect, compile, embed and perplexity use the embedded demo model.\n"
-    )
-    return "\n".join([head, *(command.help() for command in COMMANDS.values())])

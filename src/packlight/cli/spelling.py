@@ -29,13 +29,15 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("ctk", "cache_type_k"), ("kv_type",)),
     **dict.fromkeys(("dev", "platform"), ("device",)),
     **dict.fromkeys(("o", "output"), ("out",)),
+    **dict.fromkeys(("v", "log_verbose"), ("verbose",)),
+    **dict.fromkeys(("q", "silent", "log_disable"), ("quiet",)),
 }
 # Flags of llama.cpp that have nothing to set here, each with what is so instead; the SWITCHES have no value.
 SWITCHES = {
     **dict.fromkeys(("cnv", "conversation", "i", "interactive"), "packlight chat is the command for a conversation"),
     **dict.fromkeys(("no_cnv", "no_conversation"), "generate continues the prompt as it is"),
     **dict.fromkeys(("mlock", "no_mmap"), "all weights are read into the memory of the process"),
-    "no_display_prompt": "the prompt is not shown",
+    **dict.fromkeys(("co", "color"), "a terminal gets colours unless NO_COLOR=1 is set"),
 }
 MOOT: Mapping[str, str] = {
     **SWITCHES,
@@ -49,7 +51,12 @@ MOOT: Mapping[str, str] = {
     **dict.fromkeys(("tb", "threads_batch"), "prompts and text use the threads that --threads names"),
 }
 # What stands without a flag's name: the model's file, and for some commands more. Source: llama.cpp's llama-quantize.
-POSITIONAL: Mapping[str, tuple[str, ...]] = {"quantize": ("model", "out", "type")}
+POSITIONAL: Mapping[str, tuple[str, ...]] = {
+    "quantize": ("model", "out", "type"),
+    "cache": ("action",),
+    "config": ("action", "model"),
+    "completion": ("action",),
+}
 # Parameters of the API that a flag stands for in other words.
 WORDS = {"template": "--chat_template=FILE"}
 FLAG = re.compile(r"--?(?=[A-Za-z])([\w-]+)(?:(=)(.*))?", re.DOTALL)

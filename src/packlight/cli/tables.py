@@ -1,9 +1,69 @@
 """What the commands' reports look like: tables and lines of text. It loads nothing and decides nothing."""
 
+import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from packlight.common.text import megabytes, shown_path
+
 LINE = 100  # characters of a metadata value that are shown
+
+
+def summary_text(report: dict[str, Any]) -> str:
+    """What people ask of a file first, out of `packlight.inspect`'s report: a line or two each."""
+    path, templates = report["path"], line(", ".join(report["chat_templates"]))
+    formats = ", ".join(f"{name} x{entry['tensors']}" for name, entry in report["formats"].items())
+    bits = f"; {report['bits_per_weight']:.2f} bits per weight" if report["bits_per_weight"] else ""
+    why_not = "; ".join(why.removeprefix(f"{shown_path(path)}: ") for why in report["here"]["why_not"])
+    numbers = report["hyperparameters"]
+    shape = (
+        "{block_count} layers of {embedding_length:,}, vocabulary of {vocab_size:,}".format(**numbers)
+        if numbers
+        else ""
+    )
+    rows = {
+        "file": f"{line(os.path.basename(path), 400)}, {megabytes(report['file_bytes'])}",
+        "architecture": ", ".join(filter(None, (line(str(report["architecture"])), shape))),
+        "parameters": _in_words(report["parameters"]),
+        "quantization": f"{report['quantization']}: {formats}{bits}" if formats else "there are no tensors",
+        "context": f"{numbers['context_length']:,} tokens" if numbers else "",
+        "chat template": templates or "none: it continues texts",
+        "memory": _memory(report["memory"], report["cache"]) if report["memory"] else "",
+        "runs here": f"no: {why_not}" if why_not else "; ".join([_with_what(report), *report["here"]["slow"]]),
+        "not UTF-8": line(", ".join(report["not_utf8"])),
+    }
+    head = line(report["name"] if isinstance(report["name"], str) else os.path.basename(path)) + "\n"
+    return head + "".join(_entry(title, text) for title, text in rows.items() if text)
+
+
+def _entry(title: str, text: str) -> str:
+    """A title and a text that goes on below itself."""
+    indents = {"initial_indent": f"  {title:<15}", "subsequent_indent": " " * 17}
+    return textwrap.fill(text, 80, **indents, break_on_hyphens=False, break_long_words=False) + "\n"
+
+
+def _memory(memory: dict[str, Any], cache: dict[str, Any]) -> str:
+    """What a file takes on a CPU, and what there is."""
+    parts = f"weights {megabytes(memory['weights_bytes'])} + cache {megabytes(memory['cache_bytes'])}"
+    limit = f"; there are {megabytes(memory['limit_bytes'])} ({memory['limit']})" if memory["limit"] else ""
+    return f"{megabytes(memory['bytes'])}: {parts} for {cache['context']:,} tokens in {cache['kv_type']}{limit}"
+
+
+def _with_what(report: dict[str, Any]) -> str:
+    """How a file that runs here does."""
+    if report["native"]:
+        return f"yes, with native kernels: {report['native']['instructions']}"
+    if any("native" in (tensor["path"] or "") for tensor in report["tensors"]):
+        return "yes, with native kernels, which the first start builds"
+    return "yes, but slowly"
+
+
+def _in_words(count: int) -> str:
+    for unit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:,}"
 
 
 def inspect_text(report: dict[str, Any]) -> str:

@@ -9,16 +9,23 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
+from packlight.cli import messages
 from packlight.common.cleanup import undo_all, undone
+from packlight.common.progress import Advance
 from packlight.common.text import reason
 
 if TYPE_CHECKING:
     from packlight import Completion
 
 LAST_WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+PATIENCE = 5.0  # seconds that a task may take before a line is said of it where no bar can be shown
+MOST_ECHOED = 2000  # characters of a prompt
+TICK = 0.25  # seconds after which a bar shows that time passes
 Result = TypeVar("Result")
 Input = TypeVar("Input", str, bytes)
 
@@ -107,8 +114,13 @@ def reserve_stdout(keep: bool) -> None:
 
 def say(text: str, end: str = "\n") -> None:
     """A line beside the product; lost where stderr does not take it."""
-    with contextlib.suppress(OSError):
-        print(text, end=end, file=sys.stderr, flush=True)
+    messages.current.say(text, end)
+
+
+def detail(text: str) -> None:
+    """A line that only --verbose shows."""
+    if messages.current.verbose:
+        say(text)
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -116,29 +128,78 @@ def warn(warnings: Sequence[str]) -> None:
         say(f"warning: {warning}")
 
 
+def echo(text: str) -> None:
+    """A prompt before its answer, dimmed; of a long one its end. Only where the answer goes to a terminal."""
+    if messages.current.quiet or not sys.stdout.isatty():
+        return
+    last = text if len(text) <= MOST_ECHOED else "..." + text[-MOST_ECHOED:]
+    printable = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in last)
+    write(messages.dimmed(printable) if messages.in_colour(sys.stdout) else printable)
+
+
 class Bar:
-    """One progress bar at a time on stderr, and only if that is a terminal."""
+    """One progress bar at a time on stderr. Where that is no terminal, and in the log file, a task that takes longer
+    than PATIENCE is a line now and then.
+    """
 
     def __init__(self):
-        self._bar = None
+        self._bar: Any = None
+        self._ticking, self._ended = threading.Thread(), threading.Event()
+        self._title, self._unit, self._total, self._done = "", "", 0, 0
+        self._began = self._told = 0.0
 
     def __enter__(self) -> "Bar":
         return self
 
-    def start(self, title: str, total: int, **style: Any) -> None:
+    def start(self, title: str, total: int, unit: str = "it", **style: Any) -> None:
         """Shows a bar at 0 in place of the one before."""
+        self.__exit__()
+        self._title, self._unit, self._total, self._done = title, unit, total, 0
+        self._began = self._told = time.monotonic()
+        if messages.current.quiet or not sys.stderr.isatty():
+            return
         from tqdm import tqdm
 
-        self.__exit__()
-        self._bar = tqdm(total=total, desc=title, leave=False, disable=None, file=sys.stderr, **style)
+        style |= {"unit": unit, "leave": False, "dynamic_ncols": True}
+        self._bar, self._ended = tqdm(total=total, desc=title, file=sys.stderr, **style), threading.Event()
+        self._ticking = threading.Thread(target=self._tick, args=(self._bar, self._ended), daemon=True)
+        self._ticking.start()
 
     def advance(self, amount: int) -> None:
-        assert self._bar is not None
-        self._bar.update(amount)
+        self._done += amount
+        if self._bar is not None:
+            self._bar.update(amount)
+        if (now := time.monotonic()) - self._told > PATIENCE:
+            self._told = now
+            self._tell()
 
     def __exit__(self, *_) -> None:
         if self._bar is not None:
+            self._ended.set()
+            self._ticking.join()  # it would draw the bar again
             self._bar.close()
+            self._bar = None
+
+    def _tell(self) -> None:
+        """How far it is, as a line."""
+        unit, scale = ("MB", 1e6) if self._unit == "B" else (f"{self._unit}s", 1)
+        seconds = time.monotonic() - self._began
+        line = f"{self._title}: {self._done / scale:,.0f} of {self._total / scale:,.0f} {unit} after {seconds:.0f} s"
+        (say if self._bar is None else messages.current.note)(line)
+
+    @staticmethod
+    def _tick(bar: Any, ended: threading.Event) -> None:
+        while not ended.wait(TICK):
+            bar.refresh()
+
+
+@contextlib.contextmanager
+def show_task(title: str, total: int, unit: str, note: str) -> Iterator[Advance]:
+    """A `common.progress.task` as a line and a bar."""
+    say(note)
+    with Bar() as bar:
+        bar.start(title, total, unit)
+        yield bar.advance
 
 
 def follow(stream: Generator[str, None, Result], each: Callable[[str], None]) -> Result:
@@ -150,14 +211,14 @@ def follow(stream: Generator[str, None, Result], each: Callable[[str], None]) ->
             return end.value
 
 
-def speed(completion: "Completion") -> str:
-    """The line after a text: how much, how fast, why it ended."""
+def speed(completion: "Completion", ended: str | None = None) -> str:
+    """The line after a text: how much, how fast, why it ended (by default, as the completion says)."""
     t = completion.timings
     first = f", first after {t['ttft_s']:.2f} s" if t["ttft_s"] is not None else ""
     rate = f", then {t['decode_tok_s']:.1f} tokens/s" if t["decode_tok_s"] is not None else ""
     counts = f"{len(completion.prompt_token_ids)} + {len(completion.token_ids)} tokens"
     kept = f", {completion.cached_tokens} kept" if completion.cached_tokens else ""
-    return f"{counts}{kept}{first}{rate}; ended by {completion.finish_reason}"
+    return f"{counts}{kept}{first}{rate}; ended by {ended or completion.finish_reason}"
 
 
 @contextlib.contextmanager
@@ -178,14 +239,31 @@ def restored_terminal() -> Iterator[None]:
         yield
 
 
+_reports: list[Callable[[str], str]] = []  # of what is under way
+
+
+@contextlib.contextmanager
+def reported(report: Callable[[str], str]) -> Iterator[None]:
+    """As long as this lasts, a signal that ends the process has the line said that `report` makes of its name."""
+    _reports.append(report)
+    try:
+        yield
+    finally:
+        _reports.pop()
+
+
 def leave(number: int, *_: object) -> NoReturn:
     """Ctrl-C, SIGTERM, SIGHUP: exits at once, as a compilation under way in another thread stops for no exception.
 
     Unfinished files go first. It writes not by sys.stderr, which may be in the middle of a write.
     """
     undo_all()
+    name = signal.Signals(number).name
+    lines = [report("Ctrl-C" if name == "SIGINT" else name) for report in _reports] + [LAST_WORDS[name]]
+    with contextlib.suppress(OSError, RuntimeError):
+        messages.current.note("\n".join(lines))
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{LAST_WORDS[signal.Signals(number).name]}\n".encode())
+        os.write(2, "".join(f"\n{line}" for line in (lines[-1:] if messages.current.quiet else lines)).encode() + b"\n")
     os._exit(128 + number)
 
 

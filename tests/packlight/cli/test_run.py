@@ -233,17 +233,25 @@ def started(*arguments, **options) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([*COMMAND, *map(str, arguments)], **options)
 
 
-def test_ctrl_c_leaves_the_text_so_far(noise):
-    arguments = (*noise.flags, "--prompt=x", "--temperature=0")
-    process = started(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_ctrl_c_leaves_the_text_so_far(noise, tmp_path):
+    """With its speed, its seed and a log file of whole lines."""
+    log = tmp_path / "log.txt"
+    arguments = (*noise.flags, "--prompt=x", "--top_k=1", "--temperature=0.1", "--seed=5")
+    process = started(*arguments, f"--log_file={log}", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout
     begun = process.stdout.read(8)
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.endswith(b"\ninterrupted\n")
+    assert re.search(
+        rb"\n3 \+ \d+ tokens, first after [\d.]+ s, then [\d.]+ tokens/s; ended by Ctrl-C; seed 5\n"
+        rb"interrupted\n$",
+        errors,
+    )
     assert b"Traceback" not in errors
-    assert b"tokens/s" not in errors  # it was interrupted, not done
+    logged = log.read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ", line) for line in logged)
+    assert [line.split(" ", 2)[2] for line in logged] == errors.decode().replace("\n\n", "\n").splitlines()
     whole = one_object(succeed(*arguments, "--json"))
     assert len(whole["token_ids"]) > 1000  # it would have gone on for a second at least
     assert whole["text"].encode().startswith(begun + rest)
@@ -260,6 +268,7 @@ def test_ctrl_c_while_compiling_ends_at_once(noise, tmp_path):
     while b"compile:   0%" not in seen:
         seen += os.read(ours, 1000)  # raises OSError when the process ends without showing it
     time.sleep(1.5)  # into the compilations
+    seen += os.read(ours, 1 << 16)
     before = seconds() + seconds_of(process.pid)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=600) == 130
@@ -268,6 +277,7 @@ def test_ctrl_c_while_compiling_ends_at_once(noise, tmp_path):
     os.close(ours)
     assert b"interrupted" in seen
     assert b"Traceback" not in seen
+    assert seen.count(b"\rcompile:") > 3  # it moves while nothing is done
 
 
 def test_a_reader_that_leaves_ends_it_quietly(noise):

@@ -1,5 +1,6 @@
 """Command lines as people type them, turned into the names of our flags; nothing is run."""
 
+import importlib.metadata
 import os
 
 import pytest
@@ -101,9 +102,8 @@ def test_help_is_asked_for_by_a_flag_and_not_by_a_value(word):
     assert parsed(f"--prompt {word}").prompt == word
 
 
-def test_one_commands_help_and_the_version():
-    assert packlight("help", "embed").stdout == packlight("embed", "--help").stdout == COMMANDS["embed"].help()
-    assert packlight("--version").stdout.startswith("packlight ")
+def test_the_version():
+    assert packlight("--version").stdout == f"packlight {importlib.metadata.version('packlight')}\n"
 
 
 @pytest.mark.parametrize("name", MOOT)

@@ -46,5 +46,5 @@ def test_inspecting_a_large_vocabulary(tmp_path):
     merges = [f"{i:x} {i % 97:x}" for i in range(280_147)]
     keys = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.merges": merges}
     path = write_llama(tmp_path / "large.gguf", layers=1, embed=32, vocab=128_256, extra=keys)
-    assert "[280147 elements: " in succeed("inspect", f"--model={path}").stdout
+    assert "[280147 elements: " in succeed("inspect", f"--model={path}", "--verbose").stdout
     assert scaled("inspect", f"--model={path}") < 1

@@ -1,10 +1,12 @@
 """The native library: built once, loaded from where it can be, and what is left of builds that fail or are ended."""
 
+import contextlib
 import ctypes
 import importlib.machinery
 import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import signal
 import stat
@@ -15,6 +17,7 @@ import time
 
 import pytest
 
+from packlight.common import progress
 from packlight.quant.kernels import native_build, prebuilt
 
 pytestmark = pytest.mark.skipif(not native_build.is_likely(), reason="needs a C++ compiler")
@@ -48,6 +51,24 @@ def test_a_damaged_build_is_built_again(tiny_sources, damage):
     library, found = native_build.loaded.__wrapped__()
     assert (library.one(), found) == (1, digest)
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_build_tells_how_far_it_is(tiny_sources):
+    """One more than the sources: it ends with the link."""
+    (tiny_sources / "two.cc").write_text("int two() { return 2; }\n")
+    told = []
+
+    @contextlib.contextmanager
+    def show(*task):
+        told.append(task)
+        yield told.append
+
+    with progress.shown_by(show):
+        native_build.library()
+        native_build.library()  # there is one: nothing to tell
+    (title, total, unit, note), *amounts = told
+    assert (title, total, unit, sum(amounts)) == ("native kernels", 3, "file", 3)
+    assert re.fullmatch(r"building the native kernels with .+, once on this machine", note)
 
 
 def test_first_uses_at_the_same_time(tiny_sources):

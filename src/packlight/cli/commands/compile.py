@@ -117,7 +117,7 @@ def _memory_report(memory: "MemoryPlan", limit: "Limit | None") -> dict[str, Any
 
 COMMAND = Command(
     "compile",
-    "build and store the executables of a config, also for hardware that is not here",
+    "build executables ahead, also for hardware that is not here",
     "packlight compile --model=model.gguf --target=cuda:h200",
     ("model", "target", *PLAN, "json"),
     run,

@@ -1,7 +1,6 @@
 """`packlight generate`: the continuation of a prompt."""
 
 import dataclasses
-import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +8,12 @@ from absl import flags
 
 from packlight import demo
 from packlight.cli.flags import PLAN, PROCESSES, SAMPLING, Command
-from packlight.cli.inputs import file_text, sampling_fields, text_of
+from packlight.cli.inputs import given_text, sampling_fields
 from packlight.cli.terminal import (
+    echo,
     end_by_signals,
     follow,
-    from_stdin,
+    reported,
     reserve_stdout,
     say,
     speed,
@@ -49,32 +49,28 @@ def run(values: flags.FlagValues) -> None:
     _join(values, prepared)
     counter = CompileCounter()
     llm = load(prepared, counter.start)
-    completion = follow(llm.stream(prompt, **sampling), (lambda piece: None) if values.json else write)
-    counter.stop()
+    stream, seed = llm.stream(prompt, **sampling), f"; seed {config.seed}" if values.temperature else ""
     if values.json:
+        completion = follow(stream, lambda piece: None)
+        counter.stop()
         write_json(_generate_report(llm, completion, counter) | {"seed": sampling["seed"]})
-    else:
-        write("\n")
-        say(speed(completion) + (f"; seed {sampling['seed']}" if values.temperature else ""))
+        return
+    if values.display_prompt:
+        echo(text)
+    with reported(lambda ended: speed(stream.so_far, ended) + seed):
+        completion = follow(stream, write)
+    write("\n")
+    say(speed(completion) + seed)
 
 
 def _prompt_text(values: flags.FlagValues) -> str:
-    """The text to continue: a flag's, a file's, or what is piped in; a file's last line end is not part of it."""
-    if values.prompt is not None and values.prompt_file is not None:
-        raise ConfigError("give either --prompt or --prompt_file")
-    if values.prompt is not None:
-        return text_of("prompt", values.prompt)
-    if values.prompt_file is not None:
-        return file_text("prompt_file", values.prompt_file).removesuffix("\n")
-    try:
-        text = "" if sys.stdin.isatty() else from_stdin(sys.stdin.buffer.read).decode().removesuffix("\n")
-    except UnicodeError:
-        raise ConfigError("stdin is not UTF-8 text") from None
-    if not text and values.model is not None:
+    """The text to continue, or the one of the embedded model where that is used."""
+    text = given_text(values)
+    if text is None and values.model is not None:
         raise ConfigError("--prompt is missing: the text to continue")
-    if not text:
+    if text is None:
         say(f"no --prompt: continuing {demo.PROMPT!r}")
-    return text or demo.PROMPT
+    return demo.PROMPT if text is None else text
 
 
 def _join(values: flags.FlagValues, prepared: "Prepared") -> None:
@@ -119,8 +115,8 @@ def _generate_report(
 
 COMMAND = Command(
     "generate",
-    "write the continuation of a prompt (what is done when no command is named)",
-    "packlight generate --model=model.gguf --prompt='Once upon a time' --max_tokens=64",
-    ("model", "prompt", "prompt_file", "parse_special", *SAMPLING, *PLAN, *PROCESSES, "json"),
+    "continue a prompt; done where no command is named",
+    "packlight generate --model=model.gguf --prompt='Once upon a time'",
+    ("model", "prompt", "prompt_file", "parse_special", "display_prompt", *SAMPLING, *PLAN, *PROCESSES, "json"),
     run,
 )

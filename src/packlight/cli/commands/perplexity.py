@@ -55,7 +55,7 @@ def run(values: flags.FlagValues) -> None:
 
 COMMAND = Command(
     "perplexity",
-    "measure how well a model predicts a text, alone or against another model's predictions",
+    "measure how well a model predicts a text",
     "packlight perplexity --model=model.gguf --file=text.txt",
     ("model", "file", "chunks", "save_logits", "kl_divergence", *PLAN, "json"),
     run,
