@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from packlight.common.errors import PacklightError
-from packlight.compile.config import CompileConfig, default_config
+from packlight.common.errors import MemoryLimitError, PacklightError
+from packlight.compile.config import default_config
 from packlight.compile.kernels import KernelPlan, expected
-from packlight.compile.memory import MemoryPlan, host_limit, plan_memory
-from packlight.compile.plan import Plan, make_plan
+from packlight.compile.memory import Limit, MemoryPlan, host_limit, plan_memory
+from packlight.compile.plan import make_plan
 from packlight.model.gguf.filetypes import file_type
 from packlight.model.gguf.header import NotText
 from packlight.model.gguf.reader import GGUFFile, check_types, open_gguf
@@ -24,28 +24,31 @@ from packlight.model.text import chat
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.prepared import Changes
 from packlight.quant.formats.table import FORMATS
-from packlight.quant.kernels.native_build import running_if_built
+from packlight.quant.kernels.native_build import Running, running_if_built
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Header, metadata and tensor table of the file at `path`, all checked; builds no model and imports no jax.
 
-    Keys: path, version, alignment, file_bytes, architecture, name, metadata, tensors (name, shape, format, bytes,
-    offset, path: the kernel path under the CPU's default config), formats (count and bytes each), parameters,
-    quantization (the recipe that the file names, else the format of most bytes), bits_per_weight, chat_templates (their
-    names; "default" has none), layers (how their parts repeat, in words), native (instructions and origin of the native
-    kernels, None until they are built), cache (context, slots, kv_type and bytes of what `generate` keeps on a CPU),
-    memory (weights, cache and all bytes for it, and the limit that this machine sets, with its source), `unsupported`:
-    in words, what keeps packlight from running the file, the first problem with the model and the first with its
-    tokenizer (empty when it runs, unless a weight is not finite: that is seen when the weights are read), and `here`:
-    whether this machine's CPU runs it, with the reasons against that, and what makes it slow. `not_utf8`: the keys
-    whose text is not UTF-8 and has its bytes escaped here. `parameters` counts no tensor of a type that holds no
-    weights. All of it is plain Python that JSON can hold; numbers that are not finite become words.
+    All of it is plain Python that JSON can hold; numbers that are not finite become words. Keys:
+        path, version, alignment, file_bytes, architecture, name, hyperparameters, metadata
+        tensors: of each its name, shape, format, bytes, offset, and path: its kernel's under the CPU's default config
+        formats: the tensors and bytes of each, most bytes first
+        quantization: the recipe that the file names, else the format of most bytes
+        parameters: without tensors of a type that holds no weights; bits_per_weight
+        chat_templates: their names; the one without is "default"
+        layers: how their parts repeat, in words
+        native: instructions and origin of the native kernels, None until they are built
+        cache: context, slots, kv_type and bytes of what `generate` keeps on a CPU
+        memory: bytes of weights, of the cache and of both, and this machine's limit with its source
+        not_utf8: the keys whose text is not UTF-8 and has its bytes escaped here
+        unsupported: in words, what keeps packlight from running the file, the first problem with the model and the
+            first with its tokenizer; empty when it runs, unless a weight is not finite, which is seen when it is read
+        here: whether this machine's CPU runs it, why_not, and what makes it slow
     Raises GGUFError when the container itself is not sound, UnsupportedError for a tensor type that ggml has removed.
     """
     file = open_gguf(path, join=False, weights_only=False)
-    problems, paths, hyperparameters, layers, cache, native, memory = [], {}, {}, None, None, None, None
-    slow: list[str] = []
+    problems, hyperparameters, planned = [], {}, _Planned()
     metadata = {key: _plain(value) for key, value in file.metadata.items()}
     try:
         if metadata.keys() & {"split.count", "split.no"}:
@@ -54,22 +57,17 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         model = ModelConfig.from_gguf(file)
         hyperparameters = dataclasses.asdict(model)
         check(file, model)
-        config = Changes(slots=1).applied(expected(default_config("cpu")))
-        kernels = KernelPlan.of(config, model, formats(file))
-        paths, native = kernels.tensors, running_if_built() if config.cpu_kernels == "native" else None
-        plan, layers = make_plan(config, model.context_length), in_words(model.layers)
-        layouts = dict.fromkeys(paths, "ggml") if native is None else kernels.layouts  # differ in rows of padding
-        memory = plan_memory(file, model, layouts, WHOLE, plan, config.kv_dtype)
-        cache, slow = _cache(config, plan, memory), _slow(config, kernels.multiplied, kernels.products)
+        planned = _Planned.of(file, model)
     except PacklightError as error:
         problems.append(str(error))
     try:
         Tokenizer.from_file(file)
     except PacklightError as error:
         problems.append(str(error))
-    totals = format_totals(file)
+    totals, unsupported = format_totals(file), list(dict.fromkeys(problems))
     weights = [info for info in file.tensors.values() if info.format.name in FORMATS]
     parameters = sum(math.prod(info.shape) for info in weights)
+    too_large = planned.too_large(os.path.basename(file.path))
     return {
         "path": file.path,
         "version": file.version,
@@ -86,7 +84,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "format": info.format.name,
                 "bytes": info.nbytes,
                 "offset": info.offset,
-                "path": paths.get(info.name),
+                "path": planned.paths.get(info.name),
             }
             for info in file.tensors.values()
         ],
@@ -94,50 +92,68 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         "quantization": file_type(file.metadata) or next(iter(totals), None),
         "bits_per_weight": 8 * sum(info.nbytes for info in weights) / parameters if parameters else None,
         "chat_templates": _chat_templates(metadata),
-        "layers": layers,
-        "native": native and native._asdict(),
-        "cache": cache,
-        "memory": memory and _memory(memory),
+        "layers": planned.layers,
+        "native": planned.native and planned.native._asdict(),
+        "cache": planned.cache,
+        "memory": planned.memory_report(),
         "parameters": parameters,
         "not_utf8": [key for key, value in file.metadata.items() if isinstance(value, NotText)],
-        "unsupported": list(dict.fromkeys(problems)),
-        "here": _here(list(dict.fromkeys(problems)), file, memory, slow),
+        "unsupported": unsupported,
+        "here": {
+            "runs": not unsupported and too_large is None,
+            "why_not": [*unsupported, *([too_large] if too_large else [])],
+            "slow": planned.slow,
+        },
     }
 
 
-def _cache(config: CompileConfig, plan: Plan, memory: MemoryPlan) -> dict[str, Any]:
-    """What is kept of the sequences under a config."""
-    return {"context": plan.context, "slots": plan.slots, "kv_type": config.kv_dtype, "bytes": memory.cache}
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """What the CPU's default config makes of a model, with one slot; nothing of one that does not run."""
 
+    paths: Mapping[str, str] = dataclasses.field(default_factory=dict)  # tensor -> kernel path
+    layers: str | None = None  # how their parts repeat
+    native: Running | None = None
+    cache: dict[str, Any] | None = None
+    memory: MemoryPlan | None = None
+    limit: Limit | None = None  # of this machine's memory
+    slow: list[str] = dataclasses.field(default_factory=list)  # what makes it so, in words
 
-def _memory(memory: MemoryPlan) -> dict[str, Any]:
-    """The plan, and what this machine has free for it."""
-    limit = host_limit()
-    return {
-        "weights_bytes": memory.weights,
-        "cache_bytes": memory.cache,
-        "bytes": memory.total,
-        "limit_bytes": limit and limit.bytes,
-        "limit": limit and limit.source,
-    }
+    @classmethod
+    def of(cls, file: GGUFFile, model: ModelConfig) -> "_Planned":
+        config = Changes(slots=1).applied(expected(default_config("cpu")))
+        kernels, plan = KernelPlan.of(config, model, formats(file)), make_plan(config, model.context_length)
+        native = running_if_built() if config.cpu_kernels == "native" else None
+        # until the kernels are built nobody knows their layout, which differs in rows of padding only
+        layouts = dict.fromkeys(kernels.tensors, "ggml") if native is None else kernels.layouts
+        memory = plan_memory(file, model, layouts, WHOLE, plan, config.kv_dtype)
+        cache = {"context": plan.context, "slots": plan.slots, "kv_type": config.kv_dtype, "bytes": memory.cache}
+        slow = []
+        if config.cpu_kernels != "native":
+            slow = ["there are no built kernels and no C++ compiler: the xla kernels run"]
+        elif others := sorted({name for name in kernels.multiplied.values() if kernels.products[name] != "native"}):
+            slow = [f"the xla kernels read {', '.join(others)}"]
+        return cls(kernels.tensors, in_words(model.layers), native, cache, memory, host_limit(), slow)
 
-
-def _slow(config: CompileConfig, multiplied: Mapping[str, str], products: Mapping[str, str]) -> list[str]:
-    """Why the CPU runs a model slower than it could."""
-    if config.cpu_kernels != "native":
-        return ["there are no built kernels and no C++ compiler: the xla kernels run"]
-    others = sorted({qtype for qtype in multiplied.values() if products[qtype] != "native"})
-    return [f"the xla kernels read {', '.join(others)}"] if others else []
-
-
-def _here(problems: list[str], file: GGUFFile, memory: MemoryPlan | None, slow: list[str]) -> dict[str, Any]:
-    """Whether this machine runs the file."""
-    if memory is not None and (limit := host_limit()) is not None:
+    def too_large(self, name: str) -> str | None:
+        """Why the model `name` does not fit this machine, or None."""
         try:
-            limit.check(memory, os.path.basename(file.path))
-        except PacklightError as error:
-            problems = [*problems, str(error)]
-    return {"runs": not problems, "why_not": problems, "slow": slow}
+            if self.memory is not None and self.limit is not None:
+                self.limit.check(self.memory, name)
+        except MemoryLimitError as error:
+            return str(error)
+        return None
+
+    def memory_report(self) -> dict[str, Any] | None:
+        if self.memory is None:
+            return None
+        return {
+            "weights_bytes": self.memory.weights,
+            "cache_bytes": self.memory.cache,
+            "bytes": self.memory.total,
+            "limit_bytes": self.limit and self.limit.bytes,
+            "limit": self.limit and self.limit.source,
+        }
 
 
 def _chat_templates(metadata: Mapping[str, Any]) -> list[str]:

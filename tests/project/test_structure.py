@@ -37,11 +37,12 @@ NO_JAX = (
         "compile.counter",
         "compile.kernels",
         "compile.memory",
+        "compile.origin",
         "compile.plan",
         "compile.store",
         "demo",
     ),
-    *("serve.run", "serve.scheduler", "inspection", "llm", "prepared", "prompts", "cli.main"),
+    *("serve.run", "serve.scheduler", "inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
 )
 
 

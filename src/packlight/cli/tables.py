@@ -39,8 +39,8 @@ def summary_text(report: dict[str, Any]) -> str:
 
 def _entry(title: str, text: str) -> str:
     """A title and a text that goes on below itself."""
-    indents = {"initial_indent": f"  {title:<15}", "subsequent_indent": " " * 17}
-    return textwrap.fill(text, 80, **indents, break_on_hyphens=False, break_long_words=False) + "\n"
+    lines = textwrap.wrap(text, 80 - 17, break_on_hyphens=False, break_long_words=False)
+    return f"  {title:<15}" + ("\n" + " " * 17).join(lines) + "\n"
 
 
 def _memory(memory: dict[str, Any], cache: dict[str, Any]) -> str:
