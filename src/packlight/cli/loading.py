@@ -13,7 +13,7 @@ import packlight
 from packlight.cli.inputs import model_or_demo
 from packlight.cli.terminal import Bar, detail, say, warn
 from packlight.common.errors import ConfigError
-from packlight.common.text import megabytes, shown
+from packlight.common.text import megabytes, shown, shown_path
 from packlight.compile.config import PLATFORMS, CompileConfig, default_config, read_config
 from packlight.model.spec.layers import in_words, traced
 from packlight.prepared import Prepared, prepare
@@ -128,7 +128,7 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"{path} x{n}" + (f" ({layout})" if layout != "ggml" else "") for (path, layout), n in kinds.most_common()
     )
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
-    name, layers = os.path.basename(llm.file.path), llm.model.layers
+    name, layers = shown_path(os.path.basename(llm.file.path)), llm.model.layers
     return [
         f"{name}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}",
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "

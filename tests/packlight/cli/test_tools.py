@@ -92,7 +92,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store = Store(tmp_path / "packlight")
     here = origin(on_cpu=True)
-    store.write("a" * 64, b"machine code", here | {"step": "head[1]", "model": "llama"})
+    store.write("a" * 64, b"machine code", here | {"step": "head[1]", "model": "llama \x1b[31m"})
     store.write("b" * 64, b"machine code", here | {"jax": "0.0.1", "sources": "0" * 16})
     store.write("c" * 64, b"machine code", here | {"cpu": "0" * 16})
     store.write("d" * 64, b"machine code")
@@ -128,7 +128,9 @@ def test_the_list_says_what_would_go_and_why(folder):
     assert re.search(
         r"^executable +packlight \S+, jax 0\.0\.1 +1 +\S+ MB +just now +goes: other sources, jax$", text, re.M
     )
-    assert re.search(r"^executable +head\[1\] +llama ", succeed("cache", "--verbose").stdout, re.M)
+    each = succeed("cache", "--verbose").stdout
+    assert re.search(r"^executable +head\[1\] +llama \\x1b\[31m ", each, re.M)
+    assert "\x1b" not in text + each
 
 
 def test_prune_removes_what_others_left_and_nothing_else(folder):

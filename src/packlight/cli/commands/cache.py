@@ -10,7 +10,7 @@ from absl import flags
 from packlight.cli.flags import Command
 from packlight.cli.tables import table
 from packlight.cli.terminal import say, write, write_json
-from packlight.common.text import megabytes, shown_path
+from packlight.common.text import megabytes, shown, shown_path
 
 if TYPE_CHECKING:
     from packlight.stored import Kept
@@ -53,9 +53,9 @@ def _listed(folder: str, files: "Sequence[Kept]", going: "Sequence[Kept]", each_
     """The files in groups of the same kind and origin, or one by one."""
     groups: dict[tuple[str, ...], list[Kept]] = {}
     for each in files:
-        by = each.made_by
+        by = {name: shown(value) for name, value in each.made_by.items()}  # a model's name is a stranger's
         made = f"packlight {by['packlight']}, jax {by['jax']}" if "packlight" in by and "jax" in by else "-"
-        what = (by.get("step", os.path.basename(each.path)), by.get("model", "-")) if each_file else ()
+        what = (by.get("step", shown(os.path.basename(each.path))), by.get("model", "-")) if each_file else ()
         fate = "stays: in use" if each.held else f"goes: {each.stale}" if each.stale else "stays"
         groups.setdefault((each.kind, *what, made, fate), []).append(each)
     rows = [
