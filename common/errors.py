@@ -43,6 +43,10 @@ class MissingFileError(GGUFError, FileNotFoundError):
     """There is no file of that name."""
 
 
+class DownloadError(PacklightError):
+    """A model cannot be brought here: no network, no access, no room on the disk, a checksum that differs."""
+
+
 class UnsupportedError(PacklightError):
     """An architecture, format or pre-tokenizer that packlight does not know; the message lists what it does."""
 

@@ -27,7 +27,7 @@ MAX_TENSORS = 1 << 16
 MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME is 64 with the closing NUL
 MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
-_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 # Types that ggml has or had and that hold no weights we run. Source: `enum ggml_type` in ggml.h, removed ones too;
 # block sizes from `type_traits` in ggml.c.
@@ -335,7 +335,7 @@ def _split_key(part: GGUFFile, key: str, default: int) -> int:
 
 def _part_paths(path: str, count: int, number: int) -> list[str]:
     """The paths of all parts of the split file whose first part is `path`, as llama.cpp's gguf-split names them."""
-    named = _SPLIT_NAME.fullmatch(path)
+    named = SPLIT_NAME.fullmatch(path)
     if number != 0:
         first = f"{named[1]}-00001-of-{named[3]}.gguf" if named else f"NAME-00001-of-{count:05d}.gguf"
         raise GGUFError(f"{shown_path(path)}: part {number + 1} of {count} of a split file; open {shown_path(first)}")

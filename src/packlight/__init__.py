@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ArgumentError,
         ConfigError,
         ContextLengthError,
+        DownloadError,
         GGUFError,
         MemoryLimitError,
         MissingFileError,
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 _HOMES = {  # module -> the public names that it defines
     "arguments": ("Sampling",),
     "common.errors": (
-        "ArgumentError", "ConfigError", "ContextLengthError", "GGUFError", "MemoryLimitError", "MissingFileError",
+        "ArgumentError", "ConfigError", "ContextLengthError", "DownloadError", "GGUFError", "MemoryLimitError",
+        "MissingFileError",
         "NonFiniteLogitsError", "PacklightError", "UnsupportedError",
     ),
     "compile.config": ("CompileConfig",),
@@ -66,6 +68,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "ContextLengthError",
+    "DownloadError",
     "GGUFError",
     "MemoryLimitError",
     "MissingFileError",

@@ -25,11 +25,13 @@ from packlight.model.text.tokenizer import Tokenizer
 from packlight.prepared import Changes
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels.native_build import Running, running_if_built
+from packlight.sources.find import find
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Header, metadata and tensor table of the file at `path`, all checked; builds no model and imports no jax.
 
+    path: of a file, or a name of a model, which `load` explains.
     All of it is plain Python that JSON can hold; numbers that are not finite become words. Keys:
         path, version, alignment, file_bytes, architecture, name, hyperparameters, metadata
         tensors: of each its name, shape, format, bytes, offset, and path: its kernel's under the CPU's default config
@@ -47,6 +49,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         here: whether this machine's CPU runs it, why_not, and what makes it slow
     Raises GGUFError when the container itself is not sound, UnsupportedError for a tensor type that ggml has removed.
     """
+    path = find(path)
     file = open_gguf(path, join=False, weights_only=False)
     problems, hyperparameters, planned = [], {}, _Planned()
     metadata = {key: _plain(value) for key, value in file.metadata.items()}

@@ -56,7 +56,9 @@ def load(
     """Loads a GGUF file and compiles, or takes from the store, all that runs it.
 
     Args:
-        path: the file; of a split one, its first part. None is the embedded demo model.
+        path: the file; of a split one, its first part. Or a name: `hf:OWNER/REPO`, `hf:OWNER/REPO:Q4_K_M` or
+            `hf:OWNER/REPO:FILE.gguf` (with the extra `hub`; @REVISION behind REPO; downloaded once), `ollama:NAME:TAG`.
+            None is the embedded demo model.
         config: a TOML file, the name of a shipped config ("cpu", "gpu", "tpu", ...), a CompileConfig, or None for the
             one that ships for jax's default platform.
         on_read: called with bytes read and bytes in all while the weights are read.
@@ -68,6 +70,7 @@ def load(
 
     Raises:
         MissingFileError: there is no such file; it is a FileNotFoundError too.
+        DownloadError: a name's file cannot be downloaded.
         GGUFError: the file is damaged, or no model.
         UnsupportedError: its architecture, formats or tokenizer are none that packlight runs.
         ConfigError: a value of the config, or of an argument here, is impossible.

@@ -21,6 +21,7 @@ from packlight.model.spec.sharding import Split, make_split
 from packlight.model.spec.weights import check, formats, used_weights
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.prompts import Prompts
+from packlight.sources.find import find
 
 if TYPE_CHECKING:
     from packlight.compile.steps import Steps
@@ -175,14 +176,14 @@ def prepare(
 ) -> Prepared:
     """Opens and checks a file and a config, as `load` does first; reads no weights and imports no jax.
 
-    The arguments are `load`'s. Raises GGUFError, UnsupportedError, ConfigError.
+    The arguments are `load`'s. Raises GGUFError, UnsupportedError, ConfigError and, for a name, DownloadError.
     """
     changes = Changes(context, slots, kv_type)
     if config is not None and not isinstance(config, CompileConfig):
         if not isinstance(config, str | os.PathLike):
             raise ConfigError(f"config is a path, a name or a CompileConfig, not {shown(repr(config))}")
         config = read_config(config)
-    file = open_gguf(path)
+    file = open_gguf(find(path))
     model = ModelConfig.from_gguf(file)
     check(file, model)
     changes.check(model)

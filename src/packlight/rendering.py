@@ -8,6 +8,8 @@ from packlight.common.text import shown_path
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.text.chat import own_prompt, render, special_texts
 from packlight.model.text.tokenizer import Tokenizer
+from packlight.sources import PREFIXES
+from packlight.sources.find import find
 
 
 def render_chat(
@@ -24,14 +26,15 @@ def render_chat(
     """The prompt that a chat template makes of a conversation; see `model.text.chat.make_prompt`, whose parameters are
     spelled again here because this is the public signature.
 
-    path_or_template: a GGUF file, whose own template and special tokens are used, or the text of a template.
+    path_or_template: a GGUF file or a name of a model (see `load`), whose own template and special tokens are used, or
+        the text of a template.
     Raises ConfigError for what is no conversation, ChatTemplateError when there is no template, or it refuses the
     messages, fails or does not end, or a file's own leaves tools or documents out; GGUFError for a bad file.
     """
     template = os.fspath(path_or_template)
     given = {"add_generation_prompt": add_generation_prompt, "tools": tools, "documents": documents, **vars}
-    if isinstance(path_or_template, os.PathLike) or template.endswith(".gguf"):
-        file = open_gguf(template)
+    if isinstance(path_or_template, os.PathLike) or template.endswith(".gguf") or template.startswith(PREFIXES):
+        file = open_gguf(find(template))
         bos, eos = special_texts(file.metadata, Tokenizer.from_file(file))
         tokens = {"bos_token": bos_token or bos, "eos_token": eos_token or eos, "strftime_now": strftime_now}
         return own_prompt(file.metadata, shown_path(file.path), messages, **given, **tokens).text

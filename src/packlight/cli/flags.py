@@ -32,7 +32,11 @@ def _flag_of(parameter: Parameter) -> FlagRow:
 
 # Every flag; a command's row says which of them it takes.
 FLAGS: dict[str, FlagRow] = {
-    "model": (flags.DEFINE_string, None, "GGUF file; of a split one, its first part"),
+    "model": (
+        flags.DEFINE_string,
+        None,
+        "GGUF file (of a split one, its first part), hf:OWNER/REPO[@REVISION][:Q4_K_M or :FILE.gguf], ollama:NAME",
+    ),
     "prompt": (flags.DEFINE_string, None, "the text: to continue, or to embed"),
     "prompt_file": (flags.DEFINE_string, None, "file with the text to continue (default: what comes on stdin)"),
     "parse_special": (flags.DEFINE_bool, True, "read control tokens in the prompt as such; --noparse_special: as text"),
@@ -80,6 +84,7 @@ FLAGS: dict[str, FlagRow] = {
         "file of what was entered in a chat, for the arrow keys; '' for none (default: $PACKLIGHT_HISTORY, or "
         "packlight/chat_history in the user's state folder)",
     ),
+    "folder": (flags.DEFINE_string, None, "folder whose models are listed too, with those of the folders in it"),
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
     "action": (flags.DEFINE_string, None, "what to do: the word behind the command"),
     "add_special": (flags.DEFINE_bool, True, "put the tokens around the text that the file wants there, such as bos"),

@@ -8,9 +8,9 @@ from typing import Any
 from absl import flags
 
 from packlight import demo
-from packlight.cli.terminal import from_stdin, say
+from packlight.cli.terminal import DownloadBar, from_stdin, say
 from packlight.common.errors import ConfigError
-from packlight.common.text import reason
+from packlight.common.text import reason, shown_path
 from packlight.model.sampling.config import PARAMETERS
 from packlight.model.sampling.parameters import Biases, Integer, Parameter, Schema, Text, Texts
 
@@ -84,8 +84,14 @@ def given_text(values: flags.FlagValues) -> str | None:
 
 
 def model_path(values: flags.FlagValues) -> str:
+    """The file that the flag names. A name that is no path, `hf:...`, is looked up once: its path takes its place."""
+    from packlight.sources.find import find
+
     if not values.model:
         raise ConfigError("--model is missing: the GGUF file to use")
+    values.model = str(find(values.model, say, DownloadBar))
+    if not os.path.exists(values.model) and re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.gguf)(:.+)?", values.model):
+        raise ConfigError(f"{shown_path(values.model)}: no such file; did you mean 'hf:{shown_path(values.model)}'?")
     return values.model
 
 

@@ -32,6 +32,7 @@ from packlight.cli.terminal import (
 from packlight.common.errors import ConfigError, PacklightError
 from packlight.common.progress import shown_by
 from packlight.common.text import near, reason, shown_path
+from packlight.sources import PREFIXES
 
 EXIT_MISTAKE = 2
 FLAG_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false"}
@@ -101,8 +102,9 @@ def _named(name: str) -> Command:
 
 
 def _is_model(word: str) -> bool:
-    """Whether a first word is a file to continue a prompt with, and no command."""
-    return word not in COMMANDS and (word.lower().endswith(".gguf") or os.path.isfile(word))
+    """Whether a first word is a model to continue a prompt with, and no command."""
+    named = word.lower().endswith(".gguf") or word.startswith(PREFIXES)
+    return word not in COMMANDS and (named or os.path.isfile(word))
 
 
 def _parse(command: Command, arguments: list[str]) -> flags.FlagValues | None:

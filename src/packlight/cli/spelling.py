@@ -53,6 +53,7 @@ MOOT: Mapping[str, str] = {
 # What stands without a flag's name: the model's file, and for some commands more. Source: llama.cpp's llama-quantize.
 POSITIONAL: Mapping[str, tuple[str, ...]] = {
     "quantize": ("model", "out", "type"),
+    "models": ("folder",),
     "cache": ("action",),
     "config": ("action", "model"),
     "completion": ("action",),

@@ -193,6 +193,22 @@ def perplexity_text(result: dict[str, Any]) -> str:
     )
 
 
+def models_text(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of the models on this machine; of one that does not run, why, in few words."""
+    head = ("model", ">MB", "quantization", "architecture", "runs")
+    lines = [
+        (
+            line(row["name"], 400),
+            f"{row['bytes'] / 1e6:,.1f}",
+            row["quantization"] or "-",
+            line(row["architecture"] or "-", 40),
+            "yes" if row["runs"] else f"no: {row['why_not']}",
+        )
+        for row in rows
+    ]
+    return table(head, lines)
+
+
 def quantize_text(report: dict[str, Any]) -> str:
     """What was written, and the error of each format."""
     rows = [

@@ -202,6 +202,18 @@ def show_task(title: str, total: int, unit: str, note: str) -> Iterator[Advance]
         yield bar.advance
 
 
+class DownloadBar(Bar):
+    """A bar of bytes, as those who download want to make and move one."""
+
+    def __init__(self, desc: str, total: int, initial: int, unit: str, unit_scale: bool):
+        super().__init__()
+        self.start(desc, total, unit=unit, unit_scale=unit_scale)
+        self.update(initial)
+
+    def update(self, amount: int) -> None:
+        self.advance(amount)
+
+
 def follow(stream: Generator[str, None, Result], each: Callable[[str], None]) -> Result:
     """Calls `each` with every piece of a text as it comes; returns what the stream does."""
     while True:

@@ -9,14 +9,16 @@ from packlight.cli.commands.config import COMMAND as CONFIG
 from packlight.cli.commands.embed import COMMAND as EMBED
 from packlight.cli.commands.generate import COMMAND as GENERATE
 from packlight.cli.commands.inspect import COMMAND as INSPECT
+from packlight.cli.commands.models import COMMAND as MODELS
 from packlight.cli.commands.perplexity import COMMAND as PERPLEXITY
+from packlight.cli.commands.pull import COMMAND as PULL
 from packlight.cli.commands.quantize import COMMAND as QUANTIZE
 from packlight.cli.commands.tokenize import COMMAND as TOKENIZE
 
 COMMANDS = {
     command.name: command
     for command in (
-        *(GENERATE, CHAT, INSPECT, TOKENIZE, EMBED, PERPLEXITY, BENCH),
+        *(GENERATE, CHAT, PULL, MODELS, INSPECT, TOKENIZE, EMBED, PERPLEXITY, BENCH),
         *(QUANTIZE, COMPILE, CACHE, CONFIG, COMPLETION),
     )
 }

@@ -15,11 +15,13 @@ def run(values: flags.FlagValues) -> None:
     """Writes a smaller file from one of floats."""
     from packlight.quantization import quantize_file
 
+    named = values.model
     path = model_path(values)
     if values.type is None:
         raise ConfigError("--type is missing: what to quantize to, such as Q4_K_M")
     to = values.type.upper()
-    out = values.out or f"{os.path.splitext(path)[0]}-{to}.gguf"
+    beside = path if path == named else os.path.basename(path)  # not into the cache that a name leads to
+    out = values.out or f"{os.path.splitext(beside)[0]}-{to}.gguf"
     with Bar() as bar:
         bar.start("quantize", os.path.getsize(path) if os.path.isfile(path) else 0, unit="B", unit_scale=True)
         report = quantize_file(path, to, out, bar.advance)

@@ -1,0 +1,160 @@
+"""One file from the hub into huggingface_hub's cache: from where an earlier download was cut, and checked.
+
+The library transfers. It keeps no part of a download that was cut, and of what came it compares the size only. So the
+bytes go into a file beside its blobs, which becomes a blob when its checksum is the one that the hub states. A blob is
+not checked again.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from packlight.common.errors import DownloadError
+from packlight.common.text import shown, shown_path
+from packlight.sources.places import hub_cache, repo_folder
+
+CHUNK = 1 << 20
+Say = Callable[[str], None]
+MakeBar = Callable[..., Any]  # takes tqdm's desc, total, initial, unit and unit_scale; a context with `update`
+
+
+class Blob(NamedTuple):
+    """A file of a commit as the hub states it. `digest`: its sha256, or git's sha1 of a file that is not in LFS."""
+
+    file: str
+    size: int
+    digest: str
+
+
+def print_line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def plain_bar(**about: Any) -> Any:
+    """A bar on stderr, and only if that is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(**about, leave=False, disable=None, file=sys.stderr)
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def us() -> dict[str, str]:
+    """How requests say who makes them."""
+    return {"library_name": "packlight", "library_version": importlib.metadata.version("packlight")}
+
+
+def check_stated(blob: Blob) -> None:
+    """Raises DownloadError for a checksum that is none, as it becomes the name of a file, and for a file too large."""
+    from huggingface_hub import constants
+
+    if len(blob.digest) not in (40, 64) or blob.digest.strip("0123456789abcdef"):
+        raise DownloadError("the hub states no checksum")
+    if blob.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        raise DownloadError(f"{megabytes(blob.size)} are more than the hub sends; `hf download` brings it to the cache")
+
+
+def check_room(repo: str, blobs: Iterable[Blob]) -> None:
+    """Raises DownloadError where the disk has no room for what is still to come."""
+    folder, need = repo_folder(repo) / "blobs", 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for blob in blobs:
+        partial = _partial(folder, blob)
+        if not (folder / blob.digest).exists():
+            need += blob.size - (partial.stat().st_size if partial.exists() else 0)
+    if need > (free := shutil.disk_usage(folder).free):
+        raise DownloadError(
+            f"{megabytes(need)} are to come, and {shown_path(str(folder))} has room for {megabytes(free)}"
+        )
+
+
+def download(repo: str, commit: str, blob: Blob, say: Say, bar: MakeBar) -> int:
+    """Brings a file into the cache; returns how many bytes came. One process at a time downloads it.
+
+    Raises DownloadError for damaged bytes, and what huggingface_hub, httpx and the system raise.
+    """
+    from filelock import Timeout
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import WeakFileLock
+
+    folder, came = repo_folder(repo), 0
+    lock = hub_cache() / ".locks" / folder.name / f"{blob.digest}.lock"
+    whole, partial = folder / "blobs" / blob.digest, _partial(folder / "blobs", blob)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=1))
+        except Timeout:
+            say(f"{shown(blob.file)}: another process downloads it; waiting for that")
+            stack.enter_context(WeakFileLock(lock))
+        if not whole.exists():
+            came = _transfer(repo, commit, blob, partial, say, bar)
+            _check(blob, partial, bar)
+            os.replace(partial, whole)
+    hf_hub_download(repo, blob.file, revision=commit, cache_dir=hub_cache(), **us())  # finds the blob and links it
+    return came
+
+
+def _partial(folder: pathlib.Path, blob: Blob) -> pathlib.Path:
+    return folder / f"{blob.digest}.incomplete"
+
+
+def _transfer(repo: str, commit: str, blob: Blob, partial: pathlib.Path, say: Say, bar: MakeBar) -> int:
+    """Appends to `partial` what it lacks; returns how many bytes came. A connection that is cut is made anew as long as
+    something came through it.
+    """
+    import httpx2
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    url, headers = hf_hub_url(repo, blob.file, revision=commit), build_hf_headers(**us())
+    with open(partial, "ab", buffering=0) as out:  # unbuffered: a signal leaves everything that came
+        if out.tell() > blob.size:
+            out.seek(0)
+            out.truncate()
+        if began := out.tell():
+            say(f"{shown(blob.file)}: going on at {megabytes(began)} of {megabytes(blob.size)}")
+        while True:
+            have = out.tell()
+            try:
+                http_get(
+                    url,
+                    out,
+                    resume_size=have,
+                    headers=headers,
+                    expected_size=blob.size,
+                    displayed_filename=blob.file.rpartition("/")[2],
+                    tqdm_class=bar,  # pyright: ignore[reportArgumentType]  it need be no class
+                )
+                return out.tell() - began
+            except httpx2.ReadError:  # the one that http_get does not try again after
+                if out.tell() == have:
+                    raise
+
+
+def _check(blob: Blob, partial: pathlib.Path, bar: MakeBar) -> None:
+    """Compares the checksum with the hub's. Raises DownloadError; a file that differs goes away."""
+    in_lfs = len(blob.digest) == 64
+    found = hashlib.sha256() if in_lfs else hashlib.sha1(b"blob %d\0" % blob.size)  # the latter is git's
+    about = {"desc": "checksum", "total": blob.size, "initial": 0, "unit": "B", "unit_scale": True}
+    with open(partial, "rb") as content, bar(**about) as progress:
+        for chunk in iter(functools.partial(content.read, CHUNK), b""):
+            found.update(chunk)
+            progress.update(len(chunk))
+    if found.hexdigest() != blob.digest:
+        partial.unlink()
+        kind = "sha256" if in_lfs else "git's sha1"
+        raise DownloadError(
+            f"it came damaged: its {kind} is {found.hexdigest()}, the hub states {blob.digest}; what came is removed, and"
+            " the same command downloads it anew"
+        )
