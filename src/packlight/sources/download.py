@@ -155,6 +155,6 @@ def _check(blob: Blob, partial: pathlib.Path, bar: MakeBar) -> None:
         partial.unlink()
         kind = "sha256" if in_lfs else "git's sha1"
         raise DownloadError(
-            f"it came damaged: its {kind} is {found.hexdigest()}, the hub states {blob.digest}; what came is removed, and"
-            " the same command downloads it anew"
+            f"it came damaged: its {kind} is {found.hexdigest()}, the hub states {blob.digest}; what came is removed,"
+            " and the same command downloads it anew"
         )

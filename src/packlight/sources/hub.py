@@ -85,7 +85,13 @@ def _listing(name: HubName) -> tuple[str, dict[str, Blob]]:
     """The commit of the revision, and its files by name. Raises _UnreachableError, and as `fetch` does."""
     import httpx2
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        DeviceCodeError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        OIDCError,
+    )
 
     host = shown(constants.ENDPOINT.partition("://")[2] or constants.ENDPOINT)
     try:
@@ -99,6 +105,8 @@ def _listing(name: HubName) -> tuple[str, dict[str, Blob]]:
         raise _refused(name, error) from None
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
         raise _UnreachableError(f"{host} cannot be reached ({_words(error)})") from None
+    except (OIDCError, DeviceCodeError, OSError) as error:
+        raise DownloadError(f"{name.text}: the token cannot be read or renewed: {reason(error)}") from None
     except HFValidationError:
         raise ConfigError(f"{name.text}: {shown(name.repo)} cannot be the name of a repository") from None
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -140,10 +140,11 @@ def _quantized(name: HubName, wanted: str, models: Sequence[str], whose: str) ->
     return found[0], note
 
 
-def _far(wanted: str, there: str) -> tuple[int, float, str]:
-    """How far a quantization is from the one that is wanted: by bits, then by letters."""
-    bits = [int(digits[0]) if (digits := re.findall(r"\d+", q)) else 99 for q in (wanted, there)]
-    return abs(bits[0] - bits[1]), -difflib.SequenceMatcher(None, wanted, there).ratio(), there
+def _far(wanted: str, there: str) -> tuple[int, bool, float, str]:
+    """How far a quantization is from the one that is wanted: by bits, by kind (Q, IQ, UD-Q, BF), then by letters."""
+    kinds, bits = zip(*(re.findall(r"(\D*)(\d*)", q)[0] for q in (wanted, there)), strict=True)
+    apart = abs(int(bits[0]) - int(bits[1])) if all(bits) else 99
+    return apart, kinds[0] != kinds[1], -difflib.SequenceMatcher(None, wanted, there).ratio(), there
 
 
 def _some(names: Sequence[str]) -> str:

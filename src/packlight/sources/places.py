@@ -18,6 +18,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"  # the layer of a manifest that is the GGUF file
 _OLLAMA_HOST, _OLLAMA_OWNER, _OLLAMA_TAG = "registry.ollama.ai", "library", "latest"  # what a name leaves out
+_SERVICE = pathlib.Path("/usr/share/ollama/.ollama/models")  # of Ollama as a service of Linux
 _WORD = re.compile(r"[\w.-]*\w[\w.-]*", re.ASCII)
 
 
@@ -76,7 +77,7 @@ def ollama_folders() -> list[pathlib.Path]:
     """Where Ollama keeps models: what its variable says, else the user's folder and that of the service on Linux."""
     if named := _folder("OLLAMA_MODELS"):
         return [named]
-    return [_at_home(".ollama/models"), pathlib.Path("/usr/share/ollama/.ollama/models")]
+    return [_at_home(".ollama/models"), _SERVICE]
 
 
 def in_ollama() -> Iterator[Here]:
