@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import Any
 
-from packlight.common.errors import PacklightError
+from packlight.common.errors import MissingFileError, PacklightError
 from packlight.common.text import reason, shown, shown_path
 from packlight.inspection import format_totals
 from packlight.model.gguf.reader import GGUFFile, check_types, open_gguf
@@ -55,7 +55,10 @@ def describe(model: Here) -> dict[str, Any]:
     """
     row: dict[str, Any] = {**model._asdict(), "bytes": _bytes(model.path), "architecture": None}
     row |= {"quantization": names.quantization(model.path), "runs": True, "why_not": None, "error": None}
+    parts = names.parts_of(model.path)
     try:
+        if missing := [number for number, part in enumerate(parts, 1) if not os.path.exists(part)]:
+            raise MissingFileError(f"{shown_path(model.path)}: part {missing[0]} of {len(parts)} is missing")
         file = open_gguf(model.path, weights_only=False)
         row |= {"architecture": _text(file, "general.architecture"), "quantization": _quantization(file)}
         check_types(file)
@@ -68,7 +71,7 @@ def describe(model: Here) -> dict[str, Any]:
 
 def _in_few_words(why_not: str, path: str) -> str:
     """The heart of an error about a file: without the file's name and key, and without what would be supported."""
-    text = why_not.removeprefix(f"{shown_path(path)}: ").replace(f"{shown_path(str(pathlib.Path(path).parent))}/", "")
+    text = why_not.removeprefix(f"{shown_path(path)}: ")
     text = re.sub(r"^key '[^']*': ", "", text).partition(";")[0]
     return shown(text, FEW_WORDS)
 
@@ -88,6 +91,6 @@ def _quantization(file: GGUFFile) -> str | None:
     from gguf import LlamaFileType
 
     kind = file.metadata.get("general.file_type")
-    if isinstance(kind, int) and kind in set(LlamaFileType):
+    if isinstance(kind, int) and kind in set(LlamaFileType) - {LlamaFileType.GUESSED}:
         return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")
     return next(iter(format_totals(file)), None)

@@ -1,10 +1,11 @@
-"""What `packlight models` finds on a machine, what it says of each, and that each can be named to the other commands."""
+"""What `packlight models` finds on a machine, what it says of each, and that its names lead to the files."""
 
 import json
 import pathlib
 
 import pytest
 from ggufs import write_llama
+from huggingface_hub import constants
 from running import packlight, succeed
 
 from packlight.common.errors import MissingFileError
@@ -80,8 +81,7 @@ def test_every_place_is_searched_and_every_name_leads_to_its_file(home, monkeypa
         (str(own), "folder"),
     ]
     assert [pathlib.Path(here.path) for here in found] == [hub, blob, studio, own]
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for here in found:
         assert str(find(here.name, lambda line: None)) == here.path
 
