@@ -42,7 +42,8 @@ NO_JAX = (
         "compile.store",
         "demo",
     ),
-    *("serve.run", "serve.scheduler", "inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
+    *("sources.find", "sources.listing", "serve.run", "serve.scheduler"),
+    *("inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
 )
 
 
