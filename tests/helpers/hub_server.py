@@ -54,6 +54,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str, str, str | None, str | None]] = []
         self.cuts: list[int] = []  # after so many bytes of a file the connection ends, once for each
+        self.refusals: list[int] = []  # the answers to the next requests for files' bytes
         self.reset = False  # a cut is a reset, not an end
         self.ranges = True  # whether a part of a file may be asked for
         self.damage = False  # one byte of a file differs from what its checksum says
@@ -173,6 +174,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         repo, commit = found
         if repo.access == "gated" and token != TOKEN:
             self.refuse(401 if token is None else 403, "GatedRepo", "Access to this model is restricted")
+        elif self.command == "GET" and self.owner.refusals:
+            self.refuse(self.owner.refusals.pop(0), "", "the hub is tired")
         elif file not in repo.revisions[commit]:
             self.refuse(404, "EntryNotFound", "Entry not found")
         else:

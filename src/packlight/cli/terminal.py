@@ -207,8 +207,7 @@ class DownloadBar(Bar):
 
     def __init__(self, desc: str, total: int, initial: int, unit: str, unit_scale: bool):
         super().__init__()
-        self.start(desc, total, unit=unit, unit_scale=unit_scale)
-        self.update(initial)
+        self.start(desc, total, unit=unit, unit_scale=unit_scale, initial=initial)
 
     def update(self, amount: int) -> None:
         self.advance(amount)

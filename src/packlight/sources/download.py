@@ -1,28 +1,39 @@
 """One file from the hub into huggingface_hub's cache: from where an earlier download was cut, and checked.
 
-The library transfers. It keeps no part of a download that was cut, and of what came it compares the size only. So the
-bytes go into a file beside its blobs, which becomes a blob when its checksum is the one that the hub states. A blob is
-not checked again.
+huggingface_hub makes the requests, knows the tokens and lays out the cache. Its own transfer keeps no part of a
+download that was cut, and of what came it compares the size only. So the bytes go into a file beside its blobs, which
+becomes a blob when its checksum is the one that the hub states. A blob is not checked again.
 """
 
 import contextlib
 import functools
 import hashlib
+import http
 import importlib.metadata
 import os
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 from packlight.common.errors import DownloadError
 from packlight.common.text import shown, shown_path
 from packlight.sources.places import hub_cache, repo_folder
 
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes that are written at a time
+TRIES = 5  # requests in turn that bring nothing, after the first
+PAUSE = 1.0  # seconds before each of them
 Say = Callable[[str], None]
 MakeBar = Callable[..., Any]  # takes tqdm's desc, total, initial, unit and unit_scale; a context with `update`
+
+
+class Library(TypedDict):
+    """Arguments of huggingface_hub's functions."""
+
+    library_name: str
+    library_version: str
 
 
 class Blob(NamedTuple):
@@ -48,7 +59,7 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def us() -> dict[str, str]:
+def us() -> Library:
     """How requests say who makes them."""
     return {"library_name": "packlight", "library_version": importlib.metadata.version("packlight")}
 
@@ -109,45 +120,66 @@ def _partial(folder: pathlib.Path, blob: Blob) -> pathlib.Path:
 
 
 def _transfer(repo: str, commit: str, blob: Blob, partial: pathlib.Path, say: Say, bar: MakeBar) -> int:
-    """Appends to `partial` what it lacks; returns how many bytes came. A connection that is cut is made anew as long as
-    something came through it.
+    """Appends to `partial` what it lacks; returns how many bytes came. A connection that is cut is made anew, and given
+    up when TRIES in turn brought nothing.
     """
     import httpx2
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.errors import HfHubHTTPError
 
-    url, headers = hf_hub_url(repo, blob.file, revision=commit), build_hf_headers(**us())
-    with open(partial, "ab", buffering=0) as out:  # unbuffered: a signal leaves everything that came
+    url, vain = hf_hub_url(repo, blob.file, revision=commit), 0
+    with open(partial, "ab") as out, contextlib.ExitStack() as stack:
         if out.tell() > blob.size:
+            out.truncate(0)
             out.seek(0)
-            out.truncate()
         if began := out.tell():
             say(f"{shown(blob.file)}: going on at {megabytes(began)} of {megabytes(blob.size)}")
-        while True:
-            have = out.tell()
+        progress = stack.enter_context(_bar(bar, blob.file.rpartition("/")[2], blob.size, began))
+        while (have := out.tell()) < blob.size:
             try:
-                http_get(
-                    url,
-                    out,
-                    resume_size=have,
-                    headers=headers,
-                    expected_size=blob.size,
-                    displayed_filename=blob.file.rpartition("/")[2],
-                    tqdm_class=bar,  # pyright: ignore[reportArgumentType]  it need be no class
-                )
-                return out.tell() - began
-            except httpx2.ReadError:  # the one that http_get does not try again after
-                if out.tell() == have:
+                _append(url, out, progress)
+                failure = DownloadError("the hub sends less of it than it states")
+            except httpx2.TransportError as error:
+                failure = error
+            except HfHubHTTPError as error:
+                if error.response.status_code < 500 and error.response.status_code != http.HTTPStatus.TOO_MANY_REQUESTS:
                     raise
+                failure = error
+            vain = 0 if out.tell() > have else vain + 1
+            if vain > TRIES:
+                raise failure
+            time.sleep(PAUSE if vain else 0)
+        return out.tell() - began
+
+
+def _append(url: str, out: BinaryIO, progress: Any) -> None:
+    """One answer to the request for what `out` lacks. A hub that sends no parts sends all, from the beginning on."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    have = out.tell()
+    headers = build_hf_headers(**us()) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
+        hf_raise_for_status(answer)
+        if have and answer.status_code != http.HTTPStatus.PARTIAL_CONTENT:
+            out.truncate(0)
+            out.seek(0)
+            progress.update(-have)
+        for chunk in answer.iter_bytes(CHUNK):
+            out.write(chunk)
+            out.flush()  # a signal leaves what came
+            progress.update(len(chunk))
+
+
+def _bar(bar: MakeBar, title: str, total: int, done: int = 0) -> Any:
+    return bar(desc=title, total=total, initial=done, unit="B", unit_scale=True)
 
 
 def _check(blob: Blob, partial: pathlib.Path, bar: MakeBar) -> None:
     """Compares the checksum with the hub's. Raises DownloadError; a file that differs goes away."""
     in_lfs = len(blob.digest) == 64
     found = hashlib.sha256() if in_lfs else hashlib.sha1(b"blob %d\0" % blob.size)  # the latter is git's
-    about = {"desc": "checksum", "total": blob.size, "initial": 0, "unit": "B", "unit_scale": True}
-    with open(partial, "rb") as content, bar(**about) as progress:
+    with open(partial, "rb") as content, _bar(bar, "checksum", blob.size) as progress:
         for chunk in iter(functools.partial(content.read, CHUNK), b""):
             found.update(chunk)
             progress.update(len(chunk))

@@ -6,6 +6,7 @@ errors in a line. Without the hub, what is in the cache is what there is to choo
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -143,8 +144,9 @@ def _fetched(name: HubName, commit: str, choice: Choice, came: int) -> Fetched:
 def _line(name: HubName, choice: Choice, commit: str, size: int) -> str:
     """Which file a name means."""
     note = f", {choice.note}" if choice.note else ""
-    parts = f" and {len(choice.files) - 1} more parts" if len(choice.files) > 1 else ""
-    return f"{name.text}: {shown(choice.files[0], 200)}{parts}{note}; commit {commit[:12]}, {megabytes(size)}"
+    first, *more = choice.files
+    parts = f" and {len(more)} more {'part' if len(more) == 1 else 'parts'}" if more else ""
+    return f"{name.text}: {shown(first, 200)}{parts}{note}; commit {commit[:12]}, {megabytes(size)}"
 
 
 def _remember(name: HubName, commit: str) -> None:
@@ -220,11 +222,11 @@ def _words(error: "httpx2.RequestError | httpx2.InvalidURL") -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the library's own lines about retries and the like off the terminal."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as theirs
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    before = theirs.get_verbosity()
+    theirs.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        theirs.set_verbosity(before)

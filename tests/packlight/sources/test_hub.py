@@ -46,9 +46,10 @@ def at_home(tmp_path, monkeypatch):
         "HF_TOKEN_PATH": str(tmp_path / "hf" / "token"),
         "HF_HUB_DISABLE_TELEMETRY": True,
         "HF_HUB_OFFLINE": False,
-        "DOWNLOAD_CHUNK_SIZE": PIECE,
     }.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(download, "CHUNK", PIECE)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
     return tmp_path
 
 
@@ -59,17 +60,6 @@ def server(at_home, monkeypatch):
         point_to(running.url, monkeypatch)
         running.repos["o/r"] = Repo({"README.md": b"a card", "m-Q4_K_M.gguf": BYTES, "m-Q8_0.gguf": BYTES + b"8"})
         yield running
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """No time between attempts, of which huggingface_hub makes six."""
-
-    class Time:
-        sleep = staticmethod(lambda seconds: None)
-        time = staticmethod(time.time)
-
-    monkeypatch.setattr(huggingface_hub.file_download, "time", Time)
 
 
 def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +138,7 @@ def test_a_file_that_a_new_commit_has_too_is_linked(server):
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
-def test_a_cut_connection_is_made_anew_from_where_it_was(server, impatient, reset):
+def test_a_cut_connection_is_made_anew_from_where_it_was(server, reset):
     server.cuts, server.reset = [3 * PIECE, 2 * PIECE], reset
     server.pace = 0.005 if reset else 0.0  # a reset throws away what has not been read
     found, _ = fetched("hf:o/r")
@@ -160,8 +150,8 @@ def test_a_cut_connection_is_made_anew_from_where_it_was(server, impatient, rese
     assert 0 < starts[0] <= 3 * PIECE
 
 
-def test_an_interrupted_download_goes_on_in_the_next_run(server, at_home, impatient):
-    server.cuts = [5 * PIECE, *[0] * 6]
+def test_an_interrupted_download_goes_on_in_the_next_run(server, at_home):
+    server.cuts = [5 * PIECE, *[0] * download.TRIES, 0]
     error = one_error(packlight("pull", "hf:o/r"))
     assert "m-Q4_K_M.gguf: " in error
     assert "what has come is kept, and the same command goes on from there" in error
@@ -174,7 +164,24 @@ def test_an_interrupted_download_goes_on_in_the_next_run(server, at_home, impati
     assert not [name for name in blobs(at_home) if name.endswith(".incomplete")]
 
 
-def test_a_hub_that_sends_no_parts_sends_all_again(server, impatient):
+def test_a_hub_that_is_tired_for_a_while_is_asked_again(server):
+    server.refusals = [429, 503]
+    assert pathlib.Path(fetched("hf:o/r")[0].paths[0]).read_bytes() == BYTES
+    server.refusals = [503] * 6
+    assert "/o/r is refused: 503 the hub is tired" in one_error(packlight("pull", "hf:o/r:Q8_0"))
+    assert not server.refusals
+    server.refusals = [403]
+    assert "/o/r is refused: 403 the hub is tired" in one_error(packlight("pull", "hf:o/r:Q8_0"))
+
+
+def test_a_hub_that_sends_nothing_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(Repo, "digest", lambda self, content: "0" * 64)
+    monkeypatch.setattr("hub_server._Handler.content", lambda *_: b"")
+    with pytest.raises(DownloadError, match=r"m-Q4_K_M\.gguf: the hub sends less of it than it states"):
+        fetched("hf:o/r")
+
+
+def test_a_hub_that_sends_no_parts_sends_all_again(server):
     server.cuts, server.ranges = [5 * PIECE], False
     assert pathlib.Path(fetched("hf:o/r")[0].paths[0]).read_bytes() == BYTES
 
@@ -210,9 +217,9 @@ def test_damage_in_what_was_kept_is_found(server, at_home):
 
 
 def test_ctrl_c_leaves_what_came_and_one_line(server, at_home):
-    content = BYTES * 24  # huggingface_hub writes 10 MiB at a time
+    content = BYTES * 8
     server.repos["o/r"] = Repo({"m-Q4_K_M.gguf": content})
-    server.pace = 0.004  # 16 MB/s
+    server.pace = 0.02  # 3 MB/s
     folder = at_home / "hf/hub/models--o--r/blobs"
     process = subprocess.Popen([*COMMAND, "pull", "hf:o/r"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (folder.is_dir() and any(path.stat().st_size for path in folder.glob("*.incomplete"))):
@@ -228,7 +235,7 @@ def test_ctrl_c_leaves_what_came_and_one_line(server, at_home):
     (kept,) = blobs(at_home).values()
     server.pace = 0
     done = succeed("pull", "hf:o/r", own_process=True)
-    assert f"going on at {kept / 1e6:.1f} MB of 25.2 MB" in done.stderr
+    assert f"going on at {kept / 1e6:.1f} MB of 8.4 MB" in done.stderr
     assert server.transfers()[-1] == f"bytes={kept}-"
     assert pathlib.Path(done.stdout.strip()).read_bytes() == content
 
