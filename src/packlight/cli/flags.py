@@ -35,7 +35,7 @@ FLAGS: dict[str, FlagRow] = {
     "model": (
         flags.DEFINE_string,
         None,
-        "GGUF file (of a split one, its first part), hf:OWNER/REPO[@REVISION][:Q4_K_M or :FILE.gguf], ollama:NAME",
+        "GGUF file (of a split one, its first part), hf:OWNER/REPO[:Q4_K_M], ollama:NAME",
     ),
     "prompt": (flags.DEFINE_string, None, "the text: to continue, or to embed"),
     "prompt_file": (flags.DEFINE_string, None, "file with the text to continue (default: what comes on stdin)"),

@@ -134,7 +134,7 @@ def _transfer(repo: str, commit: str, blob: Blob, partial: pathlib.Path, say: Sa
             out.seek(0)
         if began := out.tell():
             say(f"{shown(blob.file)}: going on at {megabytes(began)} of {megabytes(blob.size)}")
-        progress = stack.enter_context(_bar(bar, blob.file.rpartition("/")[2], blob.size, began))
+        progress = stack.enter_context(_bar(bar, shown(blob.file.rpartition("/")[2]), blob.size, began))
         while (have := out.tell()) < blob.size:
             try:
                 _append(url, out, progress)

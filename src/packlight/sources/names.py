@@ -73,7 +73,7 @@ def choose(name: HubName, files: Iterable[str], whose: str = "the repository") -
         file, note = _quantized(name, name.wanted, models, whose)
     parts = parts_of(file)
     if missing := [part for part in parts if part not in files]:
-        raise MissingFileError(f"{name.text}: {whose} has not all parts of {file}: {_some(missing)} missing")
+        raise MissingFileError(f"{name.text}: {whose} has not all parts of {shown(file)}: {_some(missing)} missing")
     return Choice(parts, note)
 
 
@@ -121,7 +121,7 @@ def _named(name: HubName, wanted: str, files: Sequence[str], whose: str) -> str:
         if found := [file for file in files if each(file) == each(wanted)]:
             if is_model(found[0]):
                 return found[0]
-            raise MissingFileError(f"{name.text}: {found[0]} goes with a model and is none")
+            raise MissingFileError(f"{name.text}: {shown(found[0])} goes with a model and is none")
     models = [file for file in files if is_model(file) and _is_first(file)]
     hint = near(wanted, models) or f"; it has: {_some(models)}"
     raise MissingFileError(f"{name.text}: {whose} has no such file{hint}")

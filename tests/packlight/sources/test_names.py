@@ -108,6 +108,7 @@ def test_all_parts_of_a_split_file():
         ("hf:o/r", ["mmproj-F16.gguf"], "has no GGUF model; what it has: mmproj-F16.gguf"),
         ("hf:o/r", [], "has no GGUF model$"),
         ("hf:o/r", [f"{i:02d}.bin" for i in range(20)], "10.bin, 11.bin and 8 more"),
+        ("hf:o/r:zzz.gguf", ["\x1b[31m.gguf"], r"it has: \\x1b\[31m"),
         ("hf:o/r:\x1b[31m", MANY, r"has no \\x1b"),
     ],
 )
