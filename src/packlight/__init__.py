@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from packlight.quant.formats.table import FORMATS
     from packlight.rendering import render_chat
     from packlight.serve.run import Completion, TokenLogprob, TopLogprob
+    from packlight.serve.scheduler import Stream
     from packlight.unpacking import unpack
 
 _HOMES = {  # module -> the public names that it defines
@@ -54,6 +55,7 @@ _HOMES = {  # module -> the public names that it defines
     "quant.formats.table": ("FORMATS",),
     "rendering": ("render_chat",),
     "serve.run": ("Completion", "TokenLogprob", "TopLogprob"),
+    "serve.scheduler": ("Stream",),
     "unpacking": ("unpack",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -77,6 +79,7 @@ __all__ = [
     "Prepared",
     "Sampling",
     "SamplingConfig",
+    "Stream",
     "TokenLogprob",
     "Tokenizer",
     "TopLogprob",

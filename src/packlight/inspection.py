@@ -42,7 +42,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         layers: how their parts repeat, in words
         native: instructions and origin of the native kernels, None until they are built
         cache: context, slots, kv_type and bytes of what `generate` keeps on a CPU
-        memory: bytes of weights, of the cache and of both, and this machine's limit with its source
+        memory: bytes of weights, cache, process and of all, and this machine's limit with its source
         not_utf8: the keys whose text is not UTF-8 and has its bytes escaped here
         unsupported: in words, what keeps packlight from running the file, the first problem with the model and the
             first with its tokenizer; empty when it runs, unless a weight is not finite, which is seen when it is read
@@ -129,7 +129,7 @@ class _Planned:
         native = running_if_built() if config.cpu_kernels == "native" else None
         # until the kernels are built nobody knows their layout, which differs in rows of padding only
         layouts = dict.fromkeys(kernels.tensors, "ggml") if native is None else kernels.layouts
-        memory = plan_memory(file, model, layouts, WHOLE, plan, config.kv_dtype)
+        memory = plan_memory(file, model, layouts, WHOLE, plan, config)
         cache = {"context": plan.context, "slots": plan.slots, "kv_type": config.kv_dtype, "bytes": memory.cache}
         slow = []
         if config.cpu_kernels != "native":
@@ -153,6 +153,7 @@ class _Planned:
         return {
             "weights_bytes": self.memory.weights,
             "cache_bytes": self.memory.cache,
+            "process_bytes": self.memory.process,
             "bytes": self.memory.total,
             "limit_bytes": self.limit and self.limit.bytes,
             "limit": self.limit and self.limit.source,

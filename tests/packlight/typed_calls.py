@@ -2,7 +2,7 @@
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from typing import assert_type
 
 import jax
@@ -22,11 +22,11 @@ def calls(llm: packlight.LLM, ids: jax.Array, flag: bool, count: int) -> Iterabl
     assert_type(llm.generate(["a", "b"], logit_bias={5: -1.0}), list[packlight.Completion])
     assert_type(llm.generate([[1, 2], [3]], n=2), list[packlight.Completion])
     assert_type(llm.generate("a", n=count), list[packlight.Completion] | packlight.Completion)
-    assert_type(llm.stream(ids, seed=1), Generator[str, None, packlight.Completion])
+    assert_type(llm.stream(ids, seed=1), packlight.Stream)
     assert_type(llm.chat("a", top_k=1), packlight.Completion)
     messages = [{"role": "user", "content": "a"}]
-    assert_type(llm.chat(messages, stream=True, top_p=0.5), Generator[str, None, packlight.Completion])
-    assert_type(llm.chat(messages, stream=flag), packlight.Completion | Generator[str, None, packlight.Completion])
+    assert_type(llm.chat(messages, stream=True, top_p=0.5), packlight.Stream)
+    assert_type(llm.chat(messages, stream=flag), packlight.Completion | packlight.Stream)
     assert_type(llm.embed(["a", [1, 2]], pooling="last"), np.ndarray)
     with packlight.load(None, context=512, slots=2, kv_type="f16") as again:
         assert_type(again, packlight.LLM)
