@@ -16,7 +16,8 @@ from packlight.cli import entering
 from packlight.cli.entering import MOST_ENTRIES, Entry, History, history_path
 
 ENTER = """
-import signal
+import fcntl, signal, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # what is typed there reaches this session, as signals too
 from packlight.cli.entering import *
 from packlight.cli.terminal import open_streams
 open_streams()
@@ -44,7 +45,6 @@ class Terminal:
             env=environment,
             cwd=ELSEWHERE,
             start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(theirs)
         self.shown = b""
