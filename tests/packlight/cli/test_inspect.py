@@ -67,7 +67,7 @@ def test_too_little_memory_is_a_reason_with_the_context_that_would_fit(file, mon
     short = inspection.inspect(file)
     assert (short["unsupported"], short["here"]["runs"]) == ([], False)
     assert "noise.gguf does not fit: " in short["here"]["why_not"][0]
-    assert "--context=128 would fit" in short["here"]["why_not"][0]
+    assert "context=128 would fit" in short["here"]["why_not"][0]
     assert rows(summary_text(short))["runs here"] == f"no: {short['here']['why_not'][0]}"
 
 
