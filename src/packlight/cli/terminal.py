@@ -151,16 +151,16 @@ class Bar:
     def __enter__(self) -> "Bar":
         return self
 
-    def start(self, title: str, total: int, unit: str = "it", **style: Any) -> None:
-        """Shows a bar at 0 in place of the one before."""
+    def start(self, title: str, total: int, unit: str = "it", initial: int = 0, **style: Any) -> None:
+        """Shows a bar at `initial` in place of the one before."""
         self.__exit__()
-        self._title, self._unit, self._total, self._done = title, unit, total, 0
+        self._title, self._unit, self._total, self._done = title, unit, total, initial
         self._began = self._told = time.monotonic()
         if messages.current.quiet or not sys.stderr.isatty():
             return
         from tqdm import tqdm
 
-        style |= {"unit": unit, "leave": False, "dynamic_ncols": True}
+        style |= {"unit": unit, "initial": initial, "leave": False, "dynamic_ncols": True}
         self._bar, self._ended = tqdm(total=total, desc=title, file=sys.stderr, **style), threading.Event()
         self._ticking = threading.Thread(target=self._tick, args=(self._bar, self._ended), daemon=True)
         self._ticking.start()

@@ -176,8 +176,8 @@ def test_quiet_has_no_bar(monkeypatch):
 
 def test_without_a_terminal_a_long_task_is_a_line_now_and_then(monkeypatch, capsys):
     with terminal.Bar() as bar:
-        bar.start("load", 2_000_000, unit="B", unit_scale=True)
-        bar.advance(500_000)
+        bar.start("load", 2_000_000, unit="B", unit_scale=True, initial=250_000)
+        bar.advance(250_000)
         assert capsys.readouterr().err == ""
         monkeypatch.setattr(terminal, "PATIENCE", -1.0)
         bar.advance(500_000)
