@@ -88,7 +88,7 @@ def _ran(
 ) -> float:
     """One run's seconds. Its prompt begins with a token of its own, so that no checkout has read it before."""
     prompt = [next(firsts), *request["prompt"][1:]]
-    return sides[side].ask(do="run", **request | {"prompt": prompt})[part]
+    return sides[side].ask(do="run", **{**request, "prompt": prompt})[part]
 
 
 def main() -> None:

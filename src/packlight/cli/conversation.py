@@ -71,7 +71,7 @@ def read_messages(path: str) -> list[Message]:
         fd, _ = open_regular(path)
         with open(fd, encoding="utf-8") as file:
             told = json.load(file)
-        messages = told.get("messages") if isinstance(told, dict) else told
+        messages: Any = told.get("messages") if isinstance(told, dict) else told
         check(messages)
         if wrong := [i for i, each in enumerate(messages) if not isinstance(each.get("content"), str | list | None)]:
             raise ConfigError(f"the content of message {wrong[0]} is no text")
@@ -210,7 +210,7 @@ class Conversation:
         """
         said: list[str] = []
         times: list[float] = []
-        stopped = False
+        stopped, unread = False, self._unread
 
         def show(piece: str) -> None:
             times.append(time.perf_counter())

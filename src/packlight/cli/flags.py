@@ -76,13 +76,12 @@ FLAGS: dict[str, FlagRow] = {
     "on_full": (
         flags.DEFINE_string,
         "drop",
-        "when a chat fills the context: drop, its oldest turns are read no longer; stop, no message is answered",
+        "a full context: drop, the oldest turns leave it; stop, no message is answered",
     ),
     "history_file": (
         flags.DEFINE_string,
         None,
-        "file of what was entered in a chat, for the arrow keys; '' for none (default: $PACKLIGHT_HISTORY, or "
-        "packlight/chat_history in the user's state folder)",
+        "file of what was entered, '' for none (default: $PACKLIGHT_HISTORY, or the user's own)",
     ),
     "folder": (flags.DEFINE_string, None, "folder whose models are listed too, with those of the folders in it"),
     "json": (flags.DEFINE_bool, False, "print one JSON object instead of text"),
