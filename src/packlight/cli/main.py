@@ -103,7 +103,7 @@ def _named(name: str) -> Command:
 
 def _is_model(word: str) -> bool:
     """Whether a first word is a model to continue a prompt with, and no command."""
-    named = word.lower().endswith(".gguf") or word.startswith(PREFIXES)
+    named = word.lower().endswith(".gguf") or word.startswith(PREFIXES) or "/" in word
     return word not in COMMANDS and (named or os.path.isfile(word))
 
 

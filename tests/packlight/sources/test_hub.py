@@ -492,8 +492,9 @@ def test_quantize_writes_beside_nothing_but_where_it_is_called(server, tmp_path,
 
 
 def test_a_name_without_its_beginning_is_told_how():
-    error = one_error(packlight("inspect", "Qwen/Qwen3-0.6B-GGUF:Q8_0"))
-    assert "no such file; did you mean 'hf:Qwen/Qwen3-0.6B-GGUF:Q8_0'?" in error
+    for arguments in (["inspect", "Qwen/Qwen3-0.6B-GGUF:Q8_0"], ["Qwen/Qwen3-0.6B-GGUF:Q8_0", "-p", "x"]):
+        error = one_error(packlight(*arguments))
+        assert error.endswith("no such file; did you mean 'hf:Qwen/Qwen3-0.6B-GGUF:Q8_0'?")
 
 
 def test_what_bars_are_told(server):
