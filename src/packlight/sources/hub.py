@@ -63,6 +63,7 @@ def fetch(name: HubName, say: Say = print_line, bar: MakeBar = plain_bar) -> Fet
     Raises ConfigError without the extra `hub`, MissingFileError for what is not there, and DownloadError.
     """
     try:
+        import httpx2  # noqa: F401  a huggingface_hub that is too old comes without it
         import huggingface_hub  # noqa: F401
     except ImportError:
         raise ConfigError(f"{name.text} needs the extra 'hub': pip install \"packlight[hub]\"") from None
@@ -115,7 +116,7 @@ def _listing(name: HubName) -> tuple[str, dict[str, Blob]]:
         raise DownloadError(f"{name.text}: {host} does not answer as a hub does; {why}") from None
     if not COMMIT.fullmatch(commit):
         raise DownloadError(f"{name.text}: {host} states no commit")
-    return commit, {blob.file: blob for blob in blobs if ".." not in blob.file.split("/")}
+    return commit, {blob.file: blob for blob in blobs if {"", ".."}.isdisjoint(blob.file.split("/"))}
 
 
 def _stated(sibling: "RepoSibling") -> Blob:
@@ -208,7 +209,7 @@ def _refused(name: HubName, error: "HfHubHTTPError") -> Exception:
         case EntryNotFoundError():
             return MissingFileError(f"{name.text}: the hub lists a file and does not have it; try again")
         case _ if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-            token = "your token may not see it" if get_token() else f"it is private: then {LOGIN}"
+            token = "your token does not open it" if get_token() else f"it is private: then {LOGIN}"
             return MissingFileError(f"{name.text}: there is no repository {name.repo}, or {token}")
     said = error.server_message or error.response.reason_phrase
     return DownloadError(f"{name.text}: {page} is refused: {status} {shown(' '.join(said.split()))}")

@@ -301,10 +301,10 @@ def test_all_parts_of_a_split_model_come_and_open(server, tiny, tmp_path):
 
 TROUBLE = [
     ("hf:o/none", None, "there is no repository o/none, or it is private: then set HF_TOKEN, or run `hf auth login`"),
-    ("hf:o/none", TOKEN, "there is no repository o/none, or your token may not see it"),
+    ("hf:o/none", TOKEN, "there is no repository o/none, or your token does not open it"),
     ("hf:o/private", None, "there is no repository o/private, or it is private"),
     ("hf:o/gated", None, r"hf:o/gated is gated: accept its terms at http://.*/o/gated, then set HF_TOKEN"),
-    ("hf:o/gated", "hf_other", "there is no repository o/gated, or your token may not see it"),
+    ("hf:o/gated", "hf_other", "there is no repository o/gated, or your token does not open it"),
     ("hf:o/r@v9", None, "o/r has no revision 'v9'"),
     ("hf:o/r:Q5_K_M", None, "the repository has no Q5_K_M; it has: Q4_K_M, Q8_0"),
     ("hf:o/bare", None, "the repository has no GGUF model; what it has: README.md, model.safetensors"),
@@ -417,8 +417,9 @@ def test_answers_that_are_none(server, status, page, said):
         fetched("hf:o/r")
 
 
-def test_a_hub_names_no_files_elsewhere(server, at_home, monkeypatch):
-    server.repos["o/r"].update({"../../../../m-Q4_K_M.gguf": BYTES, "x-Q8_0.gguf": BYTES})
+def test_a_hub_names_no_files_elsewhere(server, monkeypatch):
+    elsewhere = dict.fromkeys(("../../../../m-Q4_K_M.gguf", "/m-Q4_K_M.gguf", "a/../../m-Q4_K_M.gguf"), BYTES)
+    server.repos["o/r"].update(elsewhere | {"x-Q8_0.gguf": BYTES})
     assert fetched("hf:o/r")[0].files == ("x-Q8_0.gguf",)
     server.repos["o/r"].update({"y-Q8_0.gguf": BYTES + b"y"})
     monkeypatch.setattr(Repo, "digest", lambda self, content: "../" * 20 + "home")
@@ -432,8 +433,9 @@ def test_a_file_too_large_for_http_says_how_it_comes(server, monkeypatch):
         fetched("hf:o/r")
 
 
-def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+@pytest.mark.parametrize("absent", ["huggingface_hub", "httpx2"])
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch, absent):
+    monkeypatch.setitem(sys.modules, absent, None)
     for arguments in (["pull", "hf:o/r"], ["inspect", "--model=hf:o/r"], ["hf:o/r", "-p", "x"]):
         assert "hf:o/r needs the extra 'hub': pip install \"packlight[hub]\"" in one_error(packlight(*arguments))
     with pytest.raises(ConfigError, match="needs the extra 'hub'"):
