@@ -75,7 +75,7 @@ def _latest(found: dict[str, list[Record]], kind: tuple[str, str]) -> dict[str, 
 def _tables(found: dict[str, Record]) -> str:
     runs = {name: record for name, record in found.items() if "results" in record}
     if not runs:
-        return ""
+        return _memory(found)
     parts = [_machine(runs.values()), _models(runs), _unpacked(runs), _formats(runs), _paths(runs)]
     parts += [_breakdown(found.get("breakdown")), _startup(found.get("startup")), _memory(found)]
     return "\n".join(part for part in parts if part)

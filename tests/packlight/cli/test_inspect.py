@@ -47,7 +47,8 @@ def test_it_opens_with_what_people_ask(file):
     assert told["context"] == "300 tokens"
     assert told["chat template"] == "default, tool_use"
     assert told["memory"].endswith(" for 300 tokens in float16; there are 2,000.0 MB (free memory)")
-    assert report["memory"]["bytes"] == report["memory"]["weights_bytes"] + report["cache"]["bytes"]
+    memory = report["memory"]
+    assert memory["bytes"] == memory["weights_bytes"] + report["cache"]["bytes"] + memory["process_bytes"]
     assert told["runs here"].startswith("yes")
     assert report["here"] == {"runs": True, "why_not": [], "slow": report["here"]["slow"]}
 

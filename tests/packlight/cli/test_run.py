@@ -134,6 +134,7 @@ def test_json_has_every_field_of_the_contract(noise):
         "prompt_token_ids",
         "finish_reason",
         "timings",
+        "cached_tokens",
         "logprobs",
         "memory",
         "compile",
