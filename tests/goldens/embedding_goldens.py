@@ -1,6 +1,6 @@
-"""llama.cpp's embeddings of the embedded model and of story models, of length 1: how `embedding_goldens.json` is made.
+"""llama.cpp's embeddings of trained models, of length 1: how `embedding_goldens.json` is made.
 
-The story models are those of ../shared; where that is absent, what was made of them is kept.
+The models are that of `demo_files` and story models of ../shared; where that is absent, what was made of them is kept.
 """
 
 import json

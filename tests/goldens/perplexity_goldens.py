@@ -1,6 +1,6 @@
 """llama.cpp's perplexity and divergence on a text: how `perplexity_goldens.json` is made.
 
-Of the embedded model, on the beginning of its held-out text, and of the story models of ../shared, on a seeded one;
+Of the trained model of `demo_files`, on text that it did not see, and of the story models of ../shared, on seeded text;
 where that is absent, what was made of them is kept. Chunks and statistics as in llama.cpp's tools/perplexity, in
 float64; the cache is float32, as packlight's on a CPU.
 """
@@ -12,10 +12,8 @@ import tempfile
 from typing import Any
 
 import numpy as np
-from demo_files import trained_model
+from demo_files import TEXT, trained_model
 from peer import SHARED, Peer, Vocab
-
-from packlight import demo
 
 PATH = pathlib.Path(__file__).with_suffix(".json")
 LENGTH = 128
@@ -24,7 +22,6 @@ FAMILIES = {
     "demo": ("demo/F32", "demo/Q8_0", "demo/Q4_K_M"),
     "stories": tuple(f"models/stories260K-k256-{name}" for name in ("f32", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K")),
 }
-HELD_OUT = 12_000  # characters that are measured, some 28 chunks
 NOUNS = [
     "girl",
     "boy",
@@ -56,9 +53,9 @@ SENTENCES = (
 
 
 def text(family: str) -> str:
-    """The beginning of the held-out text, or some 100 KB of simple sentences, the same everywhere."""
+    """The text that was held out, some 28 chunks, or some 100 KB of simple sentences, the same everywhere."""
     if family == "demo":
-        return demo.MODEL.with_name("held-out.txt").read_text(encoding="utf-8")[:HELD_OUT]
+        return TEXT.read_text(encoding="utf-8")
     rng, out = random.Random(1), []
     for _ in range(3500):
         words = {"a": rng.choice(KINDS), "n": rng.choice(NOUNS), "m": rng.choice(NOUNS), "v": rng.choice(VERBS)}

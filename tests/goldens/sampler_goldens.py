@@ -1,8 +1,8 @@
 """What llama.cpp's samplers make of seeded logits: how `sampler_goldens.json` is made.
 
 Each case is a chain of samplers applied to a row of logits: the tokens that are left, and their probabilities. DRY is
-told under the vocabulary of the embedded model and under GPT-2's of ../shared, because its breakers are pieces of real
-tokens; where that is absent, what was made of it is kept.
+told under the vocabulary of the trained model of `demo_files` and under GPT-2's of ../shared, because its breakers are
+pieces of real tokens; where that is absent, what was made of it is kept.
 """
 
 import ctypes
@@ -11,9 +11,8 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from demo_files import MODEL
 from peer import SHARED, Vocab, library
-
-from packlight import demo
 
 PATH = pathlib.Path(__file__).with_suffix(".json")
 VOCAB = 128
@@ -105,8 +104,8 @@ def apply(lib: Any, sampler: Any, logits: np.ndarray) -> dict[str, Any]:
 
 
 def vocabulary_file(name: str) -> pathlib.Path:
-    """Of the embedded model, or a fixture."""
-    return demo.MODEL if name == "demo" else SHARED / "vocabs" / f"ggml-vocab-{name}.gguf"
+    """Of the trained model of `demo_files`, or a fixture."""
+    return MODEL if name == "demo" else SHARED / "vocabs" / f"ggml-vocab-{name}.gguf"
 
 
 def dry_of(vocab: Vocab) -> dict[str, Any]:

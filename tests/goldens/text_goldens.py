@@ -1,4 +1,4 @@
-"""llama.cpp's greedy texts of the embedded model in several formats: how `text_goldens.npz` is made.
+"""llama.cpp's greedy texts of the trained model of `demo_files` in several formats: how `text_goldens.npz` is made.
 
 `_f32` is of the twin whose matrices were unpacked to F32; the rest is of the file as it is, where llama.cpp rounds
 activations. Of the prompt's logits it has each COLUMNS-th token. A margin is the lead of a greedy token over the next.

@@ -1,4 +1,8 @@
-"""The embedded model in other formats: trained weights for goldens of ours. Imports no jax."""
+"""A trained model in several formats, for goldens of ours: what was embedded when llama.cpp was last asked about it.
+
+It stays when another model is embedded, so that the goldens do. It and its text are under the licences that
+`demo/MODEL_CARD.md` names. Imports no jax.
+"""
 
 import pathlib
 
@@ -7,11 +11,12 @@ import numpy as np
 from ggufs import typed, write_gguf
 from peer import SHARED
 
-from packlight import demo
 from packlight.model.gguf.reader import open_gguf
 from packlight.quant.formats.table import format_named
 
-STORED = "Q4_K_M"  # the embedded file's own formats
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "goldens"
+MODEL, TEXT = FOLDER / "trained-Q4_K_M.gguf", FOLDER / "trained.txt"  # the file, and text that it did not see
+STORED = "Q4_K_M"  # the file's own formats
 KINDS = (STORED, "F32", "Q8_0")
 
 
@@ -21,7 +26,7 @@ def write_demo(path: pathlib.Path, kind: str, *, twin: bool = False) -> pathlib.
     F32: they are unpacked by gguf-py. Q8_0: gguf-py quantizes those. twin: they are unpacked after that.
     """
     tensors = {}
-    for tensor in gguf.GGUFReader(demo.MODEL).tensors:
+    for tensor in gguf.GGUFReader(MODEL).tensors:
         data, qtype = tensor.data, tensor.tensor_type
         shape = tuple(int(size) for size in reversed(tensor.shape))
         if len(shape) > 1 and (twin or kind != STORED):
@@ -31,7 +36,7 @@ def write_demo(path: pathlib.Path, kind: str, *, twin: bool = False) -> pathlib.
             if twin:
                 data, qtype = gguf.quants.dequantize(data, qtype), gguf.GGMLQuantizationType.F32
         tensors[tensor.name] = (shape, format_named(qtype.name), np.ascontiguousarray(data).view(np.uint8))
-    return write_gguf(path, {key: typed(value) for key, value in open_gguf(demo.MODEL).metadata.items()}, tensors)
+    return write_gguf(path, {key: typed(value) for key, value in open_gguf(MODEL).metadata.items()}, tensors)
 
 
 def trained_model(name: str, folder: pathlib.Path) -> pathlib.Path:
