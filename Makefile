@@ -7,9 +7,9 @@ TARGETS_VENV := .venv-targets
 # an environment with Zig's C++ compiler, and the oldest jaxlib that is allowed: wheels are built with its headers
 WHEELS_VENV := .venv-wheels
 WHEELS_NEED := ziglang==0.17.1 jax==0.10.2 jaxlib==0.10.2
-# a GGUF file to run; without one it is the embedded model
+# a GGUF file to run, and what it continues; without either the embedded model answers a question
 MODEL ?=
-PROMPT ?= A Python function
+PROMPT ?=
 BENCH_MODELS ?= bench-models
 # a Python that has llama-cpp-python, to measure against; without it the extra "peers" is installed: llama.cpp is built
 PEER_PYTHON ?=
@@ -21,7 +21,7 @@ ARGS ?= --max_tokens=64 --temperature=0.3 --seed=1
 .PHONY: run test test-more test-changed test-targets lint bench bench-gpu notebooks wheels test-wheels clean
 
 run: $(VENV)/installed
-	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") --prompt="$(PROMPT)" $(ARGS)
+	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") $(if $(PROMPT),--prompt="$(PROMPT)") $(ARGS)
 
 # every proof once, in 720 seconds of processor time or it fails: six minutes of two idle cores, once there is something
 # in .cache/tests. The first time, all that tests run is compiled, and 2.5 times as much is allowed.

@@ -6,4 +6,6 @@ Knows where its file is and imports nothing of packlight.
 import pathlib
 
 MODEL = pathlib.Path(__file__).with_name("packlight-demo-Q4_K_M.gguf")
-PROMPT = "A Python function"  # what it continues when nothing else is asked of it
+QUESTION = "What does os.path.join do?"
+# what it continues when nothing else is asked of it: the question, as the model's chat template writes it
+PROMPT = f"<|user|>{QUESTION}<|end|><|assistant|>"

@@ -13,7 +13,7 @@ from packlight.model.gguf.reader import open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.perplexity import cut, measure
 from packlight.prepared import prepare
-from tools.train_demo import card, publish
+from tools.train_demo import card, publish, vocabulary
 
 RECORD = json.loads(demo.MODEL.with_name("record.json").read_text(encoding="utf-8"))
 SAID = f"no --model: using the embedded demo model, {demo.MODEL.stat().st_size / 1e6:.1f} MB\n"
@@ -40,18 +40,41 @@ def test_the_file_says_what_it_is():
     assert {f"general.{key}" for key in ("author", "description", "license", "languages")} <= set(metadata)
 
 
+def test_conversations_are_what_it_was_trained_on():
+    metadata = open_gguf(demo.MODEL).metadata
+    assert metadata["tokenizer.chat_template"] == vocabulary.TEMPLATE
+    assert [metadata["tokenizer.ggml.tokens"][i] for i in range(len(vocabulary.SPECIAL))] == list(vocabulary.SPECIAL)
+    ends = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")]
+    assert ends == [0, 0, vocabulary.END_ID]
+
+
 def test_the_card_is_made_of_what_was_recorded():
     assert demo.MODEL.with_name("MODEL_CARD.md").read_text(encoding="utf-8") == card.text(RECORD)
     assert RECORD["files"]["Q4_K_M"]["bytes"] == demo.MODEL.stat().st_size
 
 
-def test_its_greedy_text_is_the_recorded_one(config):
+def test_it_answers_what_the_documentation_says(config):
+    """Alone and in a chat; the answer is greedy, and int8 activations are far from another."""
     done = succeed(f"--config={config}", *publish.GREEDY)
     assert done.stdout.strip("\n") == RECORD["greedy"]
+    assert RECORD["greedy"].startswith("Join one or more path segments intelligently.")
     assert SAID in done.stderr
+    assert (RECORD["question"], demo.PROMPT) == (
+        demo.QUESTION,
+        vocabulary.conversation([(demo.QUESTION, "")])[: -len(vocabulary.END)],
+    )
+    talked = succeed("chat", f"--config={config}", *publish.GREEDY, stdin=f"{demo.QUESTION}\n".encode())
+    assert talked.stdout.strip("\n") == RECORD["greedy"]
+    assert SAID in talked.stderr
 
 
-def test_without_any_arguments_it_continues_a_prompt_of_its_own():
+def test_what_it_was_not_trained_for_is_refused_by_its_template(config):
+    done = packlight("chat", f"--config={config}", "--system=Be kind.", stdin=b"What does len do?\n")
+    assert "the demo model knows the roles user and assistant, not system" in done.stderr
+    assert done.stdout.strip() == ""
+
+
+def test_without_any_arguments_it_answers_a_question_of_its_own():
     done = succeed()
     assert SAID in done.stderr
     assert f"no --prompt: continuing {demo.PROMPT!r}\n" in done.stderr

@@ -57,7 +57,7 @@ def test_python(path, folder, monkeypatch, capsys):
 
 
 def test_links_and_files_that_are_named_exist():
-    for path in TEXTS:
+    for path in [*TEXTS, ROOT / "demo" / "MODEL_CARD.md"]:
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([\w./-]+)\)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"

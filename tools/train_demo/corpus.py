@@ -1,9 +1,9 @@
-"""The text the demo model learns from: English prose out of Python's own documentation, as every Python carries it.
+"""The text the demo model learns from: English prose out of Python's own documentation.
 
-Three kinds of it, all under Python's licence: the language reference in `pydoc_data.topics`, the docstrings and block
-comments of the standard library, read from its sources without importing them, and the docstrings of the modules that
-are built into the interpreter. Code, tables, signatures and markup are taken out, so that what remains reads as
-sentences. Knows nothing of tokens.
+Four kinds of it, all under Python's licence: the documentation's pages, the language reference in
+`pydoc_data.topics`, the docstrings and block comments of the standard library, read from its sources without importing
+them, and the docstrings of the modules that are built into the interpreter. Code, tables, signatures and markup are
+taken out, so that what remains reads as sentences. Knows nothing of tokens.
 """
 
 import ast
@@ -19,6 +19,8 @@ import textwrap
 import types
 from collections.abc import Iterable, Iterator
 from pydoc_data.topics import topics
+
+from tools.train_demo.documentation import pages, sections
 
 # No prose of the library's own: tests, an application, what a user installed, tables, and the topics themselves.
 SKIPPED = {"test", "tests", "idlelib", "site-packages", "dist-packages", "encodings", "pydoc_data", "__phello__"}
@@ -51,14 +53,22 @@ class Document:
     @property
     def held_out(self) -> bool:
         """Whether its source is one that training never sees: a module goes as a whole, its docstrings resemble."""
-        return hashlib.sha256(self.source.encode()).digest()[0] % HELD_OUT_SHARE == 0
+        return held_out(self.source)
 
 
-def documents() -> list[Document]:
-    """All documents of this Python, in a fixed order; a paragraph that came before is left out."""
+def held_out(source: str) -> bool:
+    """Whether a topic or module of this name is one that training never sees."""
+    return hashlib.sha256(source.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def documents(documentation: pathlib.Path) -> list[Document]:
+    """All documents of this Python and of the documentation in a folder, in a fixed order.
+
+    A paragraph that came before is left out.
+    """
     seen: set[str] = set()
     found = []
-    for source, text in _sources():
+    for source, text in _sources(documentation):
         fresh = [paragraph for paragraph in prose(text) if paragraph.lower() not in seen]
         seen |= {paragraph.lower() for paragraph in fresh}
         if sum(map(len, fresh)) >= 40:
@@ -79,15 +89,26 @@ def prose(text: str) -> list[str]:
     return [paragraph for paragraph, _ in _without_announcement(kept)]
 
 
-def _sources() -> Iterator[tuple[str, str]]:
-    """Name and text of everything there is to read: topics first, then module by module."""
+def plain(text: str) -> str:
+    """A paragraph without its markup, on one line."""
+    text = text.translate(_PLAIN)
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    return re.sub(r"\s+", " ", text.replace("\\*", "*").replace("\\", "")).strip()
+
+
+def _sources(documentation: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """Name and text of everything there is to read: the documentation, topics, then module by module."""
+    for source, page in pages(documentation):
+        for section in sections(page):
+            yield source, section
     yield from sorted(topics.items())
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         place = path.relative_to(root)
         if SKIPPED.isdisjoint(place.parts):
             for text in _docstrings_and_comments(path):
-                yield str(place.with_suffix("")), text
+                yield place.with_suffix("").parts[0], text
     for name in sorted(sys.builtin_module_names):
         for text in _built_in_docstrings(importlib.import_module(name)):
             yield name, text
@@ -130,9 +151,7 @@ def _paragraphs(text: str) -> Iterator[list[str]]:
 
 def _sentences(words: str, first: bool) -> str:
     """A paragraph without its markup, or "" if it is no prose."""
-    for pattern, replacement in _MARKUP:
-        words = pattern.sub(replacement, words)
-    words = re.sub(r"\s+", " ", words).strip()
+    words = plain(words)
     if first and re.fullmatch(r"[A-Z][a-z]+( \S+){2,}[\w)\"]", words):
         words += "."  # the summary line of a docstring, whose full stop many leave out
     if _CODE.search(words) or not words.isascii() or len(words.split()) < 4:

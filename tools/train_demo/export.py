@@ -12,11 +12,12 @@ import numpy as np
 import tokenizers
 
 from tools.train_demo.network import Params, Shape
+from tools.train_demo.vocabulary import END_ID, SPECIAL, TEMPLATE
 
 ABOUT = {
     "name": "packlight demo",
     "author": "the packlight project",
-    "description": "A small model that writes sentences about Python, trained on Python's own documentation",
+    "description": "A small model that answers questions about Python, trained on Python's own documentation",
     "license": "Apache-2.0 AND PSF-2.0",
 }
 
@@ -63,9 +64,12 @@ def _add_keys(writer: gguf.GGUFWriter, shape: Shape) -> None:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, model: dict[str, Any]) -> None:
-    """The BPE as `tokenizers` saves it; id 0 begins and ends a document, and a prompt is the beginning of one."""
+    """The BPE as `tokenizers` saves it; id 0 begins and ends a document, and a prompt is the beginning of one.
+
+    An answer in a conversation ends with its own token.
+    """
     ids = model["vocab"]
-    kinds = [gguf.TokenType.CONTROL] + (len(ids) - 1) * [gguf.TokenType.NORMAL]
+    kinds = len(SPECIAL) * [gguf.TokenType.CONTROL] + (len(ids) - len(SPECIAL)) * [gguf.TokenType.NORMAL]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(sorted(ids, key=ids.__getitem__))
@@ -73,5 +77,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, model: dict[str, Any]) -> None:
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
+    writer.add_eot_token_id(END_ID)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
+    writer.add_chat_template(TEMPLATE)

@@ -19,10 +19,10 @@ class Shape:
 
     layers: int = 4
     embed: int = 256
-    ffn: int = 512
+    ffn: int = 1024
     heads: int = 4
     kv_heads: int = 2
-    vocab: int = 2048
+    vocab: int = 4096
     context: int = 512
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
@@ -65,11 +65,14 @@ def logits(params: Params, tokens: jax.Array, shape: Shape) -> jax.Array:
     return _norm(x, params["output_norm"], shape) @ params["token_embd"].T
 
 
-def loss(params: Params, windows: jax.Array, shape: Shape) -> jax.Array:
-    """Mean negative log-likelihood, in nats, of the tokens after the first in int32 windows (B, T + 1)."""
+def loss(params: Params, windows: jax.Array, told: jax.Array, shape: Shape) -> jax.Array:
+    """Mean negative log-likelihood, in nats, of the tokens after the first in int32 windows (B, T + 1).
+
+    `told`, bool (B, T + 1): the tokens that count; what a user asks is not for the model to say.
+    """
     scores = logits(params, windows[:, :-1], shape)
     right = jnp.take_along_axis(scores, windows[:, 1:, None], -1)[..., 0]
-    return (jax.nn.logsumexp(scores, -1) - right).mean()
+    return ((jax.nn.logsumexp(scores, -1) - right) * told[:, 1:]).sum() / told[:, 1:].sum()
 
 
 def _attention(h: jax.Array, blk: Params, angles: jax.Array, shape: Shape) -> jax.Array:

@@ -1,6 +1,7 @@
 """A byte-level BPE of the demo model's own, in GPT-2's form: what GGUF calls model `gpt2`, pre-tokenizer `gpt-2`.
 
-One special token both begins and ends a document. Knows texts and ids, not where either comes from.
+One special token both begins and ends a document; three more tell who speaks in a conversation. Knows texts and ids,
+not where either comes from.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,20 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tokenizers
 
-DOCUMENT = "<|endoftext|>"  # id 0
+DOCUMENT, USER, ASSISTANT, END = SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")  # ids 0 to 3
+USER_ID, END_ID = SPECIAL.index(USER), SPECIAL.index(END)
+# what `conversation` writes, for the messages of a chat
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role not in ('user', 'assistant') %}"
+    "{{ raise_exception('the demo model knows the roles user and assistant, not ' ~ message.role) }}"
+    "{% endif %}"
+    "{{ '<|' ~ message.role ~ '|>' }}"
+    "{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}"
+    "{{ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
 
 def learn(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
@@ -18,12 +32,17 @@ def learn(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[DOCUMENT],
+        special_tokens=list(SPECIAL),
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),  # any text encodes
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def conversation(pairs: Iterable[tuple[str, str]]) -> str:
+    """Questions and answers as one text, without the document token before it."""
+    return "".join(f"{USER}{question}{END}{ASSISTANT}{answer}{END}" for question, answer in pairs)
 
 
 def encode(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> list[np.ndarray]:

@@ -117,7 +117,7 @@ MISTAKES = [
     ("generate inspect --model={good}", "'inspect'"),
     ("inspect --model={good} --prompt=x", "'--prompt'"),
     ("inspect --model=", "--model is missing"),
-    ("chat", "--model is missing"),
+    ("chat --model=", "--model is missing"),
     ("quantize --type=Q4_K_M", "--model is missing"),
     ("perplexity", "either --file.* or --kl_divergence"),
     ("inspect --model={text}", "text.gguf: not a GGUF file"),

@@ -7,7 +7,7 @@ import sys
 from absl import flags
 
 from packlight.cli.flags import PLAN, SAMPLING, Command
-from packlight.cli.inputs import file_text, model_path, sampling_fields, text_of
+from packlight.cli.inputs import file_text, sampling_fields, text_of
 from packlight.cli.terminal import say
 from packlight.common.errors import ConfigError
 
@@ -29,7 +29,6 @@ def run(values: flags.FlagValues) -> None:
     system = None if values.system is None else text_of("system", values.system)
     if values.on_full not in ON_FULL:
         raise ConfigError(f"--on_full={values.on_full} is none of {', '.join(ON_FULL)}")
-    model_path(values)  # the embedded one has no chat template
     prepared = prepared_from(values)
     prepared.prompts.check_sampling(config)
     if template is None:
