@@ -36,7 +36,7 @@ class Terminal:
     def __init__(self, **environment):
         self.keys, theirs = os.openpty()
         termios.tcsetwinsize(theirs, (24, 80))
-        environment = os.environ | {"TERM": "xterm", "INPUTRC": "/dev/null"} | environment
+        environment = os.environ | {"TERM": "xterm", "INPUTRC": "/dev/null", "NO_COLOR": "1"} | environment
         self.process = subprocess.Popen(
             [sys.executable, "-c", ENTER],
             stdin=theirs,
