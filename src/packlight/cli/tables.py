@@ -45,7 +45,7 @@ def _entry(title: str, text: str) -> str:
 
 def _memory(memory: dict[str, Any], cache: dict[str, Any]) -> str:
     """What a file takes on a CPU, and what there is."""
-    parts = f"weights {megabytes(memory['weights_bytes'])} + cache {megabytes(memory['cache_bytes'])}"
+    parts = " + ".join(f"{name} {megabytes(memory[f'{name}_bytes'])}" for name in ("weights", "cache", "process"))
     limit = f"; there are {megabytes(memory['limit_bytes'])} ({memory['limit']})" if memory["limit"] else ""
     return f"{megabytes(memory['bytes'])}: {parts} for {cache['context']:,} tokens in {cache['kv_type']}{limit}"
 
