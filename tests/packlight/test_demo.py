@@ -77,7 +77,7 @@ def test_what_it_was_not_trained_for_is_refused_by_its_template(config):
 def test_without_any_arguments_it_answers_a_question_of_its_own():
     done = succeed()
     assert SAID in done.stderr
-    assert f"no --prompt: continuing {demo.PROMPT!r}\n" in done.stderr
+    assert f"no --prompt: asking {demo.QUESTION!r}\n" in done.stderr
     assert re.search("[a-z]+ [a-z]+", done.stdout)
 
 

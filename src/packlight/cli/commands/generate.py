@@ -56,7 +56,7 @@ def run(values: flags.FlagValues) -> None:
         write_json(_generate_report(llm, completion, counter) | {"seed": sampling["seed"]})
         return
     if values.display_prompt:
-        echo(text)
+        echo(f"{demo.QUESTION}\n" if text == demo.PROMPT else text)
     with reported(lambda ended: speed(stream.so_far, ended) + seed):
         completion = follow(stream, write)
     write("\n")
@@ -69,7 +69,7 @@ def _prompt_text(values: flags.FlagValues) -> str:
     if text is None and values.model is not None:
         raise ConfigError("--prompt is missing: the text to continue")
     if text is None:
-        say(f"no --prompt: continuing {demo.PROMPT!r}")
+        say(f"no --prompt: asking {demo.QUESTION!r}")
     return demo.PROMPT if text is None else text
 
 
