@@ -92,7 +92,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
             for info in file.tensors.values()
         ],
         "formats": totals,
-        "quantization": file_type(file.metadata) or next(iter(totals), None),
+        "quantization": quantization(file),
         "bits_per_weight": 8 * sum(info.nbytes for info in weights) / parameters if parameters else None,
         "chat_templates": _chat_templates(metadata),
         "layers": planned.layers,
@@ -174,6 +174,11 @@ def format_totals(file: GGUFFile) -> dict[str, dict[str, int]]:
         entry["tensors"] += 1
         entry["bytes"] += info.nbytes
     return dict(sorted(totals.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def quantization(file: GGUFFile) -> str | None:
+    """What the file was quantized to, in llama.cpp's word for the mix; else the format of most of its bytes."""
+    return file_type(file.metadata) or next(iter(format_totals(file)), None)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from packlight.cli.help import TOPICS
 
 MODELS = ("model",)  # flags whose value is a GGUF file
 FILES = ("prompt_file", "config", "out", "file", "save_logits", "kl_divergence", "chat_template", "log_file", "gate")
-FILES += ("results", "llama_bench", "peer_python")  # flags whose value is any other file
+FILES += ("results", "llama_bench", "peer_python", "folder")  # flags whose value is any other file, or a folder
 PAGES = ("help", "version")  # what stands in a command's place and is none
 
 

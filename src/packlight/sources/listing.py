@@ -8,7 +8,7 @@ from typing import Any
 
 from packlight.common.errors import MissingFileError, PacklightError
 from packlight.common.text import reason, shown, shown_path
-from packlight.inspection import format_totals
+from packlight.inspection import quantization
 from packlight.model.gguf.reader import GGUFFile, check_types, open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.weights import check
@@ -60,7 +60,7 @@ def describe(model: Here) -> dict[str, Any]:
         if missing := [number for number, part in enumerate(parts, 1) if not os.path.exists(part)]:
             raise MissingFileError(f"{shown_path(model.path)}: part {missing[0]} of {len(parts)} is missing")
         file = open_gguf(model.path, weights_only=False)
-        row |= {"architecture": _text(file, "general.architecture"), "quantization": _quantization(file)}
+        row |= {"architecture": _text(file, "general.architecture"), "quantization": quantization(file)}
         check_types(file)
         check(file, ModelConfig.from_gguf(file))
         Tokenizer.from_file(file)
@@ -84,13 +84,3 @@ def _bytes(path: str) -> int:
 def _text(file: GGUFFile, key: str) -> str | None:
     value = file.metadata.get(key)
     return value if isinstance(value, str) else None
-
-
-def _quantization(file: GGUFFile) -> str | None:
-    """What the file was quantized to, in llama.cpp's word for the mix; else the format of most of its bytes."""
-    from gguf import LlamaFileType
-
-    kind = file.metadata.get("general.file_type")
-    if isinstance(kind, int) and kind in set(LlamaFileType) - {LlamaFileType.GUESSED}:
-        return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    return next(iter(format_totals(file)), None)
