@@ -1,11 +1,11 @@
 """`packlight chat`: a conversation. It knows commands, messages and what fits the context; models are packlight's."""
 
 import bisect
+import contextlib
 import json
 import os
 import re
 import signal
-import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -209,11 +209,9 @@ class Conversation:
         before it says anything, all is as it was. Raises PacklightError.
         """
         said: list[str] = []
-        times: list[float] = []
-        stopped, unread = False, self._unread
+        stopped, unread, stream = False, self._unread, None
 
         def show(piece: str) -> None:
-            times.append(time.perf_counter())
             said.append(piece)
             write(piece)
             if stopped:
@@ -228,7 +226,8 @@ class Conversation:
             prompt, unread = self._fitted(talk)
             if stopped:
                 raise KeyboardInterrupt
-            completion = follow(self._llm.stream(prompt, reuse_prefix=True, **self._seeded()), show)
+            with contextlib.closing(self._llm.stream(prompt, reuse_prefix=True, **self._seeded())) as stream:
+                completion = follow(stream, show)
             write("\n")
             say(speed(completion))
             if completion.finish_reason == "length":
@@ -237,9 +236,10 @@ class Conversation:
                 say(f"the answer is cut off: {limit}")
         except KeyboardInterrupt:
             write("\n")
-            say(self._stopped("".join(said), times))
-            if not said:
+            if stream is None or not said:
+                say("stopped before it said anything: the conversation is as it was")
                 return
+            say(speed(stream.so_far, "Ctrl-C"))
         except PacklightError:
             if said:
                 write("\n")
@@ -252,10 +252,3 @@ class Conversation:
         """The sampling; an answer that is wanted again draws otherwise."""
         seed = self._sampling["seed"]
         return self._sampling | {"seed": None if seed is None else (seed + self._again) % 2**32}
-
-    def _stopped(self, said: str, times: list[float]) -> str:
-        if not said:
-            return "stopped before it said anything: the conversation is as it was"
-        count = len(self._llm.encode(said, add_special=False))
-        took = times[-1] - times[0]
-        return f"stopped after about {count} tokens" + (f", {(count - 1) / took:.1f} tokens/s" if took else "")

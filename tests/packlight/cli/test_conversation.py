@@ -30,7 +30,7 @@ def completions(monkeypatch):
     """What the answers of a conversation were, in order."""
     found = []
     speed = conversation.speed
-    monkeypatch.setattr(conversation, "speed", lambda completion: found.append(completion) or speed(completion))
+    monkeypatch.setattr(conversation, "speed", lambda done, *ended: found.append(done) or speed(done, *ended))
     return found
 
 
@@ -233,10 +233,11 @@ def test_ctrl_c_keeps_what_was_said(llm, monkeypatch, capsys, completions):
     talk = chat(llm, "A Python function", ignore_eos=True, max_tokens=None)
     assert signal.getsignal(signal.SIGINT) == before
     assert contents(talk) == ["A Python function", "".join(pieces[:4])]
-    assert re.search(r"stopped after about \d+ tokens, [\d.]+ tokens/s\n", capsys.readouterr().err)
+    assert re.search(r" \+ \d+ tokens, .*, then [\d.]+ tokens/s; ended by Ctrl-C\n", capsys.readouterr().err)
     enter(talk, "Hm")
-    assert completions[0].cached_tokens >= len(llm.chat_prompt(talk.messages[:1], template=TALK))
-    assert completions[0].token_ids[:8] == fresh(llm, completions[0], ignore_eos=True)
+    assert completions[0].text.startswith("".join(pieces[:4]))
+    assert completions[1].cached_tokens >= len(llm.chat_prompt(talk.messages[:1], template=TALK))
+    assert completions[1].token_ids[:8] == fresh(llm, completions[1], ignore_eos=True)
 
 
 def test_ctrl_c_before_a_word_takes_the_message_back(llm, monkeypatch, capsys):
