@@ -3,11 +3,13 @@
 import builtins
 import json
 import os
+import pathlib
 import select
 import stat
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 from running import ELSEWHERE
@@ -59,7 +61,12 @@ class Terminal:
         return seen + words
 
     def type(self, keys, words):
-        """What is shown after these keys, until the words are."""
+        """What is shown after these keys, until the words are.
+
+        They are typed when it sleeps: Python notices no Ctrl-C between a prompt and the wait for a key.
+        """
+        while pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.001)
         os.write(self.keys, keys)
         return self.until(words)
 
