@@ -41,6 +41,7 @@ Ctrl-C stops an answer; a space before / makes a message of a command'''
 )
 TO_THE_MODEL = "A space before it makes it a message"
 RESERVED = 8  # one part of so many of the context is kept for an answer
+FREED = 4  # one part of so many is free once turns have left it
 
 
 def command_of(entry: Entry) -> tuple[str, str] | None:
@@ -131,43 +132,43 @@ class Conversation:
                     self._answer([*self._talk, {"role": "user", "content": entry.text}])
                 elif command[0] == "/exit":
                     return
+                elif command[0] == "/regen":
+                    self._again += 1
+                    self._answer(self._talk[: self._last_turn("answer again") + 1])
                 else:
-                    self._obey(*command)
+                    say(self._obey(*command), asked=True)
             except PacklightError as error:
                 say(f"error: {message(error)}")
             except KeyboardInterrupt:
                 say("\nstopped")
 
-    def _obey(self, command: str, rest: str) -> None:
+    def _obey(self, command: str, rest: str) -> str:
+        """Does what a command wants, and says what that was."""
         match command:
             case "/help":
-                say(HELP)
+                return HELP
             case "/system":
                 self.begin([{"role": "system", "content": rest}] if rest else [])
-                say("begun anew with this system message" if rest else "begun anew without a system message")
+                return "begun anew with this system message" if rest else "begun anew without a system message"
             case "/clear":
                 self.begin(self._head)
-                say("begun anew")
-            case "/tokens":
-                say(self._size())
-            case "/regen":
-                self._again += 1
-                self._answer(self._talk[: self._last_turn("answer again") + 1])
+                return "begun anew"
             case "/undo":
                 at = self._last_turn("take back")
                 said, self._talk, self._again = self._talk[at].get("content"), self._talk[:at], 0
                 self._unread = 0 if self._unread >= at else self._unread
-                say(f"taken back: {shown(str(said), 50)}; messages left: {at}")
+                return f"taken back: {shown(str(said), 50)}; messages left: {len(self.messages)}"
             case "/save":
+                if not self.messages:
+                    raise ConfigError("there is nothing to save")
                 write_messages(os.path.expanduser(rest), self.messages)
-                say(f"saved to {shown_path(rest)}: {len(self.messages)} messages")
+                return f"saved to {shown_path(rest)}: {len(self.messages)} messages"
             case "/load":
                 self.begin(read_messages(os.path.expanduser(rest)))
                 open_end = self._talk and self._talk[-1]["role"] == "user"
-                say(
-                    f"loaded from {shown_path(rest)}: {len(self.messages)} messages"
-                    + ("; /regen answers the last one" if open_end else "")
-                )
+                more = "; /regen answers the last one" if open_end else ""
+                return f"loaded from {shown_path(rest)}: {len(self.messages)} messages{more}"
+        return self._size()  # /tokens
 
     def _last_turn(self, what: str) -> int:
         """Where in the talk the user's last message is. Raises ConfigError."""
@@ -196,7 +197,7 @@ class Conversation:
         begins = [i for i, message in enumerate(talk) if i > self._unread and message["role"] == "user"]
         if not self._drops or len(prompt) + reserved <= self._context or not begins:
             return prompt, self._unread
-        fits = lambda at: len(self._rendered(talk, at)) + 2 * reserved <= self._context  # noqa: E731
+        fits = lambda at: len(self._rendered(talk, at)) + self._context // FREED <= self._context  # noqa: E731
         unread = begins[min(bisect.bisect_left(begins, True, key=fits), len(begins) - 1)]
         shorter = self._rendered(talk, unread)
         if len(shorter) >= self._context:  # the last message alone is too long
@@ -212,13 +213,17 @@ class Conversation:
         stopped, unread, stream = False, self._unread, None
 
         def show(piece: str) -> None:
+            if stopped and not said:
+                raise KeyboardInterrupt
             said.append(piece)
             write(piece)
             if stopped:
                 raise KeyboardInterrupt
 
-        def stop(*_: Any) -> None:  # only noted: an exception inside a step would lose the cache
+        def stop(*_: Any) -> None:  # at first only noted: an exception inside a step loses the cache
             nonlocal stopped
+            if stopped:
+                raise KeyboardInterrupt
             stopped = True
 
         before = signal.signal(signal.SIGINT, stop)

@@ -86,6 +86,9 @@ def entries(read: Callable[[str], str]) -> Iterator[Entry]:
 
 def _whole(text: str, line: Callable[[str], str]) -> Entry:
     """What begins with this line, or is a pasted text, to its end."""
+    whole = text.rstrip()
+    if len(whole) >= 2 * len(QUOTES) and whole.startswith(QUOTES) and whole.endswith(QUOTES):
+        return Entry(whole.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n"), quoted=True)
     if text.startswith(QUOTES) and "\n" not in text:
         text = text.removeprefix(QUOTES)
         while not text.rstrip().endswith(QUOTES):

@@ -1,6 +1,7 @@
 """What is said beside the product, and to whom: stderr, in colour on a terminal, and a log file. Knows no commands.
 
-A line's first word says its kind: `error:` reaches stderr always, all others only without `--quiet`.
+A line's first word says its kind: `error:` reaches stderr always, as does what someone asked for in a chat, all others
+only without `--quiet`.
 """
 
 import contextlib
@@ -27,12 +28,12 @@ class Messages:
     log: int | None = None  # descriptor of the log file
     held: list[tuple[str, str]] | None = None  # lines and their ends, said before the flags were known
 
-    def say(self, text: str, end: str) -> None:
+    def say(self, text: str, end: str, asked: bool = False) -> None:
         if self.held is not None:
             self.held.append((text, end))
             return
         self.note(text)
-        if not self.quiet or text.startswith("error:"):
+        if asked or not self.quiet or text.startswith("error:"):
             with contextlib.suppress(OSError):
                 print(_coloured(text), end=end, file=sys.stderr, flush=True)
 

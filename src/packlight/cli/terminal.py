@@ -112,9 +112,9 @@ def reserve_stdout(keep: bool) -> None:
     sys.stdout = open(product, "w", encoding="utf-8", errors=sys.stdout.errors)  # noqa: SIM115  for the process's life
 
 
-def say(text: str, end: str = "\n") -> None:
-    """A line beside the product; lost where stderr does not take it."""
-    messages.current.say(text, end)
+def say(text: str, end: str = "\n", asked: bool = False) -> None:
+    """A line beside the product; lost where stderr does not take it. asked: someone waits for it, --quiet or not."""
+    messages.current.say(text, end, asked)
 
 
 def detail(text: str) -> None:

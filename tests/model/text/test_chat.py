@@ -366,7 +366,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_talk(talker):
     os.write(ours, b"hello\n")
     answer = process.stdout.read(8)
     process.send_signal(signal.SIGINT)
-    errors = until(ours, b"> ", until(ours, b"stopped"))
+    errors = until(ours, b"> ", until(ours, b"ended by Ctrl-C"))
     assert re.search(rb" \+ \d+ tokens, .*, then [\d.]+ tokens/s; ended by Ctrl-C", errors)
     process.send_signal(signal.SIGINT)  # with nothing to stop
     until(ours, b"> ", until(ours, b"Ctrl-C again, Ctrl-D or /exit leaves"))

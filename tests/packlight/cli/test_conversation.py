@@ -10,7 +10,7 @@ from running import packlight as run
 
 import packlight
 from packlight import demo
-from packlight.cli import conversation
+from packlight.cli import conversation, messages
 from packlight.cli.conversation import COMMANDS, Conversation, command_of, read_messages
 from packlight.cli.entering import Entry, History
 from packlight.cli.inputs import sampling_fields
@@ -168,6 +168,23 @@ def test_an_answer_again_and_a_turn_taken_back(llm, completions, capsys):
     ]
 
 
+def test_commands_answer_under_quiet_too(llm, capsys, monkeypatch):
+    """What nobody asked for is not said."""
+    monkeypatch.setattr(messages.current, "quiet", True)
+    talk = chat(llm, "Hello", "/undo", "/tokens", system="Be kind.")
+    used = len(llm.chat_prompt(talk.messages, template=TALK))
+    assert capsys.readouterr().err.splitlines() == [
+        "taken back: Hello; messages left: 1",
+        f"{used} tokens of 256; messages: 1",
+    ]
+
+
+def test_nothing_is_no_conversation_to_save(llm, capsys, tmp_path):
+    chat(llm, f"/save {tmp_path / 'talk.json'}")
+    assert capsys.readouterr().err == "error: there is nothing to save\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_answer_again_draws_otherwise(llm, completions):
     chat(llm, "A", "/regen", "/regen", "B", temperature=1.0, seed=2**32 - 1)
     assert [each.seed for each in completions] == [2**32 - 1, 0, 1, 2**32 - 1]
@@ -240,6 +257,25 @@ def test_ctrl_c_keeps_what_was_said(llm, monkeypatch, capsys, completions):
     assert completions[1].token_ids[:8] == fresh(llm, completions[1], ignore_eos=True)
 
 
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_a_prompt_is_read_takes_the_message_back(llm, monkeypatch, capsys, presses):
+    """Once waits for the prompt, twice does not; the next message is answered."""
+    talk, read = chat(llm, "Hello"), llm.engine._prefill
+
+    def press(*arguments):
+        for _ in range(presses):
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(*arguments)
+
+    with monkeypatch.context() as pressed:
+        pressed.setattr(llm.engine, "_prefill", press)
+        enter(talk, "And?")
+    assert len(talk.messages) == 2
+    assert "stopped before it said anything: the conversation is as it was\n" in capsys.readouterr().err
+    enter(talk, "And?")
+    assert len(talk.messages) == 4
+
+
 def test_ctrl_c_before_a_word_takes_the_message_back(llm, monkeypatch, capsys):
     talk = chat(llm, "Hello")
     render = llm.chat_prompt
@@ -301,12 +337,14 @@ def test_a_file_that_is_no_conversation_costs_a_line(llm, tmp_path, capsys, text
 
 def test_a_conversation_is_saved_where_that_is_possible(llm, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
-    enter(talk := chat(llm), f"/save {tmp_path}/no/talk.json", f"/save {tmp_path}", f"/load {tmp_path}/pipe")
+    talk = chat(llm, "Hello")
+    capsys.readouterr()
+    enter(talk, f"/save {tmp_path}/no/talk.json", f"/save {tmp_path}", f"/load {tmp_path}/pipe")
     errors = capsys.readouterr().err.splitlines()
     assert [line.rpartition(": ")[2] for line in errors] == [
         "No such file or directory", "a directory, not a regular file", "a pipe, socket or device, not a regular file",
     ]  # fmt: skip
-    assert talk.messages == []
+    assert len(talk.messages) == 2
     with pytest.raises(ConfigError, match="no conversation"):
         read_messages("\0")
 

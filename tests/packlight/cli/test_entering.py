@@ -126,6 +126,9 @@ def test_entries_come_back_in_the_next_chat(tmp_path):
     terminal.type(b"\x1b[A", b"three")
     terminal.type(b"\x1b[A", b"wo")  # the t is on the screen
     assert b"<'one\\ntwo!'>" in terminal.type(b"!\r", b">\r\n")
+    terminal.until(b"> ")
+    terminal.type(b"\x1b[A\x1b[A", b"hree")  # as it was entered: between quotation marks, which are no part of it
+    assert b"<'/clear\\nthree'>" in terminal.type(b"\r", b">\r\n")
     terminal.leave()
 
 
