@@ -19,7 +19,9 @@ TEMPLATE = (
     "{% endif %}"
     "{{ '<|' ~ message.role ~ '|>' }}"
     "{% if message.content is string %}{{ message.content }}"
-    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}"
+    "{% else %}{% for part in message.content or () %}"
+    "{% if part.type != 'text' %}{{ raise_exception('the demo model reads text only') }}{% endif %}"
+    "{{ part.text }}{% endfor %}{% endif %}"
     "{{ '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
