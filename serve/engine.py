@@ -112,6 +112,10 @@ class Engine:
     def idle(self) -> bool:
         return not self._queue and not any(self._slots)
 
+    def holds(self, request: int) -> bool:
+        """Whether a request is queued or running."""
+        return any(r is not None and r.id == request for r in (*self._queue, *self._slots))
+
     def close(self) -> None:
         """Frees the memory of weights and cache. The engine is of no use afterwards."""
         for array in jax.tree.leaves((self._params, self._cache)):
@@ -192,11 +196,17 @@ class Engine:
     def step(self) -> list[Event]:
         """One queued request's prompt and first token where a slot is free, else the next token of every running
         request, or the next few (`CompileConfig.tokens_per_launch`), in the order of their positions.
+
+        One that is interrupted loses every request: the cache may be ahead of the tokens that were booked.
         """
         with self._whole_cache():
-            if self._queue and None in self._slots:
-                return [self._admit()]
-            return self._decode() if any(self._slots) else []
+            try:
+                if self._queue and None in self._slots:
+                    return [self._admit()]
+                return self._decode() if any(self._slots) else []
+            except BaseException:
+                self._lose()
+                raise
 
     def logits(self, ids: list[int], first: int = 0) -> np.ndarray:
         """Logits after token `first` of `ids` and every later one, float32 (T - first, V), through the steps that serve
@@ -233,10 +243,14 @@ class Engine:
         except BaseException:
             if any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
                 self._cache = self._steps.empty_cache()
-                self._slots = [None] * self.plan.slots
-                self._held = [Held()] * self.plan.slots
-                self._queue.clear()
+                self._lose()
             raise
+
+    def _lose(self) -> None:
+        """Ends every request; no slot holds anything."""
+        self._slots = [None] * self.plan.slots
+        self._held = [Held()] * self.plan.slots
+        self._queue.clear()
 
     def _free_slot(self) -> int:
         """The free slot of lowest rank."""

@@ -41,8 +41,9 @@ def kept(held: Held, prompt: Sequence[int], keep: Keep, plan: Plan, shape: Cache
             return 0
         case Keep.CHUNKS:
             alone = zip(plan.chunks(0, len(prompt)), held.chunks, strict=False)
-            same = [mine.start + mine.count for mine, theirs in alone if mine == theirs]
-            equal = max((end for end in same if end <= equal), default=0)
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], alone)
+            ends = (mine.start + mine.count for mine, _ in same)
+            equal = max((end for end in ends if end <= equal), default=0)
     return equal if equal == len(held.ids) or shape.rewinds(held.written, equal) else 0
 
 

@@ -138,10 +138,11 @@ class Run:
         return text
 
     def completion(self) -> Completion:
-        logprobs = None if self.sampling.logprobs is None else self._logprobs
+        """What there is by now; later tokens do not change it."""
+        logprobs = None if self.sampling.logprobs is None else list(self._logprobs)
         text, seed = "".join(self._text), self.sampling.seed
         timings, cached = self._timings(), self._cached
-        return Completion(text, self._ids, self.prompt, self._reason, timings, logprobs, seed, cached)
+        return Completion(text, list(self._ids), self.prompt, self._reason, timings, logprobs, seed, cached)
 
     def _timings(self) -> dict[str, float | None]:
         """Seconds, rates and gaps; None where there were too few tokens to measure."""

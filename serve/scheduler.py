@@ -100,18 +100,23 @@ class Scheduler:
         self._engine.cancel(number)
         self._runs.pop(number)
 
-    def _step(self) -> None:
-        """Moves the runs under way by one step of the engine. Raises PacklightError when it has none of them left: an
+    def _step(self, mine: Sequence[int]) -> None:
+        """Moves the runs under way by one step of the engine. Raises PacklightError when it has lost one of `mine`: an
         interrupted step loses all.
         """
-        if self._engine.idle:
+        if not all(self._runs[number].complete or self._engine.holds(number) for number in mine):
             raise PacklightError("the generation was lost: the step it was in was interrupted")
-        for event in self._engine.step():
-            run = self._runs[event.request]
-            if not run.complete:  # a launch may have gone on after a stop string
-                run.take(event)
-            if run.complete:
-                self._engine.cancel(event.request)
+        try:
+            for event in self._engine.step():
+                run = self._runs[event.request]
+                if not run.complete:  # a launch may have gone on after a stop string
+                    run.take(event)
+                if run.complete:
+                    self._engine.cancel(event.request)
+        except BaseException:  # a run whose token was not taken would go on with a hole in its text
+            for number in self._runs:
+                self._engine.cancel(number)
+            raise
 
     def _follow(self, runs: Sequence[Run]) -> Generator[str, None, None]:
         """Steps until these runs are complete, yielding each piece of their text that becomes safe to show."""
@@ -126,7 +131,7 @@ class Scheduler:
                 with self.turn():
                     done = all(run.complete for run in runs)  # other callers may have driven them to their end
                     if not done:
-                        self._step()
+                        self._step(mine)
                     texts = [text for run in runs if (text := run.fresh())]
                 yield from texts
                 for run in runs:

@@ -46,7 +46,7 @@ def rows_run(llm, work):
 def llm(request, tmp_path_factory):
     kernels = request.param.split()[0]
     path = demo.MODEL if "demo" in request.param else write_llama(tmp_path_factory.mktemp("m") / "m.gguf", context=384)
-    return packlight.load(path, dataclasses.replace(CONFIG, cpu_kernels=kernels), slots=1)
+    return packlight.load(path, dataclasses.replace(CONFIG, cpu_kernels=kernels, tokens_per_launch=4), slots=1)
 
 
 def test_whole_chunks_are_kept_and_change_no_bit(llm):
@@ -100,6 +100,19 @@ def test_bits_stay_after_a_prefix_of_other_steps(llm):
     assert logprobs(again).tobytes() == logprobs(alone).tobytes()
 
 
+def test_bits_stay_where_a_text_ends_with_a_chunk(llm):
+    """A second turn begins at token 64, but its last tokens before that were written by decode steps."""
+    answer = GREEDY | {"max_tokens": 15, "ignore_eos": True}
+    turn = [*IDS[:50], *fresh(llm, IDS[:50], **answer).token_ids, *IDS[65:190]]
+    alone = fresh(llm, turn)
+    llm.generate(OTHER, max_tokens=1)
+    llm.generate(IDS[:50], **answer)
+    assert llm.generate(turn, reuse_prefix=True, **GREEDY).cached_tokens == 64
+    again = llm.generate(turn, **GREEDY)
+    assert again.cached_tokens == 0
+    assert logprobs(again).tobytes() == logprobs(alone).tobytes()
+
+
 def test_what_leaves_the_slot_early_is_kept_as_far_as_it_came(llm):
     """A closed stream, a stop string; `logits` in the same slot leaves nothing."""
     alone = fresh(llm, IDS[:80])
@@ -109,6 +122,17 @@ def test_what_leaves_the_slot_early_is_kept_as_far_as_it_came(llm):
     stream.close()
     again = llm.generate(IDS[:80], reuse_prefix=True, **GREEDY)
     assert (again.cached_tokens, again.token_ids) == (79, alone.token_ids)
+    text = fresh(llm, IDS[:80], ignore_eos=True).text
+    stopped = llm.generate(IDS[:80], ignore_eos=True, stop=[text[2:4]], **GREEDY)
+    assert (stopped.finish_reason, len(stopped.token_ids) < 10) == ("stop", True)
+    assert (len(stopped.token_ids) - 1) % 4  # midway in a launch
+    turn = [*IDS[:80], *stopped.token_ids, *IDS[80:90]]
+    expected = fresh(llm, turn).token_ids
+    llm.generate(OTHER, max_tokens=1)
+    llm.generate(IDS[:80], ignore_eos=True, stop=[text[2:4]], **GREEDY)
+    again = llm.generate(turn, reuse_prefix=True, **GREEDY)
+    assert again.cached_tokens >= 80 + len(stopped.token_ids) - 1
+    assert again.token_ids == expected
     llm.logits(IDS[:80])
     assert llm.generate(IDS[:80], reuse_prefix=True, **GREEDY).cached_tokens == 0
 
@@ -193,6 +217,28 @@ def test_a_recurrence_goes_on_but_not_back(tmp_path):
     assert llm.generate(turn, reuse_prefix=True, **GREEDY).cached_tokens == 0  # its last token would be read twice
 
 
+def test_a_recurrence_does_not_go_on_from_an_interrupted_launch(tmp_path, monkeypatch):
+    """Its state is behind all tokens of the launch, of which the request has booked some."""
+    config = dataclasses.replace(CONFIG, tokens_per_launch=4)
+    llm = packlight.load(model("own/lfm2moe", tmp_path), config, slots=1)
+    first = fresh(llm, IDS[:40], ignore_eos=True)
+    turn = [*IDS[:40], *first.token_ids[:2], *IDS[40:50]]
+    expected = fresh(llm, turn).token_ids
+    advance, left = llm.engine._advance, iter(range(2))
+
+    def stopped(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return advance(*arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(llm.engine, "_advance", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(IDS[:40], ignore_eos=True, **GREEDY)
+    again = llm.generate(turn, reuse_prefix=True, **GREEDY)
+    assert (again.cached_tokens, again.token_ids) == (0, expected)
+
+
 def test_what_the_next_turn_reads_is_said(tmp_path):
     words = {
         name: in_words(prepared.plan, prepared.plan.cache(prepared.model, "float32", prepared.split))
@@ -212,3 +258,14 @@ def test_the_last_token_of_a_prompt_is_always_read(tmp_path):
     for length, tokens, chunks in ((1, 0, 0), (64, 63, 0), (65, 64, 64), (70, 64, 64)):
         found = [kept(held, IDS[:length], keep, plan, shape) for keep in (Keep.NOTHING, Keep.TOKENS, Keep.CHUNKS)]
         assert found == [0, tokens, chunks]
+
+
+def test_a_chunk_counts_only_behind_equal_ones(tmp_path):
+    """The second of these was read as the prompt alone would be, but behind tokens that were generated."""
+    prepared = prepare(write_llama(tmp_path / "m.gguf", layers=1, embed=32, context=384), CONFIG)
+    plan, shape = make_plan(CONFIG, 384), prepared.plan.cache(prepared.model, "float32", prepared.split)
+    held = Held(IDS[:190], 192, (*plan.chunks(0, 50), *plan.chunks(64, 126)))
+    assert [(chunk.start, chunk.count) for chunk in held.chunks] == [(0, 50), (64, 64), (128, 62)]
+    assert held.chunks[1:] == plan.chunks(0, 190)[1:]
+    assert kept(held, IDS[:195], Keep.CHUNKS, plan, shape) == 0
+    assert kept(held, IDS[:195], Keep.TOKENS, plan, shape) == 190

@@ -31,6 +31,9 @@ class Counting:
     def idle(self):
         return not self.requests
 
+    def holds(self, number):
+        return number in self.requests
+
     def submit(self, prompt, sampling, steering, keep):
         number = next(self.numbers)
         self.requests[number] = 0, sampling.max_tokens
@@ -51,7 +54,8 @@ class Counting:
                     ended=ended,
                     position=given,
                     time=time.perf_counter(),
-                    logprob=None,
+                    logprob=-1.0,
+                    top_logprobs=(),
                     kept=0,
                 )
             )
@@ -126,6 +130,42 @@ def test_a_run_that_fails_or_is_lost_says_so_and_leaves_nothing(engine, run):
     with pytest.raises(PacklightError, match="the generation was lost"):
         list(stream)
     assert len(scheduler.complete([run(2)])[0].token_ids) == 2
+
+
+@pytest.mark.parametrize("where", ["the engine", "the booking"])
+def test_an_interrupted_step_loses_all_runs_at_once(engine, run, monkeypatch, where):
+    """Also where the engine has other work by the time that the caller of a lost one looks."""
+    scheduler = Scheduler(engine)
+    lost, later, mine = run(9), run(5), run(9)
+    stream, other = scheduler.stream(lost), scheduler.stream(later)
+    next(stream)
+
+    def interrupted(*_):
+        if where == "the engine":
+            engine.requests.clear()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(*((engine, "step") if where == "the engine" else (mine, "take")), interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.complete([mine])
+    assert engine.idle
+    text = next(other)
+    with pytest.raises(PacklightError, match="the generation was lost"):
+        next(stream)
+    assert not later.complete
+    assert text + "".join(other) == later.completion().text
+    assert len(later.completion().token_ids) == 5
+    assert engine.idle
+
+
+def test_what_there_is_so_far_stays_as_it_was(engine, run):
+    stream = Scheduler(engine).stream(run(4, logprobs=0))
+    next(stream)
+    so_far = stream.so_far
+    list(stream)
+    assert (so_far.token_ids, len(so_far.logprobs)) == ([LETTERS], 1)
+    assert (len(stream.so_far.token_ids), len(stream.so_far.logprobs)) == (4, 4)
 
 
 def test_threads_take_turns(engine, run):
