@@ -38,7 +38,7 @@ class HubName:
     def parse(cls, text: str) -> "HubName":
         """Raises ConfigError for what is no such name."""
         found = _NAME.fullmatch(text)
-        if found is None:
+        if found is None or not leads_down(found["revision"] or "main"):
             raise ConfigError(
                 f"{shown(text)}: a model on Hugging Face is named hf:OWNER/REPO, hf:OWNER/REPO:Q4_K_M or"
                 " hf:OWNER/REPO:FILE.gguf, with @REVISION behind REPO where one is meant"
@@ -68,13 +68,18 @@ def choose(name: HubName, files: Iterable[str], whose: str = "the repository") -
     if name.wanted is None:
         file, note = _default(models)
     elif name.wanted.lower().endswith(".gguf"):
-        file, note = _named(name, name.wanted, [file for file in files if file.endswith(".gguf")], whose), ""
+        file, note = _named(name, name.wanted, [file for file in files if file.lower().endswith(".gguf")], whose), ""
     else:
         file, note = _quantized(name, name.wanted, models, whose)
     parts = parts_of(file)
     if missing := [part for part in parts if part not in files]:
         raise MissingFileError(f"{name.text}: {whose} has not all parts of {shown(file)}: {_some(missing)} missing")
     return Choice(parts, note)
+
+
+def leads_down(path: str) -> bool:
+    """Whether a path of the hub's, or a revision, stays below the folder that it is joined to."""
+    return {"", ".", ".."}.isdisjoint(path.split("/"))
 
 
 def is_model(file: str) -> bool:
@@ -86,7 +91,7 @@ def is_model(file: str) -> bool:
 def parts_of(file: str) -> tuple[str, ...]:
     """A file that is whole alone, or all parts of the split one that it is a part of."""
     split = SPLIT_NAME.fullmatch(file)
-    if split is None:
+    if split is None or not int(split[3]):
         return (file,)
     return tuple(f"{split[1]}-{i:05d}-of-{split[3]}.gguf" for i in range(1, int(split[3]) + 1))
 
@@ -103,7 +108,7 @@ def _is_first(file: str) -> bool:
 
 def _stem(file: str) -> str:
     split = SPLIT_NAME.fullmatch(file)
-    return split[1] if split else file.removesuffix(".gguf")
+    return split[1] if split else re.sub(r"\.gguf$", "", file, flags=re.IGNORECASE)
 
 
 def _default(models: Sequence[str]) -> tuple[str, str]:

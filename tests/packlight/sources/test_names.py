@@ -3,7 +3,7 @@
 import pytest
 
 from packlight.common.errors import ConfigError, MissingFileError
-from packlight.sources.names import HubName, choose, is_model, quantization
+from packlight.sources.names import HubName, choose, is_model, parts_of, quantization
 
 SHARDS = [f"Q8_0/Big-Q8_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 MANY = [
@@ -40,7 +40,23 @@ def test_what_a_name_says(text, repo, revision, wanted):
     assert (name.repo, name.revision, name.wanted) == (repo, revision, wanted)
 
 
-@pytest.mark.parametrize("text", ["hf:", "hf:r", "hf:o/r/x", "hf:o/r:", "hf:o/r@", "hf:o/r@:Q8_0", "hf:/r", "hf:o o/r"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf:",
+        "hf:r",
+        "hf:o/r/x",
+        "hf:o/r:",
+        "hf:o/r@",
+        "hf:o/r@:Q8_0",
+        "hf:/r",
+        "hf:o o/r",
+        "hf:o/r@../../../../victim",
+        "hf:o/r@a//b",
+        "hf:o/r@./a",
+        "hf:o/r@a/..",
+    ],
+)
 def test_what_is_no_name(text):
     with pytest.raises(ConfigError, match=r"named hf:OWNER/REPO, hf:OWNER/REPO:Q4_K_M"):
         HubName.parse(text)
@@ -137,6 +153,15 @@ def test_what_is_not_there_is_told_with_what_is(text, files, said):
 )
 def test_the_quantization_in_a_files_name(file, kind):
     assert quantization(file) == kind
+
+
+def test_endings_in_capitals():
+    assert chosen("hf:o/r:a-q8_0.gguf", ["A-Q8_0.GGUF"]) == ("A-Q8_0.GGUF", "")
+    assert chosen("hf:o/r:XL", ["A-XL.GGUF"]) == ("A-XL.GGUF", "")
+
+
+def test_a_part_of_none_is_whole_alone():
+    assert parts_of("x-00001-of-00000.gguf") == ("x-00001-of-00000.gguf",)
 
 
 def test_what_goes_with_a_model_is_none():
