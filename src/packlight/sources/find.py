@@ -3,7 +3,7 @@
 import os
 
 from packlight.common.errors import ConfigError
-from packlight.common.text import shown
+from packlight.common.text import shown, shown_path
 from packlight.sources.download import MakeBar, Say, plain_bar, print_line
 from packlight.sources.hub import fetch
 from packlight.sources.names import HubName
@@ -21,7 +21,7 @@ def find(model: str | os.PathLike, say: Say = print_line, bar: MakeBar = plain_b
             return fetch(HubName.parse(name), say, bar).paths[0]
         case str(name) if name.startswith("ollama:"):
             path = ollama_path(name)
-            say(f"{shown(name)}: {path}")
+            say(f"{shown(name)}: {shown_path(path)}")
             return path
         case str(name) if name.startswith(("https://", "http://")):
             raise ConfigError(

@@ -58,7 +58,8 @@ def describe(model: Here) -> dict[str, Any]:
     parts = names.parts_of(model.path)
     try:
         if missing := [number for number, part in enumerate(parts, 1) if not os.path.exists(part)]:
-            raise MissingFileError(f"{shown_path(model.path)}: part {missing[0]} of {len(parts)} is missing")
+            what = f"part {missing[0]} of {len(parts)} is missing" if len(parts) > 1 else "the file is not there"
+            raise MissingFileError(f"{shown_path(model.path)}: {what}")
         file = open_gguf(model.path, weights_only=False)
         row |= {"architecture": _text(file, "general.architecture"), "quantization": quantization(file)}
         check_types(file)
@@ -77,8 +78,7 @@ def _in_few_words(why_not: str, path: str) -> str:
 
 
 def _bytes(path: str) -> int:
-    parts = (pathlib.Path(part) for part in names.parts_of(path))
-    return sum(part.stat().st_size for part in parts if part.exists())
+    return sum(os.path.getsize(part) for part in names.parts_of(path) if os.path.exists(part))
 
 
 def _text(file: GGUFFile, key: str) -> str | None:

@@ -3,6 +3,7 @@
 It reads folders and manifests, no models. Nothing is written.
 """
 
+import glob
 import json
 import os
 import pathlib
@@ -10,16 +11,18 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from packlight.common.errors import MissingFileError
+from packlight.common.errors import ConfigError, MissingFileError
 from packlight.common.text import near, shown
 from packlight.sources.names import HubName, is_model, parts_of
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"  # the layer of a manifest that is the GGUF file
+_OLLAMA_ADAPTER = "application/vnd.ollama.image.adapter"  # one that changes the model's weights
 _OLLAMA_HOST, _OLLAMA_OWNER, _OLLAMA_TAG = "registry.ollama.ai", "library", "latest"  # what a name leaves out
 _SERVICE = pathlib.Path("/usr/share/ollama/.ollama/models")  # of Ollama as a service of Linux
-_WORD = re.compile(r"[\w.-]*\w[\w.-]*", re.ASCII)
+_WORD = r"[\w.-]*\w[\w.-]*"  # never "..", which leads up
+_OLLAMA_NAME = re.compile(rf"{_WORD}(:\d+)?/{_WORD}/{_WORD}/{_WORD}", re.ASCII)  # the host may have a port
 
 
 class Here(NamedTuple):
@@ -55,15 +58,16 @@ def cached_commit(name: HubName) -> str | None:
 def cached_files(repo: str, commit: str) -> list[str]:
     """The GGUF files of a commit that the cache has, as the repository names them."""
     folder = repo_folder(repo) / "snapshots" / commit
-    return [file for file in _gguf_files(folder) if (folder / file).exists()]  # a link's file may be gone
+    return [file for file in _gguf_files(folder) if os.path.exists(folder / file)]  # a link's file may be gone
 
 
 def in_hub_cache() -> Iterator[Here]:
     """Every model in huggingface_hub's cache: of each repository the main revision first, then others by name."""
-    for folder in sorted(hub_cache().glob("models--*--*")):
-        repo = folder.name.removeprefix("models--").replace("--", "/")
-        refs = {_text(path): path.relative_to(folder / "refs").as_posix() for path in _files(folder / "refs")}
-        commits = [path.name for path in sorted(folder.glob("snapshots/*"))]
+    for kept in sorted(glob.glob("models--*--*", root_dir=hub_cache())):
+        folder, repo = hub_cache() / kept, kept.removeprefix("models--").replace("--", "/")
+        notes = [*_files(folder / "refs"), folder / "refs/main"]  # of two for one commit the last counts
+        refs = {_text(path): path.relative_to(folder / "refs").as_posix() for path in notes}
+        commits = sorted(glob.glob("*", root_dir=folder / "snapshots"))
         for commit in sorted(commits, key=lambda commit: (refs.get(commit) != "main", commit not in refs)):
             revision = refs.get(commit, commit)
             for file in cached_files(repo, commit):
@@ -81,33 +85,38 @@ def ollama_folders() -> list[pathlib.Path]:
 
 
 def in_ollama() -> Iterator[Here]:
-    """Every model that Ollama has, under Ollama's name for it."""
+    """Every model that Ollama has, under Ollama's name for it, but those with an adapter."""
     for folder in ollama_folders():
         manifests = folder / "manifests"
         for manifest in _files(manifests):
-            words = manifest.relative_to(manifests).parts
-            if len(words) == 4 and (blob := _ollama_blob(folder, manifest)):
+            words, layers = manifest.relative_to(manifests).parts, _ollama_layers(manifest)
+            if len(words) == 4 and _OLLAMA_ADAPTER not in layers and (blob := _ollama_blob(folder, layers)):
                 yield Here(f"ollama:{_ollama_name(*words)}", str(blob), "Ollama")
 
 
 def ollama_path(text: str) -> str:
-    """The file of `ollama:NAME[:TAG]`. Raises MissingFileError, with a name that is near."""
-    name, _, tag = text.removeprefix("ollama:").partition(":")
-    words = name.split("/")
-    words = [_OLLAMA_HOST, _OLLAMA_OWNER][: max(3 - len(words), 0)] + words + [tag or _OLLAMA_TAG]
-    possible = ollama_folders() if len(words) == 4 and all(map(_WORD.fullmatch, words)) else ()
+    """The file of `ollama:NAME[:TAG]`. Raises MissingFileError, with a name that is near, and ConfigError for a model
+    with an adapter.
+    """
+    *words, last = text.removeprefix("ollama:").split("/")
+    name, _, tag = last.partition(":")
+    words = [_OLLAMA_HOST, _OLLAMA_OWNER][: max(2 - len(words), 0)] + words + [name, tag or _OLLAMA_TAG]
+    possible = ollama_folders() if _OLLAMA_NAME.fullmatch("/".join(words)) else ()
     for folder in possible:
-        if blob := _ollama_blob(folder, folder.joinpath("manifests", *words)):
+        layers = _ollama_layers(folder.joinpath("manifests", *words))
+        if blob := _ollama_blob(folder, layers):
+            if _OLLAMA_ADAPTER in layers:
+                raise ConfigError(f"{shown(text)}: it has an adapter (LoRA), which packlight does not apply")
             return str(blob)
     there = [here.name for here in in_ollama()]
-    hint = near(text, there) or (f"; it has: {', '.join(there[:8])}" if there else "; it has none")
+    hint = near(text, there) or (f"; it has: {', '.join(map(shown, there[:8]))}" if there else "; it has none")
     raise MissingFileError(f"{shown(text)}: Ollama has no such model on this machine{hint}")
 
 
 def lm_studio_folder() -> pathlib.Path:
     """Where LM Studio keeps models. Source: lmstudio.js `findLMStudioHome`, and the program's settings.json."""
     older, pointed = _at_home(".cache/lm-studio"), _text(_at_home(".lmstudio-home-pointer"))
-    home = pathlib.Path(pointed) if pointed else older if older.is_dir() else _at_home(".lmstudio")
+    home = pathlib.Path(pointed) if pointed else older if os.path.isdir(older) else _at_home(".lmstudio")
     chosen = _object(home / "settings.json").get("downloadsFolder")
     return pathlib.Path(chosen) if isinstance(chosen, str) and chosen else home / "models"
 
@@ -123,17 +132,22 @@ def in_folder(folder: pathlib.Path, place: str, on_error: Callable[[OSError], No
 def _starts(path: pathlib.Path) -> bool:
     """Whether a file is a whole model, the first part of one, or a part whose first one is missing."""
     first = parts_of(path.name)[0]
-    return is_model(path.name) and (first == path.name or not path.with_name(first).exists())
+    return is_model(path.name) and (first == path.name or not os.path.exists(path.with_name(first)))
 
 
-def _ollama_blob(folder: pathlib.Path, manifest: pathlib.Path) -> pathlib.Path | None:
-    """The GGUF file of a manifest; None where there is none."""
-    layers = _object(manifest).get("layers")
+def _ollama_layers(manifest: pathlib.Path) -> dict[str, str]:
+    """Media type -> digest of a manifest's layers, as it states them; of several of a type the first."""
+    layers, found = _object(manifest).get("layers"), {}
     for layer in layers if isinstance(layers, list) else ():
-        if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_MODEL:
-            digest = str(layer.get("digest"))
-            return folder / "blobs" / digest.replace(":", "-") if _DIGEST.fullmatch(digest) else None
-    return None
+        if isinstance(layer, dict):
+            found.setdefault(str(layer.get("mediaType")), str(layer.get("digest")))
+    return found
+
+
+def _ollama_blob(folder: pathlib.Path, layers: dict[str, str]) -> pathlib.Path | None:
+    """The GGUF file among a manifest's layers; None where there is none."""
+    digest = layers.get(_OLLAMA_MODEL, "")
+    return folder / "blobs" / digest.replace(":", "-") if _DIGEST.fullmatch(digest) else None
 
 
 def _ollama_name(host: str, owner: str, name: str, tag: str) -> str:
@@ -145,7 +159,7 @@ def _ollama_name(host: str, owner: str, name: str, tag: str) -> str:
 
 def _gguf_files(folder: pathlib.Path, on_error: Callable[[OSError], None] = lambda error: None) -> list[str]:
     """The GGUF files of a folder and those below, relative to it, in order."""
-    found = [path for path in _files(folder, on_error) if path.suffix == ".gguf"]
+    found = [path for path in _files(folder, on_error) if path.suffix.lower() == ".gguf"]
     return [path.relative_to(folder).as_posix() for path in found]
 
 

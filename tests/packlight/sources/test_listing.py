@@ -8,7 +8,7 @@ from ggufs import write_llama
 from huggingface_hub import constants
 from running import packlight, succeed
 
-from packlight.common.errors import MissingFileError
+from packlight.common.errors import ConfigError, MissingFileError
 from packlight.sources.find import find
 from packlight.sources.listing import describe, everything
 from packlight.sources.places import Here, hub_cache, lm_studio_folder, ollama_folders
@@ -16,6 +16,7 @@ from packlight.sources.places import Here, hub_cache, lm_studio_folder, ollama_f
 TINY = {"layers": 1, "embed": 32, "vocab": 270}
 COMMIT, OLDER = "a" * 40, "b" * 40
 DIGEST = "sha256:" + "1f" * 32
+KINDS = ("image.license", "image.model", "image.projector")  # of layers that a model of Ollama has
 
 
 @pytest.fixture
@@ -48,11 +49,12 @@ def put_in_hub_cache(home: pathlib.Path, repo: str, file: str, commit: str = COM
     return link
 
 
-def put_in_ollama(folder: pathlib.Path, *words: str, digest: str = DIGEST) -> pathlib.Path:
+def put_in_ollama(
+    folder: pathlib.Path, *words: str, digest: str = DIGEST, kinds: tuple[str, ...] = KINDS
+) -> pathlib.Path:
     """A tiny model of Ollama: a manifest under the words of its name, and the blob that it names."""
     manifest = folder.joinpath("manifests", *words)
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    kinds = ("image.license", "image.model", "image.projector")
     layers = [
         {
             "mediaType": f"application/vnd.ollama.{kind}",
@@ -118,6 +120,54 @@ def test_revisions_in_the_hubs_cache(home):
     put_in_hub_cache(home, "o/r", "t.gguf", "c" * 40, "v1")
     put_in_hub_cache(home, "o/r", "gone.gguf").resolve().unlink()
     assert names() == ["hf:o/r:m.gguf", "hf:o/r@v1:t.gguf", f"hf:o/r@{OLDER}:m.gguf"]
+
+
+def test_of_two_revisions_on_a_commit_main_is_named(home):
+    put_in_hub_cache(home, "o/r", "m.gguf", revision="v1")
+    put_in_hub_cache(home, "o/r", "n.gguf", revision="main")
+    assert names() == ["hf:o/r:m.gguf", "hf:o/r:n.gguf"]
+
+
+def test_a_registry_of_ones_own_in_ollama(home):
+    blob = put_in_ollama(home / ".ollama/models", "localhost:5000", "me", "tuned", "v1")
+    assert names() == ["ollama:localhost:5000/me/tuned:v1"]
+    assert find(names()[0], lambda line: None) == str(blob)
+    for name in ("ollama:localhost:x/me/tuned:v1", "ollama:localhost:5000/../tuned:v1", "ollama:a/b/c/d"):
+        with pytest.raises(MissingFileError, match="no such model"):
+            find(name)
+
+
+def test_a_model_of_ollama_with_an_adapter_is_refused(home):
+    words = (home / ".ollama/models", "registry.ollama.ai", "library")
+    put_in_ollama(*words, "adapted", "1", kinds=("image.model", "image.adapter"))
+    put_in_ollama(*words, "base", "1")
+    assert names() == ["ollama:base:1"]
+    with pytest.raises(ConfigError, match="^ollama:adapted:1: it has an adapter"):
+        find("ollama:adapted:1")
+
+
+def test_manifests_do_not_steer_a_terminal(home):
+    put_in_ollama(home / ".ollama/models", "registry.ollama.ai", "library", "m\x1b[31m", "1")
+    with pytest.raises(MissingFileError, match=r"it has: ollama:m\\x1b\[31m:1"):
+        find("ollama:zzzzzzzzzzz")
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_there(home):
+    """A link that the system will not follow; without leave to a folder the same is raised."""
+    link = put_in_hub_cache(home, "o/r", "m.gguf")
+    endless = link.with_name("n.gguf")
+    endless.symlink_to("n" * 300)
+    assert names() == ["hf:o/r:m.gguf"]
+    (home / "mine").mkdir()
+    (home / "mine/l.gguf").symlink_to("n" * 300)
+    (found,) = everything(str(home / "mine"), [])[1:]
+    assert describe(found)["why_not"] == "the file is not there"
+    assert describe(found)["bytes"] == 0
+
+
+def test_endings_in_capitals_are_listed(home):
+    put(home / "mine/A-Q8_0.GGUF")
+    assert names(home / "mine") == [f"{home}/mine/A-Q8_0.GGUF"]
 
 
 def test_names_in_ollama(home):
