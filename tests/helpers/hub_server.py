@@ -56,6 +56,8 @@ class Hub:
         self.cuts: list[int] = []  # after so many bytes of a file the connection ends, once for each
         self.refusals: list[int] = []  # the answers to the next requests for files' bytes
         self.reset = False  # a cut is a reset, not an end
+        self.etag = ""  # what a file's headers call its checksum, if not as the answer about the repository does
+        self.excess = b""  # what comes behind a file's bytes
         self.ranges = True  # whether a part of a file may be asked for
         self.damage = False  # one byte of a file differs from what its checksum says
         self.pace = 0.0  # seconds before each 64 KiB of a file
@@ -180,11 +182,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.refuse(404, "EntryNotFound", "Entry not found")
         else:
             content = repo.revisions[commit][file]
-            headers = {"X-Repo-Commit": commit, "ETag": f'"{repo.digest(content)}"'}
+            etag = f'"{self.owner.etag or repo.digest(content)}"'
+            headers = {"X-Repo-Commit": commit, "ETag": etag}
             if not repo.lfs:
                 self.send_file(content, headers)
                 return
-            linked = {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{repo.digest(content)}"'}
+            linked = {"X-Linked-Size": str(len(content)), "X-Linked-Etag": etag}
             place = f"http://localhost:{self.owner.port}/cdn/{name}/{repo.digest(content)}"
             self.reply(302, headers | linked | {"Location": place})
 
@@ -195,6 +198,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def send_file(self, content: bytes, headers: dict[str, str]) -> None:
         """A file's bytes, all or from a position on, with the hub's faults."""
         hub, start = self.owner, 0
+        content += hub.excess
         if hub.damage:
             content = content[:-1] + bytes([content[-1] ^ 1])
         if hub.ranges and (found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))):

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 from packlight.common.errors import DownloadError
-from packlight.common.text import shown, shown_path
+from packlight.common.files import whole_file
+from packlight.common.text import megabytes, shown, shown_path
 from packlight.sources.places import hub_cache, repo_folder
 
 CHUNK = 1 << 20  # bytes that are written at a time
@@ -53,10 +54,6 @@ def plain_bar(**about: Any) -> Any:
     from tqdm import tqdm
 
     return tqdm(**about, leave=False, disable=None, file=sys.stderr)
-
-
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
 
 
 def us() -> Library:
@@ -94,7 +91,6 @@ def download(repo: str, commit: str, blob: Blob, say: Say, bar: MakeBar) -> int:
     Raises DownloadError for damaged bytes, and what huggingface_hub, httpx and the system raise.
     """
     from filelock import Timeout
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import WeakFileLock
 
     folder, came = repo_folder(repo), 0
@@ -111,8 +107,25 @@ def download(repo: str, commit: str, blob: Blob, say: Say, bar: MakeBar) -> int:
             came = _transfer(repo, commit, blob, partial, say, bar)
             _check(blob, partial, bar)
             os.replace(partial, whole)
-    hf_hub_download(repo, blob.file, revision=commit, cache_dir=hub_cache(), **us())  # finds the blob and links it
+        _link(whole, folder / "snapshots" / commit / blob.file)
     return came
+
+
+def _link(whole: pathlib.Path, place: pathlib.Path) -> None:
+    """Puts a blob at a file's place in a commit, as huggingface_hub does. `hf_hub_download` would look for the blob
+    under the ETag of the headers, and where that is another one transfer the file again, unchecked.
+    """
+    from huggingface_hub.file_download import are_symlinks_supported
+
+    if place.exists():  # another process was first, and may have it open
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)  # a link to a blob that is gone
+    if are_symlinks_supported(hub_cache()):
+        place.symlink_to(os.path.relpath(whole, place.parent))
+    else:
+        with whole_file(str(place)) as copy:
+            shutil.copyfile(whole, copy)
 
 
 def _partial(folder: pathlib.Path, blob: Blob) -> pathlib.Path:
@@ -137,7 +150,7 @@ def _transfer(repo: str, commit: str, blob: Blob, partial: pathlib.Path, say: Sa
         progress = stack.enter_context(_bar(bar, shown(blob.file.rpartition("/")[2]), blob.size, began))
         while (have := out.tell()) < blob.size:
             try:
-                _append(url, out, progress)
+                _append(url, blob.size, out, progress)
                 failure = DownloadError("the hub sends less of it than it states")
             except httpx2.TransportError as error:
                 failure = error
@@ -152,8 +165,11 @@ def _transfer(repo: str, commit: str, blob: Blob, partial: pathlib.Path, say: Sa
         return out.tell() - began
 
 
-def _append(url: str, out: BinaryIO, progress: Any) -> None:
-    """One answer to the request for what `out` lacks. A hub that sends no parts sends all, from the beginning on."""
+def _append(url: str, size: int, out: BinaryIO, progress: Any) -> None:
+    """One answer to the request for what `out` lacks of `size` bytes. A hub that sends no parts sends all of them.
+
+    Raises DownloadError where more comes; then nothing is kept.
+    """
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -166,6 +182,9 @@ def _append(url: str, out: BinaryIO, progress: Any) -> None:
             out.seek(0)
             progress.update(-have)
         for chunk in answer.iter_bytes(CHUNK):
+            if out.tell() + len(chunk) > size:
+                out.truncate(0)
+                raise DownloadError("the hub sends more of it than it states; what came is removed")
             out.write(chunk)
             out.flush()  # a signal leaves what came
             progress.update(len(chunk))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from packlight.common.errors import ConfigError, DownloadError, MissingFileError
 from packlight.common.files import whole_file
-from packlight.common.text import reason, shown, shown_path
+from packlight.common.text import megabytes, reason, shown, shown_path
 from packlight.sources.download import (
     Blob,
     MakeBar,
@@ -22,12 +22,11 @@ from packlight.sources.download import (
     check_room,
     check_stated,
     download,
-    megabytes,
     plain_bar,
     print_line,
     us,
 )
-from packlight.sources.names import Choice, HubName, choose
+from packlight.sources.names import Choice, HubName, choose, leads_down
 from packlight.sources.places import COMMIT, cached_commit, cached_files, hub_cache, repo_folder
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def fetch(name: HubName, say: Say = print_line, bar: MakeBar = plain_bar) -> Fet
             return _cached(name, str(error), say)
         choice = choose(name, blobs)
         snapshot = repo_folder(name.repo) / "snapshots" / commit
-        wanted = [blobs[file] for file in choice.files if not (snapshot / file).exists()]
+        wanted = [blobs[file] for file in choice.files if not os.path.exists(snapshot / file)]
         line = _line(name, choice, commit, sum(blobs[file].size for file in choice.files))
         to_come = f"to be downloaded to {shown_path(str(hub_cache()))}; what has come is kept if it is interrupted"
         say(f"{line}, {to_come if wanted else 'here already'}")
@@ -107,8 +106,10 @@ def _listing(name: HubName) -> tuple[str, dict[str, Blob]]:
         raise _refused(name, error) from None
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
         raise _UnreachableError(f"{host} cannot be reached ({_words(error)})") from None
-    except (OIDCError, DeviceCodeError, OSError) as error:
-        raise DownloadError(f"{name.text}: the token cannot be read or renewed: {reason(error)}") from None
+    except (OIDCError, DeviceCodeError) as error:
+        raise DownloadError(f"{name.text}: the token cannot be renewed: {reason(error)}") from None
+    except OSError as error:  # the token's file, or that of the certificates
+        raise DownloadError(f"{name.text}: the hub cannot be asked: {_named(error)}") from None
     except HFValidationError:
         raise ConfigError(f"{name.text}: {shown(name.repo)} cannot be the name of a repository") from None
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -116,14 +117,17 @@ def _listing(name: HubName) -> tuple[str, dict[str, Blob]]:
         raise DownloadError(f"{name.text}: {host} does not answer as a hub does; {why}") from None
     if not COMMIT.fullmatch(commit):
         raise DownloadError(f"{name.text}: {host} states no commit")
-    return commit, {blob.file: blob for blob in blobs if {"", ".."}.isdisjoint(blob.file.split("/"))}
+    return commit, {blob.file: blob for blob in blobs if blob.file.isprintable() and leads_down(blob.file)}
 
 
 def _stated(sibling: "RepoSibling") -> Blob:
-    """What the hub says of a file."""
-    if sibling.lfs is not None:
-        return Blob(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256)
-    return Blob(sibling.rfilename, sibling.size or 0, sibling.blob_id or "")
+    """What the hub says of a file. Raises TypeError for values of another type, which the library lets through."""
+    lfs = sibling.lfs
+    size, digest = (sibling.size or 0, sibling.blob_id or "") if lfs is None else (lfs.size, lfs.sha256)
+    blob = Blob(sibling.rfilename, size, digest)
+    if tuple(map(type, blob)) != (str, int, str):
+        raise TypeError(blob)
+    return blob
 
 
 def _cached(name: HubName, why: str, say: Say) -> Fetched:
@@ -183,8 +187,7 @@ def _download(name: HubName, commit: str, wanted: Sequence[Blob], say: Say, bar:
     except httpx2.RequestError as error:
         raise DownloadError(f"{about}: {_words(error)}{kept}") from None
     except OSError as error:
-        where = f"{shown_path(str(error.filename))}: " if error.filename else ""
-        raise DownloadError(f"{about}: {where}{reason(error)}{kept}") from None
+        raise DownloadError(f"{about}: {_named(error)}{kept}") from None
     return came
 
 
@@ -213,6 +216,11 @@ def _refused(name: HubName, error: "HfHubHTTPError") -> Exception:
             return MissingFileError(f"{name.text}: there is no repository {name.repo}, or {token}")
     said = error.server_message or error.response.reason_phrase
     return DownloadError(f"{name.text}: {page} is refused: {status} {shown(' '.join(said.split()))}")
+
+
+def _named(error: OSError) -> str:
+    """The system's words, behind the file that they are about."""
+    return f"{shown_path(str(error.filename))}: {reason(error)}" if error.filename else reason(error)
 
 
 def _words(error: "httpx2.RequestError | httpx2.InvalidURL") -> str:

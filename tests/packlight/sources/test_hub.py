@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
@@ -137,6 +138,30 @@ def test_a_file_that_a_new_commit_has_too_is_linked(server):
     assert pathlib.Path(again.paths[0]).read_bytes() == BYTES
 
 
+def test_the_checked_blob_is_linked_whatever_the_headers_say(server, at_home):
+    """The library names blobs by the header, and would transfer the file again without a check."""
+    server.etag = "0" * 64
+    path = pathlib.Path(fetched("hf:o/r")[0].paths[0])
+    assert os.readlink(path) == f"../../blobs/{server.repos['o/r'].digest(BYTES)}"
+    assert path.read_bytes() == BYTES
+    assert len(server.transfers()) == len(blobs(at_home)) == 1
+
+
+def test_where_links_are_not_possible_it_is_a_copy(server, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    path = pathlib.Path(fetched("hf:o/r")[0].paths[0])
+    assert not path.is_symlink()
+    assert path.read_bytes() == BYTES
+    assert [each.name for each in path.parent.iterdir()] == ["m-Q4_K_M.gguf"]
+
+
+def test_a_link_whose_blob_is_gone_is_made_anew(server):
+    path = pathlib.Path(fetched("hf:o/r")[0].paths[0])
+    path.resolve().unlink()
+    assert fetched("hf:o/r")[0].downloaded == len(BYTES)
+    assert path.read_bytes() == BYTES
+
+
 @pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
 def test_a_cut_connection_is_made_anew_from_where_it_was(server, reset):
     server.cuts, server.reset = [3 * PIECE, 2 * PIECE], reset
@@ -179,6 +204,15 @@ def test_a_hub_that_sends_nothing_is_given_up(server, monkeypatch):
     monkeypatch.setattr("hub_server._Handler.content", lambda *_: b"")
     with pytest.raises(DownloadError, match=r"m-Q4_K_M\.gguf: the hub sends less of it than it states"):
         fetched("hf:o/r")
+
+
+def test_a_hub_that_sends_more_is_stopped(server, at_home):
+    server.excess = BYTES * 8
+    error = one_error(packlight("pull", "hf:o/r"))
+    assert error.endswith("m-Q4_K_M.gguf: the hub sends more of it than it states; what came is removed")
+    assert list(blobs(at_home).values()) == [0]
+    server.excess = b""
+    assert pathlib.Path(fetched("hf:o/r")[0].paths[0]).read_bytes() == BYTES
 
 
 def test_a_hub_that_sends_no_parts_sends_all_again(server):
@@ -417,8 +451,36 @@ def test_answers_that_are_none(server, status, page, said):
         fetched("hf:o/r")
 
 
+SIBLING = {"rfilename": "m-Q4_K_M.gguf", "size": 5, "blobId": "0" * 40}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rfilename": 5},
+        {"size": "5"},
+        {"blobId": 7},
+        {"lfs": {"size": "5", "sha256": "0" * 64, "pointerSize": 1}},
+        {"lfs": {"size": None, "sha256": "0" * 64, "pointerSize": 1}},
+        {"lfs": {"size": 5, "sha256": None, "pointerSize": 1}},
+    ],
+)
+def test_values_of_a_wrong_type_are_no_answer(server, wrong):
+    about = {"_id": "1", "id": "o/r", "modelId": "o/r", "sha": "0" * 40, "siblings": [SIBLING | wrong], "tags": []}
+    server.page = json.dumps(about).encode()
+    with pytest.raises(DownloadError, match="does not answer as a hub does"):
+        fetched("hf:o/r")
+
+
+def test_certificates_that_are_not_there_are_no_token(server):
+    done = packlight("pull", "hf:o/r", own_process=True, SSL_CERT_FILE="/nonexistent")
+    assert one_error(done).startswith("error: hf:o/r: the hub cannot be asked: ")
+
+
 def test_a_hub_names_no_files_elsewhere(server, monkeypatch):
-    elsewhere = dict.fromkeys(("../../../../m-Q4_K_M.gguf", "/m-Q4_K_M.gguf", "a/../../m-Q4_K_M.gguf"), BYTES)
+    elsewhere = dict.fromkeys(
+        ("../../../../m-Q4_K_M.gguf", "/m-Q4_K_M.gguf", "a/../../m-Q4_K_M.gguf", "m\0-Q4_K_M.gguf"), BYTES
+    )
     server.repos["o/r"].update(elsewhere | {"x-Q8_0.gguf": BYTES})
     assert fetched("hf:o/r")[0].files == ("x-Q8_0.gguf",)
     server.repos["o/r"].update({"y-Q8_0.gguf": BYTES + b"y"})
