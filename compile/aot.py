@@ -84,8 +84,8 @@ def find_devices(config: CompileConfig, split: Split = WHOLE) -> Placement:
     wanted = split.devices
     if config.platform == "cpu" and wanted > 1 and not jax.distributed.is_initialized():
         with contextlib.suppress(RuntimeError):  # jax has looked
-            shown: int = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
-            jax.config.update("jax_num_cpu_devices", max(wanted, shown))
+            seen: int = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+            jax.config.update("jax_num_cpu_devices", max(wanted, seen))
     found = sorted({d.platform for d in _devices()})
     try:
         devices = jax.devices(config.platform)
@@ -114,8 +114,8 @@ def _devices() -> list[Device]:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
-        reason = str(error).partition("\n")[0] or "no device"
-        raise ConfigError(f"jax finds no device (JAX_PLATFORMS is {asked!r}): {reason}") from None
+        words = str(error).partition("\n")[0] or "no device"
+        raise ConfigError(f"jax finds no device (JAX_PLATFORMS is {asked!r}): {words}") from None
 
 
 def build(
@@ -220,8 +220,8 @@ class Builder:
             devices = self.steps.placement.flat
             return serialize_executable.deserialize_and_load(*entry, execution_devices=devices), ()
         except Exception as error:  # whatever keeps an entry from loading: a pickle's errors are of every kind
-            reason = str(error).partition("\n")[0] if isinstance(error, EntryError) else repr(error)
-            return None, (f"stored executable {key} is compiled again: {shown(reason, 200)}",)
+            words = str(error).partition("\n")[0] if isinstance(error, EntryError) else repr(error)
+            return None, (f"stored executable {key} is compiled again: {shown(words, 200)}",)
 
     def _compile(self, key: StepKey) -> jax.stages.Compiled:
         options, device = self.steps.config.xla_options, self.steps.placement.flat[0]
@@ -229,11 +229,11 @@ class Builder:
         try:
             return lowered.compile(compiler_options=dict(options))
         except jax.errors.JaxRuntimeError as error:
-            reason = str(error).splitlines()[0]
-            if reason.startswith("RESOURCE_EXHAUSTED"):
-                raise MemoryLimitError(f"{key} does not fit {device.device_kind}: {reason}") from None
+            words = str(error).splitlines()[0]
+            if words.startswith("RESOURCE_EXHAUSTED"):
+                raise MemoryLimitError(f"{key} does not fit {device.device_kind}: {words}") from None
             if options:
-                raise ConfigError(f"config key 'xla_options': {reason}") from None
+                raise ConfigError(f"config key 'xla_options': {words}") from None
             raise
 
     def _keep(self, key: StepKey, digest: str, call: jax.stages.Compiled) -> tuple[str, ...]:
@@ -241,7 +241,8 @@ class Builder:
         if self.store is None:
             return ()
         device, model = self.steps.placement.flat[0], self.steps.model
-        of = {"step": str(key), "device": device.device_kind, "model": f"{model.architecture.name} {model.name}"}
+        name = f"{model.architecture.name} {shown(model.name, 100)}"  # what is told of an entry must stay short
+        of = {"step": str(key), "device": device.device_kind, "model": name}
         try:
             self.store.write(digest, serialize_executable.serialize(call), origin(device.platform == "cpu") | of)
         except (OSError, ValueError, RuntimeError) as error:  # the latter two where a backend cannot serialize
