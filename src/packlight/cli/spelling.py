@@ -61,6 +61,8 @@ POSITIONAL: Mapping[str, tuple[str, ...]] = {
 # Parameters of the API that a flag stands for in other words.
 WORDS = {"template": "--chat_template=FILE"}
 FLAG = re.compile(r"--?(?=[A-Za-z])([\w-]+)(?:(=)(.*))?", re.DOTALL)
+# What may be the value of a flag out of MOOT: a file that follows one is none.
+MOOT_VALUE = re.compile(r"-?\d+(\.\d+)?|on|off|auto|all|none|true|false|b?f(16|32)|i?q\d\w*", re.IGNORECASE)
 
 
 def message(error: Exception) -> str:
@@ -101,7 +103,7 @@ def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) ->
             raise ConfigError("--version stands alone: packlight --version")
         if typed in MOOT:
             say(f"{word.partition('=')[0]} changes nothing: {MOOT[typed]}")
-            if not equals and typed not in SWITCHES and left and FLAG.fullmatch(left[0]) is None:
+            if not equals and typed not in SWITCHES and left and MOOT_VALUE.fullmatch(left[0]):
                 left.pop(0)
             continue
         name = next((name for name in ALIASES.get(typed, (typed,)) if name in values), typed)
@@ -116,6 +118,8 @@ def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) ->
             continue
         positive = typed.removeprefix("no").removeprefix("_")
         if typed.startswith("no") and positive in values and values[positive].boolean:
+            if equals:
+                raise ConfigError(f"{word}: --no{positive} takes no value; it is --{positive}=false")
             out.append(f"--no{positive}")
             continue
         hint = near(typed, [*values, "help", "version"], "--{}")

@@ -64,6 +64,8 @@ def test_a_value_stays_as_it_is():
         ("n.gguf -m m.gguf", "unexpected argument 'n.gguf' beside '-m'"),
         ("-- m.gguf", "unexpected argument '--'"),
         ("-1", "unexpected argument '-1'"),
+        ("--nojson=true", "--nojson=true: --nojson takes no value; it is --json=false"),
+        ("--no-parse-special=1", "--noparse_special takes no value"),
         ("--nomodel", "unknown flag '--nomodel'"),
         ("-p", "--prompt"),
         ("--top_k=x", "--top_k=x is not an integer"),
@@ -112,6 +114,13 @@ def test_what_has_nothing_to_set_is_said_and_left_out(name, capsys):
     written = [f"--{name.replace('_', '-')}", *([] if name in SWITCHES else ["99"]), "-n", "5"]
     assert spelled("generate", written, COMMANDS["generate"].define()) == (["--max_tokens", "5"], False)
     assert capsys.readouterr().err == f"{written[0]} changes nothing: {MOOT[name]}\n"
+
+
+@pytest.mark.parametrize("word", ["on", "AUTO", "-1", "0.5", "f16", "bf16", "q8_0", "iq4_nl", "all"])
+def test_a_flag_that_sets_nothing_takes_a_word_that_may_be_its_value_and_no_file(word):
+    assert spelled("inspect", ["-fa", word, "m.gguf"], COMMANDS["inspect"].define()) == (["--model=m.gguf"], False)
+    assert parsed("-fa m.gguf", "inspect").model == "m.gguf"
+    assert parsed("-ngl q8_0.gguf --json", "inspect").model == "q8_0.gguf"
 
 
 def test_every_alias_is_a_flag_of_some_command_and_hides_none():
