@@ -34,11 +34,19 @@ class Kept:
     held: bool  # by a living process
 
 
+def folders(config: CompileConfig) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where executables lie under a config, and where native kernels under all. Raises ConfigError."""
+    try:
+        return config.store_dir.expanduser(), builds_folder()
+    except RuntimeError as error:
+        raise ConfigError(f"the cache folder: {error}") from None
+
+
 def kept(config: CompileConfig) -> list[Kept]:
     """Everything that is kept under a config, the oldest first. Raises ConfigError for a folder that cannot be read."""
     try:
-        folders, library = (config.store_dir.expanduser(), builds_folder()), own_build()
-        found = [each for folder in folders for each in _in_folder(folder, library)]
+        library = own_build()
+        found = [each for folder in folders(config) for each in _in_folder(folder, library)]
     except RuntimeError as error:  # no home folder
         raise ConfigError(f"the cache folder: {error}") from None
     return sorted(found, key=lambda each: each.modified)

@@ -10,6 +10,7 @@ from absl import flags
 from packlight.cli.flags import Command
 from packlight.cli.tables import table
 from packlight.cli.terminal import say, write, write_json
+from packlight.common.errors import ConfigError
 from packlight.common.text import megabytes, shown, shown_path
 
 if TYPE_CHECKING:
@@ -21,17 +22,22 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 def run(values: flags.FlagValues) -> None:
     """Lists executables and native kernels with what made them; removes those of other versions, or all."""
     from packlight.compile.config import default_config, read_config
-    from packlight.stored import as_json, kept, remove
+    from packlight.stored import as_json, folders, kept, remove
 
+    if values.dry_run and values.action in (None, "list"):
+        raise ConfigError("--dry_run is for prune and clear; list removes nothing")
     config = read_config(values.config) if values.config is not None else default_config("cpu")
+    store, kernels = folders(config)
+    apart = kernels.parent != store
     files = kept(config)
     going = [each for each in files if not each.held and (each.stale or values.action == "clear")]
-    report = {"folder": str(config.store_dir.expanduser()), "files": [as_json(each) for each in files]}
+    report = {"folder": str(store), "kernels_folder": str(kernels), "files": [as_json(each) for each in files]}
     if values.action in (None, "list"):
+        where = shown_path(str(store)) + (f" and {shown_path(str(kernels))}" if apart else "")
         if values.json:
             write_json(report | {"bytes": _size(files), "prunable_bytes": _size(going)})
         else:
-            write(_listed(report["folder"], files, going, values.verbose))
+            write(_listed(where, files, going, values.verbose))
         return
     gone = going if values.dry_run else remove(going)
     if values.json:
@@ -41,6 +47,8 @@ def run(values: flags.FlagValues) -> None:
         write("".join(f"{shown_path(str(each.path))}\n" for each in gone))
     done, left = "would remove" if values.dry_run else "removed", [each for each in files if each not in gone]
     write(f"{done} {len(gone)} files, {megabytes(_size(gone))}; {len(left)} stay, {megabytes(_size(left))}\n")
+    if apart and (beside := [each for each in gone if each.path.parent == kernels]):
+        say(f"{done} with these {len(beside)} in {shown_path(str(kernels))}: native kernels, which no cache_dir moves")
     if held := [each for each in left if each.held]:
         say(f"{len(held)} of those that stay are in use by other processes")
 
@@ -49,7 +57,7 @@ def _size(files: "Sequence[Kept]") -> int:
     return sum(each.bytes for each in files)
 
 
-def _listed(folder: str, files: "Sequence[Kept]", going: "Sequence[Kept]", each_file: bool) -> str:
+def _listed(where: str, files: "Sequence[Kept]", going: "Sequence[Kept]", each_file: bool) -> str:
     """The files in groups of the same kind and origin, or one by one."""
     groups: dict[tuple[str, ...], list[Kept]] = {}
     for each in files:
@@ -63,7 +71,7 @@ def _listed(folder: str, files: "Sequence[Kept]", going: "Sequence[Kept]", each_
         for key, group in groups.items()
     ]
     head = ("kind", *(("what", "model") if each_file else ()), "made by", ">files", ">size", "newest", "prune")
-    total = f"{shown_path(folder)}: {len(files)} files, {megabytes(_size(files))}"
+    total = f"{where}: {len(files)} files, {megabytes(_size(files))}"
     head_line = f"{total}; prune would remove {len(going)}, {megabytes(_size(going))}\n"
     return head_line + (table(head, rows) if rows else "")
 
