@@ -35,10 +35,10 @@ FLAGS: dict[str, FlagRow] = {
     "model": (
         flags.DEFINE_string,
         None,
-        "GGUF file (of a split one, its first part), hf:OWNER/REPO[:Q4_K_M], ollama:NAME",
+        "file or name (GGUF, of a split one its first part; hf:OWNER/REPO[:Q4_K_M], all that pull takes; ollama:NAME)",
     ),
-    "prompt": (flags.DEFINE_string, None, "the text: to continue, or to embed"),
-    "prompt_file": (flags.DEFINE_string, None, "file with the text to continue (default: what comes on stdin)"),
+    "prompt": (flags.DEFINE_string, None, "the text"),
+    "prompt_file": (flags.DEFINE_string, None, "file with the text (default: what comes on stdin)"),
     "parse_special": (flags.DEFINE_bool, True, "read control tokens in the prompt as such; --noparse_special: as text"),
     "display_prompt": (flags.DEFINE_bool, True, "show the prompt before its continuation, where that is a terminal"),
     **{parameter.name: _flag_of(parameter) for parameter in PARAMETERS},

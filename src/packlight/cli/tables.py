@@ -24,7 +24,7 @@ def summary_text(report: dict[str, Any]) -> str:
     )
     rows = {
         "file": f"{line(os.path.basename(path), 400)}, {megabytes(report['file_bytes'])}",
-        "architecture": ", ".join(filter(None, (line(str(report["architecture"])), shape))),
+        "architecture": ", ".join(filter(None, (line(str(report["architecture"] or "")), shape))),
         "parameters": _in_words(report["parameters"]),
         "quantization": f"{report['quantization']}: {formats}{bits}" if formats else "there are no tensors",
         "context": f"{numbers['context_length']:,} tokens" if numbers else "",
@@ -61,7 +61,7 @@ def _with_what(report: dict[str, Any]) -> str:
 
 def _in_words(count: int) -> str:
     for unit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if count >= unit:
+        if count >= 0.9995 * unit:  # which three digits round to one
             return f"{count / unit:.3g} {name}"
     return f"{count:,}"
 

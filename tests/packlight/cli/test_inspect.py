@@ -84,6 +84,20 @@ def test_what_makes_it_slow_is_said(tmp_path, monkeypatch):
     assert (named["chat template"], named["quantization"][:10]) == ("none: it continues texts", "F16: F16 x")
 
 
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(999_600_000, "1 billion"), (999_400_000, "999 million"), (1_234_000, "1.23 million"), (999_400, "999,400")],
+)
+def test_parameters_are_counted_in_three_digits(file, count, words):
+    report = inspection.inspect(file) | {"parameters": count}
+    assert rows(summary_text(report))["parameters"] == words
+
+
+def test_no_architecture_is_no_line(file):
+    report = inspection.inspect(file) | {"architecture": None, "hyperparameters": {}}
+    assert "architecture" not in rows(summary_text(report))
+
+
 def test_names_of_recipes_are_ggufs():
     theirs = {each.value: each.name.removeprefix("ALL_").removeprefix("MOSTLY_") for each in gguf.LlamaFileType}
     del theirs[gguf.LlamaFileType.GUESSED.value]

@@ -77,6 +77,15 @@ def test_the_config_that_is_shown_is_one_and_says_where_it_comes_from(tmp_path):
     assert (comments["decode_batch"], comments["head_rows"]) == ("--slots", "default")
 
 
+def test_a_config_that_is_shown_keeps_every_character(tmp_path):
+    folder = '/tmp/\N{GRINNING FACE} é "x" \x7f'
+    mine = tmp_path / "mine.toml"
+    mine.write_text('cache_dir = "/tmp/\N{GRINNING FACE} é \\"x\\" \\u007f"\n', encoding="utf-8")
+    text = succeed("config", "show", f"--config={mine}").stdout
+    assert "\N{GRINNING FACE}" in text
+    assert parse_config(text, "shown").cache_dir == read_config(mine).cache_dir == folder
+
+
 def test_the_config_of_a_command_without_flags(model):
     report = json.loads(succeed("config", "show", model, "--json", "--device=cpu").stdout)
     assert report["decode_batch"] == {"value": [1], "from": "one slot, as commands have it"}
@@ -181,8 +190,17 @@ def test_a_config_names_the_folder_of_executables(folder, tmp_path):
     other = Store(tmp_path / "other")
     other.write("f" * 64, b"machine code")
     config = write_config(tmp_path / "c.toml", cache_dir=str(other.folder))
-    succeed("cache", "clear", f"--config={config}")
+    kernels = folder / "native"
+    listed = succeed("cache", f"--config={config}").stdout
+    assert listed.startswith(f"{other.folder} and {kernels}: ")
+    report = json.loads(succeed("cache", f"--config={config}", "--json").stdout)
+    assert (report["folder"], report["kernels_folder"]) == (str(other.folder), str(kernels))
+    before = len([*kernels.iterdir()])
+    said = f"with these {before} in {kernels}: native kernels, which no cache_dir moves\n"
+    assert succeed("cache", "clear", "--dry_run", f"--config={config}").stderr == f"would remove {said}"
+    assert succeed("cache", "clear", f"--config={config}").stderr == f"removed {said}"
     assert not [*other.folder.glob("*.aot")]
+    assert not [*kernels.iterdir()]
     assert (folder / f"{'a' * 64}.aot").exists()
 
 
@@ -201,7 +219,9 @@ def test_a_file_that_goes_meanwhile_is_no_error(folder):
     assert stored.remove(files) == []
 
 
-def test_what_a_model_leaves_in_the_store_is_this_installations(model, tmp_path):
+def test_what_a_model_leaves_in_the_store_is_this_installations(tmp_path):
+    """Also one whose name is longer than what may be told of an entry."""
+    model = write_llama(tmp_path / "m.gguf", **NOISE, extra={"general.name": "\N{GRINNING FACE}" * 5000})
     config = write_config(tmp_path / "c.toml", cache_dir=str(tmp_path / "store"), cpu_kernels="xla")
     succeed(f"--model={model}", f"--config={config}", "--prompt=x", "--max_tokens=1")
     began = time.time()

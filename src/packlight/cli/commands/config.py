@@ -23,8 +23,9 @@ def run(values: flags.FlagValues) -> None:
     from packlight.compile.config import config_text, given_keys, parse_config
     from packlight.prepared import Changes, default_platform
 
+    named = config_of(values)
     text, source = config_text(values.config or values.device or default_platform())
-    base = config_of(values) or parse_config(text, source)
+    base = named or parse_config(text, source)
     config = Changes(values.context, slots_of(values), values.kv_type).applied(base)
     written = given_keys(text)
     origins = {each.name: shown_path(source) if each.name in written else "default" for each in fields(config)}
@@ -74,15 +75,20 @@ def _toml(config: "CompileConfig", comments: dict[str, str]) -> str:
 def _value(key: str, value: Any) -> str:
     if key in ("mesh", "xla_options"):
         pairs = dict(value) if key == "xla_options" else dataclasses.asdict(value)
-        return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(each)}" for name, each in pairs.items()) + "}"
-    return json.dumps(value)
+        return "{" + ", ".join(f"{_text(name)} = {_text(each)}" for name, each in pairs.items()) + "}"
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    """JSON that is TOML too: which has no surrogates, and no DEL as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 COMMAND = Command(
     "config",
     "show the config that would hold, and where each value comes from",
     "packlight config show --context=2048 > mine.toml",
-    ("action", "model", *PLAN, "json"),
+    ("action", "model", *(name for name in PLAN if name != "threads"), "json"),
     run,
     ("show",),
 )

@@ -37,7 +37,7 @@ def run(values: flags.FlagValues) -> None:
 COMMAND = Command(
     "models",
     "list the models on this machine, and whether they run",
-    "packlight models --folder=~/models",
+    "packlight models ~/models",
     ("folder", "json"),
     run,
 )
