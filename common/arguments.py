@@ -45,15 +45,16 @@ def _checked(function: Callable[..., Any], called: str, known: list[str]) -> Any
     def checked(*values: Any, **named: Any) -> Any:
         for name in named:
             if name not in known:
-                raise ArgumentError(f"{called}() takes no argument {shown(name)!r}{_hint(name, known)}")
+                raise ArgumentError(f"{called}() takes no argument {shown(name)!r}{_hint(name, called, known)}")
         return function(*values, **named)
 
     return checked
 
 
-def _hint(name: str, known: list[str]) -> str:
+def _hint(name: str, called: str, known: list[str]) -> str:
     """The end of a message about an unknown name."""
     other = OTHERS.get(name, "")
-    if other in known or "." in other:
+    method = "." in other and "prompt" in known and other != f"llm.{called}"  # for what continues a prompt
+    if other in known or method:
         return f"; did you mean {other!r}?"
     return near(name, known) or f"; it takes: {', '.join(known)}"

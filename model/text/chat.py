@@ -78,7 +78,8 @@ def own_prompt(
         if given and kind not in made.kinds:
             raise ChatTemplateError(
                 f"{path}: the file's chat template leaves the {name} out; pass one that shows them with ",
-                *(Argument("template"), f", or no {name}"),
+                Argument("template"),
+                f", or no {name}",
             )
     return made
 

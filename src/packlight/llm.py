@@ -37,6 +37,8 @@ from packlight.serve.run import Completion, Run
 from packlight.serve.scheduler import Scheduler, Stream
 
 if TYPE_CHECKING:
+    import jax
+
     from packlight.compile.aot import Built, Executables
     from packlight.model.weights.placement import Device, Placement
     from packlight.serve.engine import Engine
@@ -230,7 +232,7 @@ class LLM:
     @overload
     def generate(
         self,
-        prompt: list[str] | list[list[int]] | tuple[str, ...],
+        prompt: "list[str] | list[list[int]] | list[np.ndarray] | list[jax.Array] | tuple[str, ...]",
         *,
         n: int = 1,
         parse_special: bool = True,
@@ -281,7 +283,9 @@ class LLM:
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
-        checked = [self._prompts.answerable(p, parse_special) for p in prompts]
+        checked = []
+        for each in prompts:  # no comprehension: in Python 3.11 it hides the caller from warnings
+            checked.append(self._prompts.answerable(each, parse_special))
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
             raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
         config = self._checked(sampling)

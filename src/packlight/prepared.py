@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+import numbers
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -44,9 +45,12 @@ class Changes:
         """Raises ConfigError for a value that suits no model."""
         for name, least in (("context", 0), ("slots", 1)):
             count = getattr(self, name)
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
+            if count is None:
+                continue
+            if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < least:
                 raise ConfigError(Argument(name, shown(repr(count))), f": it is an integer of at least {least}")
-        if self.kv_type is not None and self.kv_type not in KV_TYPES:
+            object.__setattr__(self, name, int(count))  # numpy's too
+        if self.kv_type is not None and not (isinstance(self.kv_type, str) and self.kv_type in KV_TYPES):
             raise ConfigError(Argument("kv_type", shown(str(self.kv_type))), f": it is one of {', '.join(KV_TYPES)}")
 
     def check(self, model: ModelConfig) -> None:
@@ -178,6 +182,8 @@ def prepare(
 
     The arguments are `load`'s. Raises GGUFError, UnsupportedError, ConfigError and, for a name, DownloadError.
     """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ConfigError(f"path is the file or the name of a model, not {shown(repr(path))}")
     changes = Changes(context, slots, kv_type)
     if config is not None and not isinstance(config, CompileConfig):
         if not isinstance(config, str | os.PathLike):

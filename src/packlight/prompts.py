@@ -75,17 +75,18 @@ class Prompts:
     def answerable(self, prompt: str | Ids, parse_special: bool) -> list[int]:
         """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not.
 
-        Warns of a text that spells a token which the file puts there too, so that it stands there twice.
+        Warns of a text that spells a token which the file puts there too, so that it stands there twice; the warning is
+        at who called the method of `LLM`.
         Source: llama.cpp `check_double_bos_eos`.
         """
         ids = self.ids(prompt, parse_special)
         if isinstance(prompt, str):
-            bos, end = self._tokenizer.bos_id, self._tokenizer.end_id
+            bos, end = self._tokenizer.bos_id if self._tokenizer.add_bos else None, self._tokenizer.end_id
             for where, pair, token in (("begins", ids[:2], bos), ("ends", ids[-2:], end)):
                 if token is not None and pair == [token, token]:
                     name = shown(self._tokenizer.piece(token))
                     said = f"the prompt {where} with {name} twice: the text has it, and the model's file adds one"
-                    warnings.warn(said, stacklevel=2)
+                    warnings.warn(said, stacklevel=4)  # over the method and its check of names
         if len(ids) >= self._context:
             longest = self._model.context_length
             more = (", or load with up to ", Argument("context", longest)) if longest > self._context else ()

@@ -5,14 +5,16 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 import packlight
+from packlight import demo
 from packlight.arguments import Sampling
 from packlight.model.sampling.config import PARAMETERS
 from packlight.model.sampling.parameters import Biases, Integer, Kind, Real, Schema, Switch, Text, Texts
 from packlight.model.spec.pooling import POOLINGS
-from packlight.prepared import KV_TYPES, KVType
+from packlight.prepared import KV_TYPES, Changes, KVType
 
 SAMPLED = (packlight.LLM.generate, packlight.LLM.stream, packlight.LLM.chat)
 
@@ -122,6 +124,10 @@ def test_a_misspelt_sampling_parameter_names_its_neighbour(function, name, meant
 def test_a_stream_is_asked_for_by_its_name():
     with pytest.raises(packlight.ArgumentError, match="did you mean 'llm.stream'"):
         packlight.LLM.generate(None, "x", stream=True)  # pyright: ignore
+    for call in (lambda: packlight.load(stream=True), lambda: packlight.LLM.stream(None, "x", stream=True)):
+        with pytest.raises(packlight.ArgumentError, match="takes no argument 'stream'") as raised:
+            call()  # what continues no prompt, and what is a stream
+        assert "llm." not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +138,9 @@ def test_a_stream_is_asked_for_by_its_name():
         ({"context": "512"}, "context='512': it is an integer of at least 0"),
         ({"slots": 1.5}, "slots=1.5: it is an integer of at least 1"),
         ({"kv_type": "f61"}, "kv_type=f61: it is one of f32, f16, bf16"),
+        ({"kv_type": ["f16"]}, r"kv_type=\['f16'\]: it is one of f32, f16, bf16"),
+        ({"path": 123}, "path is the file or the name of a model, not 123"),
+        ({"path": ""}, "path is the file or the name of a model, not ''"),
         ({"config": "cpuu"}, "config cpuu: .*; did you mean 'cpu'"),
         ({"config": packlight.CompileConfig(context=4096)}, "config key 'context' is 4096; the model has only 512"),
     ],
@@ -139,6 +148,12 @@ def test_a_stream_is_asked_for_by_its_name():
 def test_a_value_is_refused_in_the_callers_words(given, words):
     with pytest.raises(packlight.ConfigError, match=words):
         packlight.load(**given)
+
+
+def test_a_number_may_be_numpys():
+    prepared = packlight.prepare(demo.MODEL, "cpu", context=np.int64(128), slots=np.uint8(2))  # pyright: ignore
+    assert prepared.changes == Changes(128, 2)
+    assert {type(prepared.changes.context), type(prepared.changes.slots)} == {int}
 
 
 def test_misspelt_files_and_formats_name_their_neighbours(tmp_path):

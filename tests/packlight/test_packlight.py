@@ -276,11 +276,13 @@ def test_control_tokens_of_a_raw_prompt_are_read_as_asked(llm, parse_special):
 def test_a_prompt_that_spells_bos_has_it_twice_and_is_warned_of(llm, noise):
     """As llama.cpp's completion has it, and says so."""
     bos, said = llm.tokenizer.bos_id, "the prompt begins with <s> twice: the text has it, and the model's file adds one"
-    with pytest.warns(UserWarning, match=f"^{said}$"):
+    with pytest.warns(UserWarning, match=f"^{said}$") as warned:
         done = llm.generate("<s>a", max_tokens=0)
+    assert [each.filename for each in warned] == [__file__]
     assert done.prompt_token_ids[:2] == [bos, bos]
-    with pytest.warns(UserWarning, match=f"^{said}$"):
+    with pytest.warns(UserWarning, match=f"^{said}$") as warned:
         llm.stream("<s>a")
+    assert [each.filename for each in warned] == [__file__]
     path, config = noise
     done = succeed(f"--model={path}", f"--config={config}", "--prompt=<s>a", "--max_tokens=1")
     assert done.stderr.count(f"warning: {said}\n") == 1
@@ -289,6 +291,15 @@ def test_a_prompt_that_spells_bos_has_it_twice_and_is_warned_of(llm, noise):
         for prompt in ("a<s>", " <s>a", [bos, bos, 5], ["a", "b"]):
             llm.generate(prompt, max_tokens=0)
         llm.generate("<s>a", parse_special=False, max_tokens=0)
+
+
+def test_a_prompt_with_bos_twice_is_not_warned_of_where_the_file_adds_none(noise):
+    prepared = prepare(*noise)
+    prepared.tokenizer.add_bos = False
+    bos = prepared.tokenizer.bos_id
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prepared.prompts.answerable("<s><s>a", True)[:2] == [bos, bos]
 
 
 def test_a_prompt_that_spells_an_end_token_has_it_twice_and_is_warned_of(noise):

@@ -21,6 +21,8 @@ def calls(llm: packlight.LLM, ids: jax.Array, flag: bool, count: int) -> Iterabl
     assert_type(llm.generate(ids, seed=None), packlight.Completion)
     assert_type(llm.generate(["a", "b"], logit_bias={5: -1.0}), list[packlight.Completion])
     assert_type(llm.generate([[1, 2], [3]], n=2), list[packlight.Completion])
+    assert_type(llm.generate([np.arange(3), np.arange(2)]), list[packlight.Completion])
+    assert_type(llm.generate([ids, ids]), list[packlight.Completion])
     assert_type(llm.generate("a", n=count), list[packlight.Completion] | packlight.Completion)
     assert_type(llm.stream(ids, seed=1), packlight.Stream)
     assert_type(llm.chat("a", top_k=1), packlight.Completion)
