@@ -126,7 +126,8 @@ def test_every_path_in_one_run(model):
 @pytest.mark.shipped
 def test_the_gate_fails_on_a_slowdown_and_only_then(tmp_path):
     """R12: a baseline by `native`, then the same model by `xla`, which takes ten times as long: further than any noise
-    that the gate allows for, where a factor of two was not (a busy machine's tolerance has been 45 %)."""
+    that the gate allows for, where a factor of two was not (a busy machine's tolerance has been 45 %). Where a moment's
+    noise allows anything, all is measured again."""
     formats = {"default": "Q4_K"}
     big = write_llama(tmp_path / "m.gguf", layers=1, embed=1024, ffn=2048, vocab=8192, context=64, formats=formats)
     configs = {
@@ -135,9 +136,14 @@ def test_the_gate_fails_on_a_slowdown_and_only_then(tmp_path):
     }
     baseline = tmp_path / "baseline.json"
     flags = ("bench", f"--model={big}", "--prompt_tokens=0", "--gen_tokens=16", "--reps=5")
-    succeed(*flags, f"--config={configs['native']}", f"--results={baseline}")
-    same = packlight(*flags, f"--config={configs['native']}", f"--gate={baseline}")
-    slow = packlight(*flags, f"--config={configs['xla']}", f"--gate={baseline}")
+    for _ in range(3):
+        succeed(*flags, f"--config={configs['native']}", f"--results={baseline}")
+        same = packlight(*flags, f"--config={configs['native']}", f"--gate={baseline}")
+        slow = packlight(*flags, f"--config={configs['xla']}", f"--gate={baseline}")
+        allowed = re.search(r"tg16 \S+, ([\d.]+)% allowed", slow.stderr)
+        assert allowed, slow.stderr
+        if float(allowed[1]) < 60:
+            break
     assert same.returncode == 0, same.stderr
     assert slow.returncode == 1, slow.stderr
     assert re.search(r"^gate .*tg16 -\d.*SLOWER; failed$", slow.stderr, re.M)
