@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+import unittest.mock
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,7 +54,10 @@ def packlight(
 
 
 def _run_here(arguments: list[str], stdin: bytes) -> "subprocess.CompletedProcess[str]":
-    """A command line in this process, with streams of its own; signals are handled afterwards as they were before."""
+    """A command line in this process, with streams of its own; signals are handled afterwards as they were before.
+    A machine that is slow has no more lines to say than another.
+    """
+    from packlight.cli import terminal
     from packlight.cli.main import main
 
     streams = [io.TextIOWrapper(io.BytesIO(each), encoding="utf-8", newline="") for each in (stdin, b"", b"")]
@@ -60,7 +65,12 @@ def _run_here(arguments: list[str], stdin: bytes) -> "subprocess.CompletedProces
     handlers = {number: signal.getsignal(number) for number in ENDING}
     before = sys.stdin
     code: Any = 0
-    with contextlib.chdir(ELSEWHERE), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+    with (
+        contextlib.chdir(ELSEWHERE),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+        unittest.mock.patch.object(terminal, "PATIENCE", math.inf),
+    ):
         sys.stdin = streams[0]
         try:
             main(arguments)
