@@ -12,7 +12,12 @@ def shown(name: str | bytes, limit: int = 80) -> str:
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
     if len(text) > limit:
         text = text[:limit] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with what a terminal would act on escaped, but for the characters in `keep`."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown_path(path: str) -> str:

@@ -18,7 +18,7 @@ from packlight import demo
 from packlight.arguments import Sampling, sampled
 from packlight.common.arguments import suggesting
 from packlight.common.errors import Argument, ConfigError, NonFiniteLogitsError
-from packlight.common.text import shown, shown_path
+from packlight.common.text import megabytes, shown, shown_path
 from packlight.compile.config import CompileConfig
 from packlight.compile.memory import MemoryPlan
 from packlight.compile.plan import Plan
@@ -156,7 +156,7 @@ class LLM:
         plan, device = self.plan, self.device.platform
         name, architecture = shown_path(os.path.basename(self.file.path)), self.file.metadata["general.architecture"]
         return (
-            f"<packlight.LLM {name}: {architecture}, {self.weights_bytes / 1e6:,.1f} MB; "
+            f"<packlight.LLM {name}: {architecture}, {megabytes(self.weights_bytes)}; "
             f"context {plan.context}, slots {plan.slots}, {device}>"
         )
 

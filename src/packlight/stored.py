@@ -44,12 +44,8 @@ def folders(config: CompileConfig) -> tuple[pathlib.Path, pathlib.Path]:
 
 def kept(config: CompileConfig) -> list[Kept]:
     """Everything that is kept under a config, the oldest first. Raises ConfigError for a folder that cannot be read."""
-    try:
-        library = own_build()
-        found = [each for folder in folders(config) for each in _in_folder(folder, library)]
-    except RuntimeError as error:  # no home folder
-        raise ConfigError(f"the cache folder: {error}") from None
-    return sorted(found, key=lambda each: each.modified)
+    where, library = folders(config), own_build()
+    return sorted((each for folder in where for each in _in_folder(folder, library)), key=lambda each: each.modified)
 
 
 def remove(files: Iterable[Kept]) -> list[Kept]:

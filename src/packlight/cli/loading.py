@@ -130,7 +130,7 @@ def describe(llm: "packlight.LLM") -> list[str]:
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
     name, layers = shown_path(os.path.basename(llm.file.path)), llm.model.layers
     return [
-        f"{name}: {llm.model.architecture.name}, {llm.weights_bytes / 1e6:,.1f} MB: {mix}",
+        f"{name}: {llm.model.architecture.name}, {megabytes(llm.weights_bytes)}: {mix}",
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
         f"context {llm.plan.context}, slots {llm.plan.slots}{launch}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from packlight.common.text import megabytes, shown_path
+from packlight.common.text import megabytes, printable, shown_path
 
 LINE = 100  # characters of a metadata value that are shown
 
@@ -116,9 +116,9 @@ def target_text(rows: Sequence[dict[str, Any]]) -> str:
         counts = ("flops", "bytes_accessed", "must_do_flops", "must_read_bytes")
         least = ["-", "-"] if row["roofline_s"] is None else [f"{1e3 * row['roofline_s']:.3f}", row["roofline_limit"]]
         whole = row["unpacked"]
-        unpacked = "-" if whole is None else ", ".join(f"{name} ({n / 1e6:,.1f} MB)" for name, n in whole.items())
+        unpacked = "-" if whole is None else ", ".join(f"{name} ({megabytes(n)})" for name, n in whole.items())
         most = row["largest_scratch"]
-        largest = f"{most['array']} by {most['by']} ({most['bytes'] / 1e6:,.1f} MB)" if most else "-"
+        largest = f"{most['array']} by {most['by']} ({megabytes(most['bytes'])})" if most else "-"
         lines.append(
             [row["step"], f"{row['seconds']:.1f}", *sizes, *(_billions(row[key]) for key in counts), *least]
             + [f"{row['needs_bytes'] / 1e9:.2f}", "yes" if row["fits"] else "no", unpacked or "none", largest]
@@ -220,7 +220,7 @@ def quantize_text(report: dict[str, Any]) -> str:
 
 
 def _coverage(paths: dict[str, dict[str, int]]) -> str:
-    return ", ".join(f"{path} x{c['tensors']} ({c['bytes'] / 1e6:,.1f} MB)" for path, c in paths.items())
+    return ", ".join(f"{path} x{c['tensors']} ({megabytes(c['bytes'])})" for path, c in paths.items())
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -234,7 +234,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def line(text: str, limit: int = LINE) -> str:
     """`text` on one line that no terminal acts on, cut where it gets long."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:limit])
+    shown = printable(text[:limit])
     return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
 
 

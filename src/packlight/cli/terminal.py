@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 from packlight.cli import messages
 from packlight.common.cleanup import undo_all, undone
 from packlight.common.progress import Advance
-from packlight.common.text import reason
+from packlight.common.text import printable, reason
 
 if TYPE_CHECKING:
     from packlight import Completion
@@ -133,8 +133,8 @@ def echo(text: str) -> None:
     if messages.current.quiet or not sys.stdout.isatty():
         return
     last = text if len(text) <= MOST_ECHOED else "..." + text[-MOST_ECHOED:]
-    printable = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in last)
-    write(messages.dimmed(printable) if messages.in_colour(sys.stdout) else printable)
+    safe = printable(last, keep="\n\t")
+    write(messages.dimmed(safe) if messages.in_colour(sys.stdout) else safe)
 
 
 class Bar:
