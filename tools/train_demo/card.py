@@ -7,6 +7,8 @@ import math
 import pathlib
 from typing import Any
 
+from tools.train_demo.recipe import Recipe
+
 TEMPLATE = pathlib.Path(__file__).with_suffix(".md")
 LINES = {"loss": "training", "held_out": "held-out text", "seen": "answers, seen", "unseen": "answers, held out"}
 
@@ -22,7 +24,7 @@ def text(record: dict[str, Any]) -> str:
         f"| {kind} | {row['asked']} | {row['exact']:.0%} | {row['begun']:.0%} | {row['f1']:.2f} |"
         for kind, row in record["answers"].items()
     )
-    read = (recipe["steps"] + recipe["reading"]) * recipe["tokens"] // 6
+    read = Recipe(**recipe).text(recipe["steps"])
     return TEMPLATE.read_text(encoding="utf-8").format(
         **record["shape"],
         **recipe,
