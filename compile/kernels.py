@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from packlight.compile.config import CompileConfig
-from packlight.model.spec.config import MOSAIC_CACHES, MOSAIC_WIDTHS, ModelConfig
+from packlight.model.spec.config import MOSAIC_CACHES, ModelConfig
 from packlight.model.spec.weights import is_tied, used_weights
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build
@@ -79,15 +79,18 @@ class KernelPlan:
         tied = is_tied(used)
         tensors, multiplied = {}, {}
         for weight in used:
-            for name in weight.tensors:
-                path, looked_up = products[formats[name]], weight.name == "token_embd"
+            for name in filter(formats.__contains__, weight.tensors):
                 if weight.is_vector:
                     tensors[name] = "f32"
+                    continue
+                path, looked_up = products[formats[name]], weight.name == "token_embd"
+                if weight.name == "position_embd":
+                    tensors[name] = "gather"
                     continue
                 tensors[name] = path if not looked_up else f"gather+{path}" if tied else "gather"
                 if tied or not looked_up:
                     multiplied[name] = formats[name]
-        mosaic = cfg.key_length in MOSAIC_WIDTHS and config.kv_dtype in MOSAIC_CACHES
+        mosaic = cfg.mosaic_attention and config.kv_dtype in MOSAIC_CACHES
         return cls(config.kernel_path, products, tensors, multiplied, cfg.plain_attention, mosaic)
 
     @cached_property

@@ -104,7 +104,7 @@ def plan_memory(
     """
     weights = 0
     for weight in check(file, cfg):
-        part = split.part(cfg, weight)
+        part = split.part(weight)
         for name in weight.tensors:
             if weight.is_vector:
                 weights += 4 * math.prod(part.shape)

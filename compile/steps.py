@@ -162,7 +162,7 @@ class Steps:
         run = {Phase.PREFILL: prefill, Phase.HEAD: head_step, Phase.DECODE: functools.partial(decode, key.tokens)}
 
         def step(params: Params, cache: Cache | None, args: Any) -> Any:
-            return run[key.phase](split.local(self.model), numerics, params, cache, args)
+            return run[key.phase](self.model, numerics, params, cache, args)
 
         return step
 
@@ -212,7 +212,7 @@ def prefill(
         mine = group == data_number(split)
     rows = Rows(slot, start[None], (start + real)[None], mine[None])
     step = Step.of(cfg, numerics, params, rows, tokens.shape[0])
-    hidden, state = layers(step, params, embed(cfg, params, tokens[None], split), cache.state)
+    hidden, state = layers(step, params, embed(step, params, tokens[None]), cache.state)
     hidden = from_owner(hidden[0], mine, split)
     last = jax.lax.dynamic_slice_in_dim(hidden, real - 1, 1)
     length = cache.length.at[slot].set(jnp.where(mine, start + real, cache.length[slot]))
@@ -259,7 +259,7 @@ def decode(
         start = jnp.where(running, cache.length[:batch], 0)
         rows = Rows(jnp.int32(0), start, start + 1, running)
         step = Step.of(cfg, numerics, params, rows, 1)
-        hidden, state = layers(step, params, embed(cfg, params, tokens[:, None], split), cache.state)
+        hidden, state = layers(step, params, embed(step, params, tokens[:, None]), cache.state)
         logits, sampling = head(cfg, params, hidden[:, 0], numerics), args.sampling._replace(mirostat_mu=mu)
         picked = pick(logits, args.adjustment, sampling, start + 1, args.is_end)
         length = cache.length.at[:batch].add(running.astype(jnp.int32))

@@ -211,7 +211,7 @@ assert collectives(logits.call) == {"all-gather": 1}
 for weight in used_weights(llama_8b, kinds):
     if not weight.is_vector:
         part = split.part(llama_8b, weight)
-        pieces = cut(llama_8b, split, weight, 3).pieces
+        pieces = cut(split, weight, 3).pieces
         print(f"{weight.name:12}{weight.shape!s:>16} -> {part.shape!s:>14}   device 3 holds {pieces[0].start} onwards")
 packed = [x for x in jax.tree.leaves(params) if x.dtype == np.uint8]
 assert all(np.prod(x.sharding.shard_shape(x.shape)) * 8 == x.size for x in packed)

@@ -87,7 +87,7 @@ def _alike(
     names = [
         weight.name
         for weight in multiplied
-        if split.part(cfg, weight).shape[-2:] == shape
+        if split.part(weight).shape[-2:] == shape
         and scopes[weight] in here
         and any(formats[name] == qtype for name in weight.tensors)
     ]

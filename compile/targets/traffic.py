@@ -50,7 +50,7 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
     for mixer, layers in cfg.mixers.items():
         if isinstance(mixer, AttentionPart):
             seen = sum(min(position, mixer.window or position) for position in range(length - rows + 1, length + 1))
-            total += 4.0 * layers * cfg.head_count * cfg.key_length * seen
+            total += 4.0 * layers * mixer.heads * mixer.width * seen
     return total
 
 

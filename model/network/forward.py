@@ -25,7 +25,6 @@ from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.dense import DensePart
 from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.parts.shortconv import ShortConvPart
-from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import gather_rows
@@ -41,16 +40,22 @@ FFNS: Mapping[type, Callable[..., jax.Array]] = {DensePart: dense.feed_forward, 
 State = dict[str, Any]  # as in `model.network.state.Cache`
 
 
-def embed(cfg: ModelConfig, params: Params, tokens: jax.Array, split: Split = WHOLE) -> jax.Array:
-    """int32 (B, T) -> float32 (B, T, D): packed rows are gathered, then unpacked, each on the device that has it."""
-    weights = params["token_embd"]
+def embed(step: Step, params: Params, tokens: jax.Array) -> jax.Array:
+    """int32 (B, T) -> float32 (B, T, D): packed rows are gathered, then unpacked, each on the device that has it.
+
+    A table of positions is added where the model has one; padding behind its end reads its last row.
+    """
+    cfg, split, weights = step.cfg, step.numerics.split, params["token_embd"]
     if split.tensor == 1:
         x = gather_rows(weights, tokens)
     else:
         row = tokens - tensor_number(split) * weights.shape[0]
         mine = (row >= 0) & (row < weights.shape[0])
         x = summed(jnp.where(mine[..., None], gather_rows(weights, row), jnp.float32(0)), split)
-    return x if cfg.embedding_scale == 1 else x * jnp.float32(cfg.embedding_scale)
+    x = x if cfg.embedding_scale == 1 else x * jnp.float32(cfg.embedding_scale)
+    if "position_embd" in params:
+        x = x + gather_rows(params["position_embd"], jnp.minimum(step.positions, cfg.context_length - 1))
+    return x
 
 
 def layers(step: Step, params: Params, x: jax.Array, state: State) -> tuple[jax.Array, State]:
@@ -96,28 +101,38 @@ def layer(
     x: jax.Array,  # float32 (B, T, D)
     state: State,
 ) -> tuple[jax.Array, State]:
-    """One layer: x + mixers(norm(x)), then x + ffn(norm(x)), with the norms the family has."""
-    cfg, index, every = step.cfg, at[LAYER], blk[LAYER]
+    """One layer: x + mixers(norm(x)), then x + ffn(norm(x)), with the norms the family has.
+
+    Side by side it is x + mixers(norm(x)) + ffn(norm(x)).
+    """
+    cfg, index, every = step.cfg, at[LAYER], blk.get(LAYER, {})
     norms = cfg.architecture.norms
 
     def normed(x, name):
-        return norm(cfg, x, every, name, index) if norms.before else x
+        return norm(cfg, x, every, name, index) if name in every else x
 
-    def add(x, y, post):
-        y = norm(cfg, y, every, post, index) if norms.after else y
-        return x + (y if cfg.residual_scale == 1 else y * jnp.float32(cfg.residual_scale))
+    def add(x, y, after):
+        y = y if norms.of_sums else normed(y, after)
+        x = x + (y if cfg.residual_scale == 1 else y * jnp.float32(cfg.residual_scale))
+        return normed(x, after) if norms.of_sums else x
 
-    h, mixed = normed(x, "attn_norm"), []
-    for mixer in kind.mixers:
-        with jax.named_scope(mixer.name):
-            mix = MIXERS[type(mixer)]
-            y, kept = mix(step, mixer, blk[mixer.name], at[mixer.name], state[mixer.name], h)
-            mixed, state = [*mixed, y], state | {mixer.name: kept}
-    x = add(x, functools.reduce(jnp.add, mixed), "post_attention_norm")
-    ffn = kind.ffn
-    with jax.named_scope(ffn.name):
-        y = FFNS[type(ffn)](step, ffn, blk[ffn.name], at[ffn.name], normed(x, norms.before_ffn))
-        return add(x, y, "post_ffw_norm"), state
+    begin, mixed = x, []
+    if kind.mixers:
+        h = normed(x, norms.attention_alone if norms.attention_alone in every else norms.before_attention)
+        for mixer in kind.mixers:
+            with jax.named_scope(mixer.name):
+                mix = MIXERS[type(mixer)]
+                y, kept = mix(step, mixer, blk[mixer.name], at[mixer.name], state[mixer.name], h)
+                mixed, state = [*mixed, y], state | {mixer.name: kept}
+        x = add(x, functools.reduce(jnp.add, mixed), norms.after_attention)
+    if kind.ffn is None:
+        return x, state
+    one_norm = norms.before_ffn_optional and norms.before_ffn not in every
+    source = begin if cfg.side_by_side or one_norm else x
+    with jax.named_scope(kind.ffn.name):
+        h = normed(source, norms.before_attention if one_norm else norms.before_ffn)
+        y = FFNS[type(kind.ffn)](step, kind.ffn, blk[kind.ffn.name], at[kind.ffn.name], h)
+        return add(x, y, norms.after_ffn), state
 
 
 def head(
@@ -130,7 +145,11 @@ def head(
     with jax.named_scope("head"):
         weights = params.get("output", params["token_embd"])
         logits = matmul(hidden.astype(numerics.dtype), weights, numerics.paths[weights.qtype])
+        if "output.scale" in params:
+            logits = logits * params["output.scale"]
+        if "output.bias" in params:
+            logits = logits + params["output.bias"][None, :]
         logits = gathered(logits, cfg.vocab_size, numerics.split)
         if cfg.logit_scale != 1:
-            logits = logits / jnp.float32(cfg.logit_scale)
+            logits = logits * jnp.float32(cfg.logit_scale)
         return softcap(logits, cfg.softcaps[1])

@@ -13,23 +13,26 @@ from packlight.model.weights.params import Params
 def norm(
     cfg: ModelConfig, x: jax.Array, weights: Params, name: str, index: jax.Array | None = None, split: Split = WHOLE
 ) -> jax.Array:
-    """Normalizes the last axis with the weights `name` (of layer `index`).
+    """Normalizes the last axis with the weights `name` (of layer `index`), and adds the norm's biases if it has any.
 
-    "rms": x / rms(x) * w. "layer": (x - mean) / deviation * w + b. split: of devices that hold equal parts of the axis.
+    "rms": x / rms(x) * w. "layer": (x - mean) / deviation * w. split: of devices that hold equal parts of the axis.
     Sources: 1910.07467, 1607.06450.
     """
 
-    def along(vector: jax.Array) -> jax.Array:
-        vector = vector if index is None else vector[index]
-        return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+    def along(name: str) -> jax.Array:
+        vector = weights[name] if index is None else weights[name][index]
+        return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
 
-    epsilon = jnp.float32(cfg.norm_epsilon)
-    if cfg.architecture.norms.kind == "rms":
-        square = summed(jnp.mean(x * x, axis=-1, keepdims=True), split) / jnp.float32(split.tensor)
-        return x * lax.rsqrt(square + epsilon) * along(weights[name])
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
-    return x * along(weights[name]) + along(weights[f"{name}.bias"])
+    if cfg.architecture.norms.kind == "layer":
+        x = x - summed(jnp.mean(x, axis=-1, keepdims=True), split) / jnp.float32(split.tensor)
+    y = unweighted_norm(cfg, x, split) * along(name)
+    return y + along(f"{name}.bias") if f"{name}.bias" in weights else y
+
+
+def unweighted_norm(cfg: ModelConfig, x: jax.Array, split: Split = WHOLE) -> jax.Array:
+    """x / rms(x), along the last axis."""
+    square = summed(jnp.mean(x * x, axis=-1, keepdims=True), split) / jnp.float32(split.tensor)
+    return x * lax.rsqrt(square + jnp.float32(cfg.norm_epsilon))
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

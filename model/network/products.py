@@ -1,11 +1,13 @@
 """Products with a layer's matrices, their biases added. Knows stacks of layers and the mesh, no family."""
 
+from typing import Any
+
 import jax
 
 from packlight.model.network.collectives import gathered, summed
 from packlight.model.network.state import Numerics
 from packlight.model.network.step import Step
-from packlight.model.spec.weight import Letter
+from packlight.model.spec.weight import Segment
 from packlight.model.weights.params import Params
 from packlight.model.weights.stack import stacked_matmul_many
 
@@ -21,24 +23,29 @@ def linears(
     """`linear` with several matrices, which a path may do in one call."""
     flat = x.reshape(-1, x.shape[-1]).astype(numerics.dtype)
     ys = stacked_matmul_many(flat, [weights[name] for name in names], index, numerics.paths)
-    biases = [weights.get(f"{name}.bias") for name in names]
-    ys = [y if bias is None else y + bias[index][None, :] for y, bias in zip(ys, biases, strict=True)]
+    ys = [finished(y, weights, name, index) for y, name in zip(ys, names, strict=True)]
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in ys]
 
 
-def closing(step: Step, x: jax.Array, weights: Params, name: str, index: jax.Array, axis: Letter) -> jax.Array:
-    """`linear` with the matrix that ends a branch: whole results from a device's part of its inputs.
+def finished(y: jax.Array, weights: Params, name: str, at: Any) -> jax.Array:
+    """A product (..., out) with the matrix `name`, scaled and biased as the file says: float32 (..., out).
 
-    axis: the letter of what lies along the inputs.
+    at: the layer's index, and the expert's where a layer has a matrix for each.
     """
+    scale, bias = weights.get(f"{name}.scale"), weights.get(f"{name}.bias")
+    y = y if scale is None else y * scale[at].reshape((1,) * y.ndim)
+    return y if bias is None else y + bias[at].reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def closing(step: Step, x: jax.Array, weights: Params, name: str, index: jax.Array, inputs: Segment) -> jax.Array:
+    """`linear` with the matrix that ends a branch: whole results from a device's part of its inputs."""
     split = step.numerics.split
     if split.tensor == 1:
         return linear(x, weights, name, index, step.numerics)
-    branch = split.branch(axis)
+    branch = split.branch(inputs)
     if branch.closing == "inputs":
-        bias = weights.get(f"{name}.bias")
         y = summed(linear(x, {name: weights[name]}, name, index, step.numerics), split)
-        return y if bias is None else y + bias[index][None, None, :]
+        return finished(y, weights, name, index)
     if x.shape[-1] < branch.length:
         x = gathered(x, branch.length, split)
     return gathered(linear(x, weights, name, index, step.numerics), step.cfg.embedding_length, split)

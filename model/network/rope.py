@@ -17,13 +17,29 @@ from packlight.model.weights.params import Params
 def inverse_frequencies(cfg: ModelConfig) -> np.ndarray:
     """Radians per position for each rotated pair, float64 (rot/2,), with linear or YaRN stretching applied."""
     pairs = np.arange(cfg.rope_dimension_count // 2, dtype=np.float64)
-    inverse = cfg.rope_freq_base ** (-2.0 * pairs / cfg.rope_dimension_count)
+    inverse = cfg.rope_freq_base ** (-2.0 * pairs / cfg.rope_dimension_count) * _turns_with_text(cfg)
     scaling = cfg.rope_scaling
     stretched = inverse / scaling.factor
     if scaling.kind != "yarn":
         return stretched
     keep = _yarn_keep(cfg, pairs)
     return inverse * keep + stretched * (1.0 - keep)
+
+
+def _turns_with_text(cfg: ModelConfig) -> np.ndarray:
+    """1 for pairs that a text's positions turn, 0 for those of M-RoPE's last kind, whose positions are 0 in a text.
+
+    Pairs are dealt out in runs, the first ones to the first kind, or in turn, to three kinds as long as each has some
+    left. Source: ggml's `ggml_mrope_cache_init`, llama.cpp for the positions of a text.
+    """
+    pairs = np.arange(cfg.rope_dimension_count // 2)
+    if not cfg.rope_sections:
+        return np.ones(len(pairs))
+    sections = np.array(cfg.rope_sections)
+    at = pairs % sections.sum()
+    if cfg.architecture.rope.sections == "in turn":
+        return (at < 3 * sections[at % 3]).astype(np.float64)
+    return (at < sections[:3].sum()).astype(np.float64)
 
 
 def _yarn_keep(cfg: ModelConfig, pairs: np.ndarray) -> np.ndarray:
@@ -65,14 +81,18 @@ class Turns:
         self._style = cfg.architecture.rope.style
         self._turn = rotation(cfg, positions, divisors)
         self._sharper = None
-        if cfg.sharpening:
-            beyond = (positions // cfg.rope_scaling.original_context).astype(jnp.float32)
-            self._sharper = 1.0 + cfg.sharpening * jnp.log1p(beyond)
+        if cfg.sharpening.scale:
+            scale, length, offset = cfg.sharpening
+            self._sharper = 1.0 + scale * jnp.log1p(((positions + offset) // length).astype(jnp.float32))
         scaling = RopeScaling() if cfg.architecture.windows.unstretched else cfg.rope_scaling
-        own = (cfg.rope_freq_base_swa, scaling) != (cfg.rope_freq_base, cfg.rope_scaling)
-        self._own = any(cfg.slides) and own
+        sliding = dataclasses.replace(
+            cfg,
+            rope_freq_base=cfg.rope_freq_base_swa,
+            rope_scaling=scaling,
+            rope_dimension_count=cfg.rope_dimension_count_swa or cfg.rope_dimension_count,
+        )
+        self._own = any(cfg.slides) and sliding != cfg
         if self._own:
-            sliding = dataclasses.replace(cfg, rope_freq_base=cfg.rope_freq_base_swa, rope_scaling=scaling)
             divisors = None if cfg.architecture.windows.unstretched else divisors
             self._sliding = rotation(sliding, positions, divisors)
 

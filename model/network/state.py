@@ -36,5 +36,5 @@ class Numerics:
     dtype: jnp.dtype  # activations are rounded to it before a product
     span: int  # S of the step: how many cached positions a query may look back at
     context: int  # tokens that a slot may hold
-    split: Split = WHOLE  # how devices share the model; the ModelConfig beside it is `split.local`'s, one device's
+    split: Split = WHOLE  # how devices share the model
     kernel: str = "tiled"  # which kernel computes attention (`model.network.mixers.attention.attention`)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from packlight.model.network.rope import Turns, rope_divisors
@@ -14,13 +15,15 @@ from packlight.model.weights.params import Params
 class Step:
     """One pass over the tokens of some rows."""
 
-    cfg: ModelConfig  # one device's
+    cfg: ModelConfig
     numerics: Numerics
     rows: Rows
+    positions: jax.Array  # int32 (B, T), of the tokens
     turns: Turns
 
     @classmethod
     def of(cls, cfg: ModelConfig, numerics: Numerics, params: Params, rows: Rows, tokens: int) -> "Step":
         """The step that runs `tokens` tokens of each row."""
         positions = rows.start[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
-        return cls(cfg, numerics, rows, Turns(cfg, positions, rope_divisors(cfg, params, numerics.context)))
+        turns = Turns(cfg, positions, rope_divisors(cfg, params, numerics.context))
+        return cls(cfg, numerics, rows, positions, turns)

@@ -1,34 +1,48 @@
 """`Architecture`: what the one forward pass must know about a family beyond a file's hyperparameters. Imports no jax.
 
 A family whose parts are all known is one row of ARCHITECTURES. A part that no other family has becomes a field first,
-with a default that changes nothing for the others.
+with a default that changes nothing for the others. What any file may have is no field: projections of queries, keys and
+values in one tensor, biases, scales of quantized matrices, widths that are keys.
 Sources: llama.cpp's graph of each family, checked by its logits.
 """
 
 import dataclasses
 from typing import Literal
 
+RouterScores = Literal["softmax", "chosen", "sigmoid"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
     """How queries, keys and values are made and scored."""
 
-    fused: bool = False  # one tensor, attn_qkv, holds the three projections
-    qk_norm: Literal["", "head", "whole"] = ""  # queries and keys are normed: each head, or the whole projection
+    # Queries and keys are normed: each head with the same weights, each head with its own, the whole projection, or
+    # each head without weights.
+    qk_norm: Literal["", "head", "heads", "whole", "unweighted"] = ""
+    qk_norm_optional: bool = False  # a file may lack the norm's weights, and then its queries and keys are not normed
+    rotates_first: bool = False  # queries and keys are normed after they were rotated
+    # The mixed values are multiplied: with the sigmoid of a second half of each query head, or with what `attn_gate`
+    # gives, the sigmoid of a number for each channel or the softplus of one for each head.
+    gate: Literal["", "query", "channels", "heads"] = ""
     softcap: float | None = None  # default of the scores' soft cap; 0: none; None: a file cannot ask for one
     sinks: bool = False  # each head has a score that takes weight and gives no value
-    sharpens: bool = False  # the file may state by how much attention sharpens beyond the original context
+    # Queries far into a text are sharpened: as the file states it, or as Llama 4 does in layers that do not rotate.
+    sharpens: Literal["", "stated", "llama4"] = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """Which layers see a sliding window only, and how these rotate."""
 
-    # Every n-th layer attends to the whole context, the others to a sliding window; 0: all slide; None: none does.
+    # One of n layers attends to the whole context, the others to a sliding window; 0: all slide; None: none does.
     period: int | None = None
+    global_first: bool = False  # the one that attends to the whole context is the first of each n, not the last
     width: int | None = None  # default width; None: the file must give one; 0: no window unless the file gives one
+    layers: int = 0  # only models with so many layers have windows; 0: all models
+    chunked: bool = False  # a query sees its own chunk of the context, of `width` positions, which no key changes
     unstretched: bool = False  # sliding layers rotate without the stretching that the file asks for
-    rope_base: float = 0.0  # default base of the sliding layers' rotation; 0: the model's
+    rope_base: float | None = 0.0  # default base of the sliding layers' rotation; 0: the model's; None: always that
+    own_rotation: bool = False  # a file may state how many channels sliding layers rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,33 +50,77 @@ class Rope:
     """How positions rotate queries and keys."""
 
     style: Literal["adjacent", "halves"] = "halves"  # rotates pairs (2i, 2i+1), or (i, i + rot/2)
-    partial: bool = False  # rope.dimension_count may be less than a head's width, which llama.cpp refuses for llama
+    # Which layers rotate: all, three of four, those with a sliding window where there are any, all unless the file says
+    # that it was trained without, or none.
+    layers: Literal["all", "three of four", "sliding", "stated", "none"] = "all"
+    whole: bool = False  # all channels of a head rotate, and rope.dimension_count must say so
+    # Pairs are shared among kinds of positions (M-RoPE), in runs or in turn; of a text all but the last kind are equal,
+    # and the last is 0. A file must, or in runs may, state how many pairs each has.
+    sections: Literal["", "may", "runs", "in turn"] = ""
     two_contexts: bool = False  # a file may divide frequencies by other numbers for long contexts than for short ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Norms:
-    """What is normed, and how."""
+    """What is normed, and how. Names are of a norm's weights; "": there is none."""
 
-    kind: Literal["rms", "layer"] = "rms"  # "layer" subtracts the mean and has biases
-    before: bool = True  # attention and feed-forward read normed inputs
-    after: bool = False  # what attention and feed-forward give is normed before it is added
-    before_ffn: str = "ffn_norm"  # name of the weights of the norm before the feed-forward part
-    last: str = "output_norm"  # name of the weights of the norm behind all layers
+    kind: Literal["rms", "layer"] = "rms"  # "layer" subtracts the mean
+    biases: bool = False  # norms have biases
+    before_attention: str = "attn_norm"
+    attention_alone: str = ""  # where a file has it, attention reads this norm instead
+    before_ffn: str = "ffn_norm"
+    before_ffn_optional: bool = False  # without it attention and feed-forward are side by side, on one norm
+    after_attention: str = ""  # of what attention gives, before it is added
+    after_ffn: str = ""
+    of_sums: bool = False  # the norms after attention and feed-forward are of what they were added to
+    last: str = "output_norm"
+
+    @property
+    def of_layers(self) -> tuple[str, ...]:
+        """Those of a layer, each once."""
+        names = (self.before_attention, self.before_ffn, self.after_attention, self.after_ffn, self.attention_alone)
+        return tuple(dict.fromkeys(filter(None, names)))
+
+    def is_optional(self, name: str) -> bool:
+        return name == self.attention_alone or (self.before_ffn_optional and name == self.before_ffn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """A mixture of experts: which layers have it, how its router chooses and weighs, what is beside it."""
+
+    must: bool = True  # every file of the family has one
+    # What the router's logits become: a softmax over all experts, over the chosen ones alone, or sigmoids.
+    scores: RouterScores = "softmax"
+    # Whether a file states its own scores (expert_gating_func).
+    stated: Literal["never", "may", "must"] = "never"
+    choice_bias: Literal["never", "may", "must"] = (
+        "never"  # biases that choose experts and do not count in their weights
+    )
+    normed: bool | None = True  # the chosen experts' weights are made to sum to 1; None: if the file says so
+    scaled: bool = False  # a file may scale them (expert_weights_scale)
+    grouped: bool = False  # a file may let only the best groups of experts be chosen from
+    scales_input: bool = False  # their weights multiply what experts read, not what they give
+    leading_dense: bool = False  # a file may say how many layers, the first ones, have no experts
+    every: str = ""  # key of n, where only one of n layers has experts; "": all have
+    second_of_every: bool = False  # it is the second of each n, not the last
+    # How many experts every token goes through, unless the file says it, or their width. None: the file must.
+    shared: int | None = 0
+    shared_gate: bool = False  # what they give is multiplied with a sigmoid
 
 
 @dataclasses.dataclass(frozen=True)
 class Ffn:
     """The feed-forward part, of a dense layer or of each expert."""
 
-    kind: Literal["swiglu", "geglu", "gelu", "swiglu_oai"] = "swiglu"  # "gelu" has no gate; "swiglu_oai" is clamped
+    # "gelu", "relu2" (squared) and "xielu" have no gate; "swiglu_oai" is clamped.
+    kind: Literal["swiglu", "geglu", "gelu", "relu2", "xielu", "swiglu_oai"] = "swiglu"
     fused: bool = False  # one tensor, ffn_up, holds gate and up
-    experts: Literal["never", "may", "must"] = "never"  # whether a file has a mixture of experts
-    # How the router's logits become weights of the chosen experts: they take their share of a softmax over "all", there
-    # is a softmax over the "chosen" ones alone, or the file says of what they take their share: softmax or sigmoid.
-    router: Literal["all", "chosen", "stated"] = "all"
-    choice_bias: bool = False  # a file may have biases that choose experts and do not count in their weights
-    leading_dense: bool = False  # the file may say how many layers, the first ones, have no experts
+    experts: Experts | None = None
+
+    @property
+    def gated(self) -> bool:
+        return self.kind in ("swiglu", "geglu", "swiglu_oai")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,90 +134,232 @@ class Architecture:
     norms: Norms = Norms()
     ffn: Ffn = Ffn()
     without_kv_heads: Literal["", "shortconv"] = ""  # the mixer of layers without kv heads; "": there are none
-    biases: tuple[str, ...] = ()  # matrices that must have one
-    optional_biases: tuple[str, ...] = ()  # matrices that may have one
-    scale_embedding: bool = False  # embeddings are multiplied by sqrt(D)
-    scales: bool = False  # the file states scales of embeddings, residuals, attention and logits
+    # Attention and feed-forward read the same hidden states, and both are added to them: never, always, or by a key.
+    side_by_side: Literal["never", "always", "stated"] = "never"
+    learned_positions: bool = False  # a table of positions is added to embeddings
+    biases: tuple[str, ...] = ()  # matrices that must have one; others may
+    # Factors: embeddings times sqrt(D); embeddings, residuals, attention and logits by keys, with defaults that change
+    # nothing or MiniCPM's; logits alone, which a key multiplies.
+    scales: Literal["", "embedding", "stated", "minicpm", "logits"] = ""
+    attention_scale: float = 0.0  # of scores; 0: 1 / sqrt(C), or as `scales` says
     logit_softcap: float | None = None  # default of the logits' soft cap; 0: none; None: a file cannot ask for one
 
 
 QKV = ("attn_q", "attn_k", "attn_v")
 DENSE = ("ffn_gate", "ffn_up", "ffn_down")
 EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+UNGATED_BIASES = ("attn_output", "ffn_up", "ffn_down")
 ADJACENT = Rope("adjacent")
-LLAMA_BIASES = (*QKV, "attn_output", *DENSE)
+HEADS = Attention(qk_norm="head")  # queries and keys are normed by head
+AFTER = Norms(after_attention="post_attention_norm", after_ffn="post_ffw_norm")
+LAYER = Norms("layer", biases=True)
+ONE_NORM = dataclasses.replace(LAYER, before_ffn="attn_norm")
+BEFORE_FFN = Norms(before_ffn="post_attention_norm")
+MIXTURE = Ffn(experts=Experts())
+# What came with DeepSeek V3: sigmoids, biases that choose, weights scaled, dense layers first.
+SIGMOIDS = Experts(
+    scores="sigmoid",
+    stated="may",
+    choice_bias="may",
+    normed=None,
+    scaled=True,
+    grouped=True,
+    leading_dense=True,
+    shared=None,
+)
 
 ARCHITECTURES = {
     row.name: row
     for row in (
-        Architecture("llama", rope=ADJACENT, ffn=Ffn(experts="may"), optional_biases=LLAMA_BIASES),
+        Architecture("llama", rope=Rope("adjacent", whole=True), ffn=Ffn(experts=Experts(must=False))),
         Architecture(
             "mistral3",
-            attention=Attention(sharpens=True),
-            rope=ADJACENT,
-            ffn=Ffn(experts="may"),
-            optional_biases=LLAMA_BIASES,
+            attention=Attention(sharpens="stated"),
+            rope=Rope("adjacent", whole=True),
+            ffn=Ffn(experts=Experts(must=False)),
         ),
+        Architecture(
+            "llama4",
+            attention=Attention(qk_norm="unweighted", rotates_first=True, sharpens="llama4"),
+            windows=Windows(4, width=8192, chunked=True),
+            rope=Rope("adjacent", layers="three of four"),
+            ffn=Ffn(
+                experts=Experts(
+                    scores="sigmoid", normed=False, scales_input=True, every="interleave_moe_layer_step", shared=1
+                )
+            ),
+        ),
+        Architecture("smollm3", rope=Rope("adjacent", layers="three of four")),
+        Architecture("internlm2", rope=ADJACENT),
+        Architecture("arcee", rope=ADJACENT, ffn=Ffn("relu2")),
+        Architecture("seed_oss", norms=BEFORE_FFN),
+        Architecture("apertus", attention=HEADS, ffn=Ffn("xielu")),
         Architecture("qwen2", biases=QKV),
-        Architecture("qwen3", attention=Attention(qk_norm="head")),
-        Architecture("qwen3moe", attention=Attention(qk_norm="head"), ffn=Ffn(experts="must")),
+        Architecture("qwen2vl", rope=Rope(sections="runs"), biases=QKV),
+        Architecture("qwen2moe", ffn=Ffn(experts=Experts(normed=False, shared_gate=True)), biases=QKV),
+        Architecture("qwen3", attention=HEADS),
+        Architecture("qwen3moe", attention=HEADS, ffn=MIXTURE),
+        Architecture("qwen3vl", attention=HEADS, rope=Rope(sections="in turn")),
+        Architecture("qwen3vlmoe", attention=HEADS, rope=Rope(sections="in turn"), ffn=MIXTURE),
+        Architecture(
+            "mellum",
+            attention=HEADS,
+            windows=Windows(4, width=0, unstretched=True, rope_base=None),
+            ffn=MIXTURE,
+        ),
         Architecture(
             "olmo2",
             attention=Attention(qk_norm="whole"),
             windows=Windows(4, width=0, unstretched=True),
-            norms=Norms(before=False, after=True),
+            norms=dataclasses.replace(AFTER, before_attention="", before_ffn=""),
         ),
-        Architecture("granite", rope=ADJACENT, scales=True),
+        Architecture("olmoe", attention=Attention(qk_norm="whole"), ffn=Ffn(experts=Experts(normed=False))),
+        Architecture("granite", rope=Rope("adjacent", layers="stated"), scales="stated"),
+        Architecture("granitemoe", rope=Rope("adjacent", layers="stated"), ffn=MIXTURE, scales="stated"),
+        Architecture("minicpm", rope=Rope("adjacent", two_contexts=True), scales="minicpm"),
         Architecture(
-            "phi3",
-            attention=Attention(fused=True),
-            rope=Rope(partial=True, two_contexts=True),
-            ffn=Ffn(fused=True),
+            "phi2", norms=ONE_NORM, ffn=Ffn("gelu"), side_by_side="always", biases=(*QKV, *UNGATED_BIASES, "output")
+        ),
+        Architecture("phi3", rope=Rope(two_contexts=True), ffn=Ffn(fused=True)),
+        Architecture(
+            "phimoe",
+            rope=Rope(two_contexts=True),
+            norms=Norms(biases=True),
+            ffn=MIXTURE,
+            biases=(*QKV, "attn_output", "output"),
+        ),
+        Architecture("starcoder2", norms=LAYER, ffn=Ffn("gelu"), biases=(*QKV, *UNGATED_BIASES)),
+        Architecture("nemotron", norms=LAYER, ffn=Ffn("relu2")),
+        Architecture(
+            "stablelm",
+            attention=Attention(qk_norm="heads", qk_norm_optional=True),
+            norms=dataclasses.replace(LAYER, before_ffn_optional=True),
         ),
         Architecture(
-            "starcoder2",
-            norms=Norms("layer"),
+            "falcon",
+            rope=Rope(whole=True),
+            norms=dataclasses.replace(ONE_NORM, attention_alone="attn_norm_2"),
             ffn=Ffn("gelu"),
-            biases=(*QKV, "attn_output", "ffn_up", "ffn_down"),
+            side_by_side="always",
         ),
+        Architecture(
+            "gptneox", norms=LAYER, ffn=Ffn("gelu"), side_by_side="stated", biases=("attn_qkv", *UNGATED_BIASES)
+        ),
+        Architecture(
+            "gpt2",
+            rope=Rope(layers="none"),
+            norms=LAYER,
+            ffn=Ffn("gelu"),
+            learned_positions=True,
+            biases=("attn_qkv", *UNGATED_BIASES),
+        ),
+        Architecture(
+            "starcoder",
+            rope=Rope(layers="none"),
+            norms=LAYER,
+            ffn=Ffn("gelu"),
+            learned_positions=True,
+            biases=("attn_qkv", *UNGATED_BIASES),
+        ),
+        Architecture(
+            "command-r",
+            attention=Attention(qk_norm="heads", qk_norm_optional=True),
+            rope=ADJACENT,
+            norms=Norms("layer", before_ffn="attn_norm"),
+            side_by_side="always",
+            scales="logits",
+        ),
+        Architecture(
+            "cohere2",
+            windows=Windows(4, rope_base=None),
+            rope=Rope("adjacent", layers="sliding"),
+            norms=Norms("layer", before_ffn="attn_norm"),
+            side_by_side="always",
+            scales="logits",
+        ),
+        Architecture(
+            "exaone4",
+            attention=HEADS,
+            windows=Windows(4, width=4096, layers=64, rope_base=None),
+            rope=Rope(layers="sliding"),
+            norms=dataclasses.replace(AFTER, before_attention="", before_ffn=""),
+        ),
+        Architecture("glm4", rope=Rope("adjacent", sections="may"), norms=AFTER, ffn=Ffn(fused=True)),
+        Architecture(
+            "glm4moe",
+            attention=Attention(qk_norm="head", qk_norm_optional=True),
+            rope=Rope(sections="may"),
+            norms=BEFORE_FFN,
+            ffn=Ffn(experts=SIGMOIDS),
+        ),
+        Architecture("ernie4_5", rope=ADJACENT),
+        Architecture(
+            "ernie4_5-moe",
+            rope=ADJACENT,
+            ffn=Ffn(experts=Experts(choice_bias="may", leading_dense=True, every="interleave_moe_layer_step")),
+        ),
+        Architecture("hunyuan-dense", attention=Attention(qk_norm="head", rotates_first=True)),
+        Architecture("hunyuan-moe", attention=Attention(qk_norm="head", rotates_first=True), ffn=MIXTURE),
+        Architecture(
+            "minimax-m2",
+            attention=Attention(qk_norm="whole"),
+            ffn=Ffn(experts=Experts(stated="must", choice_bias="must")),
+        ),
+        Architecture("bailingmoe2", attention=HEADS, ffn=Ffn(experts=dataclasses.replace(SIGMOIDS, stated="must"))),
+        Architecture(
+            "afmoe",
+            attention=Attention(qk_norm="head", gate="channels"),
+            windows=Windows(4, width=0),
+            rope=Rope(layers="three of four"),
+            norms=AFTER,
+            ffn=Ffn(experts=dataclasses.replace(SIGMOIDS, choice_bias="must")),
+            scales="embedding",
+        ),
+        Architecture(
+            "laguna",
+            attention=Attention(qk_norm="head", gate="heads"),
+            windows=Windows(4, global_first=True, unstretched=True, own_rotation=True),
+            ffn=Ffn(experts=SIGMOIDS),
+        ),
+        Architecture("gemma", ffn=Ffn("geglu"), scales="embedding"),
         Architecture(
             "gemma2",
             attention=Attention(softcap=50.0),
             windows=Windows(2, width=4096),
-            norms=Norms(after=True),
+            norms=AFTER,
             ffn=Ffn("geglu"),
-            scale_embedding=True,
+            scales="embedding",
             logit_softcap=30.0,
         ),
         Architecture(
             "gemma3",
-            attention=Attention(qk_norm="head"),
+            attention=HEADS,
             windows=Windows(6, width=0, unstretched=True, rope_base=10000.0),
-            norms=Norms(after=True),
+            norms=AFTER,
             ffn=Ffn("geglu"),
-            scale_embedding=True,
+            scales="embedding",
             logit_softcap=0.0,
         ),
         Architecture(
             "gpt-oss",
             attention=Attention(sinks=True),
             windows=Windows(2),
-            norms=Norms(before_ffn="post_attention_norm"),
-            ffn=Ffn("swiglu_oai", experts="must", router="chosen"),
+            norms=BEFORE_FFN,
+            ffn=Ffn("swiglu_oai", experts=Experts(scores="chosen")),
             biases=(*QKV, "attn_output", *EXPERTS),
         ),
         Architecture(
             "lfm2",
-            attention=Attention(qk_norm="head"),
+            attention=HEADS,
             windows=Windows(0, width=0),
             norms=Norms(last="token_embd_norm"),
             without_kv_heads="shortconv",
         ),
         Architecture(
             "lfm2moe",
-            attention=Attention(qk_norm="head"),
+            attention=HEADS,
             norms=Norms(last="token_embd_norm"),
-            ffn=Ffn(experts="must", router="stated", choice_bias=True, leading_dense=True),
+            ffn=Ffn(experts=Experts(stated="must", choice_bias="may", leading_dense=True)),
             without_kv_heads="shortconv",
         ),
     )

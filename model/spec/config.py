@@ -7,26 +7,29 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from packlight.common.errors import GGUFError, UnsupportedError
-from packlight.common.text import naming, shown
+from packlight.common.text import naming, near, shown
 from packlight.model.gguf.reader import GGUFFile
-from packlight.model.spec.architectures import ARCHITECTURES, Architecture
+from packlight.model.spec.architectures import ARCHITECTURES, Architecture, Experts, RouterScores
 from packlight.model.spec.layers import MAX_TRACED, Layer, traced
 from packlight.model.spec.parts import Mixer, Part
 from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.dense import DensePart
-from packlight.model.spec.parts.moe import MoePart
+from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.parts.shortconv import ShortConvPart
 
 # What the Mosaic attention kernel is made for: tensor cores take whole pieces of 128 bytes, and of float32 they would
 # read 11 bits. The registers of a block hold no wider heads.
 MOSAIC_WIDTHS = (64, 128, 192, 256)
 MOSAIC_CACHES = ("bfloat16", "float16")
+_GATINGS: dict[int, RouterScores] = {1: "softmax", 2: "sigmoid"}
+_PROJECTORS = ("clip", "mmproj")  # `general.architecture` of files beside multimodal models
+_USUAL = ("llama", "qwen3", "gemma3", "phi3", "gpt-oss")
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
 
 
@@ -43,17 +46,25 @@ class RopeScaling:
     log_multiplier: float = 0.0  # of YaRN's sharpening, which it divides; 0: none
 
 
+class Sharpening(NamedTuple):
+    """Queries at position p are multiplied with 1 + scale * ln(1 + (p + offset) // length)."""
+
+    scale: float = 0.0  # 0: no query is
+    length: int = 1
+    offset: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Hyperparameters of one file. Field names follow the GGUF keys, letters follow `model.__init__`."""
 
     architecture: Architecture
     name: str
-    block_count: int  # L
+    block_count: int  # L, without the blocks that only predict further tokens
     context_length: int
     embedding_length: int  # D
-    feed_forward_length: int  # F
-    head_count: int  # H
+    feed_forward_length: int  # F, the most that a layer has
+    head_count: int  # H, the most that a layer has
     head_count_kv: int  # K, the most that a layer has
     key_length: int  # C
     vocab_size: int  # V
@@ -64,19 +75,29 @@ class ModelConfig:
     expert_count: int  # E, 0 for a dense model
     expert_used_count: int  # X
     expert_feed_forward_length: int = 0  # F of each expert
-    expert_gating: str = ""  # what the file says of its router, "softmax" or "sigmoid"; "": the family knows
-    leading_dense: int = 0  # layers, the first ones, that have no experts
+    shared_feed_forward_length: int = 0  # F of the experts that every token goes through, together; 0: there are none
+    latent_length: int = 0  # width in which experts compute, where it is not D; 0: it is
+    routing: Routing = Routing()  # how experts are chosen and weighed
+    with_experts: tuple[bool, ...] = ()  # for each layer, whether it has experts; (): as `expert_count` says
+    ffn_lengths: tuple[int, ...] = ()  # F of each layer, where they differ; 0: the layer has no feed-forward part
+    heads: tuple[int, ...] = ()  # H of each layer, where they differ
     kv_heads: tuple[int, ...] = ()  # K of each layer, where they differ; 0: the layer has no attention
     taps: int = 0  # positions that a short convolution sees, the present included
     sliding_window: int = 0  # positions that a query of a sliding layer sees, itself included; 0: no layer slides
     slides: tuple[bool, ...] = ()  # for each layer, whether it slides
+    rotates: tuple[bool, ...] = ()  # for each layer, whether positions rotate its queries and keys; (): all do
+    rope_sections: tuple[int, ...] = ()  # pairs of each kind of positions; (): there is one kind
+    rope_dimension_count_swa: int = 0  # of the sliding layers; 0: as of the others
     rope_freq_base_swa: float = 10000.0  # base of the sliding layers' rotation
+    side_by_side: bool = False  # attention and feed-forward read the same hidden states
+    xielu: tuple[tuple[float, float, float, float], ...] = ()  # of each layer: alpha_n, alpha_p, beta, eps
     softcaps: tuple[float, float] = (0.0, 0.0)  # of attention scores and of logits; 0: none
     embedding_scale: float = 1.0  # embeddings are multiplied by it
     residual_scale: float = 1.0  # what a branch adds is multiplied by it
     attention_scale: float = 0.0  # attention scores are multiplied by it; 0: 1 / sqrt(C)
-    sharpening: float = 0.0  # queries at position p are multiplied with 1 + sharpening * ln(1 + p // original context)
-    logit_scale: float = 1.0  # logits are divided by it
+    sharpening: Sharpening = Sharpening()  # of queries, where a file or a family has it
+    logit_scale: float = 1.0  # logits are multiplied by it
+    skipped_blocks: int = 0  # blocks behind the last layer, which predict further tokens and are not run
     pooling: int = 0  # how embeddings are pooled, by llama.cpp's `llama_pooling_type`; 0: the file does not say
     defaulted: tuple[tuple[str, Any], ...] = ()  # optional keys that the file does not have, with llama.cpp's values
     unread: tuple[str, ...] = ()  # keys of this architecture that nothing here reads, so that none is dropped unseen
@@ -86,28 +107,36 @@ class ModelConfig:
         """Whether attention is only causal: no windows, soft caps or sinks. The native kernel knows no other."""
         return not any(self.slides) and not self.softcaps[0] and not self.architecture.attention.sinks
 
+    @property
+    def mosaic_attention(self) -> bool:
+        """Whether the Mosaic attention kernel knows every layer's heads and what they see."""
+        parts = [mixer for mixer in self.mixers if isinstance(mixer, AttentionPart)]
+        return not self.architecture.windows.chunked and all(part.width in MOSAIC_WIDTHS for part in parts)
+
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
         """What every layer is made of."""
-        return tuple(Layer((self._mixer(at),), self._ffn(at)) for at in range(self.block_count))
+        numbers = range(self.block_count)
+        mixers, ffns = _named([self._mixer(at) for at in numbers]), _named([self._ffn(at) for at in numbers])
+        return tuple(Layer((mixer,), ffn) for mixer, ffn in zip(mixers, ffns, strict=True))
 
     def _mixer(self, layer: int) -> Mixer:
-        heads = self.kv_heads[layer] if self.kv_heads else self.head_count_kv
-        if not heads:
+        kv_heads = self.kv_heads[layer] if self.kv_heads else self.head_count_kv
+        if not kv_heads:
             return ShortConvPart(self.taps)
+        heads = self.heads[layer] if self.heads else self.head_count
         window = self.sliding_window if self.slides and self.slides[layer] else 0
+        rotates = self.rotates[layer] if self.rotates else True
         name = "window" if window else "attention"
-        differ = len(set(self.kv_heads) - {0}) > 1
-        return AttentionPart(heads, window, f"{name}_{heads}_kv" if differ else name)
+        return AttentionPart(heads, kv_heads, self.key_length, window, rotates, name)
 
     def _ffn(self, layer: int) -> Part:
-        return MoePart() if self.expert_count and layer >= self.leading_dense else DensePart()
-
-    @property
-    def routing(self) -> str:
-        """How a mixture's router chooses and weighs: a kind of `model.network.ffn.moe.route`."""
-        kinds = {"all": "softmax", "chosen": "chosen", "stated": self.expert_gating}
-        return kinds[self.architecture.ffn.router]
+        width = self.ffn_lengths[layer] if self.ffn_lengths else self.feed_forward_length
+        mixed = self.with_experts[layer] if self.with_experts else self.expert_count > 0
+        if not mixed:
+            return DensePart(width)
+        shared = self.shared_feed_forward_length
+        return MoePart(DensePart(shared, "shared", "_shexp") if shared else None)
 
     @property
     def mixers(self) -> dict[Mixer, int]:
@@ -129,70 +158,77 @@ class ModelConfig:
         """As `from_gguf`; the errors name no file."""
         keys = _Keys(metadata)
         arch = keys.architecture
-        layers = keys.integer("block_count", high=MAX_LAYERS)
+        blocks = keys.integer("block_count", high=MAX_LAYERS)
+        skipped = keys.integer("nextn_predict_layers", 0, low=0, high=blocks - 1)
+        keys.layers, keys.blocks = blocks - skipped, blocks
         embed = keys.integer("embedding_length")
-        heads = keys.integer("attention.head_count", high=embed, layers=layers)
-        kv_heads = _kv_heads(keys, heads, layers)
+        heads = keys.integers("attention.head_count", high=embed)
+        kv_heads = _kv_heads(keys, heads)
         head_dim = _head_dim(keys, embed, heads)
         rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
         if rotated % 2:
             keys.fail("rope.dimension_count", f"{rotated} is odd")
-        if rotated != head_dim and not arch.rope.partial:
+        if rotated != head_dim and arch.rope.whole:
             keys.fail("rope.dimension_count", f"{rotated} is not the head's width of {head_dim}")
-        ffn = keys.integer("feed_forward_length", layers=layers)
-        experts, used, expert_ffn = _experts(keys, ffn)
-        dense = keys.integer("leading_dense_block_count", 0, low=0, high=layers) if arch.ffn.leading_dense else 0
-        gating = _gating(keys) if arch.ffn.router == "stated" else ""
+        all_experts = arch.ffn.experts is not None and keys.has("expert_feed_forward_length")
+        ffn = keys.integers("feed_forward_length", default=0 if all_experts else None, low=0 if all_experts else 1)
+        experts = _experts(keys, ffn)
+        window, slides = _windows(keys)
         taps = keys.integer("shortconv.l_cache", low=2, high=1024) if 0 in kv_heads else 0
-        window, slides = _windows(keys, layers)
-        _refuse_variants(keys, head_dim, rotated)
         # at base 1 every pair would turn alike, and YaRN divide by its logarithm
         base = keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12)
-        sharpens = arch.attention.sharpens
-        sharpening = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6) if sharpens else 0.0
+        swa = arch.windows.own_rotation
+        rotated_swa = keys.integer("rope.dimension_count_swa", default=rotated, high=head_dim) if swa else rotated
+        _refuse_variants(keys, head_dim, rotated_swa)
         norm_key = "attention.layer_norm_epsilon" if arch.norms.kind == "layer" else "attention.layer_norm_rms_epsilon"
         cfg = cls(
             architecture=arch,
             name=keys.model_name,
-            block_count=layers,
+            block_count=keys.layers,
+            skipped_blocks=skipped,
             context_length=keys.integer("context_length"),
             embedding_length=embed,
-            feed_forward_length=ffn,
-            expert_feed_forward_length=expert_ffn,
-            expert_gating=gating,
-            leading_dense=dense,
-            head_count=heads,
+            feed_forward_length=max(ffn),
+            ffn_lengths=_unless_equal(ffn),
+            **experts,
+            head_count=max(heads),
+            heads=_unless_equal(heads),
             head_count_kv=max(kv_heads),
-            kv_heads=kv_heads if len(set(kv_heads)) > 1 else (),
+            kv_heads=_unless_equal(kv_heads),
             taps=taps,
             key_length=head_dim,
             vocab_size=_vocab_size(keys),
             norm_epsilon=keys.number(norm_key, default=None, low=1e-30, high=1.0),
             rope_dimension_count=rotated,
+            rope_dimension_count_swa=rotated_swa if rotated_swa != rotated else 0,
             rope_freq_base=base,
             rope_freq_base_swa=_sliding_rope_base(keys, base),
             rope_scaling=_rope_scaling(keys),
-            expert_count=experts,
-            expert_used_count=used,
+            rope_sections=_rope_sections(keys, rotated),
+            rotates=_rotates(keys, slides),
             sliding_window=window,
             slides=slides,
             softcaps=_softcaps(keys),
-            **_scales(keys, embed, heads, layers),
-            sharpening=sharpening,
+            **_scales(keys, embed, max(heads)),
+            sharpening=_sharpening(keys),
+            side_by_side=_side_by_side(keys),
+            xielu=_xielu(keys) if arch.ffn.kind == "xielu" else (),
             pooling=keys.integer("pooling_type", low=0) if keys.has("pooling_type") else 0,
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
         )
         if (bodies := traced(cfg.layers)) > MAX_TRACED:
             raise UnsupportedError(
-                f"key '{keys.full('block_count')}': its {layers} layers alternate so irregularly that {bodies} of them "
-                f"would be compiled one by one; {MAX_TRACED} can be"
+                f"key '{keys.full('block_count')}': its {keys.layers} layers alternate so irregularly that {bodies} of "
+                f"them would be compiled one by one; {MAX_TRACED} can be"
             )
         return cfg
 
 
 class _Keys:
     """Typed reads of one architecture's keys that remember what was read and what was defaulted."""
+
+    layers = blocks = 0  # of the model, and with those that are skipped: what arrays of the file are as long as
 
     def __init__(self, metadata: Mapping[str, Any]):
         self._metadata = metadata
@@ -202,9 +238,15 @@ class _Keys:
         if not isinstance(name, str):
             raise GGUFError("key 'general.architecture' is missing or no string")
         if name not in ARCHITECTURES:
-            supported = ", ".join(ARCHITECTURES)
+            if name in _PROJECTORS:
+                raise UnsupportedError(
+                    f"key 'general.architecture': '{name}' is the half of a model that reads images or sound (mmproj); "
+                    "the file beside it holds the language model"
+                )
+            others = near(name[:64], ARCHITECTURES) or f"; among them are {', '.join(_USUAL)}"
             raise UnsupportedError(
-                f"key 'general.architecture': unknown architecture '{shown(name)}'; supported: {supported}"
+                f"key 'general.architecture': unknown architecture '{shown(name)}'; {len(ARCHITECTURES)} are supported "
+                f"(docs/models.md){others}"
             )
         self.architecture = ARCHITECTURES[name]
 
@@ -225,25 +267,20 @@ class _Keys:
         self.defaulted.append((full, default))
         return default
 
-    def integer(
-        self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1, layers: int = 0
-    ) -> int:
-        """layers: if not 0, the file may have an array instead, with a number for each layer, all equal."""
-        if not layers:
-            return self._checked(key, self.get(key, default), low, high)
-        values = self.integers(key, default, low, high, layers)
-        if len(set(values)) > 1:
-            raise UnsupportedError(f"key '{self.full(key)}' differs between layers; one value for all is supported")
-        return values[0]
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
+        return self._checked(key, self.get(key, default), low, high)
 
-    def integers(self, key: str, default: int | None, low: int, high: int, layers: int) -> tuple[int, ...]:
-        """A number for each layer, from an array or from one number for all."""
+    def integers(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> tuple[int, ...]:
+        """A number for each layer, from an array with one for each block or from one number for all."""
         value = self.get(key, default)
         if not isinstance(value, np.ndarray):
-            return (self._checked(key, value, low, high),) * layers
-        if len(value) != layers:
-            self.fail(key, f"has {len(value)} elements for {layers} layers")
-        return tuple(self._checked(key, each, low, high) for each in value.tolist())
+            return (self._checked(key, value, low, high),) * self.layers
+        return tuple(self._checked(key, each, low, high) for each in self._array(key, value).tolist())[: self.layers]
+
+    def _array(self, key: str, value: np.ndarray) -> np.ndarray:
+        if len(value) != self.blocks:
+            self.fail(key, f"has {len(value)} elements for {self.blocks} layers")
+        return value
 
     def _checked(self, key: str, value: Any, low: int, high: int) -> int:
         if type(value) is not int:
@@ -260,6 +297,12 @@ class _Keys:
             self.fail(key, f"{value} is outside {low}..{high}")
         return value
 
+    def boolean(self, key: str, default: bool | None = None) -> bool:
+        value = self.get(key, default)
+        if type(value) is not bool:
+            self.fail(key, f"is {_kind(value)}, a bool is needed")
+        return value
+
     def text(self, key: str, default: str) -> str:
         value = self.get(key, default)
         if not isinstance(value, str):
@@ -268,6 +311,15 @@ class _Keys:
 
     def has(self, key: str) -> bool:
         return self.full(key) in self._metadata
+
+    def numbers(self, key: str) -> list[float]:
+        """A number for each layer, from a key that does not begin with the architecture's name."""
+        value = self._metadata.get(key)
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or not np.isfinite(value).all():
+            raise GGUFError(f"key '{key}' is missing or no array of finite numbers")
+        if len(value) != self.blocks:
+            raise GGUFError(f"key '{key}': has {len(value)} elements for {self.blocks} layers")
+        return value.tolist()[: self.layers]
 
     @property
     def tokens(self) -> Any:
@@ -289,81 +341,215 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "an array")
 
 
-def _head_dim(keys: _Keys, embed: int, heads: int) -> int:
+def _unless_equal(values: tuple[int, ...]) -> tuple[int, ...]:
+    """A number for each layer, () where all are the same."""
+    return values if len(set(values)) > 1 else ()
+
+
+def _named(parts: Sequence[Any]) -> list[Any]:
+    """The parts of all layers, with the fields in which those of one name differ added to the name."""
+    fields: dict[str, dict[str, set[Any]]] = {}
+    for part in parts:
+        for field in dataclasses.fields(part):
+            fields.setdefault(part.name, {}).setdefault(field.name, set()).add(getattr(part, field.name))
+
+    def named(part: Any) -> Any:
+        differing = [(name, getattr(part, name)) for name, values in fields[part.name].items() if len(values) > 1]
+        words = [
+            f"no_{name}" if value is False else f"{value}_{name}" for name, value in differing if value is not True
+        ]
+        return dataclasses.replace(part, name="_".join((part.name, *words)))
+
+    return [named(part) for part in parts]
+
+
+def _head_dim(keys: _Keys, embed: int, heads: Sequence[int]) -> int:
     """C: `attention.key_length`, or embed / heads as the file format defines it."""
-    if not keys.has("attention.key_length") and embed % heads:
+    if not keys.has("attention.key_length") and (embed % heads[0] or len(set(heads)) > 1):
         keys.fail(
-            "embedding_length", f"{embed} is not a multiple of {heads} heads and 'attention.key_length' is absent"
+            "embedding_length", f"{embed} is not a multiple of {heads[0]} heads and 'attention.key_length' is absent"
         )
-    head_dim = keys.integer("attention.key_length", default=embed // heads, high=65536)
+    head_dim = keys.integer("attention.key_length", default=embed // heads[0], high=65536)
     value_length = keys.integer("attention.value_length", default=head_dim, high=65536)
     if value_length != head_dim:
         raise UnsupportedError(f"key '{keys.full('attention.value_length')}': {value_length} differs from {head_dim}")
     return head_dim
 
 
-def _kv_heads(keys: _Keys, heads: int, layers: int) -> tuple[int, ...]:
+def _kv_heads(keys: _Keys, heads: Sequence[int]) -> tuple[int, ...]:
     """K of each layer; 0 where the family has something else than attention in layers without kv heads."""
     key, may_lack = "attention.head_count_kv", bool(keys.architecture.without_kv_heads)
-    if may_lack:
-        found = keys.integers(key, default=heads, low=0, high=heads, layers=layers)
-    else:
-        found = (keys.integer(key, default=heads, high=heads, layers=layers),) * layers
-    for each in found:
-        if each and heads % each:
-            keys.fail(key, f"{each} does not divide {heads} query heads")
+    found = keys.integers(key, default=max(heads), low=0 if may_lack else 1, high=max(heads))
+    for each, queries in zip(found, heads, strict=True):
+        if each and queries % each:
+            keys.fail(key, f"{each} does not divide {queries} query heads")
     return found
 
 
-def _gating(keys: _Keys) -> str:
-    """The function of the router's logits. Source: llama.cpp's `llama_expert_gating_func_type`."""
-    known = {1: "softmax", 2: "sigmoid"}
-    stated = keys.integer("expert_gating_func", low=0)
+def _gating(keys: _Keys, family: Experts) -> RouterScores:
+    """What the router's logits become. Source: llama.cpp's `llama_expert_gating_func_type`."""
+    key, known = "expert_gating_func", _GATINGS
+    if family.stated == "never" or (family.stated == "may" and not keys.has(key)):
+        return family.scores
+    stated = keys.integer(key, low=0)
+    if stated == 0 and family.stated == "may":  # llama.cpp: not stated
+        return family.scores
     if stated not in known:
         said = ", ".join(f"{number} ({name})" for number, name in known.items())
-        raise UnsupportedError(f"key '{keys.full('expert_gating_func')}': unknown function {stated}; supported: {said}")
+        raise UnsupportedError(f"key '{keys.full(key)}': unknown function {stated}; supported: {said}")
     return known[stated]
 
 
-def _experts(keys: _Keys, ffn: int) -> tuple[int, int, int]:
-    """E, X and F of an expert; zeros for a dense model. ffn: F where experts have no width of their own (llama)."""
-    kind = keys.architecture.ffn.experts
-    if kind == "never":
-        return 0, 0, 0
-    must = kind == "must"
-    count = keys.integer("expert_count", default=None if must else 0, low=int(must), high=1024)
+def _experts(keys: _Keys, ffn: tuple[int, ...]) -> dict[str, Any]:
+    """The fields that say how many experts there are, where, how wide, and how they are chosen; none for a dense model.
+
+    ffn: F of each layer, which is an expert's where the file gives them none.
+
+    Sources: llama.cpp's `load_hparams` of each family, and its `build_moe_ffn`.
+    """
+    family = keys.architecture.ffn.experts
+    nothing = {"expert_count": 0, "expert_used_count": 0}
+    if family is None:
+        return nothing
+    count = keys.integer("expert_count", default=None if family.must else 0, low=int(family.must), high=1024)
     used = keys.integer("expert_used_count", default=None if count else 0, low=min(count, 1), high=count)
     if not count:
-        return 0, 0, 0
-    return count, used, keys.integer("expert_feed_forward_length", default=None) if must else ffn
+        return nothing
+    width = keys.integer("expert_feed_forward_length", default=None if _unless_equal(ffn) else ffn[0])
+    groups, groups_used = 1, 1
+    if family.grouped and (groups := keys.integer("expert_group_count", 1, low=0, high=count) or 1) > 1:
+        if count % groups:
+            keys.fail("expert_group_count", f"{groups} does not divide {count} experts")
+        groups_used = keys.integer("expert_group_used_count", high=groups)
+        if groups_used * (count // groups) < used:
+            keys.fail("expert_group_used_count", f"{groups_used} groups have fewer than {used} experts")
+    routing = Routing(
+        scores=_gating(keys, family),
+        normed=keys.boolean("expert_weights_norm", default=False) if family.normed is None else family.normed,
+        scale=(keys.number("expert_weights_scale", 0.0, low=0.0, high=1e6) or 1.0) if family.scaled else 1.0,
+        groups=groups,
+        groups_used=groups_used,
+    )
+    return {
+        "expert_count": count,
+        "expert_used_count": used,
+        "expert_feed_forward_length": width,
+        "shared_feed_forward_length": _shared_width(keys, family, width),
+        "latent_length": keys.integer("moe_latent_size", low=0) if keys.has("moe_latent_size") else 0,
+        "routing": routing,
+        "with_experts": _with_experts(keys, family),
+    }
 
 
-def _windows(keys: _Keys, layers: int) -> tuple[int, tuple[bool, ...]]:
-    """The sliding window's width, and which layers have it: all but every n-th, or as an array says.
+def _shared_width(keys: _Keys, family: Experts, width: int) -> int:
+    """F of the experts that every token goes through: by its own key, or that of so many experts."""
+    if keys.has("expert_shared_feed_forward_length"):
+        return keys.integer("expert_shared_feed_forward_length", low=0)
+    if family.shared is None or keys.has("expert_shared_count"):
+        return width * keys.integer("expert_shared_count", low=0, high=1024)
+    return width * family.shared
+
+
+def _with_experts(keys: _Keys, family: Experts) -> tuple[bool, ...]:
+    """For each layer whether it has experts, () where all have."""
+    dense = keys.integer("leading_dense_block_count", 0, low=0, high=keys.layers) if family.leading_dense else 0
+    every = keys.integer(family.every, low=1, high=MAX_LAYERS) if family.every else 1
+    turn = 1 % every if family.second_of_every else every - 1
+    found = tuple(layer >= dense and layer % every == turn for layer in range(keys.layers))
+    return () if all(found) else found
+
+
+def _windows(keys: _Keys) -> tuple[int, tuple[bool, ...]]:
+    """The sliding window's width, and which layers have it: all but one of n, or as an array says.
 
     Source: llama.cpp `load_swa_pattern`.
     """
-    windows, key = keys.architecture.windows, "attention.sliding_window_pattern"
+    windows, key, layers = keys.architecture.windows, "attention.sliding_window_pattern", keys.layers
     none = 0, (False,) * layers
-    if windows.period is None:
+    if windows.period is None or windows.layers not in (0, layers):
         return none
-    width = keys.integer("attention.sliding_window", default=windows.width, low=0 if windows.width == 0 else 1)
+    width_key = "attention.sliding_window"
+    if windows.chunked:
+        width = windows.width if not keys.has(width_key) or keys.integer(width_key, low=0) else 0
+    else:
+        width = keys.integer(width_key, default=windows.width, low=0 if windows.width == 0 else 1)
     if not width:
         return none
     pattern = keys.get(key, default=windows.period)
     if isinstance(pattern, np.ndarray):
-        if len(pattern) != layers or pattern.dtype.kind not in "biu":
-            keys.fail(key, f"is no array of {layers} truth values, one for each layer")
-        return width, tuple(bool(slides) for slides in pattern)
+        if len(pattern) != keys.blocks or pattern.dtype.kind not in "biu":
+            keys.fail(key, f"is no array of {keys.blocks} truth values, one for each layer")
+        return width, tuple(bool(slides) for slides in pattern)[:layers]
     period = keys.integer(key, default=windows.period, low=0, high=MAX_LAYERS)
-    return width, tuple(not period or layer % period < period - 1 for layer in range(layers))
+    whole = 0 if windows.global_first else period - 1
+    return width, tuple(not period or layer % period != whole for layer in range(layers))
+
+
+def _rotates(keys: _Keys, slides: tuple[bool, ...]) -> tuple[bool, ...]:
+    """For each layer whether positions rotate its queries and keys, () where they do in all."""
+    match keys.architecture.rope.layers:
+        case "none":
+            found = (False,) * keys.layers
+        case "stated":
+            found = (keys.boolean("rope.scaling.finetuned", default=True),) * keys.layers
+        case "sliding" if any(slides):
+            found = slides
+        case "three of four" if not (keys.architecture.windows.chunked and not any(slides)):
+            found = tuple(layer % 4 < 3 for layer in range(keys.layers))
+        case _:
+            found = ()
+    return () if all(found) else found
+
+
+def _rope_sections(keys: _Keys, rotated: int) -> tuple[int, ...]:
+    """How many pairs each of four kinds of positions rotates; () where the file knows one kind."""
+    key, kind = "rope.dimension_sections", keys.architecture.rope.sections
+    if not kind or (kind == "may" and not keys.has(key)):
+        return ()
+    found = keys.get(key)
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or not 3 <= len(found) <= 4:
+        keys.fail(key, "is no array of 3 or 4 integers")
+    sections = (*found.tolist(), 0)[:4]
+    if kind == "may" and not any(sections):
+        return ()
+    if min(sections) < 0 or not 0 < sum(sections) <= rotated // 2:
+        keys.fail(key, f"{sections} are not shares of {rotated // 2} pairs")
+    return sections
+
+
+def _sharpening(keys: _Keys) -> Sharpening:
+    """How queries far into a text are scaled. Source: llama.cpp's `build_inp_attn_scale`."""
+    match keys.architecture.attention.sharpens:
+        case "stated":
+            scale = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6)
+            original = keys.integer("rope.scaling.original_context_length", default=keys.integer("context_length"))
+            return Sharpening(scale, original)
+        case "llama4":
+            return Sharpening(0.1, 8192, 1)
+        case _:
+            return Sharpening()
+
+
+def _side_by_side(keys: _Keys) -> bool:
+    match keys.architecture.side_by_side:
+        case "stated":
+            return keys.boolean("use_parallel_residual")
+        case known:
+            return known == "always"
+
+
+def _xielu(keys: _Keys) -> tuple[tuple[float, float, float, float], ...]:
+    """alpha_n, alpha_p, beta and eps of each layer, from keys without the architecture's name."""
+    alpha_n, alpha_p, beta, eps = (keys.numbers(f"xielu.{name}") for name in ("alpha_n", "alpha_p", "beta", "eps"))
+    return tuple(zip(alpha_n, alpha_p, beta, eps, strict=True))
 
 
 def _sliding_rope_base(keys: _Keys, base: float) -> float:
     """The base of the sliding layers' rotation, by default `base`, the model's, or the family's own."""
     windows = keys.architecture.windows
-    default = windows.rope_base or base
-    return keys.number("rope.freq_base_swa", default, low=1.001, high=1e12) if windows.period is not None else base
+    if windows.period is None or windows.rope_base is None:
+        return base
+    return keys.number("rope.freq_base_swa", windows.rope_base or base, low=1.001, high=1e12)
 
 
 def _softcaps(keys: _Keys) -> tuple[float, float]:
@@ -387,32 +573,40 @@ def _refuse_variants(keys: _Keys, head_dim: int, rotated: int) -> None:
         "attention.key_length_swa": (head_dim,),
         "attention.value_length_swa": (head_dim,),
         "rope.dimension_count_swa": (rotated,),
-        "expert_group_count": (0, 1),
-        "nextn_predict_layers": (0,),
     }
-    if keys.architecture.scales:
-        neutral["rope.scaling.finetuned"] = (True,)  # granite's way to ask for no rotation
+    experts = keys.architecture.ffn.experts
+    if not (experts and experts.grouped):
+        neutral["expert_group_count"] = (0, 1)
     for key, values in neutral.items():
         if keys.has(key) and (type(value := keys.get(key)), value) not in [(type(known), known) for known in values]:
             raise UnsupportedError(f"key '{keys.full(key)}': {shown(str(value))} is not supported; only {values[0]} is")
 
 
-def _scales(keys: _Keys, embed: int, heads: int, layers: int) -> dict[str, float]:
+def _scales(keys: _Keys, embed: int, heads: int) -> dict[str, Any]:
     """Embedding, residual, attention and logit scales.
 
     Source: llama.cpp; gemma's 27B models, known by their depth, scale attention by the embedding's share of a head.
     """
     arch = keys.architecture
-    if arch.scales:
-        names = {"embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": 0.0, "logit_scale": 1.0}
-        read = {name: keys.number(name, default=value, low=0.0, high=1e6) for name, value in names.items()}
-        if not read["logit_scale"]:
-            keys.fail("logit_scale", "is 0, and logits are divided by it")
-        return {name.replace(".", "_"): value for name, value in read.items()}
-    scales = {"embedding_scale": math.sqrt(embed) if arch.scale_embedding else 1.0}
-    if {"gemma2": 46, "gemma3": 62}.get(arch.name) == layers:
-        scales["attention_scale"] = (embed / heads) ** -0.5
-    return scales
+    match arch.scales:
+        case "stated" | "minicpm":
+            minicpm = {"embedding_scale": 12.0, "residual_scale": 1.4 / keys.layers**0.5, "logit_scale": 256 / embed}
+            names = {"embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": 0.0, "logit_scale": 1.0}
+            names |= minicpm if arch.scales == "minicpm" else {}
+            read = {name: keys.number(name, default=value, low=0.0, high=1e6) for name, value in names.items()}
+            if not read["logit_scale"]:
+                keys.fail("logit_scale", "is 0, and logits are divided by it")
+            read["logit_scale"] = 1 / read["logit_scale"]
+            return {name.replace(".", "_"): value for name, value in read.items()}
+        case "logits":
+            return {"logit_scale": keys.number("logit_scale", default=None, low=0.0, high=1e6)}
+        case _:
+            scales = {"attention_scale": arch.attention_scale}
+            if arch.scales == "embedding":
+                scales["embedding_scale"] = math.sqrt(embed)
+            if {"gemma2": 46, "gemma3": 62}.get(arch.name) == keys.layers:
+                scales["attention_scale"] = (embed / heads) ** -0.5
+            return scales
 
 
 def _vocab_size(keys: _Keys) -> int:
@@ -438,7 +632,8 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
     attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
     context = keys.integer("context_length")
     original = 0
-    if kind == "yarn" or keys.architecture.attention.sharpens or keys.architecture.rope.two_contexts:
+    sharpens = keys.architecture.attention.sharpens == "stated"
+    if kind == "yarn" or sharpens or keys.architecture.rope.two_contexts:
         original = keys.integer("rope.scaling.original_context_length", default=context)
     if kind == "none":
         return RopeScaling(attn_factor=attn_factor, original_context=original)
@@ -455,6 +650,6 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0, low=1e-6, high=1e6),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", default=1.0, low=1e-6, high=1e6),
         log_multiplier=keys.number("rope.scaling.yarn_log_multiplier", default=0.0, low=0.0, high=1e6)
-        if keys.architecture.attention.sharpens
+        if sharpens
         else 0.0,
     )

@@ -21,11 +21,11 @@ class Layer:
     """What one layer is made of."""
 
     mixers: tuple[Mixer, ...]  # side by side: what they give is added
-    ffn: Part
+    ffn: Part | None  # None: there is none
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return (*self.mixers, self.ffn)
+        return self.mixers if self.ffn is None else (*self.mixers, self.ffn)
 
     @property
     def names(self) -> tuple[str, ...]:

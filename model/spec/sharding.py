@@ -26,7 +26,7 @@ Closing = Literal["inputs", "rows"]
 
 
 class Branch(NamedTuple):
-    """How devices share a branch of a layer."""
+    """How devices share the branches of layers in whose middle there is as much of the same."""
 
     axis: Letter  # what lies along the inputs of the matrix that closes it
     name: str  # of that matrix
@@ -53,25 +53,25 @@ class Split:
         """How many devices share the model and its slots."""
         return self.data * self.tensor
 
-    def local(self, cfg: ModelConfig) -> ModelConfig:
-        """The hyperparameters that one device's computation sees: its own query heads."""
-        return dataclasses.replace(cfg, head_count=cfg.head_count // self.tensor) if self.heads else cfg
+    def local_heads(self, heads: int) -> int:
+        """How many of a layer's query heads one device computes."""
+        return heads // self.tensor if self.heads else heads
 
     def local_kv_heads(self, kv_heads: int) -> int:
         """How many of a layer's kv heads one device computes: at least one, which several devices may share."""
         return max(1, kv_heads // self.tensor) if self.heads else kv_heads
 
-    def part(self, cfg: ModelConfig, weight: Weight) -> Weight:
+    def part(self, weight: Weight) -> Weight:
         """`weight` with the shape that one device holds of it, which is cut no further."""
-        share = cut(cfg, self, weight, 0)
+        share = cut(self, weight, 0)
         shape = list(weight.shape)
         if share.axis:
             shape[weight.position(share.axis)] = share.size
         return dataclasses.replace(weight, shape=tuple(shape), cut="", segments=())
 
-    def branch(self, axis: Letter) -> Branch:
-        """The branch that a matrix closes whose inputs are `axis`."""
-        return next(branch for branch in self.branches if branch.axis == axis)
+    def branch(self, segment: Segment) -> Branch:
+        """The branch that a matrix closes whose inputs are `segment`."""
+        return next(each for each in self.branches if (each.axis, each.length) == (segment.axis, segment.length))
 
     def axes(self, buffer: Buffer) -> tuple[str | None, ...]:
         """For each dimension of a buffer, the axis of the mesh along which devices share it."""
@@ -87,7 +87,7 @@ class Split:
         if "K" in sizes and self.heads:
             wider["K"] = self.local_kv_heads(sizes["K"]) * self.tensor
         if "D" in sizes:
-            wider["D"] = self.branch("D").kept * self.tensor
+            wider["D"] = self.branch(Segment("D", sizes["D"])).kept * self.tensor
         shape = tuple(wider.get(letter, size) for letter, size in zip(buffer.axes, buffer.shape, strict=True))
         return dataclasses.replace(buffer, shape=shape)
 
@@ -122,22 +122,23 @@ def make_split(cfg: ModelConfig, used: tuple[Weight, ...], formats: Mapping[str,
     """The split of a model whose tensors have `formats` on a mesh of data x tensor devices."""
     if tensor == 1:
         return Split(data)
-    kv_heads = {mixer.kv_heads for mixer in cfg.mixers if isinstance(mixer, AttentionPart)}
-    by_heads = cfg.head_count % tensor == 0 and all(each % tensor == 0 or tensor % each == 0 for each in kv_heads)
-    closings: dict[Letter, list[Weight]] = {}
+    attention = [mixer for mixer in cfg.mixers if isinstance(mixer, AttentionPart)]
+    by_heads = all(
+        part.heads % tensor == 0 and (part.kv_heads % tensor == 0 or tensor % part.kv_heads == 0) for part in attention
+    )
+    closings: dict[Segment, list[Weight]] = {}
     for weight in used:
         if weight.cut == "inputs" and not weight.is_vector:
-            closings.setdefault(weight.segments[0].axis, []).append(weight)
+            closings.setdefault(weight.segments[0]._replace(unit=1), []).append(weight)
     branches = []
-    for axis, weights in closings.items():
-        (segment,) = weights[0].segments
+    for segment, weights in closings.items():
         block = max(FORMATS[formats[name]].elements for weight in weights for name in weight.tensors)
-        if axis == "H":
+        if segment.axis == "H":
             kept = segment.length // tensor if by_heads else segment.length
             closing: Closing = "inputs" if by_heads and kept % block == 0 else "rows"
         else:
             closing, kept = _share_features(segment.length, block, tensor)
-        branches.append(Branch(axis, weights[0].name, closing, segment.length, kept))
+        branches.append(Branch(segment.axis, weights[0].name, closing, segment.length, kept))
     return Split(data, tensor, by_heads, tuple(branches))
 
 
@@ -153,12 +154,12 @@ def _share_features(length: int, block: int, tensor: int) -> tuple[Closing, int]
     return "rows", -(-length // tensor)
 
 
-def cut(cfg: ModelConfig, split: Split, weight: Weight, device: int) -> Cut:
+def cut(split: Split, weight: Weight, device: int) -> Cut:
     """The part of `weight` that the tensor device number `device` holds."""
     if split.tensor == 1 or not weight.cut:
         return Cut()
     if weight.cut == "inputs":  # it closes a branch
-        if split.branch(weight.segments[0].axis).closing == "rows":
+        if split.branch(weight.segments[0]).closing == "rows":
             return _cut_evenly(weight, "rows", split, device)
         if weight.is_vector:
             return Cut()  # added to the sum, which is everywhere
@@ -166,7 +167,7 @@ def cut(cfg: ModelConfig, split: Split, weight: Weight, device: int) -> Cut:
         return Cut() if weight.kind == "vector" else _cut_evenly(weight, weight.cut, split, device)
     pieces, at, base = [], 0, 0
     for segment in weight.segments:
-        share = _share_of(segment, cfg, split, device)
+        share = _share_of(segment, split, device)
         pieces.append(Piece(at, base + share.first, share.real))
         at, base = at + share.kept, base + segment.length
     return Cut(weight.cut, at, tuple(piece for piece in pieces if piece.length))
@@ -186,14 +187,14 @@ class _Share(NamedTuple):
     real: int
 
 
-def _share_of(segment: Segment, cfg: ModelConfig, split: Split, device: int) -> _Share:
+def _share_of(segment: Segment, split: Split, device: int) -> _Share:
     match segment.axis:
         case "K":  # a device holds one kv head at least, which several may share
-            heads = segment.length // cfg.key_length
-            kept = split.local_kv_heads(heads) * cfg.key_length
-            return _Share(kept, device * heads // split.tensor * cfg.key_length, kept)
+            heads = segment.length // segment.unit
+            kept = split.local_kv_heads(heads) * segment.unit
+            return _Share(kept, device * heads // split.tensor * segment.unit, kept)
         case "F" | "D":
-            return _padded_share(segment.length, split.branch(segment.axis).kept, device)
+            return _padded_share(segment.length, split.branch(segment).kept, device)
         case _:
             return _equal_share(segment.length, split.tensor, device)
 

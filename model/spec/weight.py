@@ -16,13 +16,14 @@ class Segment(NamedTuple):
 
     axis: Letter
     length: int  # rows, inputs or experts: for heads, their number times the width of one
+    unit: int = 1  # of them that stay together: the width of a head
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """One tensor, or one for each layer that has a part: what a part, or the model, declares."""
 
-    name: str  # as in the file, without its `.weight`
+    name: str  # as in the file, without its suffix
     shape: tuple[int, ...]  # (out, in), experts before; taps: (channels, taps)
     cut: Axis = ""  # the axis that devices share; "": each of them holds all of it. A bias states its matrix's
     segments: tuple[Segment, ...] = ()  # what lies along that axis, in order
@@ -31,6 +32,11 @@ class Weight:
     part: str = ""  # the name of the part of a layer that it belongs to; "": of none, there is one in the model
     layers: tuple[int, ...] = ()  # those that have the part
     optional: bool = False  # a file may lack it, then in all these layers
+    suffix: str = ".weight"  # behind the name in the file
+    replaces: tuple[str, ...] = ()  # names of weights of the part that a file with this one does not have
+    fill: float | None = (
+        None  # what stands for it in layers without it, where not all layers lack it; None: all have it
+    )
 
     def __post_init__(self):
         if self.cut and not (self.is_vector and self.cut == "inputs"):
@@ -51,16 +57,15 @@ class Weight:
             case "experts":
                 return 0
             case "rows":
-                return len(self.shape) - (1 if self.kind in ("bias", "vector") else 2)
+                return {"vector": 0, "bias": len(self.shape) - 1}.get(self.kind, len(self.shape) - 2)
             case _:
                 return len(self.shape) - 1
 
     @property
     def tensors(self) -> list[str]:
         """Full names in the file, one per layer or just one."""
-        suffix = "" if self.kind == "bias" else ".weight"
         prefixes = [f"blk.{layer}." for layer in self.layers] if self.per_layer else [""]
-        return [f"{prefix}{self.name}{suffix}" for prefix in prefixes]
+        return [f"{prefix}{self.name}{self.suffix}" for prefix in prefixes]
 
     def blocks_shape(self, qtype: str, layout: str = "ggml") -> tuple[int, ...]:
         """(..., out, N, block_bytes) of one such matrix in format `qtype`, or the last three axes of another layout."""

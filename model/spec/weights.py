@@ -10,6 +10,7 @@ serves all layers, and the number of XLA kernels does not grow with the depth of
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 
 from packlight.common.errors import GGUFError, UnsupportedError
@@ -22,6 +23,7 @@ from packlight.model.spec.parts import Part
 from packlight.model.spec.weight import Segment, Weight
 
 VECTOR_FORMATS = ("F32", "F16", "BF16")
+_BLOCK = re.compile(r"blk\.(\d{1,4})\.(.*)", re.ASCII)
 
 
 def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
@@ -33,18 +35,21 @@ def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
     arch = cfg.architecture
     D, V = cfg.embedding_length, cfg.vocab_size
     vocab = (Segment("V", V),)
-    norms = [*(["attn_norm", arch.norms.before_ffn] if arch.norms.before else [])]
-    norms += ["post_attention_norm", "post_ffw_norm"] if arch.norms.after else []
     rope = ("rope_factors_long", "rope_factors_short") if arch.rope.two_contexts else ("rope_freqs",)
     rotated = cfg.rope_dimension_count // 2
     every = tuple(range(cfg.block_count))
     return (
         Weight("token_embd", (V, D), "rows", vocab),
+        *([Weight("position_embd", (cfg.context_length, D))] if arch.learned_positions else []),
         *(Weight(name, (rotated,), kind="vector", optional=True) for name in rope),
-        *(dataclasses.replace(w, part=LAYER, layers=every) for name in norms for w in _norm(arch, name, D)),
+        *(
+            dataclasses.replace(weight, part=LAYER, layers=every, optional=arch.norms.is_optional(name))
+            for name in arch.norms.of_layers
+            for weight in _norm(arch, name, D)
+        ),
         *(weight for part, layers in _parts(cfg).items() for weight in _of_part(cfg, part, tuple(layers))),
         *_norm(arch, arch.norms.last, D),
-        Weight("output", (V, D), "rows", vocab, optional=True),  # absent: the head is token_embd
+        *_with_vectors(arch, Weight("output", (V, D), "rows", vocab, optional=True)),  # absent: it is token_embd
     )
 
 
@@ -58,27 +63,43 @@ def _parts(cfg: ModelConfig) -> dict[Part, list[int]]:
 
 
 def _of_part(cfg: ModelConfig, part: Part, layers: tuple[int, ...]) -> Iterator[Weight]:
-    """The tensors of a part, and the biases that the family's matrices have."""
-    arch = cfg.architecture
+    """The tensors of a part, and what goes with its matrices."""
     for weight in part.weights(cfg):
-        yield (declared := dataclasses.replace(weight, part=part.name, layers=layers))
-        if weight.kind == "matrix" and weight.name in (*arch.biases, *arch.optional_biases):
-            optional = weight.name not in arch.biases
-            changes = {"name": f"{weight.name}.bias", "shape": weight.shape[:-1], "kind": "bias", "optional": optional}
-            yield dataclasses.replace(declared, **changes)
+        yield from _with_vectors(cfg.architecture, dataclasses.replace(weight, part=part.name, layers=layers))
+
+
+def _with_vectors(arch: Architecture, weight: Weight) -> Iterator[Weight]:
+    """A tensor and, if it is a matrix, its biases, which some families must have and any file may, and the scale that
+    multiplies its products, of each expert where there are experts (NVFP4).
+    """
+    yield weight
+    if weight.kind != "matrix":
+        return
+    name, *experts, rows, _ = weight.name, *weight.shape
+    optional = weight.name not in arch.biases
+    bias = {"shape": (*experts, rows), "kind": "bias", "optional": optional, "suffix": "", "replaces": ()}
+    yield dataclasses.replace(weight, name=f"{name}.bias", **bias)
+    cut = {"cut": weight.cut, "segments": weight.segments} if experts else {"cut": "", "segments": ()}
+    scale = {"shape": tuple(experts) or (1,), "kind": "vector", "optional": True, "suffix": "", "replaces": ()}
+    yield dataclasses.replace(weight, name=f"{name}.scale", fill=1.0, **scale, **cut)
 
 
 def _norm(arch: Architecture, name: str, width: int) -> list[Weight]:
     """A norm's weights, and its biases where the family's norm has them."""
     weights = Weight(name, (width,), kind="vector")
-    if arch.norms.kind != "layer":
-        return [weights]
-    return [weights, Weight(f"{name}.bias", (width,), kind="bias")]
+    return [weights, Weight(f"{name}.bias", (width,), kind="bias", suffix="")] if arch.norms.biases else [weights]
 
 
-def ignored_tensors(cfg: ModelConfig) -> frozenset[str]:
-    """Tensors that old converters wrote and nobody reads: the rotation's own frequencies, per layer."""
-    return frozenset(f"blk.{layer}.attn_rot_embd.weight" for layer in range(cfg.block_count))
+def is_ignored(cfg: ModelConfig, name: str) -> bool:
+    """Whether nobody reads a tensor: the rotation's own frequencies, which old converters wrote for each layer; what is
+    of blocks that only predict further tokens; and what NVFP4's activations may be multiplied with.
+    """
+    if name.endswith(".input_scale"):
+        return True
+    block = _BLOCK.fullmatch(name)
+    if not block or int(block[1]) >= cfg.block_count + cfg.skipped_blocks:
+        return False
+    return int(block[1]) >= cfg.block_count or block[2] == "attn_rot_embd.weight"
 
 
 def formats(file: GGUFFile) -> dict[str, str]:
@@ -92,17 +113,21 @@ def used_weights(cfg: ModelConfig, formats: Mapping[str, str]) -> tuple[Weight, 
     Raises GGUFError naming the tensor when a mandatory one is missing, an optional one is in some layers only, or a
     tensor of the file is neither declared nor ignored.
     """
-    used, known = [], set(ignored_tensors(cfg))
+    used, known, absent = [], set(), set()
     for weight in declare(cfg):
-        names = weight.tensors
-        missing = [name for name in names if name not in formats]
-        if missing and not (weight.optional and len(missing) == len(names)):
-            raise GGUFError(f"tensor '{missing[0]}' is missing")
-        if not missing:
-            used.append(weight)
-            known.update(names)
+        names, of = weight.tensors, weight.name.removesuffix(".bias").removesuffix(".scale")
+        present = [name for name in names if name in formats]
+        if (weight.part, of) in absent or (not present and (weight.optional or weight.replaces)):
+            absent.add((weight.part, weight.name))
+            continue
+        if len(present) < len(names) and weight.fill is None:
+            missing = next(name for name in names if name not in formats)
+            raise GGUFError(f"tensor '{missing}' is missing")
+        used.append(weight)
+        known.update(present)
+        absent.update((weight.part, name) for name in weight.replaces)
     for name in formats:
-        if name not in known:
+        if name not in known and not is_ignored(cfg, name):
             raise GGUFError(f"tensor '{shown(name)}' is not part of a {cfg.architecture.name} model of this shape")
     return tuple(used)
 
@@ -115,7 +140,7 @@ def check(file: GGUFFile, cfg: ModelConfig) -> tuple[Weight, ...]:
     with naming(file.path):
         used = used_weights(cfg, formats(file))
         for weight in used:
-            for info in (file.tensors[name] for name in weight.tensors):
+            for info in (file.tensors[name] for name in weight.tensors if name in file.tensors):
                 if info.shape != weight.shape:
                     raise GGUFError(f"tensor '{info.name}' has shape {info.shape}, {weight.shape} is needed")
                 if weight.is_vector and info.format.name not in VECTOR_FORMATS:

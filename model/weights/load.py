@@ -93,13 +93,13 @@ def read_weights(
     """
     weights, jobs = [], []
     for weight in check(file, cfg):
-        infos = [file.tensors[name] for name in weight.tensors]
-        cuts = {device: cut(cfg, split, weight, device) for device in devices}
+        infos = [file.tensors[name] for name in weight.tensors if name in file.tensors]
+        cuts = {device: cut(split, weight, device) for device in devices}
         if not next(iter(cuts.values())).axis:
             cuts = {0: Cut()}
-        part = split.part(cfg, weight)
+        part = split.part(weight)
         if weight.is_vector:
-            weights.append(_read_vectors(weight, part, infos, cuts))
+            weights.append(_read_vectors(file, weight, part, cuts))
             progress(sum(info.nbytes for info in infos))
         else:
             host, reads = _plan_matrices(part, infos, layouts, cuts)
@@ -114,8 +114,13 @@ def read_weights(
     return weights
 
 
-def _read_vectors(weight: Weight, part: Weight, infos: list[TensorInfo], cuts: Mapping[int, Cut]) -> HostWeight:
-    values = np.stack([_read_vector(info).reshape(weight.shape) for info in infos])
+def _read_vectors(file: GGUFFile, weight: Weight, part: Weight, cuts: Mapping[int, Cut]) -> HostWeight:
+    def one(name: str) -> np.ndarray:
+        if name not in file.tensors:
+            return np.full(weight.shape, weight.fill, np.float32)
+        return _read_vector(file.tensors[name]).reshape(weight.shape)
+
+    values = np.stack([one(name) for name in weight.tensors])
     values = values if weight.per_layer else values[0]
     lead = values.ndim - len(weight.shape)
     parts = {

@@ -44,9 +44,9 @@ def abstract(
     split = WHOLE if placement is None else placement.split
     for weight in used_weights(cfg, formats):
         names = weight.tensors
-        qtypes, kept = [formats[name] for name in names], [layouts.get(name, "ggml") for name in names]
-        join = functools.partial(_join_shapes, placement, weight, cut(cfg, split, weight, 0).axis)
-        _branch(tree, weight)[weight.name] = _abstract_weight(split.part(cfg, weight), qtypes, kept, join)
+        qtypes, kept = [formats.get(name, "F32") for name in names], [layouts.get(name, "ggml") for name in names]
+        join = functools.partial(_join_shapes, placement, weight, cut(split, weight, 0).axis)
+        _branch(tree, weight)[weight.name] = _abstract_weight(split.part(weight), qtypes, kept, join)
     return tree
 
 

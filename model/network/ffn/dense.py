@@ -15,24 +15,40 @@ def feed_forward(step: Step, part: DensePart, weights: Params, index: jax.Array,
     """(B, T, D), normed -> (B, T, D). index: of the layer among those that have the part."""
     family, numerics = step.cfg.architecture.ffn, step.numerics
     if family.fused:
-        gate, up = jnp.split(linear(h, weights, "ffn_up", index, numerics), 2, axis=-1)
-    elif family.kind == "gelu":
-        gate = up = linear(h, weights, "ffn_up", index, numerics)
+        gate, up = jnp.split(linear(h, weights, part.up, index, numerics), 2, axis=-1)
+    elif family.gated:
+        gate, up = linears(h, weights, (part.gate, part.up), index, numerics)
     else:
-        gate, up = linears(h, weights, ("ffn_gate", "ffn_up"), index, numerics)
-    hidden = activate(family.kind, gate, up)
-    return closing(step, hidden, weights, "ffn_down", index, "F")
+        gate = up = linear(h, weights, part.up, index, numerics)
+    if family.kind == "xielu":
+        hidden = xielu(up, jnp.asarray(step.cfg.xielu, jnp.float32)[index])
+    else:
+        hidden = activate(family.kind, gate, up)
+    return closing(step, hidden, weights, part.down, index, part.features)
+
+
+def xielu(x: jax.Array, parameters: jax.Array) -> jax.Array:
+    """xIELU with a layer's float32 (4,): alpha_n, alpha_p, beta and eps.
+
+    Source: 2411.13010; llama.cpp's `ggml_xielu`, which takes alphas through softplus.
+    """
+    alpha_n, alpha_p, beta, eps = parameters
+    positive, negative = jax.nn.softplus(alpha_p), beta + jax.nn.softplus(alpha_n)
+    below = (jnp.expm1(jnp.minimum(x, eps)) - x) * negative
+    return jnp.where(x > 0, positive * x * x, below) + beta * x
 
 
 def activate(kind: str, gate: jax.Array, up: jax.Array) -> jax.Array:
     """What goes into `ffn_down`, float32 (..., F), from the outputs of `ffn_gate` and `ffn_up`.
 
-    "gelu" has no gate: it reads `gate` alone.
+    "gelu" and "relu2" have no gate: they read `gate` alone.
 
     Sources: SwiGLU, GEGLU (2002.05202); GELU by its tanh approximation (1606.08415), which GGUF models are trained
-    with; gpt-oss's reference code for "swiglu_oai".
+    with; the square of a rectifier (2109.08668); gpt-oss's reference code for "swiglu_oai".
     """
     match kind:
+        case "relu2":
+            return jnp.square(jax.nn.relu(gate))
         case "swiglu":
             return jax.nn.silu(gate) * up
         case "geglu":

@@ -1,6 +1,6 @@
 """Mixture of experts: routing, and products with packed experts of which only the chosen ones are computed.
 
-Source: Mixtral (2401.04088); llama.cpp's `build_moe_ffn` for softmax over all experts before the choice.
+Sources: Mixtral (2401.04088), DeepSeek-V3 (2412.19437); llama.cpp's `build_moe_ffn` for what is chosen and weighed.
 """
 
 import dataclasses
@@ -11,18 +11,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from packlight.model.network.collectives import summed, tensor_number
+from packlight.model.network.ffn import dense
 from packlight.model.network.ffn.dense import activate
-from packlight.model.network.products import linear
+from packlight.model.network.products import finished, linear
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.parts.moe import MoePart
+from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
-from packlight.model.weights.stack import stacked_matmul, stacked_matmul_many
+from packlight.model.weights.stack import stacked_matmul_many
 
-LEAST_SUM = (
-    2.0**-14
-)  # of the chosen experts' scores, as far as it divides them: the least normal float16, as in llama.cpp
+# Of the chosen experts' scores, as far as it divides them: the least normal float16, as in llama.cpp.
+LEAST_SUM = 2.0**-14
 
 
 def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:
@@ -32,27 +32,52 @@ def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h
     """
     numerics = step.numerics
     router = linear(h, weights, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
-    flat = h.reshape(-1, h.shape[-1]).astype(numerics.dtype)
+    latent = "ffn_latent_down" in weights
+    x = linear(h, weights, "ffn_latent_down", index, numerics) if latent else h
+    flat = x.reshape(-1, x.shape[-1]).astype(numerics.dtype)
     y = moe(step.cfg, flat, router.reshape(flat.shape[0], -1), weights, index, numerics.paths, numerics.split)
-    return y.reshape(h.shape)
+    y = y.reshape(x.shape)
+    y = linear(y, weights, "ffn_latent_up", index, numerics) if latent else y
+    if part.shared is None:
+        return y
+    shared = dense.feed_forward(step, part.shared, weights, index, h)
+    if "ffn_gate_inp_shexp" in weights:
+        shared = shared * jax.nn.sigmoid((h * weights["ffn_gate_inp_shexp"][index]).sum(-1, keepdims=True))
+    return y + shared
 
 
-def route(router: jax.Array, used: int, kind: str, bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X), which sum to 1.
+def route(
+    router: jax.Array,
+    used: int,
+    routing: Routing,
+    bias: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X).
 
-    kind: softmax over the "chosen" experts alone, or "softmax" over all or "sigmoid" of each, of which the chosen ones
-    take their share. bias: float32 (E,), added for the choice alone.
+    bias: float32 (E,), added to the scores for the choice alone. Groups are chosen by the sum of their two best scores.
     """
-    if kind == "chosen":
+    if routing.scores == "chosen":
         chosen, experts = lax.top_k(router, used)
         return experts, jax.nn.softmax(chosen, axis=-1)
-    scores = jax.nn.softmax(router, axis=-1) if kind == "softmax" else jax.nn.sigmoid(router)
-    if bias is None:
-        chosen, experts = lax.top_k(scores, used)
-    else:
-        _, experts = lax.top_k(scores + bias[None, :], used)
-        chosen = jnp.take_along_axis(scores, experts, axis=-1)
-    return experts, chosen / jnp.maximum(chosen.sum(-1, keepdims=True), LEAST_SUM)
+    scores = jax.nn.softmax(router, axis=-1) if routing.scores == "softmax" else jax.nn.sigmoid(router)
+    by = scores if bias is None else scores + bias[None, :]
+    if routing.groups > 1:
+        by = _of_best_groups(by, routing)
+    _, experts = lax.top_k(by, used)
+    chosen = jnp.take_along_axis(scores, experts, axis=-1)
+    if routing.normed:
+        chosen = chosen / jnp.maximum(chosen.sum(-1, keepdims=True), LEAST_SUM)
+    return experts, chosen if routing.scale == 1 else chosen * jnp.float32(routing.scale)
+
+
+def _of_best_groups(scores: jax.Array, routing: Routing) -> jax.Array:
+    """Scores (M, E), -inf outside each row's best groups. Source: DeepSeek-V3 (2412.19437)."""
+    M, E = scores.shape
+    grouped = scores.reshape(M, routing.groups, E // routing.groups)
+    best_two = lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(-1)
+    _, groups = lax.top_k(best_two, routing.groups_used)
+    kept = (groups[:, :, None] == jnp.arange(routing.groups)[None, None, :]).any(1)
+    return jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(M, E)
 
 
 def moe(
@@ -64,15 +89,17 @@ def moe(
     paths: Mapping[str, str],  # format -> kernel path
     split: Split = WHOLE,
 ) -> jax.Array:  # float32 (M, D)
-    """Sum over each row's chosen experts of weight * expert(row); with a split, each device computes its own experts.
+    """Sum over each row's chosen experts of weight * expert(row), or of expert(weight * row) as the family has it; with
+    a split, each device computes its own experts.
 
     The (row, expert) pairs are sorted by expert and cut into tiles of one expert each; a tile gathers its rows,
     runs them through that expert and adds the results back. Every expert is unpacked at most once more than
     its rows fill tiles, and one that nobody chose not at all.
     """
     M, D = x.shape
-    bias = blk.get("exp_probs_b.bias")
+    bias, family = blk.get("exp_probs_b.bias"), cfg.architecture.ffn
     experts, weights = route(router, cfg.expert_used_count, cfg.routing, None if bias is None else bias[index])
+    scales_input = family.experts is not None and family.experts.scales_input
     pairs = M * cfg.expert_used_count
     held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
     flat = experts.reshape(-1) - tensor_number(split) * held
@@ -92,8 +119,10 @@ def moe(
         pair = order[jnp.minimum(at, pairs - 1)]
         filled = at < ends[expert]
         row = pair // cfg.expert_used_count
-        y = _expert(cfg.architecture.ffn.kind, x[row], blk, index, expert, paths)
-        return out.at[row].add(jnp.where(filled[:, None], y * scaled[pair][:, None], 0))
+        weight = scaled[pair][:, None]
+        read = (x[row] * weight).astype(x.dtype) if scales_input else x[row]
+        y = _expert(family.kind, read, blk, index, expert, paths)
+        return out.at[row].add(jnp.where(filled[:, None], y if scales_input else y * weight, 0))
 
     return summed(lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32)), split)
 
@@ -103,11 +132,14 @@ def _expert(
 ) -> jax.Array:
     """One expert's feed-forward: (rows, D) -> (rows, D)."""
 
-    def biased(y: jax.Array, name: str) -> jax.Array:
-        bias = blk.get(f"{name}.bias")  # (L, E, out)
-        return y if bias is None else y + bias[index, expert][None, :]
+    def products(x: jax.Array, *names: str) -> list[jax.Array]:
+        ys = stacked_matmul_many(x, [blk[name] for name in names], index, paths, (expert,))
+        return [finished(y, blk, name, (index, expert)) for y, name in zip(ys, names, strict=True)]
 
-    gate, up = stacked_matmul_many(x, [blk["ffn_gate_exps"], blk["ffn_up_exps"]], index, paths, (expert,))
-    gate, up = biased(gate, "ffn_gate_exps"), biased(up, "ffn_up_exps")
-    hidden = activate(kind, gate, up).astype(x.dtype)
-    return biased(stacked_matmul(hidden, blk["ffn_down_exps"], index, paths, (expert,)), "ffn_down_exps")
+    if "ffn_gate_up_exps" in blk:
+        gate, up = jnp.split(products(x, "ffn_gate_up_exps")[0], 2, axis=-1)
+    elif "ffn_gate_exps" in blk:
+        gate, up = products(x, "ffn_gate_exps", "ffn_up_exps")
+    else:
+        (gate,) = (up,) = products(x, "ffn_up_exps")
+    return products(activate(kind, gate, up).astype(x.dtype), "ffn_down_exps")[0]

@@ -11,6 +11,7 @@ from packlight.model.network.products import closing, linear
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
 from packlight.model.spec.parts.shortconv import Columns, ShortConvPart
+from packlight.model.spec.weight import Segment
 from packlight.model.weights.params import Params
 
 
@@ -29,7 +30,7 @@ def mix(
     gate_in, gate_out, x = jnp.split(linear(h, weights, "shortconv.in_proj", index, step.numerics), 3, axis=-1)
     inputs, state = follow(state, index, gate_in * x, step.rows)
     y = gate_out * convolve(inputs, weights["shortconv.conv"][index])
-    return closing(step, y, weights, "shortconv.out_proj", index, "D"), state
+    return closing(step, y, weights, "shortconv.out_proj", index, Segment("D", step.cfg.embedding_length)), state
 
 
 def convolve(inputs: jax.Array, taps: jax.Array) -> jax.Array:

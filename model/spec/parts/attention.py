@@ -10,6 +10,8 @@ from packlight.model.spec.weight import Segment, Weight
 if TYPE_CHECKING:
     from packlight.model.spec.config import ModelConfig
 
+QKV = ("attn_q", "attn_k", "attn_v")
+
 
 class KV(NamedTuple):
     """Keys and values: arrays, or what says how they lie. (L, B, K, S, C), L of the layers that have the part.
@@ -25,38 +27,56 @@ class KV(NamedTuple):
 class AttentionPart:
     """Grouped-query attention to all of the context, or to a sliding window."""
 
+    heads: int  # H
     kv_heads: int  # K
+    width: int  # C
     window: int = 0  # positions that a query sees, itself included; 0: all before it
+    rotation: bool = True  # positions rotate queries and keys
     name: str = "attention"
 
+    @property
+    def queries(self) -> Segment:
+        """Query heads, as they lie along rows and inputs of matrices."""
+        return Segment("H", self.heads * self.width, self.width)
+
     def weights(self, cfg: "ModelConfig") -> Iterator[Weight]:
-        D, C = cfg.embedding_length, cfg.key_length
-        heads, kv_heads = Segment("H", cfg.head_count * C), Segment("K", self.kv_heads * C)
+        D, H, C, heads = cfg.embedding_length, self.heads, self.width, self.queries
+        kv_heads = Segment("K", self.kv_heads * C, C)
         Q, KV = heads.length, kv_heads.length
         attention = cfg.architecture.attention
-        if attention.fused:
-            yield Weight("attn_qkv", (Q + 2 * KV, D), "rows", (heads, kv_heads, kv_heads))
-        else:
-            yield Weight("attn_q", (Q, D), "rows", (heads,))
-            yield Weight("attn_k", (KV, D), "rows", (kv_heads,))
-            yield Weight("attn_v", (KV, D), "rows", (kv_heads,))
+        asked = Segment("H", 2 * Q, 2 * C) if attention.gate == "query" else heads  # each head's query, then its gate
+        fused = (asked, kv_heads, kv_heads)
+        yield Weight("attn_qkv", (asked.length + 2 * KV, D), "rows", fused, replaces=QKV)
+        yield Weight("attn_q", (asked.length, D), "rows", (asked,))
+        yield Weight("attn_k", (KV, D), "rows", (kv_heads,))
+        yield Weight("attn_v", (KV, D), "rows", (kv_heads,))
+        match attention.gate:
+            case "channels":
+                yield Weight("attn_gate", (Q, D), "rows", (heads,))
+            case "heads":
+                yield Weight("attn_gate", (H, D), "rows", (Segment("H", H),))
         yield Weight("attn_output", (D, Q), "inputs", (heads,))
+        optional = attention.qk_norm_optional
         match attention.qk_norm:
             case "head":
-                yield Weight("attn_q_norm", (C,), kind="vector")
-                yield Weight("attn_k_norm", (C,), kind="vector")
+                yield Weight("attn_q_norm", (C,), kind="vector", optional=optional)
+                yield Weight("attn_k_norm", (C,), kind="vector", optional=optional)
+            case "heads":
+                one_each = (Segment("H", H),), (Segment("K", self.kv_heads),)
+                yield Weight("attn_q_norm", (H, C), "rows", one_each[0], "vector", optional=optional)
+                yield Weight("attn_k_norm", (self.kv_heads, C), "rows", one_each[1], "vector", optional=optional)
             case "whole":
-                yield Weight("attn_q_norm", (Q,), "rows", (heads,), "vector")
-                yield Weight("attn_k_norm", (KV,), "rows", (kv_heads,), "vector")
+                yield Weight("attn_q_norm", (Q,), "rows", (heads,), "vector", optional=optional)
+                yield Weight("attn_k_norm", (KV,), "rows", (kv_heads,), "vector", optional=optional)
         if attention.sinks:
-            yield Weight("attn_sinks", (cfg.head_count,), "rows", (Segment("H", cfg.head_count),), "vector")
+            yield Weight("attn_sinks", (H,), "rows", (Segment("H", H),), "vector")
 
     def positions(self, room: Room) -> int:
         """S: what a window sees and one step writes lie there together, in whole tiles of the attention loop."""
         return min(room.capacity, whole_tiles(self.window + room.chunk - 1)) if self.window else room.capacity
 
     def state(self, cfg: "ModelConfig", layers: int, room: Room) -> KV:
-        shape = (layers, room.slots, self.kv_heads, self.positions(room), cfg.key_length)
+        shape = (layers, room.slots, self.kv_heads, self.positions(room), self.width)
         each = Buffer(shape, room.dtype, ("", "B", "K", "", ""))
         return KV(each, each)
 

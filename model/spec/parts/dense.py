@@ -14,15 +14,32 @@ if TYPE_CHECKING:
 class DensePart:
     """Two or three matrices, D to F and back."""
 
+    width: int  # F
     name: str = "dense"
+    suffix: str = ""  # of its matrices' names: of those in a mixture of experts that every token goes through
+
+    @property
+    def features(self) -> Segment:
+        return Segment("F", self.width)
+
+    @property
+    def gate(self) -> str:
+        return f"ffn_gate{self.suffix}"
+
+    @property
+    def up(self) -> str:
+        return f"ffn_up{self.suffix}"
+
+    @property
+    def down(self) -> str:
+        return f"ffn_down{self.suffix}"
 
     def weights(self, cfg: "ModelConfig") -> Iterator[Weight]:
-        D, F, ffn = cfg.embedding_length, cfg.feed_forward_length, cfg.architecture.ffn
-        features = Segment("F", F)
+        D, F, ffn, features = cfg.embedding_length, self.width, cfg.architecture.ffn, self.features
         if ffn.fused:
-            yield Weight("ffn_up", (2 * F, D), "rows", (features, features))
+            yield Weight(self.up, (2 * F, D), "rows", (features, features))
         else:
-            if ffn.kind != "gelu":
-                yield Weight("ffn_gate", (F, D), "rows", (features,))
-            yield Weight("ffn_up", (F, D), "rows", (features,))
-        yield Weight("ffn_down", (D, F), "inputs", (features,))
+            if ffn.gated:
+                yield Weight(self.gate, (F, D), "rows", (features,))
+            yield Weight(self.up, (F, D), "rows", (features,))
+        yield Weight(self.down, (D, F), "inputs", (features,))

@@ -151,8 +151,8 @@ def test_a_weight_is_cut_as_its_row_says(divided):
     bias = Weight("mixed.bias", matrix.shape[:-1], matrix.cut, matrix.segments, "bias")
     for weight in (matrix, bias):
         pieces = (Piece(0, 3 * 8, 8), Piece(8, 64 + 3 * 256, 256), Piece(264, 64 + 2048 + 3 * 256, 256))
-        assert cut(cfg, split, weight, 3) == Cut("rows", 8 + 512, pieces)
-        assert split.part(cfg, weight).shape == (520, *weight.shape[1:])
+        assert cut(split, weight, 3) == Cut("rows", 8 + 512, pieces)
+        assert split.part(weight).shape == (520, *weight.shape[1:])
     with pytest.raises(AssertionError):
         Weight("mixed", (64 + 4096, 256), "rows", segments[:2])
 
@@ -173,7 +173,7 @@ def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
             continue
         covered = set()
         for device, buffers in host.parts.items():
-            share = cut(cfg, split, weight, device)
+            share = cut(split, weight, device)
             for group, (qtype, at) in enumerate(zip(host.qtypes, host.layouts, strict=True)):
                 ours, expected = plain(host.weight, buffers[group], qtype, at), whole[key].parts[0][group]
                 lead = ours.ndim - len(weight.shape) - (not weight.is_vector)

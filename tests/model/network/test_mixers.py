@@ -25,9 +25,9 @@ LAYERS, LAYER = 3, 1  # of the mixer; the one that runs
 SLOTS, CAPACITY, CHUNK = 4, 384, 24
 T = 300  # tokens of a text: a window of 20 has gone round its 128 places twice
 CASES: dict = {
-    "attention": AttentionPart(2),
-    "one kv head": AttentionPart(1),
-    "window": AttentionPart(2, 20),
+    "attention": AttentionPart(4, 2, 64),
+    "one kv head": AttentionPart(4, 1, 64),
+    "window": AttentionPart(4, 2, 64, 20),
     "shortconv": ShortConvPart(3),
     "many taps": ShortConvPart(9),
 }

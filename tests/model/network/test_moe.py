@@ -13,6 +13,7 @@ from packlight.model.network.ffn import moe as moe_module
 from packlight.model.network.ffn.moe import moe, route
 from packlight.model.spec.architectures import ARCHITECTURES
 from packlight.model.spec.config import ModelConfig, RopeScaling
+from packlight.model.spec.parts.moe import Routing
 from packlight.model.weights.stack import Stack
 
 D, F, E = 256, 512, 8
@@ -97,6 +98,6 @@ def test_a_row_does_not_depend_on_its_neighbours(blk):
 
 
 def test_route_takes_the_lower_expert_of_a_tie_and_shares_sum_to_one():
-    experts, weights = route(jnp.asarray([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), 2, "softmax")
+    experts, weights = route(jnp.asarray([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), 2, Routing())
     np.testing.assert_array_equal(np.asarray(experts), [[1, 2], [0, 1]])
     np.testing.assert_allclose(np.asarray(weights), 0.5)

@@ -77,8 +77,14 @@ def test_gemmas_largest_models_scale_attention_by_the_embedding():
     assert np.isclose(small.embedding_scale, 8)
 
 
-def test_an_unknown_architecture_is_refused_with_the_list():
-    with pytest.raises(
-        UnsupportedError, match="unknown architecture 'mamba'; supported: llama, mistral3, qwen2, .*gpt-oss"
-    ):
-        ModelConfig.from_metadata(metadata("qwen2") | {"general.architecture": "mamba"})
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("qwen9", r"unknown architecture 'qwen9'; \d+ are supported \(docs/models.md\); did you mean 'qwen\w+'\?"),
+        ("xyz", r"unknown architecture 'xyz'; \d+ are supported \(docs/models.md\); among them are llama, qwen3"),
+        ("clip", r"'clip' is the half of a model that reads images or sound \(mmproj\); the file beside it holds the"),
+    ],
+)
+def test_an_unknown_architecture_is_refused_with_what_is_near(name, said):
+    with pytest.raises(UnsupportedError, match=said):
+        ModelConfig.from_metadata(metadata("qwen2") | {"general.architecture": name})

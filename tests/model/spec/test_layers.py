@@ -17,11 +17,11 @@ from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.parts.shortconv import ShortConvPart
 
 KINDS = {
-    "a": Layer((AttentionPart(2),), DensePart()),
-    "w": Layer((AttentionPart(2, 20, "window"),), DensePart()),
-    "c": Layer((ShortConvPart(3),), DensePart()),
+    "a": Layer((AttentionPart(4, 2, 16),), DensePart(96)),
+    "w": Layer((AttentionPart(4, 2, 16, 20, name="window"),), DensePart(96)),
+    "c": Layer((ShortConvPart(3),), DensePart(96)),
     "m": Layer((ShortConvPart(3),), MoePart()),
-    "b": Layer((AttentionPart(2),), MoePart()),
+    "b": Layer((AttentionPart(4, 2, 16),), MoePart()),
 }
 
 
@@ -63,7 +63,12 @@ def lfm2(kv_heads, **keys):
 def test_layers_without_kv_heads_convolve():
     layers = lfm2([0, 2, 0, 1]).layers
     assert [type(layer.mixers[0]).__name__ for layer in layers] == ["ShortConvPart", "AttentionPart"] * 2
-    assert [layer.mixers[0].name for layer in layers] == ["shortconv", "attention_2_kv", "shortconv", "attention_1_kv"]
+    assert [layer.mixers[0].name for layer in layers] == [
+        "shortconv",
+        "attention_2_kv_heads",
+        "shortconv",
+        "attention_1_kv_heads",
+    ]
     assert {layer.mixers[0].name for layer in lfm2([0, 4, 4]).layers} == {"shortconv", "attention"}
     assert {layer.mixers[0].name for layer in lfm2([0, 0]).layers} == {"shortconv"}
     assert [layer.ffn.name for layer in ModelConfig.from_metadata(metadata("lfm2moe")).layers] == [
@@ -75,7 +80,7 @@ def test_layers_without_kv_heads_convolve():
 def test_all_attention_layers_of_an_lfm2_with_a_window_slide():
     """Source: llama.cpp's hyperparameters of lfm2."""
     mixers = [layer.mixers[0] for layer in lfm2([0, 2, 2], **{"attention.sliding_window": 8}).layers]
-    assert mixers == [ShortConvPart(3), *[AttentionPart(2, 8, "window")] * 2]
+    assert mixers == [ShortConvPart(3), *[AttentionPart(4, 2, 16, 8, name="window")] * 2]
 
 
 @pytest.mark.parametrize(

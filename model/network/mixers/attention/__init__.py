@@ -7,6 +7,7 @@ positions in use, not with the cache's length.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from packlight.model.network.collectives import gathered
 from packlight.model.network.mixers.attention.native import native_attention
@@ -14,7 +15,7 @@ from packlight.model.network.mixers.attention.scores import Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.mixers.attention.whole import whole_attention
 from packlight.model.network.mixers.attention.write import write
-from packlight.model.network.norms import norm
+from packlight.model.network.norms import norm, unweighted_norm
 from packlight.model.network.products import closing, linears
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
@@ -33,42 +34,81 @@ def mix(
     h: jax.Array,  # float32 (B, T, D), normed
 ) -> tuple[jax.Array, KV]:  # float32 (B, T, D)
     """What attention adds to a layer's input, and the state with this step's keys and values."""
-    q, k, v = project(step, part, weights, index, h)
-    turns, slides = step.turns, part.window > 0
-    q, k = turns.sharpen(turns.rotate(q, slides)), turns.rotate(k, slides)
+    family, numerics, slides = step.cfg.architecture.attention, step.numerics, part.window > 0
+    q, k, v, gate = project(step, part, weights, index, h)
+    if not family.rotates_first:
+        q, k = _normed(step, part, weights, index, q, k)
+    if part.rotation:
+        q, k = step.turns.rotate(q, slides), step.turns.rotate(k, slides)
+    if family.rotates_first:
+        q, k = _normed(step, part, weights, index, q, k)
+    if family.sharpens == "stated" or not part.rotation:
+        q = step.turns.sharpen(q)
     state = write(state, index, k, v, step.rows, part.window)
     scores = Scores.of(step.cfg, part, weights, index)
-    numerics = step.numerics
     mixed = attention(scaled(step.cfg, q), state, index, step.rows, numerics.span, numerics.kernel, scores)
-    return closing(step, mixed, weights, "attn_output", index, "H"), state
+    mixed = mixed if gate is None else mixed * gate
+    return closing(step, mixed, weights, "attn_output", index, part.queries), state
 
 
 def project(
     step: Step, part: AttentionPart, weights: Params, index: jax.Array, h: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q (B, T, H, C), k and v (B, T, K, C) of normed inputs (B, T, D), before rotation."""
-    cfg, numerics, family = step.cfg, step.numerics, step.cfg.architecture.attention
-    heads, kv_heads, width = cfg.head_count, numerics.split.local_kv_heads(part.kv_heads), cfg.key_length
-    names = ("attn_qkv",) if family.fused else ("attn_q", "attn_k", "attn_v")
-    parts = linears(h, weights, names, index, numerics)
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """q (B, T, H, C), k and v (B, T, K, C) of inputs (B, T, D), before norms and rotation; and the gate of the mixed
+    values, (B, T, H * C), where the family has one.
+    """
+    numerics, gating, C = step.numerics, step.cfg.architecture.attention.gate, part.width
+    heads, kv_heads = numerics.split.local_heads(part.heads), numerics.split.local_kv_heads(part.kv_heads)
+    widths = [2 * heads * C if gating == "query" else heads * C, kv_heads * C, kv_heads * C]
+    names = ["attn_qkv"] if "attn_qkv" in weights else ["attn_q", "attn_k", "attn_v"]
+    made = [sum(widths)] if "attn_qkv" in weights else list(widths)
+    if gating in ("channels", "heads"):
+        names, made = [*names, "attn_gate"], [*made, heads * C if gating == "channels" else heads]
+    parts = linears(h, weights, tuple(names), index, numerics)
     if not numerics.split.heads:
-        widths = (heads + 2 * kv_heads,) if family.fused else (heads, kv_heads, kv_heads)
-        parts = [gathered(x, n * width, numerics.split) for x, n in zip(parts, widths, strict=True)]
-    if family.fused:
-        parts = jnp.split(parts[0], [heads * width, (heads + kv_heads) * width], axis=-1)
-    q, k, v = parts
-    if family.qk_norm == "whole":
-        split = numerics.split if numerics.split.heads else WHOLE
-        q, k = norm(cfg, q, weights, "attn_q_norm", index, split), norm(cfg, k, weights, "attn_k_norm", index, split)
-    q, k, v = _heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads)
-    if family.qk_norm == "head":
-        q, k = norm(cfg, q, weights, "attn_q_norm", index), norm(cfg, k, weights, "attn_k_norm", index)
-    return q, k, v
+        parts = [gathered(x, width, numerics.split) for x, width in zip(parts, made, strict=True)]
+    if "attn_qkv" in weights:
+        parts = [*jnp.split(parts[0], np.cumsum(widths[:2]), axis=-1), *parts[1:]]
+    q, k, v, *gates = parts
+    q, gate = _heads(q, heads), None
+    match gating:
+        case "query":
+            q, gate = jnp.split(q, 2, axis=-1)
+            gate = jax.nn.sigmoid(gate).reshape(*h.shape[:-1], heads * C)
+        case "channels":
+            gate = jax.nn.sigmoid(gates[0])
+        case "heads":
+            gate = jnp.repeat(jax.nn.softplus(gates[0]), C, axis=-1)
+    return q, _heads(k, kv_heads), _heads(v, kv_heads), gate
+
+
+def _normed(
+    step: Step, part: AttentionPart, weights: Params, index: jax.Array, q: jax.Array, k: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Queries (B, T, H, C) and keys (B, T, K, C), normed as the family has it.
+
+    Llama 4 does it in layers that rotate, unless it has 128 experts. Source: llama.cpp's `llama4` graph.
+    """
+    cfg, split = step.cfg, step.numerics.split
+    kind = cfg.architecture.attention.qk_norm
+    if kind == "unweighted":
+        without = not part.rotation or cfg.expert_count == 128
+        return (q, k) if without else (unweighted_norm(cfg, q), unweighted_norm(cfg, k))
+    if "attn_q_norm" not in weights:
+        return q, k
+
+    def one(x: jax.Array, name: str) -> jax.Array:
+        if kind != "whole":
+            return norm(cfg, x, weights, name, index)
+        flat = x.reshape(*x.shape[:-2], -1)
+        return norm(cfg, flat, weights, name, index, split if split.heads else WHOLE).reshape(x.shape)
+
+    return one(q, "attn_q_norm"), one(k, "attn_k_norm")
 
 
 def scaled(cfg: ModelConfig, q: jax.Array) -> jax.Array:
     """Queries such that attention's own 1 / sqrt(C) makes the model's scale."""
-    return q * jnp.float32(cfg.attention_scale * cfg.key_length**0.5) if cfg.attention_scale else q
+    return q * jnp.float32(cfg.attention_scale * q.shape[-1] ** 0.5) if cfg.attention_scale else q
 
 
 def attention(

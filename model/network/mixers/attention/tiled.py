@@ -41,7 +41,7 @@ def tiled_attention(
         values = jnp.where(held[:, None, :, None], values, 0)
         seen = position[None, None, :] <= last[:, :, None]
         if special.window is not None:
-            seen &= position[None, None, :] > last[:, :, None] - special.window
+            seen &= position[None, None, :] >= special.oldest(last)[:, :, None]
         scores = jnp.where(seen[:, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, scores.max(-1))
         weights = jnp.exp(scores - new_top[..., None])

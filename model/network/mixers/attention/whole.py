@@ -31,7 +31,7 @@ def whole_attention(
         seen, held = position <= start, position < rows.end[:, None]
     else:
         position = start - (start - position) % S  # the last one that was written there
-        seen = held = (position >= 0) & (position > start - special.window)
+        seen = held = (position >= 0) & (position >= special.oldest(start))
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     top = scores.max(-1, keepdims=True)
     sinks = None if special.sinks is None else special.sinks.reshape(1, K, H // K, 1)
