@@ -89,6 +89,6 @@ def _alike(
         for weight in multiplied
         if split.part(weight).shape[-2:] == shape
         and scopes[weight] in here
-        and any(formats[name] == qtype for name in weight.tensors)
+        and any(formats.get(name) == qtype for name in weight.tensors)
     ]
     return "|".join(names)

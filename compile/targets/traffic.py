@@ -11,13 +11,16 @@ from packlight.model.gguf.reader import GGUFFile, TensorInfo
 from packlight.model.spec.cache import read_bytes
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.weights import read_tensors
 
 
 def weight_bytes(file: GGUFFile, cfg: ModelConfig, rows: int, head: bool = True) -> float:
     """Packed bytes that one pass over `rows` tokens reads."""
     total = 0.0
-    for name, info in file.tensors.items():
-        match name:
+    for info in read_tensors(file, cfg):
+        match name := info.name:
+            case "position_embd.weight":
+                total += rows * info.nbytes / info.shape[0]
             case "token_embd.weight":
                 looked_up = rows * info.nbytes / info.shape[0]
                 total += looked_up + (info.nbytes if head and "output.weight" not in file.tensors else 0)
@@ -34,8 +37,9 @@ def head_bytes(file: GGUFFile) -> int:
 
 
 def matrix_flops(file: GGUFFile, cfg: ModelConfig) -> float:
-    """Multiplications and additions of one token in every matrix but the embedding and the head."""
-    rest = (t for t in file.tensors.values() if t.name not in ("token_embd.weight", "output.weight"))
+    """Multiplications and additions of one token in every matrix but those of embeddings and the head."""
+    others = ("token_embd.weight", "position_embd.weight", "output.weight")
+    rest = (info for info in read_tensors(file, cfg) if info.name not in others)
     return sum(2.0 * _used(cfg, info.name, info) for info in rest if len(info.shape) > 1)
 
 

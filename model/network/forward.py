@@ -146,7 +146,7 @@ def head(
         weights = params.get("output", params["token_embd"])
         logits = matmul(hidden.astype(numerics.dtype), weights, numerics.paths[weights.qtype])
         if "output.scale" in params:
-            logits = logits * params["output.scale"]
+            logits = logits * params["output.scale"][None, :]
         if "output.bias" in params:
             logits = logits + params["output.bias"][None, :]
         logits = gathered(logits, cfg.vocab_size, numerics.split)

@@ -29,6 +29,8 @@ MOSAIC_WIDTHS = (64, 128, 192, 256)
 MOSAIC_CACHES = ("bfloat16", "float16")
 _GATINGS: dict[int, RouterScores] = {1: "softmax", 2: "sigmoid"}
 _PROJECTORS = ("clip", "mmproj")  # `general.architecture` of files beside multimodal models
+# Keys of what is not run here, images, and of how a converter laid out what a file's tensors say themselves.
+_UNNEEDED = ("n_deepstack_layers", "tensor_data_layout")
 _USUAL = ("llama", "qwen3", "gemma3", "phi3", "gpt-oss")
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
 
@@ -332,8 +334,8 @@ class _Keys:
         return name if isinstance(name, str) else ""
 
     def unread(self) -> tuple[str, ...]:
-        prefix = self.full("")
-        return tuple(sorted(k for k in self._metadata if k.startswith(prefix) and k not in self._read))
+        prefix, known = self.full(""), {*self._read, *map(self.full, _UNNEEDED)}
+        return tuple(sorted(key for key in self._metadata if key.startswith(prefix) and key not in known))
 
 
 def _kind(value: Any) -> str:
@@ -443,11 +445,10 @@ def _experts(keys: _Keys, ffn: tuple[int, ...]) -> dict[str, Any]:
 
 def _shared_width(keys: _Keys, family: Experts, width: int) -> int:
     """F of the experts that every token goes through: by its own key, or that of so many experts."""
-    if keys.has("expert_shared_feed_forward_length"):
-        return keys.integer("expert_shared_feed_forward_length", low=0)
-    if family.shared is None or keys.has("expert_shared_count"):
-        return width * keys.integer("expert_shared_count", low=0, high=1024)
-    return width * family.shared
+    own_width = keys.has("expert_shared_feed_forward_length")
+    stated = keys.has("expert_shared_count") or (family.shared is None and not own_width)
+    count = keys.integer("expert_shared_count", low=0, high=1024) if stated else family.shared or 0
+    return keys.integer("expert_shared_feed_forward_length", default=width * count, low=0)
 
 
 def _with_experts(keys: _Keys, family: Experts) -> tuple[bool, ...]:

@@ -95,7 +95,7 @@ class Split:
         """In words, for the plan."""
         attention = "own heads" if self.heads else "all heads on every device"
         ways = {"inputs": "summed", "rows": "gathered"}
-        closings = ", ".join(f"{branch.name} {ways[branch.closing]}" for branch in self.branches)
+        closings = ", ".join(dict.fromkeys(f"{branch.name} {ways[branch.closing]}" for branch in self.branches))
         return f"mesh {DATA} {self.data}, {TENSOR} {self.tensor}: {attention}" + (f"; {closings}" if closings else "")
 
 

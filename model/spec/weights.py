@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.common.text import naming, shown
-from packlight.model.gguf.reader import GGUFFile
+from packlight.model.gguf.reader import GGUFFile, TensorInfo
 from packlight.model.spec.architectures import Architecture
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.layers import LAYER
@@ -100,6 +100,11 @@ def is_ignored(cfg: ModelConfig, name: str) -> bool:
     if not block or int(block[1]) >= cfg.block_count + cfg.skipped_blocks:
         return False
     return int(block[1]) >= cfg.block_count or block[2] == "attn_rot_embd.weight"
+
+
+def read_tensors(file: GGUFFile, cfg: ModelConfig) -> list[TensorInfo]:
+    """The tensors of the file that a model reads, in file order."""
+    return [info for info in file.tensors.values() if not is_ignored(cfg, info.name)]
 
 
 def formats(file: GGUFFile) -> dict[str, str]:

@@ -136,7 +136,9 @@ class _Planned:
             slow = ["there are no built kernels and no C++ compiler: the xla kernels run"]
         elif others := sorted({name for name in kernels.multiplied.values() if kernels.products[name] != "native"}):
             slow = [f"the xla kernels read {', '.join(others)}"]
-        return cls(kernels.tensors, in_words(model.layers), native, cache, memory, host_limit(), slow)
+        skipped = f", {model.skipped_blocks} more for predicting further tokens that are not run"
+        layers = in_words(model.layers) + (skipped if model.skipped_blocks else "")
+        return cls(kernels.tensors, layers, native, cache, memory, host_limit(), slow)
 
     def too_large(self, name: str) -> str | None:
         """Why the model `name` does not fit this machine, or None."""

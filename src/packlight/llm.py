@@ -97,7 +97,7 @@ class LLM:
     placement: "Placement"  # the devices, and how they share the model
     device: "Device"  # the first of them
     engine: "Engine"  # runs token ids, for callers that drive it themselves while no stream is open
-    weights_bytes: int  # of the file's tensors
+    weights_bytes: int  # of the file's tensors that the model reads
     kv_bytes: int  # of the cache, on all devices together
     memory: MemoryPlan  # what each device holds, with the scratch of the largest step
     timings: dict[str, float]  # seconds: load_s to read and place the weights, compile_s to build
@@ -110,7 +110,7 @@ class LLM:
     ):
         """Reads the weights and builds the executables of what was prepared. Arguments and errors are `load`'s."""
         self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
-        self.weights_bytes = sum(info.nbytes for info in self.file.tensors.values())
+        self.weights_bytes = prepared.weights_bytes
         prepared.check_memory()
         began = time.perf_counter()
         self.config, self.plan, split = prepared.config, prepared.plan, prepared.split

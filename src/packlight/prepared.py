@@ -19,7 +19,7 @@ from packlight.compile.plan import Plan, make_plan
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split, make_split
-from packlight.model.spec.weights import check, formats, used_weights
+from packlight.model.spec.weights import check, formats, read_tensors, used_weights
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.prompts import Prompts
 from packlight.sources.find import find
@@ -109,6 +109,11 @@ class Prepared:
             *([f"not read from the file: {shown(unread)}"] if unread else []),
             *filter(None, (self._built[1], whole)),
         ]
+
+    @functools.cached_property
+    def weights_bytes(self) -> int:
+        """Bytes of the tensors that the model reads."""
+        return sum(info.nbytes for info in read_tensors(self.file, self.model))
 
     @functools.cached_property
     def kernels(self) -> KernelPlan:

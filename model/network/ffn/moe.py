@@ -42,7 +42,8 @@ def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h
         return y
     shared = dense.feed_forward(step, part.shared, weights, index, h)
     if "ffn_gate_inp_shexp" in weights:
-        shared = shared * jax.nn.sigmoid((h * weights["ffn_gate_inp_shexp"][index]).sum(-1, keepdims=True))
+        gate = weights["ffn_gate_inp_shexp"][index][None, None, :]
+        shared = shared * jax.nn.sigmoid((h * gate).sum(-1, keepdims=True))
     return y + shared
 
 

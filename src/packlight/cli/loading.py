@@ -102,7 +102,7 @@ def compile_counts(executables: "Executables", counter: "CompileCounter") -> dic
 
 def _load(prepared: Prepared, on_weights: Callable[[], None]) -> "packlight.LLM":
     """The prepared model, with progress bars."""
-    left = sum(info.nbytes for info in prepared.file.tensors.values())
+    left = prepared.weights_bytes
     with Bar() as bar:
         bar.start("load", left, unit="B", unit_scale=True)
 
