@@ -81,7 +81,11 @@ def fitting_format(name: str, base: str, width: int) -> str:
     return name if width % FORMATS[name].elements == 0 else "F16"
 
 
+# Routers, taps of convolutions, tables of positions and token types, small matrices: llama-quantize leaves them alone.
+SPARED = ("_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight", "ssm_conv1d", "position_embd.weight")
+SPARED += ("token_types.weight", "altup", "laurel", "per_layer_model_proj")
+
+
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a quantizer touches the tensor: matrices, but no router, no taps, nor what norms and biases are."""
-    spared = ("_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight")
-    return len(shape) > 1 and name.endswith("weight") and not name.endswith(spared)
+    """Whether a quantizer touches the tensor: matrices, but none of SPARED, nor what norms and biases are."""
+    return len(shape) > 1 and name.endswith("weight") and not any(part in name for part in SPARED)

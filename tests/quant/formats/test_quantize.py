@@ -215,6 +215,9 @@ def test_mixes_for_experts_fused_matrices_and_narrow_rows():
     assert fitting_format("Q4_K", "attn_q", 40) == "F16"
     assert not is_quantized("blk.0.ffn_gate_inp.weight", (8, 256))
     assert not is_quantized("output_norm.weight", (256,))
+    for name in ("position_embd", "token_types", "blk.0.ssm_conv1d", "blk.3.ssm_norm", "blk.0.altup_router"):
+        assert not is_quantized(f"{name}.weight", (256, 256)), name
+    assert is_quantized("blk.0.ssm_in.weight", (256, 256))
 
 
 @pytest.fixture(scope="module")
