@@ -15,7 +15,7 @@ from jax import lax
 
 from packlight.model.network.collectives import gathered, summed, tensor_number
 from packlight.model.network.ffn import dense, moe
-from packlight.model.network.mixers import attention, shortconv
+from packlight.model.network.mixers import attention, mla, shortconv
 from packlight.model.network.norms import norm, softcap
 from packlight.model.network.state import Numerics
 from packlight.model.network.step import Step
@@ -23,6 +23,7 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.layers import LAYER, Layer, Period, periods
 from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.dense import DensePart
+from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.parts.shortconv import ShortConvPart
 from packlight.model.weights.params import Params
@@ -33,6 +34,7 @@ from packlight.quant.qtensor import gather_rows
 # feed-forward part takes (step, part, weights, index, h) and returns y: normed h (B, T, D) -> y (B, T, D).
 MIXERS: Mapping[type, Callable[..., tuple[jax.Array, Any]]] = {
     AttentionPart: attention.mix,
+    MlaPart: mla.mix,
     ShortConvPart: shortconv.mix,
 }
 FFNS: Mapping[type, Callable[..., jax.Array]] = {DensePart: dense.feed_forward, MoePart: moe.feed_forward}

@@ -164,7 +164,7 @@ def cut(split: Split, weight: Weight, device: int) -> Cut:
         if weight.is_vector:
             return Cut()  # added to the sum, which is everywhere
     elif not split.heads and weight.segments[0].axis in ("H", "K"):  # q, k and v are gathered from any of their rows
-        return Cut() if weight.kind == "vector" else _cut_evenly(weight, weight.cut, split, device)
+        return Cut() if weight.kind in ("vector", "heads") else _cut_evenly(weight, weight.cut, split, device)
     pieces, at, base = [], 0, 0
     for segment in weight.segments:
         share = _share_of(segment, split, device)

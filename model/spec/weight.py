@@ -7,7 +7,7 @@ from packlight.quant import layouts
 from packlight.quant.formats.table import FORMATS
 
 Axis = Literal["", "rows", "inputs", "experts"]
-Kind = Literal["matrix", "bias", "vector", "taps"]
+Kind = Literal["matrix", "heads", "bias", "vector", "taps"]
 Letter = Literal["D", "E", "F", "H", "K", "V"]  # of `model.__init__`
 
 
@@ -27,7 +27,8 @@ class Weight:
     shape: tuple[int, ...]  # (out, in), experts before; taps: (channels, taps)
     cut: Axis = ""  # the axis that devices share; "": each of them holds all of it. A bias states its matrix's
     segments: tuple[Segment, ...] = ()  # what lies along that axis, in order
-    # A matrix stays packed. Biases, vectors such as norms or sinks, and the taps of a convolution become float32.
+    # A matrix stays packed, and so do the small ones that each of the "heads" has: those of a layer are multiplied
+    # together, and a device that computes all heads holds all of them. Biases, vectors such as norms or sinks, and the taps of a convolution become float32.
     kind: Kind = "matrix"
     part: str = ""  # the name of the part of a layer that it belongs to; "": of none, there is one in the model
     layers: tuple[int, ...] = ()  # those that have the part
@@ -45,7 +46,7 @@ class Weight:
     @property
     def is_vector(self) -> bool:
         """Whether it is kept as float32 rather than packed."""
-        return self.kind != "matrix"
+        return self.kind not in ("matrix", "heads")
 
     @property
     def per_layer(self) -> bool:

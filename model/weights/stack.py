@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from packlight.quant.matmul import matmul_many
+from packlight.quant.matmul import UNPACK_SCOPE, matmul_many
 from packlight.quant.qtensor import QTensor
 
 
@@ -59,3 +59,20 @@ def stacked_matmul_many(
         return branch(signatures[0])(places, x)
     which = jnp.asarray([signatures.index(g) for g in groups], jnp.int32)[index]
     return lax.switch(which, [branch(s) for s in signatures], places, x)
+
+
+def unpacked(stack: Stack, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The matrix of layer `index`, or its matrices, in `dtype`: (..., out, in). Their layout must be ggml's."""
+
+    def branch(group: QTensor):
+        def weights(at: jax.Array) -> jax.Array:
+            layer = dataclasses.replace(group, blocks=lax.dynamic_index_in_dim(group.blocks, at, keepdims=False))
+            with jax.named_scope(UNPACK_SCOPE.format(qtype=group.qtype, out=group.shape[-2], width=group.shape[-1])):
+                return layer.unpack().astype(dtype)
+
+        return weights
+
+    which, at = jnp.asarray(stack.places, jnp.int32)[index]
+    if len(stack.groups) == 1:
+        return branch(stack.groups[0])(at)
+    return lax.switch(which, [branch(group) for group in stack.groups], at)

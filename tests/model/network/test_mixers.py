@@ -17,6 +17,7 @@ from packlight.model.network.state import Numerics, Rows
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.shortconv import ShortConvPart
 from packlight.model.spec.state import Room
 from packlight.model.weights.stack import Stack
@@ -28,6 +29,8 @@ CASES: dict = {
     "attention": AttentionPart(4, 2, 64),
     "one kv head": AttentionPart(4, 1, 64),
     "window": AttentionPart(4, 2, 64, 20),
+    "mla": MlaPart(64, 32, 16, 48, 24),
+    "mla, expanded": MlaPart(0, 256, 32, 64, 8, split=False),
     "shortconv": ShortConvPart(3),
     "many taps": ShortConvPart(9),
 }
@@ -37,7 +40,7 @@ CASES: dict = {
 class Case:
     """One mixer with weights, and its step."""
 
-    mixer: AttentionPart | ShortConvPart
+    mixer: AttentionPart | MlaPart | ShortConvPart
     cfg: ModelConfig
     weights: dict
 
@@ -84,6 +87,9 @@ class Case:
 def case(request):
     mixer = CASES[request.param]
     cfg = ModelConfig.from_metadata(metadata("llama-gqa"))
+    if isinstance(mixer, MlaPart):
+        assert mixer.expands(CHUNK) == (not mixer.split)
+        cfg = dataclasses.replace(cfg, rope_dimension_count=mixer.rotated)
     weights = {}
     for number, weight in enumerate(mixer.weights(cfg)):
         if weight.is_vector:
@@ -205,14 +211,16 @@ def test_it_rewinds_exactly_where_it_says(case, text, whole, back):
     again, _ = case.chunks(state, text, 2, 1, start=length - 1)
     same = np.abs(again - y[length - 1 :]).max() <= 1e-4 * y.std()
     assert same or not allowed
-    if isinstance(case.mixer, AttentionPart):
-        assert allowed == (not case.mixer.window or back <= 90)
+    if not isinstance(case.mixer, ShortConvPart):
+        assert allowed == (not getattr(case.mixer, "window", 0) or back <= 90)
 
 
 def test_a_window_keeps_itself_and_one_chunk(case):
     state = case.mixer.state(case.cfg, LAYERS, Room(1, 4096, 512, "float16"))
     if isinstance(case.mixer, AttentionPart):
         assert state.k.shape[3] == (640 if case.mixer.window else 4096)  # 20 + 511, in tiles of 128
+    elif isinstance(case.mixer, MlaPart):
+        assert state.latent.shape == (LAYERS, 1, 1, 4096, case.mixer.width)
     else:
         assert state.columns.shape == (LAYERS, 1, case.mixer.taps - 1, case.cfg.embedding_length)
 

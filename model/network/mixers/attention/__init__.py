@@ -119,8 +119,11 @@ def attention(
     span: int,
     kernel: str,
     scores: Scores,
-) -> jax.Array:  # float32 (B, T, H * C)
+    values: int = 0,
+) -> jax.Array:  # float32 (B, T, H * Cv)
     """Causal grouped-query attention of layer `index`; `span`: positions that the step may look back at.
+
+    values: Cv, the first channels of each value that count; 0: all.
 
     What lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor padding nor what the
     slot held before can change a result. `compile.kernels.attention` chooses the kernel: "native" is C++ on a CPU, for
@@ -129,17 +132,17 @@ def attention(
     """
     match kernel:
         case "tiled":
-            return tiled_attention(q, state, index, rows, span, scores)
+            return tiled_attention(q, state, index, rows, span, scores, values)
         case "whole":
-            return whole_attention(q, state, index, rows, span, scores)
+            return whole_attention(q, state, index, rows, span, scores, values)
         case "native" if scores.plain:
-            return native_attention(q, state, index, rows, span)
-        case "mosaic":
+            return native_attention(q, state, index, rows, span, values)
+        case "mosaic" if not values:
             from packlight.model.network.mixers.attention.mosaic import mosaic_attention  # here: only GPUs need Mosaic
 
             return mosaic_attention(q, state, index, rows, span, scores)
         case _:
-            raise ValueError(f"attention {kernel!r} is unknown, or does not know windows, soft caps and sinks")
+            raise ValueError(f"attention {kernel!r} is unknown, or does not know windows, soft caps, sinks and narrow values")
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:

@@ -1,5 +1,7 @@
 """Attention in XLA, one tile of cached positions after the other: the reference of the other kernels."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -10,28 +12,52 @@ from packlight.model.network.state import Rows
 from packlight.model.spec.parts.attention import KV
 from packlight.model.spec.state import CACHE_TILE
 
+# A tile's first place in the cache -> keys (B, K, tile, C) and values (B, K, tile, Cv) of the tile's positions.
+Fetch = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
 
 def tiled_attention(
-    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN
+    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN, values: int = 0
 ) -> jax.Array:
+    """Attention to cached keys and values, in tiles. values: Cv, their first channels that count; 0: all."""
+    B, K, S = q.shape[0], *state.k.shape[2:4]
+    widths = state.k.shape[4], values or state.v.shape[4]
+
+    def fetch(place: jax.Array) -> tuple[jax.Array, jax.Array]:
+        at = (index, rows.slot, jnp.int32(0), place, jnp.int32(0))
+        keys, kept = (
+            lax.dynamic_slice(x, at, (1, B, K, CACHE_TILE, width))[0] for x, width in zip(state, widths, strict=True)
+        )
+        return keys, kept
+
+    return attention_in_tiles(q, fetch, S, rows, span, special)
+
+
+def attention_in_tiles(
+    q: jax.Array,  # float32 (B, T, H, C)
+    fetch: Fetch,
+    places: int,  # S
+    rows: Rows,
+    span: int,
+    special: Scores = PLAIN,
+) -> jax.Array:  # float32 (B, T, H * Cv)
     """One tile of cached positions at a time with a running softmax; the loop ends at the longest row.
 
     A tile that is masked for some row leaves that row's sums bit for bit as they are.
     Source: online softmax (1805.02867), FlashAttention (2205.14135).
     """
     B, T, H, C = q.shape
-    K = state.k.shape[2]
     tile = CACHE_TILE
     assert span % tile == 0, (span, tile)
+    like, values_like = jax.eval_shape(fetch, jax.ShapeDtypeStruct((), jnp.int32))
+    K, width = like.shape[1], values_like.shape[3]
     q = q.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4).reshape(B, K, (H // K) * T, C)
-    q = (q * jnp.float32(C**-0.5)).astype(state.k.dtype)
+    q = (q * jnp.float32(C**-0.5)).astype(like.dtype)
     last = jnp.tile(rows.start[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :], (1, H // K))  # (B, G * T)
 
     def body(i, carry):
         top, total, mixed = carry
-        place = i * tile if special.window is None else i % (state.k.shape[3] // tile) * tile
-        at = (index, rows.slot, jnp.int32(0), place, jnp.int32(0))
-        keys, values = (lax.dynamic_slice(c, at, (1, B, K, tile, C))[0] for c in (state.k, state.v))
+        keys, values = fetch(i * tile if special.window is None else i % (places // tile) * tile)
         scores = jnp.einsum("bkqc,bksc->bkqs", q, keys, preferred_element_type=jnp.float32)
         scores = softcap(scores, special.softcap)
         position = i * tile + jnp.arange(tile, dtype=jnp.int32)
@@ -55,10 +81,10 @@ def tiled_attention(
     first = 0
     if special.window is not None:
         first = jnp.maximum(0, jnp.min(rows.start) + 1 - special.window) // tile
-    begin = (lowest, zeros, jnp.zeros((*zeros.shape, C), jnp.float32))
+    begin = (lowest, zeros, jnp.zeros((*zeros.shape, width), jnp.float32))
     if special.sinks is not None:  # a sink is a score seen before all others, with value 0
         sinks = jnp.repeat(special.sinks.reshape(1, K, H // K), T, axis=-1)  # (1, K, G * T)
         begin = (jnp.broadcast_to(sinks, zeros.shape), jnp.ones_like(zeros), begin[2])
     _, total, mixed = lax.fori_loop(first, tiles, body, begin)
     out = mixed / total[..., None]
-    return out.reshape(B, K, H // K, T, C).transpose(0, 3, 1, 2, 4).reshape(B, T, H * C)
+    return out.reshape(B, K, H // K, T, width).transpose(0, 3, 1, 2, 4).reshape(B, T, H * width)

@@ -1,4 +1,4 @@
-"""Writing keys and values to their places, without a copy of what lies there."""
+"""Writing keys, values and latents to their places, without a copy of what lies there."""
 
 import jax
 import jax.numpy as jnp
@@ -17,34 +17,41 @@ def write(
     rows: Rows,
     window: int = 0,
 ) -> KV:
-    """Puts k and v at their positions; a row that is not active leaves the state as it is.
+    """Puts k and v at their positions, as `put` does it."""
+    return KV(put(state.k, index, k, rows, window), put(state.v, index, v, rows, window))
+
+
+def put(
+    buffer: jax.Array,  # (L, slots, K, S, C)
+    index: jax.Array,
+    new: jax.Array,  # (B, T, K, C)
+    rows: Rows,
+    window: int = 0,
+) -> jax.Array:
+    """The buffer with new channels at their positions; a row that is not active leaves it as it is.
 
     Where a window and the T tokens have room in S, position p lies at p % S. Elsewhere S holds every position that a
     slot may have, and padding behind them is left out.
     """
-    (B, T), S = k.shape[:2], state.k.shape[3]
+    (B, T), S = new.shape[:2], buffer.shape[3]
     wraps = 0 < window <= S - (T - 1)
     at = rows.start % S if wraps else rows.start
     place = jnp.minimum(at, S - T)
     late = at - place  # tokens that do not fit behind `at`; before it, as many places of the block are others'
     pieces = 2 if wraps and T > 1 else 1  # the second has those tokens, at the beginning
+    new = new.astype(buffer.dtype).transpose(0, 2, 1, 3)  # (B, K, T, C)
 
-    def put(buffer, new):
-        new = new.astype(buffer.dtype).transpose(0, 2, 1, 3)  # (B, K, T, C)
+    def piece(n, buffer):  # a loop, because XLA:CPU copies the whole cache for a chain of updates in one fusion
+        b, first, block = n // pieces, n % pieces == 0, new[n // pieces][None, None]
+        begin, mine = jnp.where(first, place[b], jnp.int32(0)), rows.active[b]
+        if T > 1:
+            block = jnp.roll(block, late[b], axis=3)
+            mine = (mine & ((jnp.arange(T) >= late[b]) == first))[None, None, None, :, None]
+        here = (index, rows.slot + b, jnp.int32(0), begin, jnp.int32(0))
+        block = jnp.where(mine, block, lax.dynamic_slice(buffer, here, block.shape))
+        return _in_order(lax.dynamic_update_slice(buffer, block, here))
 
-        def piece(n, buffer):  # a loop, because XLA:CPU copies the whole cache for a chain of updates in one fusion
-            b, first, block = n // pieces, n % pieces == 0, new[n // pieces][None, None]
-            begin, mine = jnp.where(first, place[b], jnp.int32(0)), rows.active[b]
-            if T > 1:
-                block = jnp.roll(block, late[b], axis=3)
-                mine = (mine & ((jnp.arange(T) >= late[b]) == first))[None, None, None, :, None]
-            here = (index, rows.slot + b, jnp.int32(0), begin, jnp.int32(0))
-            block = jnp.where(mine, block, lax.dynamic_slice(buffer, here, block.shape))
-            return _in_order(lax.dynamic_update_slice(buffer, block, here))
-
-        return lax.fori_loop(0, B * pieces, piece, buffer)
-
-    return KV(put(state.k, k), put(state.v, v))
+    return lax.fori_loop(0, B * pieces, piece, buffer)
 
 
 def _in_order(buffer: jax.Array) -> jax.Array:
