@@ -29,8 +29,8 @@ struct Call {
   const uint8_t *k, *v;  // (slots, K, S, C) of the layer, from the first row's slot on
   KvType type;
   const int32_t *start, *end;  // (B,)
-  float* out;  // (B, T, H * C)
-  int64_t B, T, H, K, S, C, group, block_tokens, blocks;
+  float* out;  // (B, T, H * value_width)
+  int64_t B, T, H, K, S, C, value_width, group, block_tokens, blocks;
   int64_t part;     // positions per part, or 0 when a block's positions are not split
   float* partials;  // (B, K, parts) of Partial, when they are
   int64_t parts;    // room for so many of each head
@@ -45,7 +45,7 @@ struct Call {
   }
   int64_t parts_of(int64_t b) const { return (positions(b, 0) + part - 1) / part; }
   float* partial(int64_t b, int64_t head, int64_t i) const {
-    return partials + ((b * K + head) * parts + i) * Partial::floats(block_tokens * group, C);
+    return partials + ((b * K + head) * parts + i) * Partial::floats(block_tokens * group, value_width);
   }
 };
 
@@ -69,24 +69,24 @@ float* workspace(int64_t floats) {
 // Writes a block's rows from its parts: their sums, brought to one top, divided. No part, all padding: zeros.
 void finish(const Call& call, int64_t b, int64_t head, int64_t token, const float* parts, int64_t count) {
   const int64_t tokens = std::min(call.block_tokens, call.T - token), rows = tokens * call.group;
-  const int64_t floats = Partial::floats(rows, call.C);
+  const int64_t floats = Partial::floats(rows, call.value_width), width = call.value_width;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = (b * call.T + token + row / call.group) * call.H + head * call.group + row % call.group;
-    float* out = call.out + at * call.C;
+    float* out = call.out + at * width;
     float top = 0, total = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Partial p(const_cast<float*>(parts) + i * floats, rows);
       top = i ? std::max(top, p.top[row]) : p.top[row];
     }
-    std::fill(out, out + call.C, 0.0f);
+    std::fill(out, out + width, 0.0f);
     for (int64_t i = 0; i < count; ++i) {
       const Partial p(const_cast<float*>(parts) + i * floats, rows);
       const float weight = std::exp2(p.top[row] - top);
-      const float* mixed = p.mixed + row * padded(call.C);
+      const float* mixed = p.mixed + row * padded(width);
       total += weight * p.total[row];
-      for (int64_t c = 0; c < call.C; ++c) out[c] += weight * mixed[c];
+      for (int64_t c = 0; c < width; ++c) out[c] += weight * mixed[c];
     }
-    for (int64_t c = 0; count && c < call.C; ++c) out[c] /= total;
+    for (int64_t c = 0; count && c < width; ++c) out[c] /= total;
   }
 }
 
@@ -102,14 +102,15 @@ void attend_unit(void* context, int64_t unit) {
   Block block;
   block.q = call.q + ((b * call.T + token) * call.H + head * call.group) * call.C;
   block.token_stride = call.H * call.C;
-  block.tokens = std::min(call.block_tokens, call.T - token), block.group = call.group, block.width = call.C;
+  block.tokens = std::min(call.block_tokens, call.T - token), block.group = call.group;
+  block.width = call.C, block.value_width = call.value_width;
   const int64_t offset = (b * call.K + head) * call.S * call.C * (call.type == KvType::f32 ? 4 : 2);
   block.k = call.k + offset, block.v = call.v + offset, block.type = call.type;
   block.first = call.part ? i * call.part : 0;
   block.last = call.part ? std::min(last, block.first + call.part) : last;
   block.visible = std::max<int64_t>(call.start[b], 0) + token + 1;
   block.scale = 1.44269504088896341f / std::sqrt(static_cast<float>(call.C));  // with log2(e): weights are powers of 2
-  float* space = workspace(attend_space(most_rows, call.C) + Partial::floats(most_rows, call.C));
+  float* space = workspace(attend_space(most_rows, call.C) + Partial::floats(most_rows, call.value_width));
   float* result = call.part ? call.partial(b, head, i) : space + attend_space(most_rows, call.C);
   call.attend(block, space, Partial(result, block.rows()));
   if (!call.part) finish(call, b, head, token, result, 1);
@@ -147,13 +148,15 @@ Attend kernel(Isa asked) {
 ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, ffi::AnyBuffer v,
                ffi::Buffer<ffi::S32> index, ffi::Buffer<ffi::S32> slot, ffi::Buffer<ffi::S32> start,
                ffi::Buffer<ffi::S32> end, ffi::Result<ffi::Buffer<ffi::F32>> out,
-               ffi::Result<ffi::Buffer<ffi::F32>> partials, int64_t block_rows, int64_t part, int64_t threads,
-               int64_t isa) {
+               ffi::Result<ffi::Buffer<ffi::F32>> partials, int64_t value_width, int64_t block_rows, int64_t part,
+               int64_t threads, int64_t isa) {
   const auto x = q.dimensions(), cache = k.dimensions();
   const auto same = v.dimensions();
   if (x.size() != 4 || cache.size() != 5 || !std::equal(cache.begin(), cache.end(), same.begin(), same.end()) ||
-      k.element_type() != v.element_type() || cache[4] != x[3] || !cache[2] || x[2] % cache[2]) {
-    return ffi::Error::InvalidArgument("want q (B, T, H, C) and k, v (L, slots, K, S, C), H a multiple of K");
+      k.element_type() != v.element_type() || cache[4] != x[3] || !cache[2] || x[2] % cache[2] || value_width < 1 ||
+      value_width > x[3]) {
+    return ffi::Error::InvalidArgument(
+        "want q (B, T, H, C) and k, v (L, slots, K, S, C), H a multiple of K, and values no wider than C");
   }
   Call call;
   switch (k.element_type()) {
@@ -165,11 +168,11 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
   call.attend = kernel(static_cast<Isa>(isa));
   if (!call.attend) return ffi::Error::InvalidArgument("this CPU lacks the instruction set asked for");
   call.B = x[0], call.T = x[1], call.H = x[2], call.C = x[3], call.K = cache[2], call.S = cache[3];
-  call.group = call.H / call.K;
+  call.value_width = value_width, call.group = call.H / call.K;
   if (index.element_count() != 1 || slot.element_count() != 1 ||
       static_cast<int64_t>(start.element_count()) != call.B || static_cast<int64_t>(end.element_count()) != call.B ||
-      static_cast<int64_t>(out->element_count()) != call.B * call.T * call.H * call.C) {
-    return ffi::Error::InvalidArgument("want index and slot (), start and end (B,), a result (B, T, H * C)");
+      static_cast<int64_t>(out->element_count()) != call.B * call.T * call.H * value_width) {
+    return ffi::Error::InvalidArgument("want index and slot (), start and end (B,), a result (B, T, H * values)");
   }
   const int64_t layer = *index.typed_data(), first = *slot.typed_data();
   if (layer < 0 || layer >= cache[0] || first < 0 || first + call.B > cache[1]) {
@@ -188,7 +191,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
     return ffi::Error::InvalidArgument("parts are whole tiles, of a single block");
   }
   call.part = part, call.partials = partials->typed_data();
-  call.parts = partials->element_count() / (call.B * call.K * Partial::floats(call.block_tokens * call.group, call.C));
+  call.parts = partials->element_count() / (call.B * call.K * Partial::floats(call.block_tokens * call.group, value_width));
 
   int64_t units = 0, products = 0;
   for (int64_t b = 0; b < call.B; ++b) {
@@ -225,6 +228,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_attention, packlight::run,
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<int64_t>("value_width")
                                   .Attr<int64_t>("block_rows")
                                   .Attr<int64_t>("part")
                                   .Attr<int64_t>("threads")

@@ -18,7 +18,8 @@ struct Block {
   const float* q;        // the first token's first head; heads follow each other, C floats each
   int64_t token_stride;  // floats from one token to the next
   int64_t tokens, group, width;  // width is C
-  const uint8_t *k, *v;  // the head's position 0: (S, C) of `type`
+  int64_t value_width;   // the first channels of a value that count, at most C
+  const uint8_t *k, *v;  // the head's position 0: (S, C) of `type`; both may be the same
   KvType type;
   // Positions first .. last - 1 are looked at, and nothing else is read; first is a multiple of kTile. Token t sees
   // those below visible + t.
@@ -32,9 +33,9 @@ struct Block {
 struct Partial {
   float* top;    // padded(rows): each row's largest score, in units of ln 2
   float* total;  // padded(rows)
-  float* mixed;  // (rows, padded(C))
+  float* mixed;  // (rows, padded(value_width))
 
-  static int64_t floats(int64_t rows, int64_t width) { return 2 * padded(rows) + rows * padded(width); }
+  static int64_t floats(int64_t rows, int64_t value_width) { return 2 * padded(rows) + rows * padded(value_width); }
 
   Partial(float* base, int64_t rows) : top(base), total(base + padded(rows)), mixed(base + 2 * padded(rows)) {}
 };

@@ -119,10 +119,11 @@ inline Floats load_as(const uint8_t* p, KvType type) {
   return type == KvType::f16 ? load_f16(halves) : load_bf16(halves);
 }
 
-// `count` rows of keys or values as f32, `padded(width)` floats apart with zeros at the end of each.
-inline void widen(const uint8_t* from, KvType type, int64_t count, int64_t width, float* to) {
+// The first `width` channels of `count` keys or values as f32, `padded(width)` floats apart with zeros at the end of
+// each. They lie `pitch` channels apart.
+inline void widen(const uint8_t* from, int64_t pitch, KvType type, int64_t count, int64_t width, float* to) {
   const int64_t bytes = type == KvType::f32 ? 4 : 2, whole = width / kLanes * kLanes;
-  for (int64_t s = 0; s < count; ++s, from += width * bytes, to += padded(width)) {
+  for (int64_t s = 0; s < count; ++s, from += pitch * bytes, to += padded(width)) {
     for (int64_t c = 0; c < whole; c += kLanes) store(to + c, load_as(from + c * bytes, type));
     if (whole < width) {
       uint8_t rest[4 * kLanes] = {};  // loading a whole vector might read past the cache's end
@@ -185,6 +186,7 @@ inline void soften(float* scores, int64_t lanes, int64_t count, float* top, floa
 
 inline void attend(const Block& b, float* space, const Partial& result) {
   const int64_t rows = b.rows(), lanes = (rows + kLanes - 1) / kLanes * kLanes, pitch = padded(b.width);
+  const int64_t mixed_pitch = padded(b.value_width);
   float* q = space;
   float* scores = q + lanes * b.width;
   float* shrink = scores + lanes * kTile;
@@ -199,7 +201,7 @@ inline void attend(const Block& b, float* space, const Partial& result) {
     visible[row] = static_cast<int32_t>(b.visible + (row < rows ? row : rows - 1) / b.group);
     result.top[row] = kLowest, result.total[row] = 0.0f;
   }
-  std::memset(result.mixed, 0, rows * pitch * sizeof(float));
+  std::memset(result.mixed, 0, rows * mixed_pitch * sizeof(float));
 
   for (int64_t at = b.first; at < b.last; at += kTile) {
     const int64_t count = b.last - at < kTile ? b.last - at : kTile;
@@ -210,7 +212,7 @@ inline void attend(const Block& b, float* space, const Partial& result) {
     if (b.type == KvType::f32) {
       score_tile(b, reinterpret_cast<const float*>(k), b.width, count, q, lanes, scores, values_ahead, keys_ahead);
     } else {
-      widen(k, b.type, count, b.width, wide_keys);
+      widen(k, b.width, b.type, count, b.width, wide_keys);
       score_tile(b, wide_keys, pitch, count, q, lanes, scores, values_ahead, keys_ahead);
     }
     if (at + count > b.visible || filled > count) {
@@ -227,10 +229,13 @@ inline void attend(const Block& b, float* space, const Partial& result) {
     }
     const float* values = reinterpret_cast<const float*>(v);
     int64_t values_pitch = b.width;
-    if (b.type != KvType::f32 || b.width % kLanes) {
-      widen(v, b.type, count, b.width, wide_values);
-      values = wide_values, values_pitch = pitch;
+    if (b.type != KvType::f32 && b.v == b.k) {
+      values = wide_keys, values_pitch = pitch;
+    } else if (b.type != KvType::f32 || b.value_width % kLanes) {
+      widen(v, b.width, b.type, count, b.value_width, wide_values);
+      values = wide_values, values_pitch = mixed_pitch;
     }
-    mix_rows<kStrip>(0, rows, scores, lanes, count, values, values_pitch, shrink, result.mixed, pitch, b.width);
+    mix_rows<kStrip>(0, rows, scores, lanes, count, values, values_pitch, shrink, result.mixed, mixed_pitch,
+                     b.value_width);
   }
 }

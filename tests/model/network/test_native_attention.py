@@ -149,6 +149,25 @@ def test_equals_float64_and_the_twin(shape, dtype):
             assert np.all(np.abs(np.asarray(native(*arguments)) - twin)[real] <= 2 * bound[real])
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1, 20, 96), (1, 33, 1, 3, 80), (2, 7, 2, 4, 100)], ids=str)
+@pytest.mark.parametrize("width", [1, 37, 64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_values_may_be_the_first_channels_of_keys(shape, width, dtype):
+    q, k, _, *rest = case(shape, (300, 0, 129), dtype=dtype)
+    B, T, K, G, C = shape
+    exact, bound = (x.reshape(B, T, K * G, C)[..., :width].reshape(B, T, -1) for x in oracle(q, k, k, *rest))
+
+    def narrow(kernel, k, **options):
+        index, slot, start, end = rest
+        rows = Rows(jnp.int32(slot), jnp.asarray(start), jnp.asarray(end), jnp.ones(B, jnp.bool_))
+        return jax.jit(lambda k: kernel(q, KV(k, k), index, rows, SPAN, values=width, **options))(k)
+
+    for isa in isas():
+        assert_near(narrow(native_attention, k, isa=isa), exact, bound)
+    if dtype == np.float32:
+        assert_near(narrow(tiled_attention, k), exact, bound)
+
+
 def test_one_position_gives_its_value():
     """Exact: a weight of 1, a total of 1."""
     q, k, v, *rest = case((2, 1, 2, 3, 64))

@@ -14,7 +14,15 @@ MOST_PARTS = 32  # of a head: a longer span has longer parts, so that adding the
 
 
 def native_attention(
-    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, *, threads: int = 0, isa: str = "best"
+    q: jax.Array,
+    state: KV,
+    index: jax.Array,
+    rows: Rows,
+    span: int,
+    values: int = 0,
+    *,
+    threads: int = 0,
+    isa: str = "best",
 ) -> jax.Array:
     """As `tiled.tiled_attention` with plain scores, on the whole cache and on XLA's own threads.
 
@@ -24,14 +32,15 @@ def native_attention(
     """
     B, T, H, C = q.shape
     K = state.k.shape[2]
-    group, part, scratch = H // K, 0, 0
+    group, part, scratch, width = H // K, 0, 0, values or C
     if T * group <= BLOCK_ROWS or T == 1:
         part = PART * -(-span // (PART * MOST_PARTS))
-        scratch = B * K * -(-span // part) * _partial_floats(T * group, C)
-    results = [jax.ShapeDtypeStruct((B, T, H * C), jnp.float32), jax.ShapeDtypeStruct((scratch,), jnp.float32)]
+        scratch = B * K * -(-span // part) * _partial_floats(T * group, width)
+    results = [jax.ShapeDtypeStruct((B, T, H * width), jnp.float32), jax.ShapeDtypeStruct((scratch,), jnp.float32)]
     call = jax.ffi.ffi_call(native_ops.target("packlight_attention"), results)
     out, _ = call(
         *(q, state.k, state.v, index, rows.slot, rows.start, rows.end),
+        value_width=np.int64(width),
         block_rows=np.int64(BLOCK_ROWS),
         part=np.int64(part),
         threads=np.int64(threads),
