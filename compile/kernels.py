@@ -84,6 +84,9 @@ class KernelPlan:
                     tensors[name] = "f32"
                     continue
                 path, looked_up = products[formats[name]], weight.name == "token_embd"
+                if weight.kind == "heads" and (path != "native" or len(weight.shape) == 2):
+                    tensors[name] = "xla"  # a layer's are unpacked at once, whatever multiplies them
+                    continue
                 if weight.name == "position_embd":
                     tensors[name] = "gather"
                     continue

@@ -11,6 +11,7 @@ from packlight.model.gguf.reader import GGUFFile, TensorInfo
 from packlight.model.spec.cache import read_bytes
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.weights import read_tensors
 
 
@@ -52,9 +53,19 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
     """Of `rows` queries of a slot in every layer, the last of which sees `length` keys, or a window of them."""
     total = 0.0
     for mixer, layers in cfg.mixers.items():
-        if isinstance(mixer, AttentionPart):
-            seen = sum(min(position, mixer.window or position) for position in range(length - rows + 1, length + 1))
-            total += 4.0 * layers * mixer.heads * mixer.width * seen
+        window = mixer.window if isinstance(mixer, AttentionPart) else 0
+        seen = sum(min(position, window or position) for position in range(length - rows + 1, length + 1))
+        match mixer:
+            case AttentionPart():
+                each = 2 * mixer.width * seen
+            case MlaPart() if mixer.expands(rows):  # keys and values of positions before the step's are made anew
+                made = mixer.kv_rank * (mixer.plain + mixer.value_length) * (length - rows)
+                each = (mixer.key_length + mixer.value_length) * seen + made
+            case MlaPart():
+                each = (mixer.width + mixer.kv_rank) * seen
+            case _:
+                continue
+        total += 2.0 * layers * mixer.heads * each
     return total
 
 
