@@ -59,7 +59,7 @@ def magnitude(scaling: RopeScaling) -> float:
     """What cos and sin are multiplied with; YaRN sharpens attention by 1 + 0.1 ln(factor), or takes it back."""
     if scaling.kind != "yarn":
         return scaling.attn_factor
-    sharper, back = (1.0 + 0.1 * m * math.log(scaling.factor) for m in (1.0, scaling.log_multiplier))
+    sharper, back = (1.0 + 0.1 * m * math.log(scaling.factor) for m in (scaling.sharpening, scaling.log_multiplier))
     return scaling.attn_factor * sharper / back
 
 

@@ -26,8 +26,10 @@ class Attention:
     gate: Literal["", "query", "channels", "heads"] = ""
     softcap: float | None = None  # default of the scores' soft cap; 0: none; None: a file cannot ask for one
     sinks: bool = False  # each head has a score that takes weight and gives no value
-    # Queries far into a text are sharpened: as the file states it, or as Llama 4 does in layers that do not rotate.
-    sharpens: Literal["", "stated", "llama4"] = ""
+    # Queries far into a text are sharpened: as the file states it, from the original context on or from a length that
+    # it states too, or as Llama 4 does in layers that do not rotate.
+    sharpens: Literal["", "stated", "stated with length", "llama4"] = ""
+    latent: bool = False  # keys and values are made of one narrow latent, which all heads share (MLA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Rope:
     # Pairs are shared among kinds of positions (M-RoPE), in runs or in turn; of a text all but the last kind are equal,
     # and the last is 0. A file must, or in runs may, state how many pairs each has.
     sections: Literal["", "may", "runs", "in turn"] = ""
+    # Where a file states how much of YaRN's sharpening the rotation takes back, it takes back all of it.
+    takes_all_back: bool = False
     two_contexts: bool = False  # a file may divide frequencies by other numbers for long contexts than for short ones
 
 
@@ -94,6 +98,8 @@ class Experts:
     scores: RouterScores = "softmax"
     # Whether a file states its own scores (expert_gating_func).
     stated: Literal["never", "may", "must"] = "never"
+    # Models with one of these numbers of layers and so many tokens have sigmoids unless the file states something else.
+    sigmoids_if: tuple[tuple[int, ...], int] = ((), 0)
     choice_bias: Literal["never", "may", "must"] = (
         "never"  # biases that choose experts and do not count in their weights
     )
@@ -167,6 +173,10 @@ SIGMOIDS = Experts(
     leading_dense=True,
     shared=None,
 )
+
+LATENT = Attention(latent=True, sharpens="stated with length")
+# The sigmoids that files of GLM 4.7 Flash made before 2026-01-21 do not state.
+DEEPSEEK = dataclasses.replace(SIGMOIDS, scores="softmax", sigmoids_if=((47, 48), 154880))
 
 ARCHITECTURES = {
     row.name: row
@@ -305,6 +315,13 @@ ARCHITECTURES = {
             attention=Attention(qk_norm="whole"),
             ffn=Ffn(experts=Experts(stated="must", choice_bias="must")),
         ),
+        Architecture(
+            "deepseek2",
+            attention=LATENT,
+            rope=Rope("adjacent", takes_all_back=True),
+            ffn=Ffn(experts=DEEPSEEK),
+        ),
+        Architecture("mistral4", attention=LATENT, rope=ADJACENT, ffn=Ffn(experts=DEEPSEEK)),
         Architecture("bailingmoe2", attention=HEADS, ffn=Ffn(experts=dataclasses.replace(SIGMOIDS, stated="must"))),
         Architecture(
             "afmoe",

@@ -20,6 +20,7 @@ from packlight.model.spec.layers import MAX_TRACED, Layer, traced
 from packlight.model.spec.parts import Mixer, Part
 from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.dense import DensePart
+from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.parts.shortconv import ShortConvPart
 
@@ -45,7 +46,8 @@ class RopeScaling:
     attn_factor: float = 1.0  # cos and sin are multiplied by it
     beta_fast: float = 32.0  # YaRN keeps pairs that turn more often than this within the original context
     beta_slow: float = 1.0  # YaRN stretches pairs in full that turn less often than this
-    log_multiplier: float = 0.0  # of YaRN's sharpening, which it divides; 0: none
+    sharpening: float = 1.0  # multiplier of YaRN's sharpening, which is 1 + 0.1 * multiplier * ln(factor)
+    log_multiplier: float = 0.0  # multiplier of what it is divided by; 0: nothing
 
 
 class Sharpening(NamedTuple):
@@ -84,6 +86,7 @@ class ModelConfig:
     ffn_lengths: tuple[int, ...] = ()  # F of each layer, where they differ; 0: the layer has no feed-forward part
     heads: tuple[int, ...] = ()  # H of each layer, where they differ
     kv_heads: tuple[int, ...] = ()  # K of each layer, where they differ; 0: the layer has no attention
+    latent: MlaPart | None = None  # the mixer of all layers, where keys and values are made of latents
     taps: int = 0  # positions that a short convolution sees, the present included
     sliding_window: int = 0  # positions that a query of a sliding layer sees, itself included; 0: no layer slides
     slides: tuple[bool, ...] = ()  # for each layer, whether it slides
@@ -113,7 +116,8 @@ class ModelConfig:
     def mosaic_attention(self) -> bool:
         """Whether the Mosaic attention kernel knows every layer's heads and what they see."""
         parts = [mixer for mixer in self.mixers if isinstance(mixer, AttentionPart)]
-        return not self.architecture.windows.chunked and all(part.width in MOSAIC_WIDTHS for part in parts)
+        known = self.latent is None and not self.architecture.windows.chunked
+        return known and all(part.width in MOSAIC_WIDTHS for part in parts)
 
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -123,6 +127,8 @@ class ModelConfig:
         return tuple(Layer((mixer,), ffn) for mixer, ffn in zip(mixers, ffns, strict=True))
 
     def _mixer(self, layer: int) -> Mixer:
+        if self.latent is not None:
+            return self.latent
         kv_heads = self.kv_heads[layer] if self.kv_heads else self.head_count_kv
         if not kv_heads:
             return ShortConvPart(self.taps)
@@ -166,7 +172,8 @@ class ModelConfig:
         embed = keys.integer("embedding_length")
         heads = keys.integers("attention.head_count", high=embed)
         kv_heads = _kv_heads(keys, heads)
-        head_dim = _head_dim(keys, embed, heads)
+        latent = MlaPart.read(keys, max(heads)) if arch.attention.latent else None
+        head_dim = latent.key_length if latent else _head_dim(keys, embed, heads)
         rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
         if rotated % 2:
             keys.fail("rope.dimension_count", f"{rotated} is odd")
@@ -197,6 +204,7 @@ class ModelConfig:
             heads=_unless_equal(heads),
             head_count_kv=max(kv_heads),
             kv_heads=_unless_equal(kv_heads),
+            latent=latent,
             taps=taps,
             key_length=head_dim,
             vocab_size=_vocab_size(keys),
@@ -391,11 +399,13 @@ def _kv_heads(keys: _Keys, heads: Sequence[int]) -> tuple[int, ...]:
 def _gating(keys: _Keys, family: Experts) -> RouterScores:
     """What the router's logits become. Source: llama.cpp's `llama_expert_gating_func_type`."""
     key, known = "expert_gating_func", _GATINGS
+    depths, tokens = family.sigmoids_if
+    default = "sigmoid" if keys.layers in depths and len(keys.tokens or ()) == tokens else family.scores
     if family.stated == "never" or (family.stated == "may" and not keys.has(key)):
-        return family.scores
+        return default
     stated = keys.integer(key, low=0)
     if stated == 0 and family.stated == "may":  # llama.cpp: not stated
-        return family.scores
+        return default
     if stated not in known:
         said = ", ".join(f"{number} ({name})" for number, name in known.items())
         raise UnsupportedError(f"key '{keys.full(key)}': unknown function {stated}; supported: {said}")
@@ -520,11 +530,17 @@ def _rope_sections(keys: _Keys, rotated: int) -> tuple[int, ...]:
 
 def _sharpening(keys: _Keys) -> Sharpening:
     """How queries far into a text are scaled. Source: llama.cpp's `build_inp_attn_scale`."""
+    key = "attention.temperature_scale"
     match keys.architecture.attention.sharpens:
         case "stated":
-            scale = keys.number("attention.temperature_scale", 0.0, low=0.0, high=1e6)
+            scale = keys.number(key, 0.0, low=0.0, high=1e6)
             original = keys.integer("rope.scaling.original_context_length", default=keys.integer("context_length"))
             return Sharpening(scale, original)
+        case "stated with length" if keys.has(key):
+            scale = keys.number(key, None, low=0.0, high=1e6)
+            if scale and not keys.has("attention.temperature_length"):
+                keys.fail(key, "is stated without 'attention.temperature_length'")
+            return Sharpening(scale, keys.integer("attention.temperature_length")) if scale else Sharpening()
         case "llama4":
             return Sharpening(0.1, 8192, 1)
         case _:
@@ -630,6 +646,7 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
         raise UnsupportedError(
             f"key '{keys.full('rope.scaling.type')}': unknown scaling '{shown(kind)}'; supported: none, linear, yarn"
         )
+    latent = keys.architecture.attention.latent
     attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
     context = keys.integer("context_length")
     original = 0
@@ -642,7 +659,15 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
     factor_key = "rope.scale_linear" if older else "rope.scaling.factor"
     factor = keys.number(factor_key, default=None if stated else 1.0, low=1e-6, high=1e6)
     if kind == "linear":
+        if latent and factor != 1.0:
+            raise UnsupportedError(
+                f"key '{keys.full(factor_key)}': {factor} is not supported; with latent attention only YaRN's is"
+            )
         return RopeScaling("none" if factor == 1.0 else kind, factor, original, attn_factor)
+    key, log_multiplier = "rope.scaling.yarn_log_multiplier", 0.0
+    if sharpens or latent:
+        log_multiplier = keys.number(key, default=0.0, low=0.0, high=1e6) / (0.1 if latent else 1.0)
+    back = log_multiplier if keys.architecture.rope.takes_all_back else 0.0
     return RopeScaling(
         kind,
         factor,
@@ -650,7 +675,6 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
         attn_factor=attn_factor,
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0, low=1e-6, high=1e6),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", default=1.0, low=1e-6, high=1e6),
-        log_multiplier=keys.number("rope.scaling.yarn_log_multiplier", default=0.0, low=0.0, high=1e6)
-        if sharpens
-        else 0.0,
+        sharpening=back or 1.0,
+        log_multiplier=log_multiplier,
     )

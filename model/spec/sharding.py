@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.parts import Mixer
 from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.state import Buffer
 from packlight.model.spec.weight import Axis, Letter, Segment, Weight
 from packlight.quant.formats.table import FORMATS
@@ -122,10 +124,7 @@ def make_split(cfg: ModelConfig, used: tuple[Weight, ...], formats: Mapping[str,
     """The split of a model whose tensors have `formats` on a mesh of data x tensor devices."""
     if tensor == 1:
         return Split(data)
-    attention = [mixer for mixer in cfg.mixers if isinstance(mixer, AttentionPart)]
-    by_heads = all(
-        part.heads % tensor == 0 and (part.kv_heads % tensor == 0 or tensor % part.kv_heads == 0) for part in attention
-    )
+    by_heads = all(_shares_heads(mixer, tensor) for mixer in cfg.mixers)
     closings: dict[Segment, list[Weight]] = {}
     for weight in used:
         if weight.cut == "inputs" and not weight.is_vector:
@@ -140,6 +139,17 @@ def make_split(cfg: ModelConfig, used: tuple[Weight, ...], formats: Mapping[str,
             closing, kept = _share_features(segment.length, block, tensor)
         branches.append(Branch(segment.axis, weights[0].name, closing, segment.length, kept))
     return Split(data, tensor, by_heads, tuple(branches))
+
+
+def _shares_heads(mixer: Mixer, tensor: int) -> bool:
+    """Whether each device can compute equally many query heads of a mixer, with the kv heads that they read."""
+    match mixer:
+        case AttentionPart(heads=heads, kv_heads=kv_heads):
+            return heads % tensor == 0 and (kv_heads % tensor == 0 or tensor % kv_heads == 0)
+        case MlaPart(heads=heads):
+            return heads % tensor == 0
+        case _:
+            return True
 
 
 def _share_features(length: int, block: int, tensor: int) -> tuple[Closing, int]:

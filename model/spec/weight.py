@@ -28,7 +28,8 @@ class Weight:
     cut: Axis = ""  # the axis that devices share; "": each of them holds all of it. A bias states its matrix's
     segments: tuple[Segment, ...] = ()  # what lies along that axis, in order
     # A matrix stays packed, and so do the small ones that each of the "heads" has: those of a layer are multiplied
-    # together, and a device that computes all heads holds all of them. Biases, vectors such as norms or sinks, and the taps of a convolution become float32.
+    # together, and a device that computes all heads holds all of them. Biases, vectors such as norms or sinks, and the
+    # taps of a convolution become float32.
     kind: Kind = "matrix"
     part: str = ""  # the name of the part of a layer that it belongs to; "": of none, there is one in the model
     layers: tuple[int, ...] = ()  # those that have the part

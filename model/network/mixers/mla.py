@@ -44,27 +44,26 @@ def mix(
     by_native_kernels = step.numerics.kernel == "native"  # which know the absorbed form
     form = expanded if part.expands(h.shape[1]) and not by_native_kernels else absorbed
     mixed = form(step, part, weights, index, state, q)
-    return closing(step, mixed, weights, "attn_output", index, "H"), state
+    return closing(step, mixed, weights, "attn_output", index, part.mixed), state
 
 
-def project(
-    step: Step, part: MlaPart, weights: Params, index: jax.Array, h: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def project(step: Step, part: MlaPart, weights: Params, index: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Queries (B, T, H, key_length), rotated and scaled such that their products with keys are the scores; and what
     the state keeps of the same tokens, (B, T, R + rot). Of normed inputs (B, T, D).
     """
     cfg, numerics, turns = step.cfg, step.numerics, step.turns
+    heads = numerics.split.local_heads(part.heads)
     first = "attn_q_a" if part.q_rank else "attn_q"
     q, new = linears(h, weights, (first, "attn_kv_a_mqa"), index, numerics)
     if part.q_rank:
         q = linear(norm(cfg, q, weights, "attn_q_a_norm", index), weights, "attn_q_b", index, numerics)
     if not numerics.split.heads:
-        q = gathered(q, cfg.head_count * part.key_length, numerics.split)
-    q = q.reshape(*q.shape[:-1], cfg.head_count, part.key_length)
+        q = gathered(q, heads * part.key_length, numerics.split)
+    q = q.reshape(*q.shape[:-1], heads, part.key_length)
     q = jnp.concatenate([q[..., : part.plain], turns.rotate(q[..., part.plain :], False)], -1)
     latent, rotated = new[..., : part.kv_rank], turns.rotate(new[..., None, part.kv_rank :], False)[..., 0, :]
     new = jnp.concatenate([norm(cfg, latent, weights, "attn_kv_a_norm", index), rotated], -1)
-    return _sharpened(step, part, q * jnp.float32(score_scale(part, cfg.rope_scaling))), new
+    return turns.sharpen(q) * jnp.float32(score_scale(part, cfg.rope_scaling)), new
 
 
 def score_scale(part: MlaPart, scaling: RopeScaling) -> float:
@@ -113,9 +112,7 @@ def expanded(
         at = (index, step.rows.slot, jnp.int32(0), place, jnp.int32(0))
         kept = lax.dynamic_slice(state.latent, at, (1, B, 1, CACHE_TILE, part.width))[0, :, 0].astype(numerics.dtype)
         latent, rotated = kept[..., : part.kv_rank], kept[:, None, :, part.kv_rank :]
-        keys, values = (
-            _product("bsr,hor->bhso", latent, each).astype(numerics.dtype) for each in (of_keys, of_values)
-        )
+        keys, values = (_product("bsr,hor->bhso", latent, each).astype(numerics.dtype) for each in (of_keys, of_values))
         rotated = jnp.broadcast_to(rotated, (*keys.shape[:3], part.rotated))
         return jnp.concatenate([keys, rotated], -1), values
 
@@ -130,7 +127,7 @@ def head_matrices(step: Step, part: MlaPart, weights: Params, index: jax.Array) 
         keys, values = (unpacked(weights[name], index, dtype) for name in ("attn_k_b", "attn_v_b"))
         return keys.transpose(0, 2, 1), values
     both = unpacked(weights["attn_kv_b"], index, dtype)
-    both = both.reshape(step.cfg.head_count, part.plain + part.value_length, part.kv_rank)
+    both = both.reshape(-1, part.plain + part.value_length, part.kv_rank)
     return both[:, : part.plain], both[:, part.plain :]
 
 
@@ -161,12 +158,3 @@ def _head_products(step: Step, part: MlaPart, weights: Params, index: jax.Array)
 def _product(letters: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """float32, with the precision of `quant.matmul`."""
     return jnp.einsum(letters, x, w, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-
-
-def _sharpened(step: Step, part: MlaPart, q: jax.Array) -> jax.Array:
-    """Queries (B, T, H, C), scaled by how many times `sharpened_from` their position is, where the model does it."""
-    if not part.sharpening:
-        return q
-    positions = step.rows.start[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)[None, :]
-    beyond = (positions // part.sharpened_from).astype(jnp.float32)
-    return q * (1.0 + part.sharpening * jnp.log1p(beyond))[:, :, None, None]

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from packlight.common.errors import UnsupportedError
 from packlight.model.spec.state import Buffer, Room
 from packlight.model.spec.weight import Segment, Weight
 
@@ -26,14 +25,13 @@ class Latent(NamedTuple):
 class MlaPart:
     """Attention whose keys and values are made of one narrow latent for each position."""
 
+    heads: int  # H
     q_rank: int  # of the queries, which are made in two products; 0: in one
     kv_rank: int  # R, the latent's width
     rotated: int  # rot, channels of a key that the heads share and that are rotated
     key_length: int  # channels of a head's query and key, the rotated ones, which are its last, included
     value_length: int  # channels of a head's value
     split: bool = True  # a file has a head's keys and values in two tensors, keys transposed; else they are in one
-    sharpening: float = 0.0  # queries at position p are multiplied with 1 + sharpening * ln(1 + p // sharpened_from)
-    sharpened_from: int = 0  # positions; 0 where queries are not sharpened
     name: str = "mla"
 
     @property
@@ -46,8 +44,13 @@ class MlaPart:
         """Channels of the state at each position."""
         return self.kv_rank + self.rotated
 
+    @property
+    def mixed(self) -> Segment:
+        """What attention gives, as it lies along the inputs of the matrix that closes the branch."""
+        return Segment("H", self.heads * self.value_length, self.value_length)
+
     @classmethod
-    def read(cls, keys: "_Keys") -> Self:
+    def read(cls, keys: "_Keys", heads: int) -> Self:
         """The part that a file's keys describe.
 
         Raises GGUFError or UnsupportedError naming the key that is missing, impossible or at odds with another.
@@ -64,12 +67,12 @@ class MlaPart:
                 if keys.has(key) and (stated := keys.integer(key, high=2**31 - 1)) != needed:
                     keys.fail(key, f"{stated} is not {needed}, the width of what heads share")
         q_rank = 0 if _is_lite(keys) else keys.integer("attention.q_lora_rank", 0, low=0)
-        return cls(q_rank, kv_rank, rotated, key_length, value_length, bool(suffix), *_sharpening(keys))
+        return cls(heads, q_rank, kv_rank, rotated, key_length, value_length, bool(suffix))
 
     def weights(self, cfg: "ModelConfig") -> Iterator[Weight]:
         """The low-rank products, whose results the norms need whole, are every device's."""
-        D, H, R = cfg.embedding_length, cfg.head_count, self.kv_rank
-        queries, values = (Segment("H", H * each) for each in (self.key_length, self.value_length))
+        D, H, R = cfg.embedding_length, self.heads, self.kv_rank
+        queries = Segment("H", H * self.key_length, self.key_length)
         if self.q_rank:
             yield Weight("attn_q_a", (self.q_rank, D))
             yield Weight("attn_q_a_norm", (self.q_rank,), kind="vector")
@@ -83,9 +86,10 @@ class MlaPart:
             yield Weight("attn_k_b", (H, R, self.plain), "experts", heads, "heads")
             yield Weight("attn_v_b", (H, self.value_length, R), "experts", heads, "heads")
         else:
-            both = Segment("H", H * (self.plain + self.value_length))
+            each = self.plain + self.value_length
+            both = Segment("H", H * each, each)
             yield Weight("attn_kv_b", (both.length, R), "rows", (both,), "heads")
-        yield Weight("attn_output", (D, values.length), "inputs", (values,))
+        yield Weight("attn_output", (D, self.mixed.length), "inputs", (self.mixed,))
 
     def state(self, cfg: "ModelConfig", layers: int, room: Room) -> Latent:
         shape = (layers, room.slots, 1, room.capacity, self.width)
@@ -107,19 +111,4 @@ class MlaPart:
 
 def _is_lite(keys: "_Keys") -> bool:
     """Whether queries are made in one product whatever the file says of a rank: known by the depth, as in llama.cpp."""
-    layers = keys.integer("block_count")
-    if keys.has("nextn_predict_layers"):
-        layers -= keys.integer("nextn_predict_layers", low=0)
-    return layers in (26, 27) or (layers == 48 and len(keys.tokens or ()) == 128256)
-
-
-def _sharpening(keys: "_Keys") -> tuple[float, int]:
-    """How much queries are sharpened, and from which position on."""
-    if not keys.has("attention.temperature_scale"):
-        return 0.0, 0
-    amount = keys.number("attention.temperature_scale", None, low=0.0, high=1e6)
-    if amount and not keys.has("attention.temperature_length"):
-        raise UnsupportedError(
-            f"key '{keys.full('attention.temperature_scale')}' is there without 'attention.temperature_length'"
-        )
-    return (amount, keys.integer("attention.temperature_length")) if amount else (0.0, 0)
+    return keys.layers in (26, 27) or (keys.layers == 48 and len(keys.tokens or ()) == 128256)

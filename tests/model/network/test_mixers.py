@@ -29,8 +29,8 @@ CASES: dict = {
     "attention": AttentionPart(4, 2, 64),
     "one kv head": AttentionPart(4, 1, 64),
     "window": AttentionPart(4, 2, 64, 20),
-    "mla": MlaPart(64, 32, 16, 48, 24),
-    "mla, expanded": MlaPart(0, 256, 32, 64, 8, split=False),
+    "mla": MlaPart(4, 64, 32, 16, 48, 24),
+    "mla, expanded": MlaPart(4, 0, 256, 32, 64, 8, split=False),
     "shortconv": ShortConvPart(3),
     "many taps": ShortConvPart(9),
 }

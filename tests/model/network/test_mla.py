@@ -14,18 +14,19 @@ from packlight.compile.kernels import product_paths
 from packlight.model.network.mixers import mla
 from packlight.model.network.state import Numerics, Rows
 from packlight.model.network.step import Step
-from packlight.model.spec.config import ModelConfig, RopeScaling
+from packlight.model.spec.config import ModelConfig, RopeScaling, Sharpening
 from packlight.model.spec.parts.mla import Latent, MlaPart
 from packlight.model.spec.state import Room
 from packlight.model.weights.stack import Stack
 
 LAYERS, LAYER, SLOTS, CAPACITY, T = 2, 1, 3, 256, 150
 YARN = RopeScaling("yarn", 8.0, original_context=64, log_multiplier=1.0)
+SHARPENING = Sharpening(0.4, 16)
 PARTS = {
-    "split": MlaPart(64, 32, 16, 48, 24),
-    "wide latent": MlaPart(64, 96, 32, 64, 8),
-    "whole": MlaPart(0, 64, 16, 48, 40, split=False),
-    "sharpened": MlaPart(64, 64, 16, 80, 40, sharpening=0.4, sharpened_from=16),
+    "split": MlaPart(4, 64, 32, 16, 48, 24),
+    "wide latent": MlaPart(4, 64, 96, 32, 64, 8),
+    "whole": MlaPart(4, 0, 64, 16, 48, 40, split=False),
+    "more heads": MlaPart(12, 64, 64, 16, 80, 40),
 }
 
 
@@ -37,7 +38,7 @@ def part(request):
 @pytest.fixture(scope="module")
 def cfg(part):
     cfg = ModelConfig.from_metadata(metadata("llama-gqa"))
-    return dataclasses.replace(cfg, rope_dimension_count=part.rotated, rope_scaling=YARN)
+    return dataclasses.replace(cfg, rope_dimension_count=part.rotated, rope_scaling=YARN, sharpening=SHARPENING)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,9 @@ def run(part, cfg, weights, state, h, slot, start, form=None, kernel="tiled"):
     """(y, state) of h (B, T, D) in slots `slot ..`, each from position `start`, in one of the two forms."""
     numerics = Numerics(product_paths("reference"), jnp.dtype("float32"), CAPACITY, CAPACITY, kernel=kernel)
     rows = Rows(
-        jnp.int32(slot), *(jnp.full(len(h), at, jnp.int32) for at in (start, start + h.shape[1])), jnp.ones(len(h), bool)
+        jnp.int32(slot),
+        *(jnp.full(len(h), at, jnp.int32) for at in (start, start + h.shape[1])),
+        jnp.ones(len(h), bool),
     )
 
     @jax.jit
@@ -73,7 +76,7 @@ def run(part, cfg, weights, state, h, slot, start, form=None, kernel="tiled"):
         q, new = mla.project(step, part, weights, jnp.int32(LAYER), h)
         state = Latent(mla.put(state.latent, jnp.int32(LAYER), new[:, :, None], rows))
         mixed = form(step, part, weights, jnp.int32(LAYER), state, q)
-        return mla.closing(step, mixed, weights, "attn_output", jnp.int32(LAYER), "H"), state
+        return mla.closing(step, mixed, weights, "attn_output", jnp.int32(LAYER), part.mixed), state
 
     return mix(weights, state, h)
 
@@ -102,7 +105,7 @@ def turned(x, position):
 
 def oracle(part, cfg, weights, text):
     """float64 (T, D): every token's keys and values, of every head, kept one after the other."""
-    H, plain = cfg.head_count, part.plain
+    H, plain = part.heads, part.plain
 
     def get(name):
         w = weights[name]
@@ -122,8 +125,7 @@ def oracle(part, cfg, weights, text):
         q = get("attn_q_b") @ normed(get("attn_q_a") @ h, "attn_q_a_norm") if part.q_rank else get("attn_q") @ h
         q = q.reshape(H, part.key_length)
         q = np.concatenate([q[:, :plain], turned(q[:, plain:], at)], -1)
-        if part.sharpening:
-            q = q * (1 + part.sharpening * np.log(1 + at // part.sharpened_from))
+        q = q * (1 + SHARPENING.scale * np.log(1 + at // SHARPENING.length))
         new = get("attn_kv_a_mqa") @ h
         latent, shared = normed(new[: part.kv_rank], "attn_kv_a_norm"), turned(new[part.kv_rank :], at)
         keys.append(np.concatenate([of_keys @ latent, np.broadcast_to(shared, (H, part.rotated))], -1))
@@ -181,6 +183,6 @@ def test_slots_and_neighbours_change_no_bit_of_a_token(part, cfg, weights, text)
 
 
 def test_it_expands_where_that_is_less_work():
-    flash, v3 = MlaPart(768, 512, 64, 256, 256), MlaPart(1536, 512, 64, 192, 128)
+    flash, v3 = MlaPart(20, 768, 512, 64, 256, 256), MlaPart(128, 1536, 512, 64, 192, 128)
     assert [flash.expands(tokens) for tokens in (1, 256, 398, 399, 512)] == [False, False, False, True, True]
     assert [v3.expands(tokens) for tokens in (1, 170, 171)] == [False, False, True]

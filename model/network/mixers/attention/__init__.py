@@ -142,7 +142,9 @@ def attention(
 
             return mosaic_attention(q, state, index, rows, span, scores)
         case _:
-            raise ValueError(f"attention {kernel!r} is unknown, or does not know windows, soft caps, sinks and narrow values")
+            raise ValueError(
+                f"attention {kernel!r} is unknown, or does not know windows, soft caps, sinks and narrow values"
+            )
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:
