@@ -401,9 +401,10 @@ def _gating(keys: _Keys, family: Experts) -> RouterScores:
     key, known = "expert_gating_func", _GATINGS
     depths, tokens = family.sigmoids_if
     default = "sigmoid" if keys.layers in depths and len(keys.tokens or ()) == tokens else family.scores
-    if family.stated == "never" or (family.stated == "may" and not keys.has(key)):
+    if family.stated == "never":
         return default
-    stated = keys.integer(key, low=0)
+    numbers = {scores: number for number, scores in known.items()}
+    stated = keys.integer(key, default=numbers[default] if family.stated == "may" else None, low=0)
     if stated == 0 and family.stated == "may":  # llama.cpp: not stated
         return default
     if stated not in known:
@@ -536,8 +537,8 @@ def _sharpening(keys: _Keys) -> Sharpening:
             scale = keys.number(key, 0.0, low=0.0, high=1e6)
             original = keys.integer("rope.scaling.original_context_length", default=keys.integer("context_length"))
             return Sharpening(scale, original)
-        case "stated with length" if keys.has(key):
-            scale = keys.number(key, None, low=0.0, high=1e6)
+        case "stated with length":
+            scale = keys.number(key, 0.0, low=0.0, high=1e6)
             if scale and not keys.has("attention.temperature_length"):
                 keys.fail(key, "is stated without 'attention.temperature_length'")
             return Sharpening(scale, keys.integer("attention.temperature_length")) if scale else Sharpening()

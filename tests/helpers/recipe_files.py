@@ -28,6 +28,10 @@ EXPERTS = "ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps"
 POST_NORMS = "post_attention_norm post_ffw_norm"
 SHORT_CONVOLUTION = "attn_norm conv conv_in conv_out"
 BIASED_EXPERTS = f"ffn_norm {EXPERTS} exp_probs_b.bias"
+SHARED_EXPERTS = "ffn_gate_shexp ffn_up_shexp ffn_down_shexp"
+LOW_RANK_QUERIES = "attn_q_a attn_q_a_norm attn_q_b"
+LATENT = "attn_kv_a_mqa attn_kv_a_norm attn_k_b attn_v_b attn_output"
+LATENT_WHOLE = "attn_kv_a_mqa attn_kv_a_norm attn_kv_b attn_output"
 # The tensors of a layer, by architecture; a name without an ending is a weight's.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
@@ -48,14 +52,22 @@ LAYERS = {
     " ffn_gate_inp.bias ffn_gate_exps.bias ffn_up_exps.bias ffn_down_exps.bias",
     "lfm2": f"{ATTENTION} {QK_NORMS} {FFN}",
     "lfm2moe": f"{ATTENTION} {QK_NORMS} {BIASED_EXPERTS}",
+    "deepseek2": f"attn_norm {LOW_RANK_QUERIES} {LATENT} {BIASED_EXPERTS} {SHARED_EXPERTS}",
+    "deepseek2 lite": f"attn_norm attn_q {LATENT_WHOLE} ffn_norm {EXPERTS} {SHARED_EXPERTS}",
+    "mistral4": f"attn_norm {LOW_RANK_QUERIES} {LATENT} ffn_norm {EXPERTS} {SHARED_EXPERTS}",
 }
 # Letters of `model.__init__`; Q and K: widths of all heads together, P: of q, k and v, X: of an expert, U: gate and up,
-# T: taps of a convolution, G: its two gates and its input.
+# T: taps of a convolution, G: its two gates and its input, S: of the experts that every token goes through. Of latents,
+# A and R: ranks of queries and of keys and values, Z: R and the channels that rotate, O: those of a head that do not,
+# Y: of a head's value, M: of all heads' values, B: of their keys that do not rotate and values.
 SHAPES = {
     "attn_q": "QD", "attn_k": "KD", "attn_v": "KD", "attn_qkv": "PD", "attn_output": "DQ",
     "attn_q_norm": "C", "attn_k_norm": "C", "whole_q_norm": "Q", "whole_k_norm": "K", "attn_sinks": "H",
     "ffn_gate": "FD", "ffn_up": "FD", "fused_up": "UD", "ffn_down": "DF",
     "ffn_gate_inp": "ED", "ffn_gate_exps": "EXD", "ffn_up_exps": "EXD", "ffn_down_exps": "EDX",
+    "ffn_gate_shexp": "SD", "ffn_up_shexp": "SD", "ffn_down_shexp": "DS",
+    "attn_q_a": "AD", "attn_q_a_norm": "A", "attn_q_b": "QA", "attn_kv_a_mqa": "ZD", "attn_kv_a_norm": "R",
+    "attn_k_b": "HRO", "attn_v_b": "HYR", "attn_kv_b": "BR",
     "exp_probs_b": "E", "conv": "DT", "conv_in": "GD", "conv_out": "DD",
 }  # fmt: skip
 RENAMED = {"whole_q_norm": "attn_q_norm", "whole_k_norm": "attn_k_norm", "fused_up": "ffn_up"}
@@ -68,8 +80,19 @@ def layer_names(recipe: Recipe, layer: int, kv_heads: int) -> list[str]:
     if not kv_heads:
         names = names.replace(f"{ATTENTION} {QK_NORMS}", SHORT_CONVOLUTION)
     if layer < recipe.metadata.get("leading_dense_block_count", 0):
-        names = names.replace(BIASED_EXPERTS, FFN)
+        names = f"{names.partition('ffn_norm')[0]}{FFN}"
     return names.split()
+
+
+def latent_sizes(recipe: Recipe) -> dict[str, int]:
+    """The letters of SHAPES that latent attention has, or has another number for."""
+    keys = recipe.metadata
+    if "attention.kv_lora_rank" not in keys:
+        return {}
+    H, R, rotated = (keys[name] for name in ("attention.head_count", "attention.kv_lora_rank", "rope.dimension_count"))
+    C, Y = (keys.get(f"attention.{name}_length_mla", keys[f"attention.{name}_length"]) for name in ("key", "value"))
+    A, O = keys.get("attention.q_lora_rank", 0), C - rotated  # noqa: E741
+    return {"Q": H * C, "A": A, "R": R, "Z": R + rotated, "O": O, "Y": Y, "M": H * Y, "B": H * (O + Y)}
 
 
 def shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
@@ -84,13 +107,14 @@ def shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     sizes |= {"E": keys.get("expert_count", 0), "T": keys.get("shortconv.l_cache", 0)}
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, D)}
     found |= {f"{name}.weight": (rotated // 2,) for name in recipe.rope}
+    sizes |= {"S": X * keys.get("expert_shared_count", 1)}
     kv_heads = np.broadcast_to(keys["attention.head_count_kv"], keys["block_count"]).tolist()
     for layer, heads in enumerate(kv_heads):
         K = heads * C
-        sizes |= {"K": K, "P": Q + 2 * K}
+        sizes |= {"K": K, "P": Q + 2 * K} | latent_sizes(recipe)
         for name in layer_names(recipe, layer, heads):
             base, _, ending = name.partition(".")
-            letters = SHAPES.get(base, "D")
+            letters = "DM" if base == "attn_output" and "M" in sizes else SHAPES.get(base, "D")
             shape = tuple(sizes[letter] for letter in (letters[:-1] if ending and len(letters) > 1 else letters))
             found[f"blk.{layer}.{RENAMED.get(base, base)}.{ending or 'weight'}"] = shape
     found["token_embd_norm.weight" if recipe.architecture.startswith("lfm2") else "output_norm.weight"] = (D,)

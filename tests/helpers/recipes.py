@@ -46,6 +46,24 @@ HEAD = {"attention.key_length": 32, "attention.value_length": 32}  # not embeddi
 EXPERT_KEYS = {"expert_count": 4, "expert_used_count": 2}
 ROUTED = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 32}
 TAPS = "shortconv.l_cache"
+# Latent attention: heads of 24 channels, 8 of which rotate, and of 16 for values. Old files state no other widths.
+LATENT = {
+    "attention.head_count_kv": 1,
+    "attention.kv_lora_rank": 32,
+    "rope.dimension_count": 8,
+    "attention.key_length": 40,
+    "attention.value_length": 32,
+    "attention.key_length_mla": 24,
+    "attention.value_length_mla": 16,
+}
+LATENT_WHOLE = {
+    "attention.head_count_kv": 4,
+    "attention.kv_lora_rank": 32,
+    "rope.dimension_count": 8,
+    "attention.key_length": 24,
+    "attention.value_length": 16,
+}
+SHARED = {**ROUTED, "leading_dense_block_count": 1, "expert_shared_count": 2}
 
 
 def scaling(kind: str, factor: float, original: int = 0, **more: float) -> dict[str, Any]:
@@ -272,6 +290,84 @@ RECIPES = {
             "ffn_down_exps": "Q5_0",
             "token_embd": "Q5_0",
         },
+    ),
+    # DeepSeek V3, GLM 4.7 Flash, DeepSeek V2 Lite in an old file, Mistral Small 4
+    "deepseek2": Recipe(
+        "deepseek2",
+        {
+            **LATENT,
+            **SHARED,
+            "block_count": 3,
+            "attention.q_lora_rank": 48,
+            "expert_count": 8,
+            "expert_used_count": 3,
+            "expert_group_count": 4,
+            "expert_group_used_count": 2,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            **scaling("yarn", 8.0, 16, yarn_log_multiplier=0.0707),
+        },
+    ),
+    "deepseek2-flash": Recipe(
+        "deepseek2",
+        {
+            **LATENT,
+            **SHARED,
+            "block_count": 3,
+            "attention.q_lora_rank": 64,
+            "attention.kv_lora_rank": 64,
+            "attention.key_length": 80,
+            "attention.value_length": 64,
+            "rope.dimension_count": 16,
+            "attention.key_length_mla": 48,
+            "attention.value_length_mla": 24,
+            "rope.freq_base": 1e6,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.8,
+        },
+        tied=True,
+        formats={
+            "default": "Q4_0",
+            "attn_q_b": "Q5_0",
+            "attn_kv_a_mqa": "Q8_0",
+            "blk.1.attn_k_b": "Q8_0",
+            "attn_v_b": "Q5_0",
+            "ffn_gate_inp": "F32",
+            "ffn_up_exps": "Q4_1",
+            "ffn_down_exps": "Q5_0",
+            "ffn_up_shexp": "Q5_1",
+            "token_embd": "Q5_0",
+        },
+        seed=3,
+    ),
+    "deepseek2-lite": Recipe(
+        "deepseek2",
+        {
+            **LATENT_WHOLE,
+            **SHARED,
+            "block_count": 27,
+            "expert_count": 3,
+            **scaling("yarn", 8.0, 16, yarn_log_multiplier=0.0707),
+        },
+        "deepseek2 lite",
+        seed=4,
+    ),
+    "mistral4": Recipe(
+        "mistral4",
+        {
+            **LATENT,
+            **ROUTED,
+            "attention.q_lora_rank": 48,
+            "expert_shared_count": 1,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.5,
+            "attention.temperature_scale": 0.4,
+            "attention.temperature_length": 8,
+            **scaling("yarn", 8.0, 16, yarn_log_multiplier=0.1),
+        },
+        seed=5,
     ),
     "lfm2moe-softmax": Recipe(
         "lfm2moe",

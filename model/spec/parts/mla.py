@@ -64,7 +64,7 @@ class MlaPart:
         value_length = keys.integer(f"attention.value_length{suffix}", high=65536)
         if suffix:  # the plain keys speak of the one head that all share
             for key, needed in (("attention.key_length", kv_rank + rotated), ("attention.value_length", kv_rank)):
-                if keys.has(key) and (stated := keys.integer(key, high=2**31 - 1)) != needed:
+                if (stated := keys.integer(key, needed)) != needed:
                     keys.fail(key, f"{stated} is not {needed}, the width of what heads share")
         q_rank = 0 if _is_lite(keys) else keys.integer("attention.q_lora_rank", 0, low=0)
         return cls(heads, q_rank, kv_rank, rotated, key_length, value_length, bool(suffix))
