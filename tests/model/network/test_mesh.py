@@ -23,6 +23,7 @@ from packlight.compile.config import MeshShape
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Branch, Cut, Piece, Split, cut, make_split
+from packlight.model.spec.state import Room
 from packlight.model.spec.weight import Segment, Weight
 from packlight.model.spec.weights import check, formats
 from packlight.model.weights.load import read_weights
@@ -95,6 +96,7 @@ OWN_FILES = (
     "qwen3moe",
     "lfm2",
     "lfm2moe",
+    "deepseek2-lite",
     "llama",
 )
 FILES = (*OWN_FILES[:-1], "llama-f16")
@@ -117,6 +119,22 @@ def test_eight_devices_equal_llama_cpp(name, tmp_path, monkeypatch):
     logits = logits_alone(told.path, told.ids + told.greedy[:-1], 1, 8)
     assert np.abs(told.picked(logits) - told.logits).max() <= 1e-3 * told.logits.std()
     assert logits[len(told.ids) - 1 :].argmax(-1).tolist() == told.greedy
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "tensor"), [("deepseek2", 1, 2), ("deepseek2-lite", 2, 2), ("mistral4", 1, 4)]
+)
+def test_latents_are_on_every_device_and_heads_on_one(name, data, tensor, tmp_path):
+    told = golden(f"own/{name}", tmp_path)
+    logits = logits_alone(told.path, told.ids + told.greedy[:-1], data, tensor)
+    assert np.abs(told.picked(logits) - told.logits).max() <= 1e-3 * told.logits.std()
+    _, cfg, used, split = split_of(told.path, tensor)
+    assert split.heads
+    (latent,) = cfg.latent.state(cfg, cfg.block_count, Room(4, 256, 16, "float32"))
+    assert split.axes(latent) == (None, "data", None, None, None)
+    of_heads = [weight for weight in used if weight.kind == "heads"]
+    assert len(of_heads) == (2 if cfg.latent.split else 1)
+    assert all(split.part(weight).shape[0] == weight.shape[0] // tensor for weight in of_heads)
 
 
 def split_of(path, tensor):

@@ -157,8 +157,9 @@ def test_equals_float64(part, cfg, weights, text, exact, form):
     assert np.abs(np.concatenate(parts) - exact).max() <= TOLERANCE * exact.std()
 
 
-@pytest.mark.parametrize("kernel", ["tiled", "whole"])
+@pytest.mark.parametrize("kernel", ["tiled", "whole", "native"])
 def test_single_tokens_equal_float64(part, cfg, weights, text, exact, kernel):
+    """Native attention has a head's products one after the other."""
     _, state = run(part, cfg, weights, empty(part, cfg), text[None, :-1], 2, 0)
     y, _ = run(part, cfg, weights, state, text[None, -1:], 2, T - 1, kernel=kernel)
     assert np.abs(y[0, 0] - exact[-1]).max() <= TOLERANCE * exact.std()
