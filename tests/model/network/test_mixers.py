@@ -12,7 +12,7 @@ from packed import random_weights
 
 from packlight.compile.kernels import product_paths
 from packlight.model.network.forward import MIXERS
-from packlight.model.network.mixers import shortconv
+from packlight.model.network.mixers import convolution
 from packlight.model.network.state import Numerics, Rows
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
@@ -242,5 +242,5 @@ def test_the_convolution_equals_float64(case, text, whole):
 
 def test_taps_lie_in_time_order():
     inputs = jnp.arange(5, dtype=jnp.float32)[None, :, None]
-    y = shortconv.convolve(inputs, jnp.asarray([[0.0, 10.0, 1.0]]))
+    y = convolution.convolve(inputs, jnp.asarray([[0.0, 10.0, 1.0]]))
     np.testing.assert_array_equal(y[0, :, 0], [12.0, 23.0, 34.0])
