@@ -15,13 +15,14 @@ from jax import lax
 
 from packlight.model.network.collectives import gathered, summed, tensor_number
 from packlight.model.network.ffn import dense, moe
-from packlight.model.network.mixers import attention, mla, shortconv
+from packlight.model.network.mixers import attention, deltanet, mla, shortconv
 from packlight.model.network.norms import norm, softcap
 from packlight.model.network.state import Numerics
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.layers import LAYER, Layer, Period, periods
 from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.dense import DensePart
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart
@@ -34,6 +35,7 @@ from packlight.quant.qtensor import gather_rows
 # feed-forward part takes (step, part, weights, index, h) and returns y: normed h (B, T, D) -> y (B, T, D).
 MIXERS: Mapping[type, Callable[..., tuple[jax.Array, Any]]] = {
     AttentionPart: attention.mix,
+    DeltaNetPart: deltanet.mix,
     MlaPart: mla.mix,
     ShortConvPart: shortconv.mix,
 }

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts import Mixer
 from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.state import Buffer
 from packlight.model.spec.weight import Axis, Letter, Segment, Weight
@@ -49,11 +50,17 @@ class Split:
     # If false, every device computes all heads, and q, k and v are gathered.
     heads: bool = True
     branches: tuple[Branch, ...] = ()  # of which experts are none: they are shared out whole
+    groups: bool = True  # as `heads`, of the key heads of delta nets with the value heads that read them
 
     @property
     def devices(self) -> int:
         """How many devices share the model and its slots."""
         return self.data * self.tensor
+
+    @property
+    def gathered(self) -> str:
+        """The axes of which every device computes all."""
+        return ("" if self.heads else "HK") + ("" if self.groups else "J")
 
     def local_heads(self, heads: int) -> int:
         """How many of a layer's query heads one device computes."""
@@ -62,6 +69,10 @@ class Split:
     def local_kv_heads(self, kv_heads: int) -> int:
         """How many of a layer's kv heads one device computes: at least one, which several devices may share."""
         return max(1, kv_heads // self.tensor) if self.heads else kv_heads
+
+    def local_groups(self, groups: int) -> int:
+        """How many of a delta net's key heads one device computes."""
+        return groups // self.tensor if self.groups else groups
 
     def part(self, weight: Weight) -> Weight:
         """`weight` with the shape that one device holds of it, which is cut no further."""
@@ -77,7 +88,8 @@ class Split:
 
     def axes(self, buffer: Buffer) -> tuple[str | None, ...]:
         """For each dimension of a buffer, the axis of the mesh along which devices share it."""
-        letters = {"": None, "B": DATA, "K": TENSOR if self.heads else None, "D": TENSOR}
+        letters = {"": None, "B": DATA, "D": TENSOR}
+        letters |= {"J": TENSOR if self.groups else None, "K": TENSOR if self.heads else None}
         return tuple(letters[letter] for letter in buffer.axes)
 
     def spread(self, buffer: Buffer) -> Buffer:
@@ -96,9 +108,11 @@ class Split:
     def __str__(self) -> str:
         """In words, for the plan."""
         attention = "own heads" if self.heads else "all heads on every device"
+        memory = "" if self.groups else "; all heads of delta nets on every device"
         ways = {"inputs": "summed", "rows": "gathered"}
         closings = ", ".join(dict.fromkeys(f"{branch.name} {ways[branch.closing]}" for branch in self.branches))
-        return f"mesh {DATA} {self.data}, {TENSOR} {self.tensor}: {attention}" + (f"; {closings}" if closings else "")
+        shared = f"mesh {DATA} {self.data}, {TENSOR} {self.tensor}: {attention}{memory}"
+        return shared + (f"; {closings}" if closings else "")
 
 
 WHOLE = Split()
@@ -129,16 +143,25 @@ def make_split(cfg: ModelConfig, used: tuple[Weight, ...], formats: Mapping[str,
     for weight in used:
         if weight.cut == "inputs" and not weight.is_vector:
             closings.setdefault(weight.segments[0]._replace(unit=1), []).append(weight)
+    blocks = {
+        segment: max(FORMATS[formats[name]].elements for weight in weights for name in weight.tensors)
+        for segment, weights in closings.items()
+    }
+    # A device's inputs of a delta net's closing matrix lie apart, so that blocks divide or it must have all of them.
+    by_groups = all(mixer.groups % tensor == 0 for mixer in cfg.mixers if isinstance(mixer, DeltaNetPart)) and all(
+        segment.length // tensor % block == 0 for segment, block in blocks.items() if segment.axis == "J"
+    )
     branches = []
     for segment, weights in closings.items():
-        block = max(FORMATS[formats[name]].elements for weight in weights for name in weight.tensors)
-        if segment.axis == "H":
-            kept = segment.length // tensor if by_heads else segment.length
-            closing: Closing = "inputs" if by_heads and kept % block == 0 else "rows"
+        block = blocks[segment]
+        if segment.axis in ("H", "J"):
+            own = by_heads if segment.axis == "H" else by_groups
+            kept = segment.length // tensor if own else segment.length
+            closing: Closing = "inputs" if own and kept % block == 0 else "rows"
         else:
             closing, kept = _share_features(segment.length, block, tensor)
         branches.append(Branch(segment.axis, weights[0].name, closing, segment.length, kept))
-    return Split(data, tensor, by_heads, tuple(branches))
+    return Split(data, tensor, by_heads, tuple(branches), by_groups)
 
 
 def _shares_heads(mixer: Mixer, tensor: int) -> bool:
@@ -173,8 +196,9 @@ def cut(split: Split, weight: Weight, device: int) -> Cut:
             return _cut_evenly(weight, "rows", split, device)
         if weight.is_vector:
             return Cut()  # added to the sum, which is everywhere
-    elif not split.heads and weight.segments[0].axis in ("H", "K"):  # q, k and v are gathered from any of their rows
-        return Cut() if weight.kind in ("vector", "heads") else _cut_evenly(weight, weight.cut, split, device)
+    elif weight.segments[0].axis in split.gathered:  # what such matrices give is gathered from any of their rows
+        whole = weight.kind in ("vector", "heads", "taps")
+        return Cut() if whole else _cut_evenly(weight, weight.cut, split, device)
     pieces, at, base = [], 0, 0
     for segment in weight.segments:
         share = _share_of(segment, split, device)

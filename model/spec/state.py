@@ -14,7 +14,7 @@ class Buffer:
 
     shape: tuple[int, ...]
     dtype: str
-    axes: tuple[Literal["", "B", "K", "D"], ...]  # for each dimension, the letter of what lies along it
+    axes: tuple[Literal["", "B", "D", "J", "K"], ...]  # for each dimension, the letter of what lies along it
 
     @property
     def nbytes(self) -> int:
