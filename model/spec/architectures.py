@@ -139,6 +139,9 @@ class Architecture:
     rope: Rope = Rope()
     norms: Norms = Norms()
     ffn: Ffn = Ffn()
+    # Most layers have a gated delta net, whose value heads read key heads in turn, or several consecutive ones the same.
+    # All but one of n layers have it, or those that the file names.
+    delta_net: Literal["", "in turn", "consecutive"] = ""
     without_kv_heads: Literal["", "shortconv"] = ""  # the mixer of layers without kv heads; "": there are none
     # Attention and feed-forward read the same hidden states, and both are added to them: never, always, or by a key.
     side_by_side: Literal["never", "always", "stated"] = "never"
@@ -211,6 +214,28 @@ ARCHITECTURES = {
         Architecture("qwen3moe", attention=HEADS, ffn=MIXTURE),
         Architecture("qwen3vl", attention=HEADS, rope=Rope(sections="in turn")),
         Architecture("qwen3vlmoe", attention=HEADS, rope=Rope(sections="in turn"), ffn=MIXTURE),
+        Architecture(
+            "qwen35",
+            attention=Attention(qk_norm="head", gate="query"),
+            rope=Rope(sections="in turn"),
+            norms=BEFORE_FFN,
+            delta_net="in turn",
+        ),
+        Architecture(
+            "qwen35moe",
+            attention=Attention(qk_norm="head", gate="query"),
+            rope=Rope(sections="in turn"),
+            norms=BEFORE_FFN,
+            ffn=Ffn(experts=Experts(shared=1, shared_gate=True)),
+            delta_net="in turn",
+        ),
+        Architecture(
+            "qwen3next",
+            attention=Attention(qk_norm="head", gate="query"),
+            norms=BEFORE_FFN,
+            ffn=Ffn(experts=Experts(shared=1, shared_gate=True)),
+            delta_net="consecutive",
+        ),
         Architecture(
             "mellum",
             attention=HEADS,

@@ -19,6 +19,7 @@ from packlight.model.spec.architectures import ARCHITECTURES, Architecture, Expe
 from packlight.model.spec.layers import MAX_TRACED, Layer, traced
 from packlight.model.spec.parts import Mixer, Part
 from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.dense import DensePart
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart, Routing
@@ -87,6 +88,8 @@ class ModelConfig:
     heads: tuple[int, ...] = ()  # H of each layer, where they differ
     kv_heads: tuple[int, ...] = ()  # K of each layer, where they differ; 0: the layer has no attention
     latent: MlaPart | None = None  # the mixer of all layers, where keys and values are made of latents
+    delta_net: DeltaNetPart | None = None  # the mixer of layers that remember
+    remembers: tuple[bool, ...] = ()  # for each layer, whether it does
     taps: int = 0  # positions that a short convolution sees, the present included
     sliding_window: int = 0  # positions that a query of a sliding layer sees, itself included; 0: no layer slides
     slides: tuple[bool, ...] = ()  # for each layer, whether it slides
@@ -129,6 +132,8 @@ class ModelConfig:
     def _mixer(self, layer: int) -> Mixer:
         if self.latent is not None:
             return self.latent
+        if self.delta_net is not None and self.remembers[layer]:
+            return self.delta_net
         kv_heads = self.kv_heads[layer] if self.kv_heads else self.head_count_kv
         if not kv_heads:
             return ShortConvPart(self.taps)
@@ -205,6 +210,8 @@ class ModelConfig:
             head_count_kv=max(kv_heads),
             kv_heads=_unless_equal(kv_heads),
             latent=latent,
+            delta_net=DeltaNetPart.read(keys, arch.delta_net == "consecutive") if arch.delta_net else None,
+            remembers=_remembers(keys) if arch.delta_net else (),
             taps=taps,
             key_length=head_dim,
             vocab_size=_vocab_size(keys),
@@ -286,6 +293,13 @@ class _Keys:
         if not isinstance(value, np.ndarray):
             return (self._checked(key, value, low, high),) * self.layers
         return tuple(self._checked(key, each, low, high) for each in self._array(key, value).tolist())[: self.layers]
+
+    def truths(self, key: str) -> tuple[bool, ...]:
+        """Whether something is so, for each layer, from an array with one value for each block."""
+        found = self.get(key)
+        if not isinstance(found, np.ndarray) or len(found) != self.blocks or found.dtype.kind not in "biu":
+            self.fail(key, f"is no array of {self.blocks} truth values, one for each layer")
+        return tuple(bool(each) for each in found)[: self.layers]
 
     def _array(self, key: str, value: np.ndarray) -> np.ndarray:
         if len(value) != self.blocks:
@@ -487,11 +501,8 @@ def _windows(keys: _Keys) -> tuple[int, tuple[bool, ...]]:
         width = keys.integer(width_key, default=windows.width, low=0 if windows.width == 0 else 1)
     if not width:
         return none
-    pattern = keys.get(key, default=windows.period)
-    if isinstance(pattern, np.ndarray):
-        if len(pattern) != keys.blocks or pattern.dtype.kind not in "biu":
-            keys.fail(key, f"is no array of {keys.blocks} truth values, one for each layer")
-        return width, tuple(bool(slides) for slides in pattern)[:layers]
+    if isinstance(keys.get(key, default=windows.period), np.ndarray):
+        return width, keys.truths(key)
     period = keys.integer(key, default=windows.period, low=0, high=MAX_LAYERS)
     whole = 0 if windows.global_first else period - 1
     return width, tuple(not period or layer % period != whole for layer in range(layers))
@@ -511,6 +522,15 @@ def _rotates(keys: _Keys, slides: tuple[bool, ...]) -> tuple[bool, ...]:
         case _:
             found = ()
     return () if all(found) else found
+
+
+def _remembers(keys: _Keys) -> tuple[bool, ...]:
+    """For each layer whether it has a delta net: as an array says, or all but the last of each n."""
+    key = "attention.recurrent_layers"
+    if keys.has(key):
+        return keys.truths(key)
+    interval = keys.integer("full_attention_interval", default=4, high=MAX_LAYERS)
+    return tuple((layer + 1) % interval != 0 for layer in range(keys.layers))
 
 
 def _rope_sections(keys: _Keys, rotated: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 FAMILIES = (
     "qwen2", "qwen3", "qwen3moe", "olmo2", "granite", "phi3", "phi3-longrope", "starcoder2", "gemma2", "gemma3",
     "gemma3-scaled", "gpt-oss", "lfm2", "lfm2moe", "deepseek2", "deepseek2-flash", "deepseek2-lite", "mistral4",
+    "qwen35", "qwen35-mtp", "qwen35moe", "qwen3next",
 )  # fmt: skip
 GOLDENS = [
     *(f"arch/llama-{n}" for n in ("f16", "gqa", "linear", "lowbit", "moe", "rope3", "tied", "yarn")),
