@@ -139,7 +139,7 @@ class Architecture:
     rope: Rope = Rope()
     norms: Norms = Norms()
     ffn: Ffn = Ffn()
-    # Most layers have a gated delta net, whose value heads read key heads in turn, or several consecutive ones the same.
+    # Most layers have a gated delta net, whose value heads read key heads in turn, or consecutive ones the same.
     # All but one of n layers have it, or those that the file names.
     delta_net: Literal["", "in turn", "consecutive"] = ""
     without_kv_heads: Literal["", "shortconv"] = ""  # the mixer of layers without kv heads; "": there are none

@@ -29,7 +29,9 @@ from packlight.common.errors import PacklightError  # noqa: E402
 
 SHAPES = ("block_count", "embedding_length", "feed_forward_length", "expert_count", "expert_feed_forward_length")
 SHAPES += ("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length")
-SHAPES += ("leading_dense_block_count", "shortconv.l_cache")
+SHAPES += ("leading_dense_block_count", "shortconv.l_cache", "full_attention_interval", "ssm.conv_kernel")
+SHAPES += ("ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
+SHAPES += ("expert_shared_feed_forward_length",)
 # What changes nothing, in llama.cpp either.
 QUIET = {
     ("window", "attention.sliding_window"): "llama has no windows",

@@ -3,10 +3,11 @@
 FAMILIES = (
     "qwen2", "qwen3", "qwen3moe", "olmo2", "granite", "phi3", "phi3-longrope", "starcoder2", "gemma2", "gemma3",
     "gemma3-scaled", "gpt-oss", "lfm2", "lfm2moe", "deepseek2", "deepseek2-flash", "deepseek2-lite", "mistral4",
-    "qwen35", "qwen35-mtp", "qwen35moe", "qwen3next",
+    "qwen35", "qwen35moe", "qwen3next",
 )  # fmt: skip
 GOLDENS = [
     *(f"arch/llama-{n}" for n in ("f16", "gqa", "linear", "lowbit", "moe", "rope3", "tied", "yarn")),
     *(f"arch/{n}" for n in FAMILIES),
+    "arch/qwen35-mtp",
     *(f"models/stories260K-{n}" for n in ("f32", "k256-f32", "k256-Q8_0", "k256-Q6_K", "k256-Q4_K_M", "k256-Q2_K")),
 ]

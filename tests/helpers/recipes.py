@@ -64,6 +64,17 @@ LATENT_WHOLE = {
     "attention.value_length": 16,
 }
 SHARED = {**ROUTED, "leading_dense_block_count": 1, "expert_shared_count": 2}
+# A gated delta net: key heads, value heads, and of these every n-th layer none but attention that rotates few channels
+DELTA = {
+    "ssm.state_size": 32,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 128,
+    "ssm.conv_kernel": 4,
+}
+DELTA |= {**HEAD, "rope.freq_base": 1e6, "rope.dimension_count": 12, "full_attention_interval": 2}
+IN_TURN = {"rope.dimension_sections": np.array([2, 2, 1, 0], np.int32)}
+SHARED = {**ROUTED, "feed_forward_length": None, "expert_shared_feed_forward_length": 64}
 
 
 def scaling(kind: str, factor: float, original: int = 0, **more: float) -> dict[str, Any]:
@@ -381,4 +392,25 @@ RECIPES = {
         },
         seed=5,
     ),
+    # Qwen 3.5: delta nets but for every n-th layer, whose last pair does not rotate
+    "qwen35": Recipe("qwen35", {**DELTA, **IN_TURN, "block_count": 4}),
+    "qwen35-packed": Recipe(
+        "qwen35",
+        {**WIDE, **DELTA, **IN_TURN, "block_count": 3, "full_attention_interval": 3}
+        | {"ssm.group_count": 4, "ssm.time_step_rank": 8, "ssm.inner_size": 256, "ssm.conv_kernel": 3},
+        tied=True,
+        formats={
+            "default": "Q4_K",
+            "attn_gate": "Q6_K",
+            "ssm_beta": "Q5_K",
+            "ssm_conv1d": "F32",
+            "ssm_out": "Q6_K",
+            "attn_output": "Q5_0",
+            "blk.1.attn_qkv": "Q8_0",
+        },
+    ),
+    "qwen35moe": Recipe("qwen35moe", {**DELTA, **IN_TURN, **SHARED, "block_count": 4}),
+    # Qwen 3 Next: value heads of a key head are consecutive
+    "qwen3next": Recipe("qwen3next", {**DELTA, **SHARED, "ssm.time_step_rank": 6, "ssm.inner_size": 192}),
+    "qwen3next-joined": Recipe("qwen3next", {**DELTA, **SHARED}, "qwen3next joined", seed=1),
 }

@@ -125,9 +125,9 @@ def one_token(memory: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:
     """The formulas as they stand, for T = 1: memory (B, H, S, S) -> answers (B, 1, H, S) and the memory after it."""
     q, k, v, beta, fade = (x[:, 0] for x in new)
     memory = memory * jnp.exp(fade)[..., None, None]
-    change = beta[..., None] * (v - jnp.sum(memory * k[..., None, :], axis=-1))
+    change = beta[..., None] * (v - jnp.einsum("bhvc,bhc->bhv", memory, k, precision=EXACT))
     memory = memory + change[..., :, None] * k[..., None, :]
-    return jnp.sum(memory * q[..., None, :], axis=-1)[:, None], memory
+    return jnp.einsum("bhvc,bhc->bhv", memory, q, precision=EXACT)[:, None], memory
 
 
 def in_chunks(memory: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:

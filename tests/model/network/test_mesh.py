@@ -137,6 +137,19 @@ def test_latents_are_on_every_device_and_heads_on_one(name, data, tensor, tmp_pa
     assert all(split.part(weight).shape[0] == weight.shape[0] // tensor for weight in of_heads)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "own"),
+    [("qwen35", 2, True), ("qwen3next-joined", 2, True), ("qwen3next", 4, False), ("qwen35-packed", 4, False)],
+)
+def test_a_delta_net_is_shared_by_key_heads_where_its_blocks_divide(name, tensor, own, tmp_path):
+    told = golden(f"own/{name}", tmp_path)
+    split = split_of(told.path, tensor)[-1]
+    assert split.groups == own
+    assert ("all heads of delta nets on every device" in str(split)) != own
+    logits = logits_alone(told.path, told.ids, 1, tensor)
+    assert np.abs(told.picked(logits) - told.logits).max() <= 1e-3 * told.logits.std()
+
+
 def split_of(path, tensor):
     file = open_gguf(path)
     cfg = ModelConfig.from_gguf(file)
@@ -177,7 +190,9 @@ def test_a_weight_is_cut_as_its_row_says(divided):
 
 @pytest.mark.parametrize("tensor", [2, 3, 8])
 @pytest.mark.parametrize("layout", ["ggml", "rows8"])
-@pytest.mark.parametrize("name", ["llama-moe", "phi3", "olmo2", "gpt-oss", "starcoder2", "llama-lowbit", "lfm2-taps"])
+@pytest.mark.parametrize(
+    "name", ["llama-moe", "phi3", "olmo2", "gpt-oss", "starcoder2", "llama-lowbit", "lfm2-taps", "qwen35"]
+)
 def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
     """Every row, block and expert is on a device, in its place; kv heads may be on several; the rest is zeros."""
     file, cfg, used, split = split_of(model(f"own/{name}", tmp_path), tensor)
