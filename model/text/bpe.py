@@ -1,4 +1,4 @@
-"""Byte-pair encoding: words of byte letters, merged by rank; and the merge loop that SPM shares.
+"""Byte-pair encoding: words of byte letters or of characters, merged by rank; and the merge loop that SPM shares.
 
 Knows merges, ranks and GPT-2's byte alphabet. Knows no special token and no GGUF file.
 
@@ -15,6 +15,8 @@ from itertools import pairwise
 from packlight.common.errors import GGUFError
 from packlight.common.text import shown
 from packlight.model.text.pretokenizers import PreTokenizer, Splitter
+
+SPACE = "\u2581"  # how vocabularies without byte letters write a space
 
 _CACHED_WORDS = 1 << 16
 _CACHED_LENGTH = 256  # longer words seldom come twice, and would make the cache big
@@ -93,8 +95,13 @@ def piece(token: str) -> bytes:
     return b"".join(parts)
 
 
+def byte_token(byte: int) -> str:
+    """The token of a byte in a vocabulary whose tokens are text."""
+    return f"<0x{byte:02X}>"
+
+
 class BPE:
-    """Plain text to ids, byte-level. The ranks are built by the first `encode`, for the sake of a fast start."""
+    """Plain text to ids. The ranks are built by the first `encode`, for the sake of a fast start."""
 
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[str], pre: PreTokenizer) -> None:
         """`vocab`: token -> id; `merges`: "left right", the first ranks lowest.
@@ -112,28 +119,32 @@ class BPE:
 
     @functools.cached_property
     def _ranks(self) -> dict[str, int]:
-        """The merges, a space between their parts, which no byte letter is: a pair needs no tuple."""
+        """The merges, a space between their parts, which have none themselves: a pair needs no tuple."""
         ranks = dict(zip(self._merges, range(len(self._merges)), strict=True))
         if len(ranks) != len(self._merges):
             ranks = {m: i for i, m in reversed(list(enumerate(self._merges)))}  # of equal merges the first counts
         return ranks
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, which is not searched for special tokens."""
+    def encode(self, text: str, begins: bool = True) -> list[int]:
+        """The ids of `text`, which is not searched for special tokens; the same wherever it stands."""
         ids: list[int] = []
-        for word in self._splitter.words(text):
+        for word in self._splitter.words(text.replace(" ", SPACE) if self._pre.marked_spaces else text):
             ids.extend(self._word_ids(word))
         return ids
 
     def _encode_word(self, word: str) -> Sequence[int]:
-        vocab = self._vocab
-        letters = word.encode().decode("latin-1").translate(_byte_letters()[0])
-        if self._pre.ignore_merges and letters in vocab:
+        vocab, pre = self._vocab, self._pre
+        letters = word.encode().decode("latin-1").translate(_byte_letters()[0]) if pre.byte_letters else word
+        whole = pre.ignore_merges or (pre.whole_newlines and word[0] == "\n")
+        if whole and letters in vocab:
             return (vocab[letters],)
         ids: list[int] = []
         for symbol in merge(list(letters), self._ranks, " "):
             if symbol in vocab:
                 ids.append(vocab[symbol])
-            else:  # llama.cpp then looks for its UTF-8 bytes as tokens, which only ASCII can be, and drops the others
+            elif pre.byte_letters:
+                # llama.cpp then looks for its UTF-8 bytes as tokens, which only ASCII can be, and drops the others
                 ids.extend(vocab[c] for c in symbol if c < "\x80" and c in vocab)
+            else:
+                ids.extend(vocab[byte] for byte in map(byte_token, symbol.encode()) if byte in vocab)
         return tuple(ids)

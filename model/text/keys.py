@@ -38,14 +38,14 @@ def strings(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
     return values
 
 
-def numbers(metadata: Mapping[str, Any], key: str, length: int, dtypes: tuple[str, ...]) -> np.ndarray | None:
-    """The array at `key`, None if there is none."""
+def numbers(metadata: Mapping[str, Any], key: str, length: int | None, dtypes: tuple[str, ...]) -> np.ndarray | None:
+    """The array at `key`, None if there is none. length: how long it must be, None if as it likes."""
     values = metadata.get(KEY + key)
     if values is None:
         return None
     if not isinstance(values, np.ndarray) or values.dtype.name not in dtypes or values.ndim != 1:
         fail(key, f"is not an array of {' or '.join(dtypes)}")
-    if len(values) != length:
+    if length is not None and len(values) != length:
         fail(key, f"has {len(values)} elements for {length} tokens")
     return values
 

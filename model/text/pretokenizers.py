@@ -6,11 +6,14 @@ punctuation, marks and symbols. Knows no vocabulary, no merges and no GGUF file.
 Python's `re` has no `\\p{L}`, and the engines that do follow whatever Unicode version they were built with: tokenizers
 0.23 calls 4302 code points letters that llama.cpp, frozen at Unicode 15.1, does not. So the classes are stored here,
 and a text is matched through its shadow: ASCII as it is, any other character replaced by a representative of its class.
+
+llama.cpp knows no letter case beyond ASCII: where a pattern names `\\p{Lu}` or `\\p{Ll}` it reads `\\p{L}`.
 """
 
 import bisect
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # The class of every code point from U+0080 up (Unicode 15.1), as runs of a class letter and a length in hexadecimal:
@@ -71,21 +74,36 @@ _SPACE = "\v"
 # What stands for a class in the shadow: any non-ASCII character will do, since all of them are replaced.
 _REPRESENTATIVE = {"L": "\u00aa", "N": "\u00b2", "P": "\u00a1", "M": "\u0300", "S": "\u00a2", "x": "\u00ad"}
 
+# What counts as Chinese: whole blocks, in which what is not assigned is no letter.
+_HAN_BLOCKS = (
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2EBEF),
+    (0x2F800, 0x2FA1F),
+)
+_HAN_REPRESENTATIVE = {"L": "\u4e00", "x": "\ufa6e"}
+
 # The same classes' ASCII members, as the inside of a regex character set.
 _ASCII = {"L": "A-Za-z", "N": "0-9", "P": r"!-#%-*,-/:;?@\[-\]_{}", "M": "", "S": r"$+<->\^`|~"}
 
 
+Cutter = Callable[[str], list[int]]  # the shadow of a piece -> where the words of the piece end, the last one aside
+
+
 @dataclass(frozen=True)
 class PreTokenizer:
-    """One pre-tokenizer: patterns applied one after the other, each inside the pieces the previous ones left.
+    """One pre-tokenizer: how a text is cut into words, and how these are spelled in tokens."""
 
-    `ignore_merges`: a word that is a token is that token, whatever the merges say. `add_bos`: the default when the file
-    has no `tokenizer.ggml.add_bos_token`.
-    """
-
-    patterns: tuple[str, ...]
-    ignore_merges: bool = False
-    add_bos: bool = False
+    patterns: tuple[str | Cutter, ...]  # applied one after the other, each inside the pieces the previous ones left
+    ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
+    add_bos: bool = False  # the default when the file has no `tokenizer.ggml.add_bos_token`
+    always_bos: bool = False  # bos is added whatever the file says
+    byte_letters: bool = True  # tokens spell bytes in GPT-2's alphabet; otherwise they are text, bytes like "<0x0A>"
+    marked_spaces: bool = False  # U+2581 stands for a space
+    whole_newlines: bool = False  # a word of newlines that is a token is that token
+    needs_merges: bool = True  # a file without merges is refused
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -113,6 +131,23 @@ def _cased(number: str, after: str = "", letter: str = r"\p{L}") -> str:
     )
 
 
+def _thousands(shadow: str) -> list[int]:
+    """Cuts numbers into groups of three from their ends. As in llama.cpp, the first group keeps the text before it."""
+    ends: list[int] = []
+    for run in _compile(r"\p{N}+").finditer(shadow):
+        first = (run.end() - run.start()) % 3 or 3
+        ends.extend(range(run.start() + first, run.end() + 1, 3))
+    return ends
+
+
+def _before_thousands(shadow: str) -> list[int]:
+    """Cuts before every group of three ASCII digits, counted from the end of their run."""
+    ends: list[int] = []
+    for run in re.finditer("[0-9]+", shadow):
+        ends.extend(range(run.start() + (run.end() - run.start()) % 3, run.end(), 3))
+    return [end for end in ends if end]
+
+
 # The letters with case that DeepSeek LLM's tokenizer lists: not all there are (no Georgian U+10D0, no U+1D400).
 _DEEPSEEK_CASED = (
     r"A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377"
@@ -131,7 +166,8 @@ _DEFAULT = PreTokenizer((r"[\p{P}$+<=>\^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-
 _FALCON = PreTokenizer((r"[\p{P}$+<=>\^~|`]+", _GPT2, r"[0-9][0-9][0-9]"))
 _GPT_2 = PreTokenizer((_GPT2,))
 _STARCODER = PreTokenizer((r"\p{N}", _GPT2))
-_QWEN2 = PreTokenizer((_gpt4_like(r"\p{N}"),))
+_QWEN2_WORDS = _gpt4_like(r"\p{N}")
+_QWEN2 = PreTokenizer((_QWEN2_WORDS,))
 _QWEN35 = PreTokenizer(
     (_gpt4_like(r"\p{N}", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"),)
 )
@@ -153,8 +189,8 @@ _GRANITE_EMBEDDING = PreTokenizer(
 )
 _TEKKEN = PreTokenizer((_cased(r"\p{N}"),), ignore_merges=True, add_bos=True)
 _BAILING = PreTokenizer((_gpt4_like(r"\p{N}", spaces=r"\s*[\r\n]|\s+(?!\S)|\s+"),))
-_SEED_CODER = PreTokenizer((_QWEN2.patterns[0].replace(r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+"),))
-_NO_CONTRACTIONS = PreTokenizer((_QWEN2.patterns[0].removeprefix(_CONTRACTIONS + "|"),))
+_SEED_CODER = PreTokenizer((_QWEN2_WORDS.replace(r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+"),))
+_NO_CONTRACTIONS = PreTokenizer((_QWEN2_WORDS.removeprefix(_CONTRACTIONS + "|"),))
 _LAGUNA = PreTokenizer((r"[^\n]+|[\n]+", *_QWEN2.patterns))
 _EXAONE_MOE = PreTokenizer(
     (
@@ -186,6 +222,37 @@ _DEEPSEEK_3 = PreTokenizer(
 _SPARK = PreTokenizer((*_DEEPSEEK_3.patterns[:2], rf"{_DEEPSEEK_3_WORDS}|[\r\n]|\s+(?!\S)|\s+", r"\p{N}"))
 _BLOOM = PreTokenizer((r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+",))
 _VIKING = PreTokenizer((*_BLOOM.patterns, r"\p{N}"))
+_AFMOE = PreTokenizer(
+    (
+        _thousands,
+        # From U+8C48, though U+F900 is meant: the source has lost that character to its normal form.
+        r"[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f"
+        r"\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
+        _DEEPSEEK_3.patterns[2],
+    )
+)
+_ANY_CASE = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_CONTRACTIONS})?"
+_TINY_AYA = PreTokenizer((_thousands, rf"{_ANY_CASE}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES_LAST}"))
+_YOUTU = PreTokenizer(
+    (
+        r"[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f"
+        r"\ufe30-\ufe4f]+|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+        rf"{_ANY_CASE}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES_LAST}",
+    ),
+    ignore_merges=True,
+)
+_KIMI_K2 = PreTokenizer(
+    (
+        rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?(?:(?!\p{{Han}})\p{{L}})+(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES_LAST}",
+    ),
+    needs_merges=False,
+)
+_SUPERBPE = PreTokenizer((r"\p{N}+", _before_thousands))
+_LINES = r"[^\n]+|[\n]+"
+_GEMMA4 = PreTokenizer((_LINES,), always_bos=True, byte_letters=False, marked_spaces=True, whole_newlines=True)
+_SARVAM = PreTokenizer((_LINES,), byte_letters=False, marked_spaces=True)
+_WHITESPACE = PreTokenizer((r"\S+",), byte_letters=False)
 _CHAMELEON = PreTokenizer(
     (
         r"<sentinel:[0-9]+>",
@@ -227,6 +294,14 @@ _NAMES = {
     "poro-chat bloom gpt3-finnish": _BLOOM,
     "viking": _VIKING,
     "chameleon": _CHAMELEON,
+    "afmoe": _AFMOE,
+    "tiny_aya cohere2moe": _TINY_AYA,
+    "youtu": _YOUTU,
+    "kimi-k2": _KIMI_K2,
+    "superbpe": _SUPERBPE,
+    "gemma4 granite-embed-multi-311m": _GEMMA4,
+    "sarvam-moe": _SARVAM,
+    "whitespace": _WHITESPACE,
 }
 PRETOKENIZERS: dict[str, PreTokenizer] = {name: pre for names, pre in _NAMES.items() for name in names.split()}
 """Every supported `tokenizer.ggml.pre`. Source: llama.cpp src/llama-vocab.cpp, where a row's names mean the same."""
@@ -236,8 +311,10 @@ class _ClassShadow(dict[int, str]):
     """A `str.translate` table that fills itself: code point -> the representative of its class, ASCII as it is."""
 
     def __missing__(self, code_point: int) -> str:
-        beyond_ascii = code_point >= _FIRST_CODE_POINT
-        return self.setdefault(code_point, _REPRESENTATIVE[class_of(code_point)] if beyond_ascii else chr(code_point))
+        if code_point < _FIRST_CODE_POINT:
+            return self.setdefault(code_point, chr(code_point))
+        of_class = _HAN_REPRESENTATIVE if _in_han_block(code_point) else _REPRESENTATIVE
+        return self.setdefault(code_point, of_class[class_of(code_point)])
 
 
 @functools.cache
@@ -257,14 +334,21 @@ def class_of(code_point: int) -> str:
     return letters[bisect.bisect_right(starts, code_point) - 1]
 
 
+def _in_han_block(code_point: int) -> bool:
+    return any(first <= code_point <= last for first, last in _HAN_BLOCKS)
+
+
 _SPACE_SHADOW = dict.fromkeys(SPACES, _SPACE)
 _CLASS_SHADOW = _ClassShadow(_SPACE_SHADOW)
 
 
+@functools.cache
 def _compile(pattern: str) -> re.Pattern[str]:
-    """A pattern over the shadow: each `\\p{X}` becomes its ASCII members and its representative."""
+    """A pattern over the shadow: each `\\p{X}` becomes its ASCII members and its representatives."""
     parts = re.split(r"(\[[^\]]*\])", pattern)  # the character sets, which take members without brackets of their own
     members = {f"\\p{{{letter}}}": ascii_part + _REPRESENTATIVE[letter] for letter, ascii_part in _ASCII.items()}
+    members["\\p{L}"] += _HAN_REPRESENTATIVE["L"]
+    members["\\p{Han}"] = "".join(_HAN_REPRESENTATIVE.values())
     for name, inside in members.items():
         parts = [p.replace(name, inside if p.startswith("[") else f"[{inside}]") for p in parts]
     return re.compile("".join(parts), re.ASCII)
@@ -275,32 +359,39 @@ class Splitter:
 
     def __init__(self, pre: PreTokenizer) -> None:
         # llama.cpp matches classes only for a pattern that names one; the others need the characters their ranges list.
-        self._steps = [(_compile(p), _CLASS_SHADOW if "\\p{" in p else _SPACE_SHADOW) for p in pre.patterns]
+        self._steps = [
+            (_compile(p), _CLASS_SHADOW if "\\p{" in p else _SPACE_SHADOW) if isinstance(p, str) else (p, _CLASS_SHADOW)
+            for p in pre.patterns
+        ]
 
     def words(self, text: str) -> list[str]:
         """The words of `text` in order; linear in its length for every pattern of the table."""
         if not text:
             return []
         ends = [len(text)]
-        for pattern, table in self._steps:
-            ends = _cut(pattern, text if text.isascii() else text.translate(table), ends)
+        for step, table in self._steps:
+            ends = _cut(step, text if text.isascii() else text.translate(table), ends)
         starts = [0, *ends]
         return [text[start:end] for start, end in zip(starts, ends, strict=False)]
 
 
-def _cut(pattern: re.Pattern[str], shadow: str, ends: list[int]) -> list[int]:
-    """Where the pieces end after `pattern` has cut each piece into its matches and what lies between them."""
+def _cut(step: re.Pattern[str] | Cutter, shadow: str, ends: list[int]) -> list[int]:
+    """Where the pieces end after each was cut: by a pattern into its matches and what lies between them."""
     out: list[int] = []
     start = 0
     for end in ends:
         at = start
-        if end - start > 1:  # a single character stays one whatever the pattern
-            # a slice, since the piece's ends are the text's for lookarounds and anchors
-            for match in pattern.finditer(shadow[start:end]):
-                if start + match.start() > at:
-                    out.append(start + match.start())
-                at = start + match.end()
-                out.append(at)
+        if end - start > 1:  # a single character stays one whatever the step
+            piece = shadow[start:end]  # a slice, since its ends are the text's for lookarounds and anchors
+            if isinstance(step, re.Pattern):
+                for match in step.finditer(piece):
+                    if start + match.start() > at:
+                        out.append(start + match.start())
+                    at = start + match.end()
+                    out.append(at)
+            else:
+                out.extend([start + place for place in step(piece)])
+                at = out[-1] if out else start
         if at < end:
             out.append(end)
         start = end

@@ -24,6 +24,7 @@ class TokenType(enum.IntEnum):
     UNKNOWN = 2
     CONTROL = 3
     USER_DEFINED = 4
+    UNUSED = 5
     BYTE = 6
 
 
@@ -31,7 +32,13 @@ class TokenType(enum.IntEnum):
 DEFAULT_IDS = {
     "llama": {"bos": 1, "eos": 2},
     "gpt2": {"bos": 11, "eos": 11},
+    "whitespace": {"bos": 11, "eos": 11},
+    "hybriddna": {"bos": 11, "eos": 11},
+    "gemma4": {},
     "bert": {"bos": 101, "unknown": 100, "seperator": 102},  # GGUF spells it so
+    "t5": {"eos": 1, "unknown": 2},
+    "rwkv": {},
+    "plamo2": {"bos": 1, "eos": 2},
 }
 
 # Special tokens known by their text where the file does not give their id.
@@ -60,6 +67,15 @@ _ENDS = (
 _LIKE_CONTROL = re.compile(r"<[|\uff5c].*\w.*>|<.*\w.*[|\uff5c]>")
 _TAG = re.compile(r"<.*\w.*>|\[.*\w.*\]")
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+
+class Frame(NamedTuple):
+    """What is put around a text where the file does not say, or whatever it says."""
+
+    bos: bool
+    eos: bool = False
+    bos_fixed: bool = False
+    eos_fixed: bool = False
 
 
 class Special(NamedTuple):
@@ -103,20 +119,27 @@ class Specials:
 
     @classmethod
     def read(
-        cls, metadata: Mapping[str, Any], kind: str, tokens: Sequence[str], vocab: Mapping[str, int], add_bos: bool
+        cls,
+        metadata: Mapping[str, Any],
+        kind: str,
+        tokens: Sequence[str],
+        vocab: Mapping[str, int],
+        types: np.ndarray,
+        frame: "Frame",
     ) -> "Specials":
-        """The special tokens of a file. kind: its `tokenizer.ggml.model`. vocab: token -> id. add_bos: the default.
+        """The special tokens of a file. kind: its `tokenizer.ggml.model`. vocab: token -> id. types: as the file says.
 
         Raises GGUFError naming the key that is missing, of the wrong type, or makes no sense.
         """
-        size, types = len(tokens), _read_types(metadata, tokens)
+        size = len(tokens)
         defaults = {name: i for name, i in DEFAULT_IDS[kind].items() if i < size}
         bos = token_id(metadata, "bos", size, defaults.get("bos"), strict=True)
         eos = token_id(metadata, "eos", size, defaults.get("eos"), strict=True)
         ends, types = _ends(metadata, tokens, vocab, eos, types)
-        add_bos, add_eos = flag(metadata, "add_bos_token", add_bos), flag(metadata, "add_eos_token", False)
-        if kind == "bert":  # which frames every text, even where these flags deny it
-            add_bos, add_eos = True, False
+        add_bos, add_eos = flag(metadata, "add_bos_token", frame.bos), flag(metadata, "add_eos_token", frame.eos)
+        add_bos = frame.bos if frame.bos_fixed else add_bos
+        add_eos = frame.eos if frame.eos_fixed else add_eos
+        if kind == "bert":
             bos, end = needed_id(metadata, kind, "bos", size), needed_id(metadata, kind, "seperator", size)
         else:
             end = eos if add_eos else None
@@ -161,12 +184,12 @@ def _ends(
 
 
 def _false_ends(texts: set[str]) -> dict[str, TokenType]:
-    """Of the texts of ends, those that others show to be no ends, and their types (gpt-oss, Solar Open; Gemma 4)."""
+    """Of the texts of ends, those that others show to be no ends, and their types (gpt-oss, Solar; Gemma 4, PLaMo)."""
     found = {}
     call = bool(texts & {"<|call|>", "<|calls|>"})
     if "<|end|>" in texts and call and texts & {"<|return|>", "<|flush|>"}:
         found["<|end|>"] = TokenType.USER_DEFINED
-    if {"<|tool_response>", "</s>"} <= texts:
+    if "</s>" in texts and texts & {"<|tool_response>", "<|plamo:eos|>"}:
         found["</s>"] = TokenType.NORMAL
     return found
 
@@ -195,7 +218,7 @@ def _strips(
     return frozenset({vocab[mask]} if mask in vocab else ()), frozenset()
 
 
-def _read_types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> np.ndarray:
+def read_types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> np.ndarray:
     """(V,) int32, all NORMAL if the file has none; byte tokens are well-formed after this."""
     types = numbers(metadata, "token_type", len(tokens), ("int32",))
     if types is None:

@@ -1,7 +1,7 @@
 """Text to token ids and back, exactly as llama.cpp does it, from a GGUF file's `tokenizer.ggml.*` metadata.
 
 It puts together what its neighbours know: which tokens are special and where they cut a text (`specials`), and how
-plain text is encoded (`bpe`, `spm`, `wpm`). Knows nothing of how text is streamed, and needs no jax.
+plain text is encoded (`bpe`, `spm`, `wpm`, `ugm` and others). Knows nothing of how text is streamed, and needs no jax.
 
 Source: llama.cpp src/llama-vocab.cpp, unless said otherwise.
 """
@@ -11,17 +11,19 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from packlight.common.errors import ConfigError
 from packlight.common.text import naming, shown
 from packlight.model.gguf.reader import GGUFFile, open_gguf
-from packlight.model.text import bpe, provenance, spm, wpm
-from packlight.model.text.keys import choice, fail, flag, numbers, strings
-from packlight.model.text.pretokenizers import PRETOKENIZERS
-from packlight.model.text.specials import Special, Specials, TokenType, needed_id
+from packlight.model.text import bpe, bpe_variants, greedy, plamo, provenance, spm, ugm, wpm
+from packlight.model.text.keys import KEY, choice, fail, flag, numbers, strings, token_id
+from packlight.model.text.pretokenizers import PRETOKENIZERS, PreTokenizer
+from packlight.model.text.specials import DEFAULT_IDS, Frame, Special, Specials, TokenType, needed_id, read_types
 
-_MODELS = ("llama", "gpt2", "bert")
+_BPE = ("gpt2", "gemma4", "whitespace", "hybriddna")
 
 _C_SPACES = " \t\n\v\f\r"
 
@@ -37,12 +39,16 @@ class Tokenizer:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         """See `from_metadata`."""
-        self.kind = choice(metadata, "model", _MODELS, "tokenizer")
-        self._tokens, self._vocab = _read_tokens(metadata)
+        self.kind = choice(metadata, "model", DEFAULT_IDS, "tokenizer")
+        pre = _pretokenizer(metadata, self.kind) if self.kind in _BPE else None
+        self._tokens, self._vocab = _read_tokens(metadata, self.kind)
         self.vocab_size = len(self._tokens)
-        self._coder, self._normal_piece, default_bos = _plain_text(metadata, self.kind, self._vocab)
         self._space_prefix = flag(metadata, "add_space_prefix", self.kind == "llama")
-        self._specials = Specials.read(metadata, self.kind, self._tokens, self._vocab, default_bos)
+        types = read_types(metadata, self._tokens)
+        frame = _frame(self.kind, pre)
+        self._specials = Specials.read(metadata, self.kind, self._tokens, self._vocab, types, frame)
+        made = _Reading(metadata, self.kind, self._vocab, types, self._specials.types, self._space_prefix)
+        self._coder, self._normal_piece = _byte_pairs(made, pre) if pre else _plain_text(made)
         self.token_types = self._specials.types
         self.bos_id, self.eos_id, self.end_id = self._specials.bos_id, self._specials.eos_id, self._specials.end_id
         self.add_bos, self.add_eos = self._specials.add_bos, self._specials.add_eos
@@ -105,7 +111,7 @@ class Tokenizer:
 
     def encode_continued(self, text: str) -> list[int]:
         """The ids of plain text as it follows other text: nothing put before it, no special token seen in it."""
-        return self._coder.encode(_sound(text))
+        return self._coder.encode(_sound(text), begins=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, as llama_detokenize(remove_special=false, unparse_special=true) without space clean-up.
@@ -140,21 +146,16 @@ class Tokenizer:
 
     def _ids(self, text: str, fragments: Iterable[int | slice], kept: frozenset[int] = frozenset()) -> Iterator[int]:
         """The ids of a text's fragments. kept: ids that plain text is not to become, whatever the vocabulary merges."""
-        after_special = True
         for fragment in fragments:
             if isinstance(fragment, int):
                 yield fragment
-                after_special = True
-            else:
+            else:  # a special token, or nothing, comes before it
                 plain = text[fragment]
-                prefixed = self._space_prefix and after_special and self.kind == "llama"
-                ids = self._coder.encode(" " + plain if prefixed else plain)
+                ids = self._coder.encode(plain)
                 if not kept.isdisjoint(ids):
                     parts = _taken_apart(plain, [self._tokens[i] for i in kept if self._tokens[i] in plain])
-                    parts[0] = " " + parts[0] if prefixed else parts[0]
-                    ids = [i for part in parts for i in self._coder.encode(part)]
+                    ids = [i for n, part in enumerate(parts) for i in self._coder.encode(part, begins=n == 0)]
                 yield from ids
-                after_special = False
 
     def _partition(self, text: str, meant: Callable[[Special, int], bool]) -> list[int | slice]:
         """`text` cut at its special tokens, which are tried longest first, each on all the text still left.
@@ -171,30 +172,106 @@ class Tokenizer:
         return fragments
 
 
+class _Coder(Protocol):
+    """How a kind of vocabulary reads text without special tokens."""
+
+    def encode(self, text: str, begins: bool = True) -> list[int]:
+        """The ids of `text`. begins: whether no text comes before it."""
+        ...
+
+
 class _PlainText(NamedTuple):
     """How a kind of vocabulary reads and writes text without special tokens."""
 
-    coder: bpe.BPE | spm.SPM | wpm.WPM
+    coder: _Coder
     piece: Callable[[str], bytes]  # the bytes of a normal token
-    add_bos: bool  # whether texts begin with bos where the file does not say
 
 
-def _plain_text(metadata: Mapping[str, Any], kind: str, vocab: Mapping[str, int]) -> _PlainText:
+class _Reading(NamedTuple):
+    """What was read of a file before its coder is made."""
+
+    metadata: Mapping[str, Any]
+    kind: str
+    vocab: Mapping[str, int]
+    types: np.ndarray  # (V,) int32, as the file has it
+    corrected: np.ndarray  # (V,) int32, as llama.cpp corrects it
+    space_prefix: bool
+
+
+def _frame(kind: str, pre: PreTokenizer | None) -> Frame:
+    """What is put around a text."""
+    if pre is not None:
+        return Frame(bos=pre.add_bos or pre.always_bos, bos_fixed=pre.always_bos)
     match kind:
-        case "llama":
-            scores = numbers(metadata, "scores", len(vocab), ("float32", "int32"))
-            return _PlainText(spm.SPM(vocab, scores), spm.piece, True)
+        case "bert":  # its separator is no eos; `add_sep_token` is only asked where two texts make one
+            return Frame(bos=True, bos_fixed=True, eos_fixed=True)
+        case "t5":
+            return Frame(bos=False, eos=True)
+        case "rwkv" | "plamo2":
+            return Frame(bos=False, bos_fixed=True, eos_fixed=True)
+        case _:
+            return Frame(bos=True)
+
+
+def _pretokenizer(metadata: Mapping[str, Any], kind: str) -> PreTokenizer:
+    if kind == "gemma4":
+        return PRETOKENIZERS[kind]
+    return PRETOKENIZERS[choice(metadata, "pre", PRETOKENIZERS, "pre-tokenizer", missing="default")]
+
+
+def _byte_pairs(made: _Reading, pre: PreTokenizer) -> _PlainText:
+    metadata, vocab = made.metadata, made.vocab
+    merges = strings(metadata, "merges") if pre.needs_merges or KEY + "merges" in metadata else []
+    coder, piece = bpe.BPE(vocab, merges, pre), spm.piece if pre.marked_spaces else bpe.piece
+    match made.kind:
+        case "whitespace":
+            lowercase = flag(metadata, "normalizer.lowercase", pre is not PRETOKENIZERS["whitespace"])
+            return _PlainText(bpe_variants.SpacesDropped(coder, lowercase), piece)
+        case "hybriddna":
+            return _PlainText(bpe_variants.Genes(coder, vocab), piece)
+        case _:
+            return _PlainText(coder, piece)
+
+
+def _plain_text(made: _Reading) -> _PlainText:
+    metadata, kind, vocab = made.metadata, made.kind, made.vocab
+    match kind:
         case "bert":
             lowercase = flag(metadata, "normalizer.lowercase", True)
             strip_accents = flag(metadata, "normalizer.strip_accents", lowercase)
             unknown = needed_id(metadata, kind, "unknown", len(vocab))
-            return _PlainText(wpm.WPM(vocab, unknown, lowercase, strip_accents), spm.piece, True)
+            return _PlainText(wpm.WPM(vocab, unknown, lowercase, strip_accents), spm.piece)
+        case "t5":
+            return _PlainText(_unigrams(made), spm.piece)
+        case "rwkv":
+            return _PlainText(greedy.Greedy(vocab, token_id(metadata, "unknown", len(vocab))), greedy.piece)
+        case "plamo2":
+            return _PlainText(plamo.Plamo(vocab, _scores(made), made.types == TokenType.BYTE), plamo.piece)
         case _:
-            pre = PRETOKENIZERS[choice(metadata, "pre", PRETOKENIZERS, "pre-tokenizer", missing="default")]
-            return _PlainText(bpe.BPE(vocab, strings(metadata, "merges"), pre), bpe.piece, pre.add_bos)
+            return _PlainText(spm.SPM(vocab, _scores(made), made.space_prefix), spm.piece)
 
 
-def _read_tokens(metadata: Mapping[str, Any]) -> tuple[list[str], dict[str, int]]:
+def _unigrams(made: _Reading) -> ugm.UGM:
+    metadata, user_defined = made.metadata, TokenType.USER_DEFINED
+    free = (made.corrected == user_defined) | ((made.types == user_defined) & (made.corrected == TokenType.CONTROL))
+    charsmap = numbers(metadata, "precompiled_charsmap", None, ("int8", "uint8"))
+    replacements = None if charsmap is None else ugm.Replacements(charsmap.tobytes())
+    spaces = ugm.Spaces(made.space_prefix, flag(metadata, "remove_extra_whitespaces", False))
+    unknown = needed_id(metadata, made.kind, "unknown", len(made.vocab))
+    return ugm.UGM(made.vocab, _scores(made), made.types, free, unknown, replacements, spaces)
+
+
+def _scores(made: _Reading) -> np.ndarray:
+    """(V,) float32, all equal if the file has none."""
+    scores = numbers(made.metadata, "scores", len(made.vocab), ("float32", "int32"))
+    if scores is None:
+        return np.zeros(len(made.vocab), np.float32)
+    if (nan := np.isnan(scores)).any():
+        fail("scores", f"is NaN for id {int(nan.argmax())}")
+    return scores.astype(np.float32)
+
+
+def _read_tokens(metadata: Mapping[str, Any], kind: str) -> tuple[list[str], dict[str, int]]:
     """The tokens by id and the ids by token. An empty token gets a name, as in llama.cpp."""
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(strings(metadata, "tokens"))]
     if not tokens:
@@ -203,6 +280,9 @@ def _read_tokens(metadata: Mapping[str, Any]) -> tuple[list[str], dict[str, int]
     if len(vocab) != len(tokens):
         first = next(i for i, token in enumerate(tokens) if vocab[token] != i)
         fail("tokens", f"has '{shown(tokens[first])}' twice, as ids {first} and {vocab[tokens[first]]}")
+    if kind == "hybriddna":
+        genes = vocab.get(bpe_variants.UNKNOWN, len(tokens)) + 1  # they come behind it
+        tokens[genes:] = [token.removesuffix(bpe_variants.GENE_MARK) or token for token in tokens[genes:]]
     return tokens, vocab
 
 

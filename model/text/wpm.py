@@ -44,8 +44,8 @@ class WPM:
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         self._word_ids = cached(self._spelled)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, which is not searched for special tokens."""
+    def encode(self, text: str, begins: bool = True) -> list[int]:
+        """The ids of `text`, which is not searched for special tokens; the same wherever it stands."""
         ids: list[int] = []
         for word in self.words(text):
             ids.extend(self._word_ids(word))
@@ -89,16 +89,25 @@ class _Normal(dict[int, str]):
             character = unicodedata.normalize("NFD", character)[0]
             kind = _kind(character)
         code_point = ord(character)
-        if character in _ASCII_SPACES or code_point in SPACES:
+        if is_space(character):
             return " "
         control = unicodedata.category(character) in ("Cc", "Cf", "Co") or code_point in _LATE_CONTROLS
         if control or character == "\ufffd" or (self._strip_accents and kind == "M"):
             return ""
         alone = kind == "P" or (kind == "S" and character.isascii())
         alone = alone or any(low <= code_point <= high for low, high in _CHINESE)
-        if self._lowercase and kind != "x":
-            character = character.lower()[0]
+        character = lowered(character) if self._lowercase else character
         return f" {character} " if alone else character
+
+
+def is_space(character: str) -> bool:
+    """Whether Unicode calls it white space."""
+    return character in _ASCII_SPACES or ord(character) in SPACES
+
+
+def lowered(character: str) -> str:
+    """A character's lower case, of which llama.cpp takes the first code point alone."""
+    return character if _kind(character) == "x" else character.lower()[0]
 
 
 def _kind(character: str) -> str:
