@@ -1,7 +1,8 @@
 """What llama.cpp makes of texts under every pre-tokenizer name, as digests: how `pretokenizer_goldens.json` is made.
 
 Under the small vocabulary of `vocabularies`, and under the real ones of ../shared where that is; they are then loaded
-under each name, the rest of them unchanged.
+under each name, the rest of them unchanged. Names of vocabularies without byte letters are not here: llama.cpp ends the
+process where it merges words with spaces in them. `tokenizer_goldens` has those.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import random
 import tempfile
 
 from peer import SHARED, Vocab
-from vocabularies import ALPHABET, bpe, write_vocabulary
+from vocabularies import ALPHABET, ASIAN, bpe, write_vocabulary
 from wpm_goldens import TEXTS
 
 from packlight.model.text.pretokenizers import PRETOKENIZERS
@@ -30,7 +31,20 @@ WORDS = (
     "\n\n",
     "a/b//",
     "\u0939\u093f\u0928\u094d\u0926\u0940",
+    "\u4e2d\u6587",
+    "!\ufa6e\u4e2d",
+    "\ufa6e",
+    "12345678",
+    "\u0663\u06641234\u0663",
+    "1\u06643",
+    "x'LLy's",
+    "\u0416\u0436'Re",
+    "\u01c5\u0301",
+    "\u3105\u3001\u2014",
+    "\ud55c\uae00\u0e01",
+    "\uf8ff\U00020000",
 )
+NAMES = tuple(name for name, pre in PRETOKENIZERS.items() if pre.byte_letters)
 
 
 def texts(extra: pathlib.Path | None = None) -> list[str]:
@@ -40,9 +54,9 @@ def texts(extra: pathlib.Path | None = None) -> list[str]:
         records = json.loads(extra.read_text(encoding="utf-8"))["strings"]
         found = [r["text"] for r in records if r["kind"] not in OF_A_VOCABULARY and len(r["text"]) < 2000]
     rng = random.Random(1)
-    found += ["".join(rng.choices(ALPHABET, k=rng.randint(1, 40))) for _ in range(300)]
+    found += ["".join(rng.choices(ALPHABET + ASIAN, k=rng.randint(1, 40))) for _ in range(300)]
     return found + [
-        "".join(rng.choice(WORDS) + rng.choice(("", " ", "  ", "\n")) for _ in range(8)) for _ in range(100)
+        "".join(rng.choice(WORDS) + rng.choice(("", " ", "  ", "\n")) for _ in range(8)) for _ in range(200)
     ]
 
 
@@ -68,9 +82,9 @@ def make() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for source, strings in sources:
             file = pathlib.Path(folder) / "m.gguf"
-            write_vocabulary(file, bpe("default"))
+            write_vocabulary(file, bpe("default", ASIAN))
             data = (file if source == "own" else FIXTURES / f"ggml-vocab-{source}.gguf").read_bytes()
-            for name in PRETOKENIZERS:
+            for name in NAMES:
                 file.write_bytes(named(data, name))
                 vocab = Vocab(file)
                 ids = [vocab.encode(text, False, False) for text in strings]

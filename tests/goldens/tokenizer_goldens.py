@@ -10,7 +10,7 @@ import tempfile
 from typing import Any
 
 from peer import Vocab
-from vocabularies import ALPHABET, MARKED, bpe, spm, write_vocabulary
+from vocabularies import ALPHABET, KEY, MARKED, bpe, genes, plamo, rwkv, spm, text_bpe, unigram, write_vocabulary
 from wpm_goldens import TEXTS, digest
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -22,8 +22,57 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": bpe("qwen2"),
     "deepseek-llm": bpe("deepseek-llm", add_bos_token=True, add_eos_token=True),
     "starcoder": bpe("starcoder"),
+    "kimi-k2 without merges": {key: value for key, value in bpe("kimi-k2").items() if key != KEY + "merges"},
+    "gemma4": text_bpe("gemma4", "default"),
+    "granite": text_bpe("gpt2", "granite-embed-multi-311m", add_bos_token=False),
+    "sarvam": text_bpe("gpt2", "sarvam-moe", add_bos_token=True, add_eos_token=True),
+    "whitespace": text_bpe("whitespace", "whitespace"),
+    "whitespace in lower case": text_bpe("whitespace", "whitespace", **{"normalizer.lowercase": True}),
+    "whitespace of bytes": bpe("gpt-2", model="whitespace"),
+    "t5": unigram(),
+    "t5 with all spaces": unigram(remove_extra_whitespaces=False),
+    "t5 as it is": unigram(precompiled_charsmap=None, remove_extra_whitespaces=False, add_space_prefix=None),
+    "t5 with bos": unigram((), bos_token_id=0, add_bos_token=True, add_eos_token=False),
+    "rwkv": rwkv(add_bos_token=True, add_eos_token=True, bos_token_id=0),
+    "plamo2": plamo(add_bos_token=True),
+    "hybriddna": genes(add_bos_token=True),
 }
-CLEANED = {"gpt-2", "llama-bpe", "starcoder"}  # where llama_detokenize tidies spaces away
+CLEANED = {  # where llama_detokenize tidies spaces away
+    "gpt-2",
+    "llama-bpe",
+    "starcoder",
+    "gemma4",
+    "granite",
+    "whitespace",
+    "whitespace in lower case",
+    "whitespace of bytes",
+    "hybriddna",
+}
+ODD_TEXTS = (
+    "<dna>ACGTAC</dna>",
+    "x<dna>acgtacgg</dna> y <dna>ACGNNN\u00e9A",
+    "<dna></dna>a<dna>",
+    "\ufeffab",
+    "a\ufeffb",
+    "\u3000\u3000x",
+    "\u3000\u3002",
+    "\u3000 \u3001x\u3000\u3001x a",
+    "<mask>a<ma <us",
+    "\n\n\n\n\n",
+    "a\n\n\nb",
+    "\n\n\n\n\nc\n\n\n\n",
+    "\u00e8 \u00e8b b",
+    "  a  b  ",
+    "a" + " " * 50 + "b",
+    "a\u00a0b\u00a0",
+    "\u1112\u1161\u11ab\u1112\u1161",
+    "e\u0301\u0301 a\u0308",
+    "--- -- -",
+    "\r\n\r\na",
+    "\u200b \u200b",
+    "\u017ftra\u00dfe \ufb01\u2460\uff21\uff5a",
+    "\u0130\u01c5\u1e9e\u0416\u00c9",
+)
 READABLE = 10  # texts whose ids are kept
 
 
@@ -31,6 +80,10 @@ def random_texts() -> list[str]:
     rng = random.Random(7)
     parts = (*ALPHABET, *MARKED, "<s>", "</s>", " the", "in", " .", " 's", "\u2581", "\x00", "a\u0301", "\U0001f680")
     return ["".join(rng.choices(parts, k=rng.randint(1, 40))) for _ in range(300)]
+
+
+def all_texts() -> list[str]:
+    return [*TEXTS, *ODD_TEXTS, *random_texts()]
 
 
 def random_ids(size: int) -> list[list[int]]:
@@ -48,7 +101,7 @@ def make() -> None:
             kinds = [(special, parse) for special in (False, True) for parse in (False, True)]
             out[name] = {
                 "ids": [json.dumps(row, separators=(",", ":")) for row in ids[:READABLE]],
-                "all": digest([vocab.encode(t, *kind) for t in (*TEXTS, *random_texts()) for kind in kinds]),
+                "all": digest([vocab.encode(t, *kind) for t in all_texts() for kind in kinds]),
                 "texts": digest(decoded),
                 "pieces": digest([vocab.piece(i).hex() for i in range(vocab.size)]),
                 "ends": vocab.ends,

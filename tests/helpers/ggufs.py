@@ -32,7 +32,7 @@ _TYPES = {
     "f64": gguf.GGUFValueType.FLOAT64,
 }
 
-ARRAYS = {"int32": "i32", "float32": "f32"}  # dtype of an array -> type of its elements
+ARRAYS = {"int32": "i32", "float32": "f32", "int8": "i8", "uint8": "u8"}  # dtype of an array -> type of its elements
 
 # The shape of the model for tests of behaviour, which writes noise: what is compiled for one of them serves them all.
 NOISE = {"layers": 1, "embed": 32, "context": 4096}

@@ -208,14 +208,14 @@ def test_tensors_are_all_used_and_all_needed(name, tmp_path):
 
 
 def test_inspect_tells_of_model_and_tokenizer(tmp_path):
-    keys = {"llama.block_count": 0, "tokenizer.ggml.model": "t5", "general.name": ("str", b"\xff"), "x": math.nan}
+    keys = {"llama.block_count": 0, "tokenizer.ggml.model": "martian", "general.name": ("str", b"\xff"), "x": math.nan}
     path = write_llama(
         tmp_path / "m.gguf", extra=keys | {"y": [1.0, math.inf], "general.url": ("str", b"\xfe")}, **TINY
     )
     report = packlight.inspect(path)
     first, second = report["unsupported"]
     assert first.startswith(f"{path}: key 'llama.block_count': 0 is outside")
-    assert second.startswith(f"{path}: tokenizer 't5' (tokenizer.ggml.model); supported")
+    assert second.startswith(f"{path}: tokenizer 'martian' (tokenizer.ggml.model); supported")
     with pytest.raises(UnsupportedError, match=re.escape(second)):
         packlight.Tokenizer.from_gguf(path)
     assert report["architecture"] == "llama"

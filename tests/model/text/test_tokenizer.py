@@ -27,13 +27,14 @@ from wpm_goldens import TEXTS as TOLD_TEXTS
 
 from packlight.common.errors import ConfigError, GGUFError, UnsupportedError
 from packlight.model.gguf.reader import open_gguf
+from packlight.model.text import pretokenizers
 from packlight.model.text.bpe import merge
 from packlight.model.text.pretokenizers import PRETOKENIZERS, Splitter, class_of
 from packlight.model.text.tokenizer import Tokenizer
 
 OWN = json.loads((GOLDENS_FOLDER / "tokenizer_goldens.json").read_text())
-VOCABS = ["llama-spm", "llama-bpe", "gpt-2", "qwen2", "phi-3", "deepseek-llm", "starcoder"]
-CLEANED = {"llama-bpe", "gpt-2", "starcoder"}  # where llama_detokenize tidies spaces away
+VOCABS = ["llama-spm", "llama-bpe", "gpt-2", "qwen2", "phi-3", "deepseek-llm", "starcoder", "gemma-4"]
+CLEANED = tokenizer_goldens.CLEANED | {"gemma-4"}  # where llama_detokenize tidies spaces away
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def test_encodes_as_llama_cpp(name):
     for text, ids in zip(TOLD_TEXTS, map(json.loads, told["ids"]), strict=False):
         assert encode(text, True, True) == ids, repr(text)
     kinds = [(special, parse) for special in (False, True) for parse in (False, True)]
-    texts = (*TOLD_TEXTS, *tokenizer_goldens.random_texts())
+    texts = tokenizer_goldens.all_texts()
     assert tokenizer_goldens.digest([encode(text, *kind) for text in texts for kind in kinds]) == told["all"]
 
 
@@ -83,8 +84,9 @@ def test_decodes_as_llama_cpp(name):
 def test_vectors(name):
     texts = shared_path("vocabs", f"ggml-vocab-{name}.gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     lines = shared_path("vocabs", f"ggml-vocab-{name}.gguf.out").read_text().split("\n")
-    assert len(texts) == len(lines) == 47  # 46 and what follows the last separator
-    assert texts.pop() == lines.pop() == ""
+    assert lines.pop() == ""
+    texts = texts[: len(texts) - (texts[-1] == "")]  # what follows a separator at the end is no text
+    assert len(texts) == len(lines) == 46
     for text, line in zip(texts, lines, strict=True):
         assert load(name).encode(text, add_special=False) == [int(word) for word in line.split()], repr(text)
 
@@ -92,13 +94,13 @@ def test_vectors(name):
 @pytest.mark.parametrize("vocab", ["own", *shared(pretokenizer_goldens.VOCABS)])
 def test_every_pretokenizer_cuts_as_llama_cpp(vocab):
     goldens = json.loads((GOLDENS_FOLDER / "pretokenizer_goldens.json").read_text())
-    assert set(goldens) == set(PRETOKENIZERS)
+    assert set(goldens) == set(pretokenizer_goldens.NAMES)
     if vocab == "own":
-        metadata, texts = vocabularies.bpe("default"), pretokenizer_goldens.texts()
+        metadata, texts = vocabularies.bpe("default", vocabularies.ASIAN), pretokenizer_goldens.texts()
     else:
         metadata = open_gguf(shared_path("vocabs", f"ggml-vocab-{vocab}.gguf")).metadata
         texts = pretokenizer_goldens.texts(shared_path("vocabs", f"extra-{vocab}.json"))
-    for pre in PRES:
+    for pre in set(PRES) & set(pretokenizer_goldens.NAMES):
         tokenizer = Tokenizer.from_metadata({**metadata, "tokenizer.ggml.pre": pre})
         digest = pretokenizer_goldens.digest([tokenizer.encode(text, add_special=False) for text in texts])
         for name in PRETOKENIZERS:
@@ -184,11 +186,12 @@ def test_100_kb_in_a_second(name):
         start = time.thread_time()
         ids = tokenizer.encode(text, add_special=False)
         spent = time.thread_time() - start
-        assert tokenizer.decode(ids) == text
+        assert lossy or tokenizer.decode(ids) == text
         return spent
 
     made = own if name.startswith("own ") else load
     name = name.removeprefix("own ")
+    lossy = made is own and re.match("t5|whitespace|gemma4|granite|sarvam", name)  # the last three lack bytes
     gc.collect()
     gc.freeze()
     try:
@@ -317,6 +320,13 @@ def without_escapes(pattern: str) -> str:
     return re.sub(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8}))", lambda m: chr(int(m[1] or m[2], 16)), pattern)
 
 
+# The same as patterns, which take the square of a number's length.
+CUTTERS = {
+    pretokenizers._thousands: r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    pretokenizers._before_thousands: r"(?m:.)(?:(?!(?:[0-9]{3})+(?![0-9]))(?m:.))*",
+}
+
+
 @functools.cache
 def library(pre: str) -> tokenizers.Tokenizer:
     """The same vocabulary in the `tokenizers` library: other regex engine, other Unicode tables, other merging."""
@@ -325,9 +335,10 @@ def library(pre: str) -> tokenizers.Tokenizer:
     options = PRETOKENIZERS[pre]
     vocab = {token: i for i, token in enumerate(tokens)}
     model = tokenizers.models.BPE(vocab, pairs, ignore_merges=options.ignore_merges)
+    patterns = [p if isinstance(p, str) else CUTTERS[p] for p in options.patterns]
     splits = [
         tokenizers.pre_tokenizers.Split(tokenizers.Regex(without_escapes(p).replace(r"\Z", r"\z")), "isolated")
-        for p in options.patterns
+        for p in patterns
     ]
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     out = tokenizers.Tokenizer(model)
@@ -336,6 +347,7 @@ def library(pre: str) -> tokenizers.Tokenizer:
 
 
 PRES = sorted({pre: name for name, pre in PRETOKENIZERS.items()}.values())  # one per row of the table
+BYTE_PRES = [name for name in PRES if PRETOKENIZERS[name].byte_letters]
 
 
 @functools.cache
@@ -343,7 +355,7 @@ def small(pre: str) -> Tokenizer:
     return Tokenizer.from_metadata(bpe_metadata(pre))
 
 
-@pytest.mark.parametrize("pre", PRES)
+@pytest.mark.parametrize("pre", BYTE_PRES)
 def test_bpe_is_the_librarys(pre):
     @settings(deadline=None, max_examples=100)
     @given(TEXTS)
@@ -359,7 +371,8 @@ def test_round_trip(pre):
     @given(st.text())
     def check(text):
         assert "".join(Splitter(PRETOKENIZERS[pre]).words(text)) == text
-        assert small(pre).decode(small(pre).encode(text, add_special=False)) == text
+        if pre in BYTE_PRES:
+            assert small(pre).decode(small(pre).encode(text, add_special=False)) == text
 
     check()
 
@@ -480,7 +493,7 @@ def test_odd_pieces():
 
 N = len(spm_metadata()["tokenizer.ggml.tokens"])
 BAD_SPM = [
-    ({"model": "t5"}, UnsupportedError, "tokenizer 't5'.*supported: bert, gpt2, llama"),
+    ({"model": "no-such"}, UnsupportedError, "tokenizer 'no-such'.*supported: bert, gemma4, gpt2, .*llama, .*t5"),
     ({"model": None}, GGUFError, "tokenizer.ggml.model' is missing"),
     ({"model": 3}, GGUFError, "tokenizer.ggml.model' is 3, not a name"),
     ({"tokens": None}, GGUFError, "tokenizer.ggml.tokens' is missing"),
