@@ -174,7 +174,8 @@ class UGM:
         Those are not normalized. llama.cpp does not ask whether a text has all of one: as far as the two agree the text
         is left as it is, and be it to the middle of a character, the rest of which then is not UTF-8.
         """
-        tokens = [t.encode() for t, i in self._vocab.items() if self._types[i] == TokenType.USER_DEFINED]
+        user_defined = (self._types == TokenType.USER_DEFINED).tolist()
+        tokens = [token.encode() for token, kept in zip(self._vocab, user_defined, strict=True) if kept]
         return frozenset(token[:n] for token in tokens for n in range(1, len(token) + 1))
 
     def _replaced(self, text: bytes) -> bytes:

@@ -147,15 +147,14 @@ def charsmap(replaced: Mapping[bytes, bytes]) -> np.ndarray:
     for new in sorted(set(replaced.values())):
         places[new] = len(blob)
         blob += new + b"\0"
-    units, taken, free = {0: 0}, {0}, 1
+    units, taken, bases = {0: 0}, {0}, set()  # a label tells whose a unit is as long as bases differ
     waiting = [(b"", 0)]
     while waiting:
         prefix, index = waiting.pop(0)
         labels = sorted(children.get(prefix, ()))
         slots = [*labels, *([0] if prefix in replaced else [])]
-        base = free
-        while any(base ^ label in taken for label in slots):
-            base += 1
+        base = next(b for b in itertools.count(1) if b not in bases and all(b ^ label not in taken for label in slots))
+        bases.add(base)
         taken.update(base ^ label for label in slots)
         assert index ^ base < 1 << 21  # so that no base needs bit 9
         units[index] = units[index] | (index ^ base) << 10 | (0x100 if prefix in replaced else 0)
@@ -185,21 +184,10 @@ def unigram(user_defined: Sequence[str] = ("\u3000\u3001x", "<mask>"), **changes
     tokens = [*dict.fromkeys(letters)]
     tokens += ["".join(rng.choices(letters, k=rng.choice((2, 2, 3, 4, 6)))) for _ in range(1500)]
     tokens += [SPACE + "".join(rng.choices(letters, k=rng.randint(1, 4))) for _ in range(300)]
-    tokens += [
-        SPACE + "the",
-        "in",
-        "tion",
-        "er",
-        SPACE + "hello",
-        "ab",
-        SPACE * 2,
-        SPACE * 4,
-        "fi",
-        "\u304c",
-        "a" + SPACE,
-    ]
+    words = (SPACE + "the", "in", "er", SPACE + "hello", "ab", SPACE * 2, SPACE * 4, "fi", "\u304c", "a" + SPACE)
+    tokens += words
     tokens = [token for token in dict.fromkeys(tokens) if token not in MARKED]
-    types = rng.choices((1, 5), (20, 1), k=len(tokens))
+    types = [1 if token in words else rng.choices((1, 5), (20, 1))[0] for token in tokens]
     scores = [-rng.randint(4, 60) / 4 for _ in tokens]
     # behind what T5 has first: bytes, which no text becomes; a control token; user-defined tokens
     first = {"<pad>": 3, "</s>": 3, "<unk>": 2, **dict.fromkeys(BYTES[:4], 6)}
