@@ -78,7 +78,8 @@ class Turns:
     """Rotations at some positions, of the layers that see everything and of those with a sliding window."""
 
     def __init__(self, cfg: ModelConfig, positions: jax.Array, divisors: jax.Array | None):
-        self._style = cfg.architecture.rope.style
+        # M-RoPE rotates halves, whatever the family does otherwise. Source: ggml's `ggml_mrope_cache_init`.
+        self._style = "halves" if cfg.rope_sections else cfg.architecture.rope.style
         self._turn = rotation(cfg, positions, divisors)
         self._sharper = None
         if cfg.sharpening.scale:

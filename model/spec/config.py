@@ -536,8 +536,10 @@ def _remembers(keys: _Keys) -> tuple[bool, ...]:
 def _rope_sections(keys: _Keys, rotated: int) -> tuple[int, ...]:
     """How many pairs each of four kinds of positions rotates; () where the file knows one kind."""
     key, kind = "rope.dimension_sections", keys.architecture.rope.sections
-    if not kind or (kind == "may" and not keys.has(key)):
+    if not kind:
         return ()
+    if kind == "may" and not keys.has(key):
+        return keys.get(key, default=())
     found = keys.get(key)
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or not 3 <= len(found) <= 4:
         keys.fail(key, "is no array of 3 or 4 integers")
@@ -660,12 +662,16 @@ def _vocab_size(keys: _Keys) -> int:
 
 
 def _rope_scaling(keys: _Keys) -> RopeScaling:
-    """The `rope.scaling.*` keys, with llama.cpp's defaults: a type left out is linear; the factor has an older name."""
+    """The `rope.scaling.*` keys, with llama.cpp's defaults: a type left out is linear; the factor has an older name.
+
+    "longrope" says of a file that it divides frequencies by numbers of its own, and stretches them no other way.
+    """
     stated = keys.has("rope.scaling.type")
     kind = keys.text("rope.scaling.type", default="linear")
-    if kind not in ("none", "linear", "yarn"):
+    known = ("none", "linear", "yarn", *(["longrope"] if keys.architecture.rope.two_contexts else []))
+    if kind not in known:
         raise UnsupportedError(
-            f"key '{keys.full('rope.scaling.type')}': unknown scaling '{shown(kind)}'; supported: none, linear, yarn"
+            f"key '{keys.full('rope.scaling.type')}': unknown scaling '{shown(kind)}'; supported: {', '.join(known)}"
         )
     latent = keys.architecture.attention.latent
     attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
@@ -678,13 +684,14 @@ def _rope_scaling(keys: _Keys) -> RopeScaling:
         return RopeScaling(attn_factor=attn_factor, original_context=original)
     older = keys.has("rope.scale_linear") and not keys.has("rope.scaling.factor")
     factor_key = "rope.scale_linear" if older else "rope.scaling.factor"
-    factor = keys.number(factor_key, default=None if stated else 1.0, low=1e-6, high=1e6)
-    if kind == "linear":
+    needed = stated and kind != "longrope"
+    factor = keys.number(factor_key, default=None if needed else 1.0, low=1e-6, high=1e6)
+    if kind in ("linear", "longrope"):
         if latent and factor != 1.0:
             raise UnsupportedError(
                 f"key '{keys.full(factor_key)}': {factor} is not supported; with latent attention only YaRN's is"
             )
-        return RopeScaling("none" if factor == 1.0 else kind, factor, original, attn_factor)
+        return RopeScaling("none" if factor == 1.0 else "linear", factor, original, attn_factor)
     key, log_multiplier = "rope.scaling.yarn_log_multiplier", 0.0
     if sharpens or latent:
         log_multiplier = keys.number(key, default=0.0, low=0.0, high=1e6) / (0.1 if latent else 1.0)
