@@ -4,6 +4,10 @@ FAMILIES = (
     "qwen2", "qwen3", "qwen3moe", "olmo2", "granite", "phi3", "phi3-longrope", "starcoder2", "gemma2", "gemma3",
     "gemma3-scaled", "gpt-oss", "lfm2", "lfm2moe", "deepseek2", "deepseek2-flash", "deepseek2-lite", "mistral4",
     "qwen35", "qwen35moe", "qwen3next",
+    "llama4", "smollm3", "internlm2", "arcee", "seed_oss", "apertus", "qwen2vl", "qwen2moe", "qwen3vl", "qwen3vlmoe",
+    "mellum", "olmoe", "granite-nope", "granitemoe", "minicpm", "phi2", "phimoe", "nemotron", "stablelm", "falcon",
+    "gptneox", "gpt2", "command-r", "cohere2", "exaone4", "exaone4-windows", "glm4", "glm4moe", "ernie4_5",
+    "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "minimax-m2", "bailingmoe2", "afmoe", "laguna", "gemma",
 )  # fmt: skip
 GOLDENS = [
     *(f"arch/llama-{n}" for n in ("f16", "gqa", "linear", "lowbit", "moe", "rope3", "tied", "yarn")),

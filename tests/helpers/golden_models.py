@@ -21,6 +21,7 @@ from recipe_files import write
 from recipes import RECIPES
 
 from packlight.model.gguf.reader import open_gguf
+from packlight.model.spec.architectures import ARCHITECTURES
 
 OWN = [f"own/{name}" for name in RECIPES]
 PACKED = [f"own/{name}" for name, recipe in RECIPES.items() if recipe.formats]
@@ -71,7 +72,7 @@ def golden(name: str, folder: pathlib.Path) -> Golden:
     if kind == "own":
         found = own_goldens()
         floats = found[f"{stem}.logits_f32"]
-        table = RECIPES[stem].architecture in ("gemma2", "gemma3", "starcoder2")
+        table = ARCHITECTURES[RECIPES[stem].architecture].ffn.kind in ("gelu", "geglu")
         packed = found.get(f"{stem}.logits")
         greedy, pooled = found[f"{stem}.greedy"].tolist(), {kind: found[f"{stem}.{kind}"] for kind in POOLINGS}
         return Golden(path, arch_goldens.ids(), floats, greedy, packed, floats, table, True, pooled)

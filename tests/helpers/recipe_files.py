@@ -7,6 +7,7 @@ that whoever has llama-cpp-python makes the same files.
 import math
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterable
 
@@ -23,19 +24,27 @@ VOCAB = 300
 ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
 QK_NORMS = "attn_q_norm attn_k_norm"
 QKV_BIASES = "attn_q.bias attn_k.bias attn_v.bias"
-FFN = "ffn_norm ffn_gate ffn_up ffn_down"
+DENSE = "ffn_gate ffn_up ffn_down"
+FFN = f"ffn_norm {DENSE}"
 EXPERTS = "ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps"
+BIASED_EXPERTS = f"ffn_norm {EXPERTS} exp_probs_b.bias"
+SHARED_EXPERTS = "ffn_gate_shexp ffn_up_shexp ffn_down_shexp"
 POST_NORMS = "post_attention_norm post_ffw_norm"
 SHORT_CONVOLUTION = "attn_norm conv conv_in conv_out"
 GATED_ATTENTION = f"attn_norm gated_q attn_k attn_v attn_output {QK_NORMS}"
 DELTA_NET = "ssm_conv1d ssm_dt.bias ssm_a ssm_norm ssm_out"
 DELTA_IN_TURN = f"attn_norm delta_qkv delta_gate ssm_beta ssm_alpha {DELTA_NET}"
 SHARED_AND_GATED = f"post_attention_norm {EXPERTS} ffn_gate_inp_shexp"
-BIASED_EXPERTS = f"ffn_norm {EXPERTS} exp_probs_b.bias"
-SHARED_EXPERTS = "ffn_gate_shexp ffn_up_shexp ffn_down_shexp"
 LOW_RANK_QUERIES = "attn_q_a attn_q_a_norm attn_q_b"
 LATENT = "attn_kv_a_mqa attn_kv_a_norm attn_k_b attn_v_b attn_output"
 LATENT_WHOLE = "attn_kv_a_mqa attn_kv_a_norm attn_kv_b attn_output"
+FUSED_ATTENTION = "attn_norm attn_qkv attn_output"
+LAYER_NORM = "attn_norm attn_norm.bias"
+TWO_LAYER_NORMS = f"{LAYER_NORM} ffn_norm ffn_norm.bias"
+UNGATED = "ffn_up ffn_down"
+UNGATED_BIASES = "attn_output.bias ffn_up.bias ffn_down.bias"
+PARALLEL = f"{ATTENTION} {DENSE}"  # on one norm
+NORMED_AFTER = f"attn_q attn_k attn_v attn_output {POST_NORMS} {DENSE}"
 # The tensors of a layer, by architecture; a name without an ending is a weight's.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
@@ -63,6 +72,45 @@ LAYERS = {
     "qwen35moe": f"{GATED_ATTENTION} {SHARED_AND_GATED} {SHARED_EXPERTS}",
     "qwen3next": f"{GATED_ATTENTION} {SHARED_AND_GATED} {SHARED_EXPERTS}",
     "qwen3next joined": f"{GATED_ATTENTION} {SHARED_AND_GATED} {SHARED_EXPERTS}",
+    "llama4": f"{ATTENTION} ffn_norm {EXPERTS} {SHARED_EXPERTS}",
+    "smollm3": f"{ATTENTION} {FFN}",
+    "internlm2": f"{FUSED_ATTENTION} {FFN}",
+    "arcee": f"{ATTENTION} ffn_norm {UNGATED}",
+    "seed_oss": f"{ATTENTION} {QKV_BIASES} post_attention_norm {DENSE}",
+    "apertus": f"{ATTENTION} {QK_NORMS} ffn_norm {UNGATED}",
+    "qwen2vl": f"{ATTENTION} {QKV_BIASES} {FFN}",
+    "qwen2moe": f"{ATTENTION} {QKV_BIASES} ffn_norm {EXPERTS} ffn_gate_inp_shexp {SHARED_EXPERTS}",
+    "qwen3vl": f"{ATTENTION} {QK_NORMS} {FFN}",
+    "qwen3vlmoe": f"{ATTENTION} {QK_NORMS} ffn_norm {EXPERTS}",
+    "mellum": f"{ATTENTION} {QK_NORMS} ffn_norm {EXPERTS}",
+    "olmoe": f"{ATTENTION} whole_q_norm whole_k_norm ffn_norm {EXPERTS}",
+    "granitemoe": f"{ATTENTION} ffn_norm {EXPERTS} {SHARED_EXPERTS}",
+    "minicpm": f"{ATTENTION} {FFN}",
+    "phi2": f"{ATTENTION} attn_norm.bias {QKV_BIASES} {UNGATED} {UNGATED_BIASES}",
+    "phimoe": f"{ATTENTION} attn_norm.bias {QKV_BIASES} attn_output.bias ffn_norm ffn_norm.bias {EXPERTS}",
+    "nemotron": f"{TWO_LAYER_NORMS} attn_q attn_k attn_v attn_output {QKV_BIASES} {UNGATED} {UNGATED_BIASES}",
+    "stablelm": f"{ATTENTION} attn_norm.bias {QKV_BIASES} {FFN} ffn_norm.bias",
+    "stablelm 12b": f"{PARALLEL} attn_norm.bias heads_q_norm heads_k_norm",
+    "falcon": f"{LAYER_NORM} attn_norm_2 attn_norm_2.bias attn_qkv attn_output {UNGATED}",
+    "gptneox": f"{TWO_LAYER_NORMS} attn_qkv attn_qkv.bias attn_output {UNGATED} {UNGATED_BIASES}",
+    "gpt2": f"{TWO_LAYER_NORMS} attn_qkv attn_qkv.bias attn_output {UNGATED} {UNGATED_BIASES}",
+    "starcoder": f"{TWO_LAYER_NORMS} attn_qkv attn_qkv.bias attn_output {UNGATED} {UNGATED_BIASES}",
+    "command-r": PARALLEL,
+    "command-r normed": f"{PARALLEL} heads_q_norm heads_k_norm",
+    "cohere2": PARALLEL,
+    "exaone4": f"{NORMED_AFTER} {QK_NORMS}",
+    "glm4": f"{ATTENTION} {POST_NORMS} ffn_norm fused_up ffn_down",
+    "glm4 fused": f"{FUSED_ATTENTION} attn_qkv.bias {POST_NORMS} ffn_norm fused_up ffn_down",
+    "glm4moe": f"{ATTENTION} {QKV_BIASES} post_attention_norm {EXPERTS} exp_probs_b.bias {SHARED_EXPERTS}",
+    "ernie4_5": f"{ATTENTION} {QKV_BIASES} {FFN}",
+    "ernie4_5-moe": f"{ATTENTION} {BIASED_EXPERTS} {SHARED_EXPERTS}",
+    "hunyuan-dense": f"{ATTENTION} {QK_NORMS} {FFN}",
+    "hunyuan-moe": f"{ATTENTION} {QK_NORMS} ffn_norm {EXPERTS} {SHARED_EXPERTS}",
+    "minimax-m2": f"{ATTENTION} whole_q_norm whole_k_norm {BIASED_EXPERTS}",
+    "bailingmoe2": f"{FUSED_ATTENTION} {QK_NORMS} {BIASED_EXPERTS} {SHARED_EXPERTS}",
+    "afmoe": f"{ATTENTION} {QK_NORMS} attn_gate {POST_NORMS} {BIASED_EXPERTS} {SHARED_EXPERTS}",
+    "laguna": f"{ATTENTION} {QK_NORMS} heads_gate {BIASED_EXPERTS} {SHARED_EXPERTS}",
+    "gemma": f"{ATTENTION} {FFN}",
 }
 # What takes the place of attention in the layers of such a family that have none.
 DELTA_NETS = {
@@ -71,39 +119,83 @@ DELTA_NETS = {
     "qwen3next": f"attn_norm delta_qkv delta_gate ssm_ba {DELTA_NET}",
     "qwen3next joined": f"attn_norm ssm_in ssm_ba {DELTA_NET}",
 }
-# Letters of `model.__init__`; Q and K: widths of all heads together, P: of q, k and v, X: of an expert, U: gate and up,
-# T: taps of a convolution, G: its two gates and its input, S: of the experts that every token goes through. Of latents,
-# A and R: ranks of queries and of keys and values, Z: R and the channels that rotate, O: those of a head that do not,
-# Y: of a head's value, M: of all heads' values, B: of their keys that do not rotate and values. V: of query heads with
-# their gates. Of a delta net, I: of all values, J: of them, queries and keys, L: of their gates too, N: value heads,
-# b: their betas and alphas, W: channels of a head.
+# The further tensors of a block that predicts a token more and is not run.
+PREDICTING = "nextn_proj nextn_enorm nextn_hnorm nextn_head_norm"
+# Those of the model, beside token_embd, output_norm and, unless it is tied, output.
+EXTRAS = {
+    **dict.fromkeys(("starcoder2", "nemotron", "stablelm", "falcon", "gptneox"), "output_norm.bias"),
+    **dict.fromkeys(("gpt2", "starcoder"), "output_norm.bias position_embd"),
+    **dict.fromkeys(("phi2", "phimoe"), "output_norm.bias output.bias"),
+}
+# Letters of `model.__init__`; Q and K: widths of all heads together, P: of q, k and v, N: kv heads, X: width of an
+# expert, S: of the experts that every token goes through, U and W: gate and up of a layer and of an expert, L: longest
+# context, T: taps of a convolution, G: its two gates and its input, M: two times D.
+# Of latents, A and R: ranks of queries and of keys and values, Z: R and the channels that rotate, O: those of a head
+# that do not, Y: of a head's value, m: of all heads' values, B: of their keys that do not rotate and values. Of a delta
+# net, g: query heads with their gates, I: all values, J: them, queries and keys, l: their gates too, n: value heads,
+# b: their betas and alphas, w: channels of a head.
 SHAPES = {
     "attn_q": "QD", "attn_k": "KD", "attn_v": "KD", "attn_qkv": "PD", "attn_output": "DQ",
     "attn_q_norm": "C", "attn_k_norm": "C", "whole_q_norm": "Q", "whole_k_norm": "K", "attn_sinks": "H",
+    "heads_q_norm": "HC", "heads_k_norm": "NC", "attn_gate": "QD", "heads_gate": "HD",
     "ffn_gate": "FD", "ffn_up": "FD", "fused_up": "UD", "ffn_down": "DF",
     "ffn_gate_inp": "ED", "ffn_gate_exps": "EXD", "ffn_up_exps": "EXD", "ffn_down_exps": "EDX",
-    "ffn_gate_shexp": "SD", "ffn_up_shexp": "SD", "ffn_down_shexp": "DS",
+    "ffn_gate_up_exps": "EWD", "ffn_gate_shexp": "SD", "ffn_up_shexp": "SD", "ffn_down_shexp": "DS",
+    "token_embd": "VD", "output": "VD", "position_embd": "LD", "nextn_proj": "DM",
     "attn_q_a": "AD", "attn_q_a_norm": "A", "attn_q_b": "QA", "attn_kv_a_mqa": "ZD", "attn_kv_a_norm": "R",
     "attn_k_b": "HRO", "attn_v_b": "HYR", "attn_kv_b": "BR",
-    "gated_q": "VD", "delta_qkv": "JD", "delta_gate": "ID", "ssm_in": "LD", "ssm_ba": "bD", "ssm_beta": "ND",
-    "ssm_alpha": "ND", "ssm_dt": "N", "ssm_a": "N", "ssm_conv1d": "JT", "ssm_norm": "W", "ssm_out": "DI",
+    "gated_q": "gD", "delta_qkv": "JD", "delta_gate": "ID", "ssm_in": "lD", "ssm_ba": "bD", "ssm_beta": "nD",
+    "ssm_alpha": "nD", "ssm_dt": "n", "ssm_a": "n", "ssm_conv1d": "JT", "ssm_norm": "w", "ssm_out": "DI",
     "exp_probs_b": "E", "conv": "DT", "conv_in": "GD", "conv_out": "DD",
 }  # fmt: skip
 RENAMED = {"whole_q_norm": "attn_q_norm", "whole_k_norm": "attn_k_norm", "fused_up": "ffn_up"}
 RENAMED |= {"gated_q": "attn_q", "delta_qkv": "attn_qkv", "delta_gate": "attn_gate"}
+RENAMED |= {"heads_q_norm": "attn_q_norm", "heads_k_norm": "attn_k_norm", "heads_gate": "attn_gate"}
 RENAMED |= {"conv": "shortconv.conv", "conv_in": "shortconv.in_proj", "conv_out": "shortconv.out_proj"}
+RENAMED |= {"nextn_proj": "nextn.eh_proj", "nextn_enorm": "nextn.enorm", "nextn_hnorm": "nextn.hnorm"}
+RENAMED |= {"nextn_head_norm": "nextn.shared_head_norm"}
 
 
 def layer_names(recipe: Recipe, layer: int, kv_heads: int) -> list[str]:
-    """Of LAYERS; without kv heads a layer convolves, and the leading ones of a mixture of experts may be dense."""
-    names = LAYERS[recipe.layer or recipe.architecture]
+    """Of LAYERS; without kv heads a layer convolves, and not all layers of a mixture of experts need have them."""
+    keys, names = recipe.metadata, LAYERS[recipe.layer or recipe.architecture]
     if not kv_heads:
         names = names.replace(f"{ATTENTION} {QK_NORMS}", SHORT_CONVOLUTION)
-    if (layer + 1) % recipe.metadata.get("full_attention_interval", 1):
+    if (layer + 1) % keys.get("full_attention_interval", 1):
         names = names.replace(GATED_ATTENTION, DELTA_NETS[recipe.layer or recipe.architecture])
-    if layer < recipe.metadata.get("leading_dense_block_count", 0):
-        names = f"{names.partition('ffn_norm')[0]}{FFN}"
-    return names.split()
+    found = names.split()
+    every = keys.get("interleave_moe_layer_step", 1)
+    if layer < keys.get("leading_dense_block_count", 0) or layer % every != every - 1:
+        found = [name for name in found if not re.search("exp|ffn_gate_inp", name)] + DENSE.split()
+    if layer >= keys["block_count"] - keys.get("nextn_predict_layers", 0):
+        found += PREDICTING.split()
+    return found
+
+
+def sizes(recipe: Recipe, heads: int, kv_heads: int) -> dict[str, int]:
+    """The letters of SHAPES in a layer with so many heads."""
+    keys = recipe.metadata
+    D, F = keys["embedding_length"], keys.get("feed_forward_length", 0)
+    C = keys.get("attention.key_length", D // heads)
+    X = keys.get("expert_feed_forward_length", F)
+    S = keys.get("expert_shared_feed_forward_length", X * keys.get("expert_shared_count", 1))
+    Q, K = heads * C, kv_heads * C
+    found = {"V": VOCAB, "D": D, "F": F, "C": C, "H": heads, "N": kv_heads, "Q": Q, "K": K, "P": Q + 2 * K, "X": X}
+    found |= {"S": S, "U": 2 * F, "W": 2 * X, "G": 3 * D, "M": 2 * D, "L": keys["context_length"]}
+    found |= {"E": keys.get("expert_count", 0), "T": keys.get("shortconv.l_cache", 0), "g": 2 * Q}
+    return found | latent_sizes(recipe) | delta_sizes(recipe)
+
+
+def tensor(name: str, sizes: dict[str, int], recipe: Recipe, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """One of SHAPES, with its scale where its format has one: full names and shapes."""
+    base, _, ending = name.partition(".")
+    letters = "Dm" if base == "attn_output" and "m" in sizes else SHAPES.get(base, "D")
+    shape = tuple(sizes[letter] for letter in (letters[:-1] if ending and len(letters) > 1 else letters))
+    full = f"{prefix}{RENAMED.get(base, base)}"
+    found = {full if base == "ssm_a" else f"{full}.{ending or 'weight'}": shape}
+    if len(shape) > 1 and not ending and recipe.format(full) == "NVFP4":
+        found[f"{full}.scale"] = shape[:-2] or (1,)
+    return found
 
 
 def latent_sizes(recipe: Recipe) -> dict[str, int]:
@@ -114,7 +206,7 @@ def latent_sizes(recipe: Recipe) -> dict[str, int]:
     H, R, rotated = (keys[name] for name in ("attention.head_count", "attention.kv_lora_rank", "rope.dimension_count"))
     C, Y = (keys.get(f"attention.{name}_length_mla", keys[f"attention.{name}_length"]) for name in ("key", "value"))
     A, O = keys.get("attention.q_lora_rank", 0), C - rotated  # noqa: E741
-    return {"Q": H * C, "A": A, "R": R, "Z": R + rotated, "O": O, "Y": Y, "M": H * Y, "B": H * (O + Y)}
+    return {"Q": H * C, "A": A, "R": R, "Z": R + rotated, "O": O, "Y": Y, "m": H * Y, "B": H * (O + Y)}
 
 
 def delta_sizes(recipe: Recipe) -> dict[str, int]:
@@ -122,41 +214,30 @@ def delta_sizes(recipe: Recipe) -> dict[str, int]:
     keys = {key: value for key, value in recipe.metadata.items() if key.startswith("ssm.")}
     if not keys:
         return {}
-    taps, W, groups, N, inner = (
+    taps, w, groups, n, inner = (
         keys[f"ssm.{name}"] for name in ("conv_kernel", "state_size", "group_count", "time_step_rank", "inner_size")
     )
-    J = 2 * groups * W + inner
-    return {"T": taps, "W": W, "N": N, "I": inner, "J": J, "L": J + inner, "b": 2 * N}
+    J = 2 * groups * w + inner
+    return {"T": taps, "w": w, "n": n, "I": inner, "J": J, "l": J + inner, "b": 2 * n}
 
 
 def shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Every tensor, in file order."""
     keys = recipe.metadata
-    D, H, F = keys["embedding_length"], keys["attention.head_count"], keys.get("feed_forward_length", 0)
-    C = keys.get("attention.key_length", D // H)
-    Q = H * C
-    rotated = keys.get("rope.dimension_count", C)
-    X = keys.get("expert_feed_forward_length", F)
-    sizes = {"D": D, "H": H, "F": F, "C": C, "Q": Q, "U": 2 * F, "X": X, "G": 3 * D}
-    sizes |= {"E": keys.get("expert_count", 0), "T": keys.get("shortconv.l_cache", 0)}
-    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, D)}
+    heads, kv_heads = (
+        np.broadcast_to(keys[f"attention.head_count{ending}"], keys["block_count"]).tolist() for ending in ("", "_kv")
+    )
+    whole = sizes(recipe, heads[0], kv_heads[0])
+    found = tensor("token_embd", whole, recipe)
+    rotated = keys.get("rope.dimension_count", whole["C"])
     found |= {f"{name}.weight": (rotated // 2,) for name in recipe.rope}
-    sizes |= {"S": keys.get("expert_shared_feed_forward_length", X * keys.get("expert_shared_count", 1))}
-    kv_heads = np.broadcast_to(keys["attention.head_count_kv"], keys["block_count"]).tolist()
-    for layer, heads in enumerate(kv_heads):
-        K = heads * C
-        sizes |= {"K": K, "P": Q + 2 * K, "V": 2 * Q} | latent_sizes(recipe) | delta_sizes(recipe)
-        for name in layer_names(recipe, layer, heads):
-            base, _, ending = name.partition(".")
-            letters = "DM" if base == "attn_output" and "M" in sizes else SHAPES.get(base, "D")
-            shape = tuple(sizes[letter] for letter in (letters[:-1] if ending and len(letters) > 1 else letters))
-            ending = "" if base == "ssm_a" else f".{ending or 'weight'}"
-            found[f"blk.{layer}.{RENAMED.get(base, base)}{ending}"] = shape
-    found["token_embd_norm.weight" if recipe.architecture.startswith("lfm2") else "output_norm.weight"] = (D,)
-    if recipe.architecture == "starcoder2":
-        found["output_norm.bias"] = (D,)
-    if not recipe.tied:
-        found["output.weight"] = (VOCAB, D)
+    for layer, counts in enumerate(zip(heads, kv_heads, strict=True)):
+        for name in layer_names(recipe, layer, counts[1]):
+            found |= tensor(name, sizes(recipe, *counts), recipe, f"blk.{layer}.")
+    names = ["token_embd_norm" if recipe.architecture.startswith("lfm2") else "output_norm"]
+    names += EXTRAS.get(recipe.architecture, "").split() + ([] if recipe.tied else ["output"])
+    for name in names:
+        found |= tensor(name, whole, recipe)
     return found
 
 
@@ -174,17 +255,16 @@ def write(
     arch = recipe.architecture
     pairs = {k: v for k, v in metadata(Shape(1, 64, 64, 4, 4, VOCAB, 64), "by recipe").items() if "llama." not in k}
     pairs["general.architecture"] = ("str", arch)
-    pairs |= {f"{arch}.{key}": typed(value) for key, value in recipe.metadata.items()}
+    pairs |= {
+        key if key.startswith("xielu.") else f"{arch}.{key}": typed(value) for key, value in recipe.metadata.items()
+    }
     tensors = {}
     for name, shape in shapes(recipe).items():
         base = base_name(name)
-        if len(shape) == 1 or name.endswith(".bias"):
+        if is_vector(name, shape):
             packed, kind = vector(name, shape, recipe.seed, base in neutral), "F32"
         else:
-            kind = recipe.formats.get(
-                name.removesuffix(".weight"), recipe.formats.get(base, recipe.formats.get("default", "F32"))
-            )
-            packed, kind = matrix(name, shape, kind, recipe.seed, twin)
+            packed, kind = matrix(name, shape, recipe.format(name.removesuffix(".weight")), recipe.seed, twin)
         tensors[name] = (shape, format_named(kind), packed)
     return write_gguf(path, pairs, tensors)
 
@@ -192,6 +272,11 @@ def write(
 def base_name(name: str) -> str:
     """ "attn_q" of "blk.0.attn_q.weight", "attn_q.bias" of its bias."""
     return name.removesuffix(".weight").split(".", 2 * name.startswith("blk."))[-1]
+
+
+def is_vector(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether it is no matrix, though heads or experts may have one each: norms, biases, scales."""
+    return len(shape) == 1 or name.endswith((".bias", ".scale", "norm.weight"))
 
 
 def matrix(name: str, shape: tuple[int, ...], kind: str, seed: int, twin: bool) -> tuple[np.ndarray, str]:
@@ -205,7 +290,7 @@ def matrix(name: str, shape: tuple[int, ...], kind: str, seed: int, twin: bool) 
 
 
 def vector(name: str, shape: tuple[int, ...], seed: int, neutral: bool) -> np.ndarray:
-    """Norms lie near 1, biases near 0, sinks spread by 1, divisors of frequencies rise from 1, memories fade."""
+    """Norms and scales lie near 1, biases near 0; sinks spread by 1; divisors rise from 1; memories fade."""
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
     noise = rng.standard_normal(shape, np.float32) * np.float32(not neutral)
     if "rope_" in name:
@@ -215,5 +300,5 @@ def vector(name: str, shape: tuple[int, ...], seed: int, neutral: bool) -> np.nd
     elif "sinks" in name:
         values = noise - np.float32(30 * neutral)
     else:
-        values = np.float32(name.endswith("norm.weight")) + np.float32(0.2) * noise
+        values = np.float32(name.endswith(("norm.weight", "norm_2.weight", "scale"))) + np.float32(0.2) * noise
     return values.view(np.uint8)

@@ -27,6 +27,11 @@ class Recipe:
         """The architecture's keys, without its name."""
         return {key: value for key, value in {**BASE, **self.keys}.items() if value is not None}
 
+    def format(self, name: str) -> str:
+        """Of a matrix, "blk.0.attn_q" or "output"."""
+        base = name.split(".", 2 * name.startswith("blk."))[-1]
+        return self.formats.get(name, self.formats.get(base, self.formats.get("default", "F32")))
+
 
 # The epsilon is large so that another one shows.
 BASE: dict[str, Any] = {
@@ -44,7 +49,10 @@ WIDE = {"embedding_length": 256, "feed_forward_length": 512}  # for formats of 2
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 HEAD = {"attention.key_length": 32, "attention.value_length": 32}  # not embedding / heads
 EXPERT_KEYS = {"expert_count": 4, "expert_used_count": 2}
-ROUTED = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 32}
+KV, FFN = "attention.head_count_kv", "feed_forward_length"
+GRANITE = {"logit_scale": 0.5, "residual_scale": 0.7, "embedding_scale": 1.5, "attention.scale": 0.11}
+# So many layers that llama.cpp takes the model for another one of its family; and narrow ones.
+DEEP = {"block_count": 64, "embedding_length": 32, "feed_forward_length": 32, "attention.head_count": 2, KV: 1}
 TAPS = "shortconv.l_cache"
 # Latent attention: heads of 24 channels, 8 of which rotate, and of 16 for values. Old files state no other widths.
 LATENT = {
@@ -63,7 +71,6 @@ LATENT_WHOLE = {
     "attention.key_length": 24,
     "attention.value_length": 16,
 }
-SHARED = {**ROUTED, "leading_dense_block_count": 1, "expert_shared_count": 2}
 # A gated delta net: key heads, value heads, and of these every n-th layer none but attention that rotates few channels
 DELTA = {
     "ssm.state_size": 32,
@@ -74,12 +81,28 @@ DELTA = {
 }
 DELTA |= {**HEAD, "rope.freq_base": 1e6, "rope.dimension_count": 12, "full_attention_interval": 2}
 IN_TURN = {"rope.dimension_sections": np.array([2, 2, 1, 0], np.int32)}
-SHARED = {**ROUTED, "feed_forward_length": None, "expert_shared_feed_forward_length": 64}
+LAYER_NORMS = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 0.01}
+ROTATED, SECTIONS = "rope.dimension_count", "rope.dimension_sections"
+NO_ROPE = {"rope.freq_base": None}
+DENSE_FIRST, SHARED = "leading_dense_block_count", "expert_shared_count"
+SHARED_WIDTH = "expert_shared_feed_forward_length"
+NORMED, SCALED, GATING = "expert_weights_norm", "expert_weights_scale", "expert_gating_func"
+LONG = {"rope.scaling.original_context_length": 128, "rope.scaling.attn_factor": 1.19}
 
 
 def scaling(kind: str, factor: float, original: int = 0, **more: float) -> dict[str, Any]:
     keys = {"type": kind, "factor": factor, "original_context_length": original or None, **more}
     return {f"rope.scaling.{key}": value for key, value in keys.items()}
+
+
+def routed(experts: int, used: int, key: str = "expert_feed_forward_length") -> dict[str, int]:
+    """key: of the width of each expert."""
+    return {"expert_count": experts, "expert_used_count": used, key: 32}
+
+
+# The first layer without experts, the others with two that every token goes through; and none without.
+DENSE_AND_SHARED = {**routed(6, 2), DENSE_FIRST: 1, SHARED: 2}
+SHARED_ONLY = {**routed(6, 2), FFN: None, SHARED_WIDTH: 64}
 
 
 def kv_heads(*by_layer: int) -> dict[str, Any]:
@@ -172,12 +195,7 @@ RECIPES = {
         "olmo2",
         {WINDOW: 8, PATTERN: [True, False, True], "block_count": 3, **scaling("yarn", 8.0, 16, attn_factor=1.2)},
     ),
-    "granite": Recipe(
-        "granite",
-        {"logit_scale": 0.5, "residual_scale": 0.7, "embedding_scale": 1.5, "attention.scale": 0.11},
-        tied=True,
-        seed=45,
-    ),
+    "granite": Recipe("granite", GRANITE, tied=True, seed=45),
     "phi3": Recipe(
         "phi3",
         {
@@ -285,7 +303,7 @@ RECIPES = {
         "lfm2moe",
         {
             **kv_heads(0, 2, 0, 1),
-            **ROUTED,
+            **routed(6, 2),
             "rope.freq_base": 1e6,
             "leading_dense_block_count": 1,
             "expert_gating_func": 2,
@@ -307,7 +325,7 @@ RECIPES = {
         "deepseek2",
         {
             **LATENT,
-            **SHARED,
+            **DENSE_AND_SHARED,
             "block_count": 3,
             "attention.q_lora_rank": 48,
             "expert_count": 8,
@@ -324,7 +342,7 @@ RECIPES = {
         "deepseek2",
         {
             **LATENT,
-            **SHARED,
+            **DENSE_AND_SHARED,
             "block_count": 3,
             "attention.q_lora_rank": 64,
             "attention.kv_lora_rank": 64,
@@ -357,7 +375,7 @@ RECIPES = {
         "deepseek2",
         {
             **LATENT_WHOLE,
-            **SHARED,
+            **DENSE_AND_SHARED,
             "block_count": 27,
             "expert_count": 3,
             **scaling("yarn", 8.0, 16, yarn_log_multiplier=0.0707),
@@ -369,7 +387,7 @@ RECIPES = {
         "mistral4",
         {
             **LATENT,
-            **ROUTED,
+            **routed(6, 2),
             "attention.q_lora_rank": 48,
             "expert_shared_count": 1,
             "expert_weights_norm": True,
@@ -384,7 +402,7 @@ RECIPES = {
         "lfm2moe",
         {
             **kv_heads(1, 0, 0, 2),
-            **ROUTED,
+            **routed(6, 2),
             "rope.freq_base": 1e6,
             "leading_dense_block_count": 2,
             "expert_gating_func": 1,
@@ -409,8 +427,146 @@ RECIPES = {
             "blk.1.attn_qkv": "Q8_0",
         },
     ),
-    "qwen35moe": Recipe("qwen35moe", {**DELTA, **IN_TURN, **SHARED, "block_count": 4}),
+    "qwen35moe": Recipe("qwen35moe", {**DELTA, **IN_TURN, **SHARED_ONLY, "block_count": 4}),
     # Qwen 3 Next: value heads of a key head are consecutive
-    "qwen3next": Recipe("qwen3next", {**DELTA, **SHARED, "ssm.time_step_rank": 6, "ssm.inner_size": 192}),
-    "qwen3next-joined": Recipe("qwen3next", {**DELTA, **SHARED}, "qwen3next joined", seed=1),
+    "qwen3next": Recipe("qwen3next", {**DELTA, **SHARED_ONLY, "ssm.time_step_rank": 6, "ssm.inner_size": 192}),
+    "qwen3next-joined": Recipe("qwen3next", {**DELTA, **SHARED_ONLY}, "qwen3next joined", seed=1),
+    # The second of each two layers has experts; the fourth layer does not rotate.
+    "llama4": Recipe("llama4", {"block_count": 4, **routed(5, 2), "interleave_moe_layer_step": 2}),
+    "smollm3": Recipe("smollm3", {"block_count": 5, "rope.freq_base": 5e6}, tied=True),
+    "internlm2": Recipe("internlm2", {KV: 1, "rope.freq_base": 1e6, "block_count": 3}),
+    "arcee": Recipe("arcee", scaling("yarn", 4.0, 16)),
+    "seed_oss": Recipe("seed_oss", {**HEAD, "rope.freq_base": 1e7}, seed=3),
+    "apertus": Recipe(
+        "apertus",
+        {
+            "xielu.alpha_n": [0.8, 0.3],
+            "xielu.alpha_p": [0.9, 0.5],
+            "xielu.beta": [0.4, 0.7],
+            "xielu.eps": [-0.5, -0.2],
+        },
+        rope=("rope_freqs",),
+    ),
+    # The last pair belongs to the kind of positions that are 0 in a text. llama.cpp takes an epsilon of 0.
+    "qwen2vl": Recipe("qwen2vl", {SECTIONS: [2, 3, 2, 1], "attention.layer_norm_rms_epsilon": 1e-12, KV: 1}),
+    "qwen2moe": Recipe(
+        "qwen2moe",
+        {**routed(5, 3), SHARED_WIDTH: 64, "rope.freq_base": 1e6},
+        formats={"default": "Q4_0", "ffn_gate_inp": "F32", "ffn_down_exps": "Q5_0", "ffn_up_shexp": "Q8_0"},
+        seed=2,
+    ),
+    "qwen3vl": Recipe("qwen3vl", {**HEAD, SECTIONS: [6, 5, 4, 1], "rope.freq_base": 5e6}, tied=True),
+    "qwen3vlmoe": Recipe("qwen3vlmoe", {**HEAD, **routed(5, 3), SECTIONS: [4, 6, 5, 1]}),
+    # NVFP4: matrices have a scale each, those of experts too, which llama.cpp reads in few families.
+    "mellum": Recipe(
+        "mellum",
+        {"block_count": 4, **routed(5, 3), "expert_feed_forward_length": 64, WINDOW: 8, **scaling("yarn", 4.0, 16)},
+        formats={"default": "NVFP4", "ffn_gate_inp": "F32", "token_embd": "Q8_0", "output": "Q4_0"},
+    ),
+    "olmoe": Recipe("olmoe", {KV: 4, **routed(6, 3, FFN)}),
+    "granitemoe": Recipe("granitemoe", {KV: 1, **GRANITE, **routed(5, 3, FFN), SHARED_WIDTH: 48}, tied=True, seed=7),
+    # Granite without rotation
+    "granite-nope": Recipe("granite", {**GRANITE, "rope.scaling.finetuned": False}, "llama biases"),
+    # Without keys of scales, which then are MiniCPM's
+    "minicpm": Recipe("minicpm", {KV: 1}, seed=1),
+    "minicpm4": Recipe(
+        "minicpm",
+        {**LONG, "rope.scaling.type": "longrope", "embedding_scale": 6.0, "residual_scale": 0.4, "logit_scale": 0.5},
+        rope=("rope_factors_long", "rope_factors_short"),
+    ),
+    "phi2": Recipe("phi2", {**LAYER_NORMS, ROTATED: 8}, seed=5),
+    "phimoe": Recipe("phimoe", {**LONG, **routed(5, 3, FFN)}, rope=("rope_factors_long", "rope_factors_short"), seed=9),
+    "nemotron": Recipe("nemotron", {**LAYER_NORMS, KV: 1, ROTATED: 8}, seed=3),
+    "stablelm": Recipe("stablelm", {**LAYER_NORMS, ROTATED: 4}),
+    # 12B: attention and feed-forward on one norm, queries and keys normed by head
+    "stablelm-12b": Recipe("stablelm", {**LAYER_NORMS, ROTATED: 4}, "stablelm 12b", seed=2),
+    # 40B: a norm for attention and one for the feed-forward part
+    "falcon": Recipe("falcon", LAYER_NORMS, tied=True, seed=4),
+    "gptneox": Recipe("gptneox", {**LAYER_NORMS, KV: 4, ROTATED: 4, "use_parallel_residual": False}, seed=7),
+    "gpt2": Recipe("gpt2", {**LAYER_NORMS, **NO_ROPE, KV: 4}, tied=True),
+    "starcoder": Recipe("starcoder", {**LAYER_NORMS, **NO_ROPE, KV: 1}, seed=20),
+    "command-r": Recipe("command-r", {**LAYER_NORMS, "logit_scale": 0.25, "rope.freq_base": 8e6}, tied=True, seed=1),
+    # Plus: queries and keys are normed by head, which llama.cpp knows by the 64 layers.
+    "command-r-plus": Recipe(
+        "command-r", {**LAYER_NORMS, **DEEP, "logit_scale": 0.8}, "command-r normed", tied=True, seed=1
+    ),
+    "cohere2": Recipe("cohere2", {**LAYER_NORMS, "block_count": 4, WINDOW: 8, "logit_scale": 0.25}, tied=True),
+    "exaone4": Recipe("exaone4", {KV: 1}, rope=("rope_freqs",)),
+    # 32B: llama.cpp knows by the 64 layers that three of four slide and rotate, and the fourth does neither.
+    "exaone4-windows": Recipe("exaone4", {**DEEP, WINDOW: 8}),
+    "glm4": Recipe("glm4", {ROTATED: 8}, "glm4 fused"),
+    # GLM 4.1V: kinds of positions; halves rotate
+    "glm4-sections": Recipe("glm4", {ROTATED: 8, SECTIONS: [1, 1, 1, 1]}),
+    # The last block is for another token and not run.
+    "glm4moe": Recipe(
+        "glm4moe",
+        {
+            **routed(5, 3),
+            "block_count": 4,
+            "nextn_predict_layers": 1,
+            ROTATED: 8,
+            DENSE_FIRST: 1,
+            SHARED: 2,
+            NORMED: True,
+            SCALED: 1.7,
+        },
+    ),
+    "ernie4_5": Recipe("ernie4_5", {KV: 1, "rope.freq_base": 5e5}, tied=True, seed=7),
+    "ernie4_5-moe": Recipe(
+        "ernie4_5-moe",
+        {**routed(5, 3), "block_count": 3, "interleave_moe_layer_step": 1, DENSE_FIRST: 1, SHARED_WIDTH: 48},
+    ),
+    "hunyuan-dense": Recipe("hunyuan-dense", {**HEAD, KV: 1}),
+    "hunyuan-moe": Recipe("hunyuan-moe", {FFN: 32, **routed(5, 3), SHARED_WIDTH: 48, KV: 1}, tied=True),
+    "minimax-m2": Recipe("minimax-m2", {FFN: 32, **routed(5, 3), GATING: 1, ROTATED: 8}, seed=2),
+    # The best groups of experts are chosen from, and weights of the chosen ones not made to sum to 1.
+    "bailingmoe2": Recipe(
+        "bailingmoe2",
+        {
+            **routed(9, 3),
+            "block_count": 3,
+            ROTATED: 8,
+            DENSE_FIRST: 1,
+            SHARED: 2,
+            NORMED: False,
+            SCALED: 2.5,
+            GATING: 2,
+            "expert_group_count": 3,
+            "expert_group_used_count": 2,
+        },
+    ),
+    "afmoe": Recipe(
+        "afmoe",
+        {
+            **routed(5, 3),
+            "block_count": 5,
+            WINDOW: 8,
+            DENSE_FIRST: 2,
+            SHARED: 2,
+            NORMED: False,
+            SCALED: 1.5,
+        },
+    ),
+    # The first of each four layers sees everything, and has fewer heads, another base and YaRN on some channels.
+    "laguna": Recipe(
+        "laguna",
+        {
+            **routed(5, 3),
+            **HEAD,
+            "block_count": 5,
+            "attention.head_count": np.array([2, 4, 4, 4, 2], np.int32),
+            WINDOW: 8,
+            ROTATED: 8,
+            "rope.dimension_count_swa": 12,
+            "rope.freq_base": 5e5,
+            "rope.freq_base_swa": 5000.0,
+            **scaling("yarn", 8.0, 16),
+            DENSE_FIRST: 1,
+            SHARED: 1,
+            NORMED: True,
+            SCALED: 2.5,
+            GATING: 2,
+        },
+    ),
+    "gemma": Recipe("gemma", {**HEAD, KV: 1}, tied=True),
 }
