@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from ggufs import write_llama
+from golden_models import model
 from running import STEPS, packlight, succeed, write_config
 
 import packlight as api
@@ -107,6 +108,27 @@ def test_steps_compile_serialize_and_keep_weights_packed(name, path, tmp_path):
     else:
         assert prefill["argument_bytes"] >= packed  # a TPU pads what it keeps
         assert prefill["flops"] > 0
+
+
+KINDS = ("lfm2moe", "deepseek2", "deepseek2-lite", "qwen35", "afmoe")
+
+
+@pytest.mark.parametrize("name", ["cuda:h200", "tpu:v6e"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer_compiles(kind, name, tmp_path):
+    """A chunk and a single token, through each mixer and each feed-forward part; nothing is unpacked whole."""
+    target, file = targets.parse(name), model(f"own/{kind}", tmp_path)
+    config = dataclasses.replace(default_config(target.platform), context=64, prefill_buckets=(1, 16), head_rows=1)
+    prepared = api.prepare(file, dataclasses.replace(config, cache_dir=str(tmp_path / "s")))
+    plan = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=())
+    prepared = dataclasses.replace(prepared, planned=plan)
+    placement = Placement.on([device(name)])
+    params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
+    executables = aot.build(prepared.steps(placement), params, load=False)
+    assert executables.warnings == ()
+    for built in executables.built.values():
+        # measured: at most 0.6 MB on a GPU and 3.2 MB on a TPU, which pads each array to tiles of 8 x 128
+        assert built.scratch_bytes < (1e6 if target.platform == "gpu" else 4e6), built.key
 
 
 @pytest.mark.parametrize("tensor", [2, 4])

@@ -34,7 +34,8 @@ def test_no_tensor_can_be_missing(file):
         if is_ignored(cfg, name) or name.endswith(".scale"):
             continue  # not read, or 1 where it is absent
         rest = {k: v for k, v in file.tensors.items() if k != name}
-        with pytest.raises(GGUFError, match=f"'{name}' is missing"):
+        asked = name.replace("ssm_in", "attn_qkv")  # of two ways to store it the usual one
+        with pytest.raises(GGUFError, match=f"'({name}|{asked})' is missing"):
             check(dataclasses.replace(file, tensors=rest), cfg)
 
 
