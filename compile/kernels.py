@@ -76,7 +76,7 @@ class KernelPlan:
         """The plan under a config with definite kernels, of a model whose tensors have `formats`."""
         products = product_paths(config.kernel_path)
         used = used_weights(cfg, formats)
-        tied = is_tied(used)
+        tied = is_tied(used) and cfg.generates  # an encoder has no head
         tensors, multiplied = {}, {}
         for weight in used:
             for name in filter(formats.__contains__, weight.tensors):
@@ -87,7 +87,7 @@ class KernelPlan:
                 if weight.kind == "heads" and (path != "native" or len(weight.shape) == 2):
                     tensors[name] = "xla"  # a layer's are unpacked at once, whatever multiplies them
                     continue
-                if weight.name == "position_embd":
+                if weight.name in ("position_embd", "token_types"):
                     tensors[name] = "gather"
                     continue
                 tensors[name] = path if not looked_up else f"gather+{path}" if tied else "gather"
@@ -135,6 +135,11 @@ class KernelPlan:
                 return "mosaic"
             case _:
                 return "tiled"
+
+    @property
+    def whole_texts(self) -> str:
+        """The kernel of `model.network.mixers.attention.full.full_attention`."""
+        return "native" if self.path == "native" else "blocked"
 
     def attention_names(self, device: Any) -> str:
         """What is said of `attention` on a jax device."""

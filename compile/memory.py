@@ -112,7 +112,7 @@ def plan_memory(
                 weights += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
     shape = plan.cache(cfg, config.kv_dtype, split)
     process = (PROCESS_BYTES + TOKEN_BYTES * cfg.vocab_size) // split.devices if config.platform == "cpu" else 0
-    return MemoryPlan(weights, shape.device_bytes, process=process, shape=shape)
+    return MemoryPlan(weights, shape.device_bytes, process=process, shape=shape if cfg.generates else None)
 
 
 def config_limit(config: CompileConfig) -> Limit | None:

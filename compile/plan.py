@@ -1,12 +1,13 @@
 """The plan: which executables a config means, and which one serves which request. Pure arithmetic, imports no jax.
 
-Three phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
-`decode` runs one token, or several, of every slot it covers. Nothing outside the plan is ever executed.
+Four phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
+`decode` runs one token, or several, of every slot it covers, `encode` turns whole texts into vectors. Nothing outside
+the plan is ever executed.
 """
 
 import dataclasses
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from packlight.common.errors import ConfigError
 from packlight.compile.config import DEFAULT_CONTEXT, CompileConfig
@@ -15,6 +16,8 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split
 from packlight.model.spec.state import Room, whole_tiles
 
+TEXT_TILE = 16  # texts are padded to a multiple of it
+ENCODE_CHUNKS = 4  # a step encodes at most so many largest prefill chunks, or one text: more rows are no faster
 PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
 
 
@@ -24,6 +27,7 @@ class Phase(enum.StrEnum):
     PREFILL = enum.auto()
     HEAD = enum.auto()
     DECODE = enum.auto()
+    ENCODE = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -31,8 +35,8 @@ class StepKey:
     """One executable."""
 
     phase: Phase
-    rows: int  # prefill tokens, head rows or decode slots
-    length: int = 0  # cached positions that the step sees; 0 for the head
+    rows: int  # prefill tokens, head rows, decode slots or texts to encode
+    length: int = 0  # cached positions that the step sees, or tokens of each text; 0 for the head
     tokens: int = 1  # that a decode step gives each slot at most
 
     def __str__(self) -> str:
@@ -53,8 +57,10 @@ class Chunk:
 class Plan:
     """The bounded set of steps of one model under one config.
 
-    context: tokens a slot may hold. capacity: cached positions allocated, the context in whole tiles. groups: of
-    devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
+    context: tokens a slot or a text may hold. capacity: cached positions allocated, the context in whole tiles. groups:
+    of devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
+    generates: whether there are the steps that predict tokens. texts: how many texts encode steps run together, by the
+    tokens that each may have; none for a model that is not made for embeddings.
     """
 
     context: int
@@ -66,13 +72,35 @@ class Plan:
     head_rows: tuple[int, ...]
     groups: int = 1
     tokens_per_launch: int = 1
+    generates: bool = True
+    texts: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     @property
     def steps(self) -> tuple[StepKey, ...]:
         """Every executable, in the order they are listed and built."""
         prefill = [StepKey(Phase.PREFILL, t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
         head = [StepKey(Phase.HEAD, r) for r in self.head_rows]
-        return (*prefill, *head, *(self._decode(b, s) for b in self.decode_batch for s in self.lengths))
+        generating = (*prefill, *head, *(self._decode(b, s) for b in self.decode_batch for s in self.lengths))
+        encode = (StepKey(Phase.ENCODE, rows, tokens) for tokens, batches in self.texts for rows in batches)
+        return (*(generating if self.generates else ()), *encode)
+
+    def text_groups(self, counts: Sequence[int]) -> tuple[tuple[StepKey, tuple[int, ...]], ...]:
+        """Which texts, by their numbers, run together in which step, given how many tokens each has.
+
+        A text's length alone decides how far it is padded, so that neighbours do not change its numbers. Of texts that
+        are padded alike, full largest steps come first, then the cheapest way for the rest.
+        Raises ValueError when one does not fit the context.
+        """
+        if max(counts, default=0) > self.context:
+            raise ValueError(f"{max(counts)} tokens do not fit a context of {self.context}")
+        groups, shorter = [], 0
+        for tokens, batches in self.texts:
+            left = [number for number, count in enumerate(counts) if shorter < count <= tokens]
+            for rows in _cheapest_batches(len(left), tokens, batches):
+                groups.append((StepKey(Phase.ENCODE, rows, tokens), tuple(left[:rows])))
+                left = left[rows:]
+            shorter = tokens
+        return tuple(groups)
 
     def _decode(self, batch: int, length: int) -> StepKey:
         return StepKey(Phase.DECODE, batch, length, self.tokens_per_launch)
@@ -136,9 +164,29 @@ class Plan:
         return StepKey(Phase.HEAD, next((r for r in self.head_rows if r >= rows), self.head_rows[-1]))
 
 
-def make_plan(config: CompileConfig, file_context: int) -> Plan:
+def _cheapest_batches(texts: int, tokens: int, batches: tuple[int, ...]) -> tuple[int, ...]:
+    """The cheapest steps that run so many texts, which cost as in `Plan.chunks`: full largest ones first."""
+    largest = batches[-1]
+    whole, rest = divmod(texts, largest)
+    ways: list[tuple[int, tuple[int, ...]]] = [(0, ())]  # for the first so many texts: cost and steps
+    for count in range(1, rest + 1):
+        ways.append(
+            min(
+                (ways[max(0, count - b)][0] + b * tokens + PASS_ROWS, (b, *ways[max(0, count - b)][1])) for b in batches
+            )
+        )
+    return (*[largest] * whole, *sorted(ways[rest][1], reverse=True))
+
+
+def plan_of(config: CompileConfig, model: ModelConfig) -> Plan:
+    """The plan for a model. Raises as `make_plan` does."""
+    return make_plan(config, model.context_length, model.generates, model.encodes)
+
+
+def make_plan(config: CompileConfig, file_context: int, generates: bool = True, encodes: bool = False) -> Plan:
     """The plan for a model whose file states `file_context`.
 
+    generates, encodes: what the model does (`ModelConfig.generates`, `ModelConfig.encodes`).
     Raises ConfigError when the config asks for more context than the file has.
     """
     if config.context > file_context:
@@ -157,4 +205,22 @@ def make_plan(config: CompileConfig, file_context: int) -> Plan:
         head_rows=tuple(sorted({1, min(config.head_rows, context)})),
         groups=config.mesh.data,
         tokens_per_launch=config.tokens_per_launch,
+        generates=generates,
+        texts=_texts(config, context) if encodes else (),
     )
+
+
+def _texts(config: CompileConfig, context: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """`Plan.texts`: the config's buckets below the context, doubled up to it, in whole blocks of attention.
+
+    A step runs as many tokens as ENCODE_CHUNKS largest prefill chunks at most, or one text of each group.
+    """
+    whole = {-(-bucket // TEXT_TILE) * TEXT_TILE for bucket in config.encode_buckets}
+    most, longest = -(-context // TEXT_TILE) * TEXT_TILE, max(whole)
+    while longest < most:
+        longest *= 2
+        whole.add(longest)
+    sizes = [*sorted(bucket for bucket in whole if bucket < most), most]
+    room, groups = ENCODE_CHUNKS * config.prefill_buckets[-1], config.mesh.data
+    fits = {tokens: [b for b in config.encode_batch if b * tokens <= room] or [1] for tokens in sizes}
+    return tuple((tokens, tuple(groups * b for b in batches)) for tokens, batches in fits.items())

@@ -1,9 +1,9 @@
-"""The traced steps, prefill, head and decode, and what each is lowered from.
+"""The traced steps, prefill, head, decode and encode, and what each is lowered from.
 
 Weights are arguments, the cache is donated, and whatever differs between requests is an array: nothing a user
 changes while serving leads to another executable.
 
-A step takes the weights, the cache (None for the head, which needs none) and a NamedTuple of all else.
+A step takes the weights, the cache (None for head and encode, which need none) and a NamedTuple of all else.
 `Steps.arguments` gives the shape of each field and its place on the devices; executables are lowered from that, and
 the engine calls them with the same classes.
 """
@@ -21,6 +21,7 @@ from packlight.compile.kernels import KernelPlan, has_wgmma
 from packlight.compile.plan import Phase, Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
 from packlight.model.network.forward import embed, head, layers
+from packlight.model.network.pooling import pooled, scores, unpooled
 from packlight.model.network.state import Cache, Numerics, Rows
 from packlight.model.network.step import Step
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
@@ -94,6 +95,22 @@ class DecodeResult(NamedTuple):
     picked: Picked  # each (B, tokens)
 
 
+class EncodeArgs(NamedTuple):
+    """B whole texts, which the data groups share."""
+
+    tokens: Argument  # int32 (B, T), padded
+    real: Argument  # int32 (B,), tokens of each text, at least 1
+    pooling: Argument  # int32 (), a number of `model.spec.pooling.POOLED`, or NONE
+
+
+class EncodeResult(NamedTuple):
+    """What texts become."""
+
+    pooled: jax.Array  # float32 (B, D), or as wide as the last dense layer's outputs
+    scores: jax.Array | None  # float32 (B, labels), of a reranker
+    hidden: jax.Array  # float32 (B, T, D), of each token; of a model with dense layers behind these, where asked for
+
+
 @dataclasses.dataclass(frozen=True)
 class Steps:
     """What the steps of a plan have in common, and from it each one's function and the shapes of its arguments."""
@@ -134,14 +151,17 @@ class Steps:
 
         params: arrays, or shapes that say how they lie on the devices.
         """
-        shared = P(DATA) if key.phase is Phase.DECODE else P()
+        shared = P(DATA) if key.phase in (Phase.DECODE, Phase.ENCODE) else P()
         array = functools.partial(self._shaped, spec=shared)
         ints = functools.partial(array, jnp.int32)
         rows, vocab = key.rows, self.model.vocab_size
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+        if key.phase is Phase.ENCODE:
+            pooling = self._shaped(jnp.int32, spec=P())
+            return params, None, EncodeArgs(ints(rows, key.length), ints(rows), pooling)
         neutral = nothing(rows, vocab, table_size(vocab, self.plan.context)), slot_sampling([None] * rows)
         adjustment, sampling = jax.tree.map(lambda x: array(x.dtype, *x.shape), neutral)
         is_end = self._shaped(jnp.bool_, vocab, spec=P())
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
         match key.phase:
             case Phase.PREFILL:
                 return params, self.cache(), PrefillArgs(ints(rows), ints(), ints(), ints())
@@ -153,13 +173,19 @@ class Steps:
                 return params, self.cache(), DecodeArgs(ints(rows), ints(rows), flags, adjustment, sampling, is_end)
 
     def function(self, key: StepKey) -> Callable[[Params, Cache | None, Any], Any]:
-        """The traceable step, as one device runs it; see `prefill`, `head_step` and `decode`."""
+        """The traceable step, as one device runs it; see `prefill`, `head_step`, `decode` and `encode`."""
         split, config = self.placement.split, self.config
         queries = key.rows if key.phase is Phase.PREFILL else 1
         kernel = self.kernels.attention(queries, has_wgmma(self.placement.flat[0]))
+        kernel = self.kernels.whole_texts if key.phase is Phase.ENCODE else kernel
         dtype = jnp.dtype(config.activation_dtype)
         numerics = Numerics(self.kernels.products, dtype, key.length, self.plan.context, split, kernel)
-        run = {Phase.PREFILL: prefill, Phase.HEAD: head_step, Phase.DECODE: functools.partial(decode, key.tokens)}
+        run = {
+            Phase.PREFILL: prefill,
+            Phase.HEAD: head_step,
+            Phase.DECODE: functools.partial(decode, key.tokens),
+            Phase.ENCODE: encode,
+        }
 
         def step(params: Params, cache: Cache | None, args: Any) -> Any:
             return run[key.phase](self.model, numerics, params, cache, args)
@@ -185,6 +211,7 @@ class Steps:
             Phase.PREFILL: PrefillResult(cache, replicated, replicated),
             Phase.HEAD: replicated,
             Phase.DECODE: DecodeResult(cache, replicated),
+            Phase.ENCODE: P(DATA),
         }[key.phase]
         # Every device computes what is replicated from the same numbers; the check knows no foreign calls.
         return jax.shard_map(step, mesh=self.placement.mesh, in_specs=specs, out_specs=results, check_vma=False)
@@ -225,6 +252,17 @@ def head_step(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None
     if args.choice is None:
         return HeadResult(logits, None, finite(logits))
     return HeadResult(logits, pick(logits, *args.choice), None)
+
+
+def encode(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, args: EncodeArgs) -> EncodeResult:
+    """Runs whole texts, of which nothing is kept, and makes a vector of each."""
+    tokens, real = args.tokens, args.real
+    rows = Rows(jnp.int32(0), jnp.zeros_like(real), real, real > 0)
+    step = Step.of(cfg, numerics, params, rows, tokens.shape[1])
+    hidden, _ = layers(step, params, embed(step, params, tokens), {})
+    vectors = pooled(params, hidden, real, args.pooling, numerics)
+    ranked = scores(cfg, params, hidden, real, numerics)
+    return EncodeResult(vectors, ranked, unpooled(params, hidden, args.pooling, numerics))
 
 
 class Launch(NamedTuple):

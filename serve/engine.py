@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from packlight.compile.steps import (
     Choice,
     DecodeArgs,
     DecodeResult,
+    EncodeArgs,
+    EncodeResult,
     HeadArgs,
     HeadResult,
     PrefillArgs,
@@ -34,6 +36,7 @@ from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import Picked, SlotSampling, slot_sampling
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.sampling.penalties import Steering
+from packlight.model.spec.pooling import NONE, POOLED, check_generates
 from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
@@ -220,8 +223,10 @@ class Engine:
     def hidden(self, ids: list[int]) -> np.ndarray:
         """Normed hidden states after every token of `ids`, float32 (T, D), by the prefill steps, in a free slot.
 
-        Raises ContextLengthError when they do not fit, PacklightError when every slot is taken.
+        Raises ContextLengthError when they do not fit, PacklightError when every slot is taken, UnsupportedError of an
+        encoder.
         """
+        check_generates(self._steps.model)
         if None not in self._slots:
             raise PacklightError(f"a prompt needs a free slot; all {len(self._slots)} are generating")
         if len(ids) > self.plan.context:
@@ -231,7 +236,24 @@ class Engine:
             chunks = [np.asarray(h)[:count] for h, _, count in read]
         return np.concatenate(chunks)
 
-    def _run(self, key: StepKey, cache: Cache | None, args: PrefillArgs | HeadArgs | DecodeArgs) -> Any:
+    def encode(self, texts: Sequence[list[int]], pooling: str) -> list[np.ndarray]:
+        """What encode steps make of texts of token ids, in their order: each a vector, scores for the pooling "rank",
+        hidden states (T, D) for "none". A text gets the numbers that it would get alone.
+        """
+        found: list[Any] = [None] * len(texts)
+        kind = np.int32(list(POOLED).index(pooling) if pooling in POOLED else NONE)
+        for key, numbers in self.plan.text_groups([len(ids) for ids in texts]):
+            tokens, real = np.zeros((key.rows, key.length), np.int32), np.ones(key.rows, np.int32)
+            for row, number in enumerate(numbers):
+                real[row] = len(texts[number])
+                tokens[row, : real[row]] = texts[number]
+            result: EncodeResult = self._run(key, None, EncodeArgs(tokens, real, kind))
+            made = {"rank": result.scores, "none": result.hidden}.get(pooling, result.pooled)
+            for row, number in enumerate(numbers):
+                found[number] = np.asarray(made)[row, : real[row]] if pooling == "none" else np.asarray(made)[row]
+        return found
+
+    def _run(self, key: StepKey, cache: Cache | None, args: PrefillArgs | HeadArgs | DecodeArgs | EncodeArgs) -> Any:
         self.steps_run[key] += 1
         return self._executables[key](self._params, cache, args)
 

@@ -69,8 +69,18 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
     return total
 
 
+def _text_flops(cfg: ModelConfig, length: int) -> float:
+    """Of attention in every layer of a whole text; without causality each token sees all others."""
+    if cfg.causal:
+        return attention_flops(cfg, length, length)
+    parts = ((part, layers) for part, layers in cfg.mixers.items() if isinstance(part, AttentionPart))
+    return sum(4.0 * layers * p.heads * p.width * length * min(length, p.window or length) for p, layers in parts)
+
+
 def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) -> float:
     """Bytes that a step must read when its slots are full and it gives all its tokens."""
+    if key.phase is Phase.ENCODE:
+        return weight_bytes(file, cfg, key.rows * key.length, head=False)
     state = read_bytes(cfg, kv_dtype, key.rows if key.phase is Phase.PREFILL else 1, key.length)
     match key.phase:
         case Phase.PREFILL:
@@ -86,6 +96,9 @@ def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
     match key.phase:
         case Phase.PREFILL:
             return key.rows * matrix_flops(file, cfg) + attention_flops(cfg, key.rows, key.length)
+        case Phase.ENCODE:
+            each = key.length * matrix_flops(file, cfg) + _text_flops(cfg, key.length)
+            return key.rows * each
         case Phase.HEAD:
             return key.rows * head_flops(file)
         case Phase.DECODE:

@@ -17,6 +17,7 @@ from packlight.model.network.collectives import gathered, summed, tensor_number
 from packlight.model.network.ffn import dense, moe
 from packlight.model.network.mixers import attention, deltanet, mla, shortconv
 from packlight.model.network.norms import norm, softcap
+from packlight.model.network.products import finished
 from packlight.model.network.state import Numerics
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
@@ -47,7 +48,8 @@ State = dict[str, Any]  # as in `model.network.state.Cache`
 def embed(step: Step, params: Params, tokens: jax.Array) -> jax.Array:
     """int32 (B, T) -> float32 (B, T, D): packed rows are gathered, then unpacked, each on the device that has it.
 
-    A table of positions is added where the model has one; padding behind its end reads its last row.
+    Tables of positions and of token types are added where the model has them; padding behind the end of the positions
+    reads the last one.
     """
     cfg, split, weights = step.cfg, step.numerics.split, params["token_embd"]
     if split.tensor == 1:
@@ -59,20 +61,24 @@ def embed(step: Step, params: Params, tokens: jax.Array) -> jax.Array:
     x = x if cfg.embedding_scale == 1 else x * jnp.float32(cfg.embedding_scale)
     if "position_embd" in params:
         x = x + gather_rows(params["position_embd"], jnp.minimum(step.positions, cfg.context_length - 1))
-    return x
+    if "token_types" in params:
+        x = x + gather_rows(params["token_types"], jnp.zeros_like(tokens))
+    return norm(cfg, x, params, name) if (name := cfg.architecture.norms.embedding) else x
 
 
 def layers(step: Step, params: Params, x: jax.Array, state: State) -> tuple[jax.Array, State]:
     """Runs every layer and the final norm: hidden states (B, T, D), and the state that the step leaves.
 
-    x: float32 (B, T, D). Loops carry the state, so that XLA updates it in place.
+    x: float32 (B, T, D). Loops carry the state, so that XLA updates it in place. Without a state, {}, each row is a
+    whole text, of which nothing is kept.
     """
     carry, first = (x, state), collections.Counter()  # the layers so far that have each part
     for period in periods(step.cfg.layers):
         carry = _loop(period.repeats, functools.partial(_period, step, params["blk"], period, first), carry)
         first.update({name: period.repeats * count for name, count in period.counts.items()})
     x, state = carry
-    return norm(step.cfg, x, params, step.cfg.architecture.norms.last), state
+    last = step.cfg.architecture.norms.last
+    return (norm(step.cfg, x, params, last) if last else x), state
 
 
 def _period(step: Step, blk: Params, period: Period, first: Mapping[str, int], repeat: jax.Array, carry: Any) -> Any:
@@ -113,7 +119,8 @@ def layer(
     norms = cfg.architecture.norms
 
     def normed(x, name):
-        return norm(cfg, x, every, name, index) if name in every else x
+        before = int(norms.bare_first and name == norms.before_attention)  # layers that have no such norm
+        return norm(cfg, x, every, name, index - jnp.int32(before)) if name in every else x
 
     def add(x, y, after):
         y = y if norms.of_sums else normed(y, after)
@@ -122,12 +129,13 @@ def layer(
 
     begin, mixed = x, []
     if kind.mixers:
-        h = normed(x, norms.attention_alone if norms.attention_alone in every else norms.before_attention)
+        first = norms.attention_alone if norms.attention_alone in every else norms.before_attention
+        h = x if kind.bare else normed(x, first)
         for mixer in kind.mixers:
             with jax.named_scope(mixer.name):
                 mix = MIXERS[type(mixer)]
-                y, kept = mix(step, mixer, blk[mixer.name], at[mixer.name], state[mixer.name], h)
-                mixed, state = [*mixed, y], state | {mixer.name: kept}
+                y, kept = mix(step, mixer, blk[mixer.name], at[mixer.name], state.get(mixer.name), h)
+                mixed, state = [*mixed, y], state | ({} if kept is None else {mixer.name: kept})
         x = add(x, functools.reduce(jnp.add, mixed), norms.after_attention)
     if kind.ffn is None:
         return x, state
@@ -149,11 +157,7 @@ def head(
     with jax.named_scope("head"):
         weights = params.get("output", params["token_embd"])
         logits = matmul(hidden.astype(numerics.dtype), weights, numerics.paths[weights.qtype])
-        if "output.scale" in params:
-            logits = logits * params["output.scale"][None, :]
-        if "output.bias" in params:
-            logits = logits + params["output.bias"][None, :]
-        logits = gathered(logits, cfg.vocab_size, numerics.split)
+        logits = gathered(finished(logits, params, "output"), cfg.vocab_size, numerics.split)
         if cfg.logit_scale != 1:
             logits = logits * jnp.float32(cfg.logit_scale)
         return softcap(logits, cfg.softcaps[1])

@@ -10,6 +10,7 @@ from packlight.model.network.step import Step
 from packlight.model.spec.weight import Segment
 from packlight.model.weights.params import Params
 from packlight.model.weights.stack import stacked_matmul_many
+from packlight.quant.matmul import matmul
 
 
 def linear(x: jax.Array, weights: Params, name: str, index: jax.Array, numerics: Numerics) -> jax.Array:
@@ -27,10 +28,16 @@ def linears(
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in ys]
 
 
-def finished(y: jax.Array, weights: Params, name: str, at: Any) -> jax.Array:
+def single(x: jax.Array, params: Params, name: str, numerics: Numerics) -> jax.Array:
+    """x (M, in) times a matrix of which the model has one, scaled and biased as the file says: float32 (M, out)."""
+    matrix = params[name]
+    return finished(matmul(x.astype(numerics.dtype), matrix, numerics.paths[matrix.qtype]), params, name)
+
+
+def finished(y: jax.Array, weights: Params, name: str, at: Any = ()) -> jax.Array:
     """A product (..., out) with the matrix `name`, scaled and biased as the file says: float32 (..., out).
 
-    at: the layer's index, and the expert's where a layer has a matrix for each.
+    at: the layer's index, and the expert's where a layer has a matrix for each; () where the model has one.
     """
     scale, bias = weights.get(f"{name}.scale"), weights.get(f"{name}.bias")
     y = y if scale is None else y * scale[at].reshape((1,) * y.ndim)

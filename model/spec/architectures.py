@@ -29,6 +29,7 @@ class Attention:
     # Queries far into a text are sharpened: as the file states it, from the original context on or from a length that
     # it states too, or as Llama 4 does in layers that do not rotate.
     sharpens: Literal["", "stated", "stated with length", "llama4"] = ""
+    alibi: float = 0.0  # the most that a head takes off a score for each position of distance (ALiBi); 0: none does
     latent: bool = False  # keys and values are made of one narrow latent, which all heads share (MLA)
 
 
@@ -78,6 +79,8 @@ class Norms:
     after_ffn: str = ""
     of_sums: bool = False  # the norms after attention and feed-forward are of what they were added to
     last: str = "output_norm"
+    embedding: str = ""  # of the embedded tokens
+    bare_first: bool = False  # attention of the first layer reads no norm
 
     @property
     def of_layers(self) -> tuple[str, ...]:
@@ -130,6 +133,16 @@ class Ffn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ranking:
+    """The head of a reranker, which a file may have. Source: llama.cpp's `build_pooling`."""
+
+    of: Literal["cls", "last", "mean"] = "cls"  # the pooling whose vector it reads
+    pooler: Literal["tanh", "gelu"] = "tanh"  # what goes over the outputs of `cls`, where a file has it
+    one: bool = False  # `cls` has one output, the score, and there is no `cls.output`
+    softmax: bool = False  # scores are shares of 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Architecture:
     """One family."""
 
@@ -146,6 +159,9 @@ class Architecture:
     # Attention and feed-forward read the same hidden states, and both are added to them: never, always, or by a key.
     side_by_side: Literal["never", "always", "stated"] = "never"
     learned_positions: bool = False  # a table of positions is added to embeddings
+    causal: bool = True  # tokens see those before them; False: all of their text, and the family generates none
+    token_types: bool = False  # a vector for the type of tokens is added to embeddings: a text's are all of type 0
+    ranking: Ranking | None = None
     biases: tuple[str, ...] = ()  # matrices that must have one; others may
     # Factors: embeddings times sqrt(D); embeddings, residuals, attention and logits by keys, with defaults that change
     # nothing or MiniCPM's; logits alone, which a key multiplies.
@@ -164,6 +180,17 @@ AFTER = Norms(after_attention="post_attention_norm", after_ffn="post_ffw_norm")
 LAYER = Norms("layer", biases=True)
 ONE_NORM = dataclasses.replace(LAYER, before_ffn="attn_norm")
 BEFORE_FFN = Norms(before_ffn="post_attention_norm")
+SUMS = Norms(
+    "layer",
+    biases=True,
+    before_attention="",
+    before_ffn="",
+    after_attention="attn_output_norm",
+    after_ffn="layer_output_norm",
+    of_sums=True,
+    last="",
+    embedding="token_embd_norm",
+)
 MIXTURE = Ffn(experts=Experts())
 # What came with DeepSeek V3: sigmoids, biases that choose, weights scaled, dense layers first.
 SIGMOIDS = Experts(
@@ -210,9 +237,9 @@ ARCHITECTURES = {
         Architecture("qwen2", biases=QKV),
         Architecture("qwen2vl", rope=Rope(sections="runs"), biases=QKV),
         Architecture("qwen2moe", ffn=Ffn(experts=Experts(normed=False, shared_gate=True)), biases=QKV),
-        Architecture("qwen3", attention=HEADS),
+        Architecture("qwen3", attention=HEADS, ranking=Ranking("last", softmax=True)),
         Architecture("qwen3moe", attention=HEADS, ffn=MIXTURE),
-        Architecture("qwen3vl", attention=HEADS, rope=Rope(sections="in turn")),
+        Architecture("qwen3vl", attention=HEADS, rope=Rope(sections="in turn"), ranking=Ranking("last", softmax=True)),
         Architecture("qwen3vlmoe", attention=HEADS, rope=Rope(sections="in turn"), ffn=MIXTURE),
         Architecture(
             "qwen35",
@@ -403,6 +430,55 @@ ARCHITECTURES = {
             norms=Norms(last="token_embd_norm"),
             ffn=Ffn(experts=Experts(stated="must", choice_bias="may", leading_dense=True)),
             without_kv_heads="shortconv",
+        ),
+        Architecture(
+            "bert",
+            rope=Rope(layers="none"),
+            norms=SUMS,
+            ffn=Ffn("gelu"),
+            learned_positions=True,
+            causal=False,
+            token_types=True,
+            ranking=Ranking(),
+            biases=(*QKV, "attn_qkv", *UNGATED_BIASES),
+        ),
+        Architecture("nomic-bert", norms=SUMS, causal=False, token_types=True, ranking=Ranking()),
+        Architecture(
+            "nomic-bert-moe",
+            norms=SUMS,
+            ffn=Ffn("gelu", experts=Experts(normed=False, every="moe_every_n_layers", second_of_every=True)),
+            causal=False,
+            token_types=True,
+            ranking=Ranking(),
+            biases=("attn_qkv", *UNGATED_BIASES),
+        ),
+        Architecture(
+            "jina-bert-v2",
+            attention=Attention(qk_norm="whole", qk_norm_optional=True, alibi=8.0),
+            rope=Rope(layers="none"),
+            norms=SUMS,
+            ffn=Ffn("geglu"),
+            causal=False,
+            token_types=True,
+            ranking=Ranking(one=True),
+            biases=(*QKV, "attn_output", "ffn_down"),
+        ),
+        Architecture(
+            "modern-bert",
+            windows=Windows(3, global_first=True, unstretched=True, rope_base=10000.0),
+            norms=Norms("layer", embedding="token_embd_norm", bare_first=True),
+            ffn=Ffn("geglu", fused=True),
+            causal=False,
+            ranking=Ranking("mean", pooler="gelu"),
+        ),
+        Architecture(
+            "gemma-embedding",
+            attention=HEADS,
+            windows=Windows(6, unstretched=True, rope_base=10000.0),
+            norms=AFTER,
+            ffn=Ffn("geglu"),
+            causal=False,
+            scales="embedding",
         ),
     )
 }

@@ -22,7 +22,9 @@ class CacheShape:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The name of each mixer -> its state, a NamedTuple of Buffers, of all devices together."""
+        """The name of each mixer -> its state, a NamedTuple of Buffers, of all devices together; of an encoder none."""
+        if not self.cfg.generates:
+            return {}
         return {
             mixer.name: type(kept)(*map(self.split.spread, kept))
             for mixer, layers in self.cfg.mixers.items()

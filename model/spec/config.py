@@ -34,6 +34,7 @@ _PROJECTORS = ("clip", "mmproj")  # `general.architecture` of files beside multi
 # Keys of what is not run here, images, and of how a converter laid out what a file's tensors say themselves.
 _UNNEEDED = ("n_deepstack_layers", "tensor_data_layout")
 _USUAL = ("llama", "qwen3", "gemma3", "phi3", "gpt-oss")
+RANK = 4  # `llama_pooling_type` of rerankers
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
 
 
@@ -106,13 +107,17 @@ class ModelConfig:
     sharpening: Sharpening = Sharpening()  # of queries, where a file or a family has it
     logit_scale: float = 1.0  # logits are multiplied by it
     skipped_blocks: int = 0  # blocks behind the last layer, which predict further tokens and are not run
+    causal: bool = True  # tokens see those before them; False: all of their text
+    token_types: int = 0  # rows of `token_types`
+    labels: int = 1  # scores that a reranker's head gives
+    dense_lengths: tuple[int, ...] = ()  # outputs of `dense_2` and `dense_3`, which follow a pooling
     pooling: int = 0  # how embeddings are pooled, by llama.cpp's `llama_pooling_type`; 0: the file does not say
     defaulted: tuple[tuple[str, Any], ...] = ()  # optional keys that the file does not have, with llama.cpp's values
     unread: tuple[str, ...] = ()  # keys of this architecture that nothing here reads, so that none is dropped unseen
 
     @property
     def plain_attention(self) -> bool:
-        """Whether attention is only causal: no windows, soft caps or sinks. The native kernel knows no other."""
+        """Whether attention is plain: no windows, soft caps or sinks. The native kernel knows no other."""
         return not any(self.slides) and not self.softcaps[0] and not self.architecture.attention.sinks
 
     @property
@@ -122,12 +127,37 @@ class ModelConfig:
         known = self.latent is None and not self.architecture.windows.chunked
         return known and all(part.width in MOSAIC_WIDTHS for part in parts)
 
+    @property
+    def generates(self) -> bool:
+        """Whether the model predicts tokens."""
+        return self.architecture.causal and self.causal
+
+    @property
+    def encodes(self) -> bool:
+        """Whether texts run whole and without a cache: those of encoders, and of models made for embeddings whose
+        attention needs none.
+        """
+        attention = all(isinstance(mixer, AttentionPart) for mixer in self.mixers)
+        simple = attention and not self.architecture.attention.sinks and not self.architecture.windows.chunked
+        return not self.generates or (simple and self.pooling > 0)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the model is a reranker, by what its file says of the pooling."""
+        return self.pooling == RANK and self.architecture.ranking is not None
+
+    @property
+    def pooled_length(self) -> int:
+        """How many numbers a pooled vector has."""
+        return (self.embedding_length, *self.dense_lengths)[-1]
+
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
         """What every layer is made of."""
         numbers = range(self.block_count)
         mixers, ffns = _named([self._mixer(at) for at in numbers]), _named([self._ffn(at) for at in numbers])
-        return tuple(Layer((mixer,), ffn) for mixer, ffn in zip(mixers, ffns, strict=True))
+        bare = [self.architecture.norms.bare_first and at == 0 for at in numbers]
+        return tuple(Layer((mixer,), ffn, first) for mixer, ffn, first in zip(mixers, ffns, bare, strict=True))
 
     def _mixer(self, layer: int) -> Mixer:
         if self.latent is not None:
@@ -230,6 +260,10 @@ class ModelConfig:
             sharpening=_sharpening(keys),
             side_by_side=_side_by_side(keys),
             xielu=_xielu(keys) if arch.ffn.kind == "xielu" else (),
+            causal=_causal(keys),
+            token_types=keys.token_types if arch.token_types else 0,
+            labels=_labels(keys) if arch.ranking else 1,
+            dense_lengths=_dense_lengths(keys, embed),
             pooling=keys.integer("pooling_type", low=0) if keys.has("pooling_type") else 0,
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
@@ -348,6 +382,15 @@ class _Keys:
     @property
     def tokens(self) -> Any:
         return self._metadata.get("tokenizer.ggml.tokens")
+
+    @property
+    def token_types(self) -> int:
+        """How many types of tokens there are."""
+        key = "tokenizer.ggml.token_type_count"
+        found = self._metadata.get(key)
+        if type(found) is not int or not 1 <= found <= 1024:
+            raise GGUFError(f"key '{key}' is missing or no integer from 1 to 1024")
+        return found
 
     @property
     def model_name(self) -> str:
@@ -609,7 +652,6 @@ def _refuse_variants(keys: _Keys, head_dim: int, rotated: int) -> None:
     Source: the keys that llama.cpp's `load_hparams` reads for every family, and its granite.
     """
     neutral: dict[str, tuple[Any, ...]] = {
-        "attention.causal": (True,),
         "attention.key_length_swa": (head_dim,),
         "attention.value_length_swa": (head_dim,),
         "rope.dimension_count_swa": (rotated,),
@@ -647,6 +689,37 @@ def _scales(keys: _Keys, embed: int, heads: int) -> dict[str, Any]:
             if {"gemma2": 46, "gemma3": 62}.get(arch.name) == keys.layers:
                 scales["attention_scale"] = (embed / heads) ** -0.5
             return scales
+
+
+def _causal(keys: _Keys) -> bool:
+    """Whether tokens see those before them alone. Encoders see all of a text, whatever their files say."""
+    if not keys.has("attention.causal"):
+        return keys.architecture.causal
+    return keys.boolean("attention.causal") and keys.architecture.causal
+
+
+def _labels(keys: _Keys) -> int:
+    """How many scores a reranker's head gives: one for each label that the file has, or one."""
+    key = "classifier.output_labels"
+    if not keys.has(key):
+        return 1
+    labels = keys.get(key)
+    if not isinstance(labels, list) or not 1 <= len(labels) <= 1024:
+        keys.fail(key, "is no array of 1 to 1024 strings")
+    return len(labels)
+
+
+def _dense_lengths(keys: _Keys, embed: int) -> tuple[int, ...]:
+    """The outputs of the layers that follow a pooling, each of which reads what the one before it gives."""
+    found = [embed]
+    for layer in (2, 3):
+        key_in, key_out = f"dense_{layer}_feat_in", f"dense_{layer}_feat_out"
+        if not keys.has(key_out):
+            break
+        if (width := keys.integer(key_in, high=65536)) != found[-1]:
+            keys.fail(key_in, f"{width} is not the {found[-1]} numbers that come in")
+        found.append(keys.integer(key_out, high=65536))
+    return tuple(found[1:])
 
 
 def _vocab_size(keys: _Keys) -> int:

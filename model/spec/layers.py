@@ -22,6 +22,7 @@ class Layer:
 
     mixers: tuple[Mixer, ...]  # side by side: what they give is added
     ffn: Part | None  # None: there is none
+    bare: bool = False  # its mixers read no norm
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -33,7 +34,7 @@ class Layer:
         return (LAYER, *(part.name for part in self.parts))
 
     def __str__(self) -> str:
-        return " + ".join(part.name for part in self.parts)
+        return " + ".join(part.name for part in self.parts) + (" without the first norm" if self.bare else "")
 
 
 class Run(NamedTuple):

@@ -37,20 +37,44 @@ def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
     vocab = (Segment("V", V),)
     rope = ("rope_factors_long", "rope_factors_short") if arch.rope.two_contexts else ("rope_freqs",)
     rotated = cfg.rope_dimension_count // 2
-    every = tuple(range(cfg.block_count))
     return (
         Weight("token_embd", (V, D), "rows", vocab),
         *([Weight("position_embd", (cfg.context_length, D))] if arch.learned_positions else []),
+        *([Weight("token_types", (cfg.token_types, D))] if arch.token_types else []),
+        *_norm(arch, arch.norms.embedding, D),
         *(Weight(name, (rotated,), kind="vector", optional=True) for name in rope),
         *(
-            dataclasses.replace(weight, part=LAYER, layers=every, optional=arch.norms.is_optional(name))
+            dataclasses.replace(weight, part=LAYER, layers=_normed(cfg, name), optional=arch.norms.is_optional(name))
             for name in arch.norms.of_layers
             for weight in _norm(arch, name, D)
         ),
         *(weight for part, layers in _parts(cfg).items() for weight in _of_part(cfg, part, tuple(layers))),
         *_norm(arch, arch.norms.last, D),
-        *_with_vectors(arch, Weight("output", (V, D), "rows", vocab, optional=True)),  # absent: it is token_embd
+        # absent: it is token_embd
+        *(_with_vectors(arch, Weight("output", (V, D), "rows", vocab, optional=True)) if arch.causal else []),
+        *(made for weight in _pooled(cfg) for made in _with_vectors(arch, weight)),
     )
+
+
+def _normed(cfg: ModelConfig, name: str) -> tuple[int, ...]:
+    """The layers that have a norm."""
+    norms = cfg.architecture.norms
+    return tuple(range(int(norms.bare_first and name == norms.before_attention), cfg.block_count))
+
+
+def _pooled(cfg: ModelConfig) -> Iterator[Weight]:
+    """What reads a text's one vector: dense layers, and the head of a reranker."""
+    D, ranking = cfg.embedding_length, cfg.architecture.ranking
+    widths = (D, *cfg.dense_lengths)
+    for number, shape in enumerate(zip(widths[1:], widths, strict=False), 2):
+        yield Weight(f"dense_{number}", shape)
+    if ranking is None:
+        return
+    may_lack = not cfg.ranks
+    yield Weight("cls", (1 if ranking.one else D, D), optional=may_lack or not ranking.one)
+    yield Weight("cls.norm", (D,), kind="vector", optional=True)
+    if not ranking.one:
+        yield Weight("cls.output", (cfg.labels, D), optional=may_lack)
 
 
 def _parts(cfg: ModelConfig) -> dict[Part, list[int]]:
@@ -85,7 +109,9 @@ def _with_vectors(arch: Architecture, weight: Weight) -> Iterator[Weight]:
 
 
 def _norm(arch: Architecture, name: str, width: int) -> list[Weight]:
-    """A norm's weights, and its biases where the family's norm has them."""
+    """A norm's weights, and its biases where the family's norm has them; of no norm none."""
+    if not name:
+        return []
     weights = Weight(name, (width,), kind="vector")
     return [weights, Weight(f"{name}.bias", (width,), kind="bias", suffix="")] if arch.norms.biases else [weights]
 

@@ -8,6 +8,7 @@ that messages stay text.
 import json
 import os
 import pathlib
+import re
 import reprlib
 import subprocess
 import sys
@@ -156,6 +157,23 @@ def prompt_ids(tokenizer: Tokenizer, made: Prompt | str) -> list[int]:
         ids = tokenizer.encode_prompt(*made)
     bos = tokenizer.bos_id
     return [bos, *ids] if tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
+
+
+def rerank_template(metadata: Mapping[str, Any]) -> str | None:
+    """The template for a query and a document that a reranker's file may have, no program but a text with `{query}` and
+    `{document}` in it. Source: llama.cpp's `format_prompt_rerank`.
+    """
+    template = metadata.get(f"{KEY}.rerank")
+    return template if isinstance(template, str) and template else None
+
+
+def filled(template: str, values: Mapping[str, str]) -> Prompt:
+    """The prompt that a template makes by putting each value where its name stands in braces."""
+    pieces = re.split("(" + "|".join(re.escape(f"{{{name}}}") for name in values) + ")", template)
+    known = {f"{{{name}}}": value for name, value in values.items()}
+    text = "".join(known.get(piece, piece) for piece in pieces)
+    kinds = (provenance.DATA * len(known[p]) if p in known else provenance.TEMPLATE * len(p) for p in pieces)
+    return Prompt(text, "".join(kinds), template)
 
 
 def special_texts(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, str]:

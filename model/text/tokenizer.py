@@ -53,6 +53,8 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.end_id = self._specials.bos_id, self._specials.eos_id, self._specials.end_id
         self.add_bos, self.add_eos = self._specials.add_bos, self._specials.add_eos
         self.eog_ids = self._specials.eog_ids
+        parted = self.kind != "bert" and flag(metadata, "add_sep_token", False)
+        self._between = needed_id(metadata, self.kind, "seperator", self.vocab_size) if parted else None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
@@ -87,6 +89,14 @@ class Tokenizer:
         if add_special and self.end_id is not None:
             ids.append(self.end_id)
         return ids
+
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """The ids of two texts that belong together, with what the vocabulary puts around and between them: of BERT's
+        [CLS] first [SEP] second [SEP], of others bos first eos sep second eos, as far as the file adds them.
+        """
+        between = [] if self._between is None else [self._between]
+        end = [] if self.end_id is None else [self.end_id]
+        return [*self.encode(first), *between, *self.encode(second, add_special=False), *end]
 
     def encode_prompt(self, text: str, kinds: str, template: str) -> list[int]:
         """The ids of a prompt that `template` made, in which `kinds` says of each character where it comes from.

@@ -12,7 +12,7 @@ from packlight.common.errors import MemoryLimitError, PacklightError
 from packlight.compile.config import default_config
 from packlight.compile.kernels import KernelPlan, expected
 from packlight.compile.memory import Limit, MemoryPlan, host_limit, plan_memory
-from packlight.compile.plan import make_plan
+from packlight.compile.plan import plan_of
 from packlight.model.gguf.filetypes import file_type
 from packlight.model.gguf.header import NotText
 from packlight.model.gguf.reader import GGUFFile, check_types, open_gguf
@@ -125,7 +125,7 @@ class _Planned:
     @classmethod
     def of(cls, file: GGUFFile, model: ModelConfig) -> "_Planned":
         config = Changes(slots=1).applied(expected(default_config("cpu")))
-        kernels, plan = KernelPlan.of(config, model, formats(file)), make_plan(config, model.context_length)
+        kernels, plan = KernelPlan.of(config, model, formats(file)), plan_of(config, model)
         native = running_if_built() if config.cpu_kernels == "native" else None
         # until the kernels are built nobody knows their layout, which differs in rows of padding only
         layouts = dict.fromkeys(kernels.tensors, "ggml") if native is None else kernels.layouts

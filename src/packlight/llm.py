@@ -25,7 +25,7 @@ from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.pooling import POOLINGS, pooling_of
+from packlight.model.spec.pooling import POOLED, Pooling, check_generates, pooling_of
 from packlight.model.text.chat import make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
@@ -182,41 +182,81 @@ class LLM:
     def embed(
         self,
         prompts: "Iterable[str | Ids]",
-        pooling: Literal["mean", "last"] | None = None,
+        pooling: Pooling | None = None,
         normalize: bool = True,
-    ) -> np.ndarray:
-        """A vector for each text.
+    ) -> np.ndarray | list[np.ndarray]:
+        """A vector for each text, which is the same whatever other texts there are.
+
+        Models that are made for embeddings (encoders, and those whose files state a pooling) run many texts at a time;
+        of others one after the other is read as a prompt is.
 
         Args:
             prompts: texts, or token ids of each (a list or an array).
-            pooling: "mean" averages the hidden states behind the last norm over all tokens, "last" takes that of the
-                last token. None does what the file says, or "mean" where it says nothing.
-            normalize: scales each vector to length 1.
+            pooling: "mean" averages the hidden states behind the last norm over all tokens, "cls" takes that of the
+                first token, "last" that of the last; dense layers of the model follow. "rank" gives what a reranker's
+                head says, "none" the hidden states themselves. None does what the file says, or "mean" where it says
+                nothing.
+            normalize: scales each vector to length 1, but for what a reranker's head says.
 
         Returns:
-            float32 (prompts, D).
+            float32 (prompts, D); of "rank" (prompts, labels); of "none" a list with (T, D) for each prompt.
 
         Raises:
-            ConfigError: the pooling is unknown, or there are no prompts, or an impossible one.
+            ConfigError: the pooling is unknown, or needs a head that the file does not have, or there are no prompts,
+                or an impossible one.
             ContextLengthError: a prompt is longer than the context.
             NonFiniteLogitsError: hidden states are NaN or infinite.
 
         Source: llama.cpp's `llama_pooling_type` and `common_embd_normalize`.
         """
-        pool = POOLINGS[pooling_of(self.model, pooling)]
+        kind = pooling_of(self.model, pooling)
         given = [] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
         if not given:
             raise ConfigError("embed wants a list of texts, and at least one")
-        rows = []
-        for prompt in given:
-            ids = self._prompts.fitting(prompt)
+        rows = self._pooled([self._prompts.fitting(prompt) for prompt in given], kind)
+        if normalize and kind != "rank":
+            rows = [row / np.maximum(np.linalg.norm(row, axis=-1, keepdims=True), 1e-12) for row in rows]
+        return rows if kind == "none" else np.stack(rows)
+
+    @suggesting
+    def rerank(self, query: str, documents: Iterable[str]) -> np.ndarray:
+        """How relevant each document is to a query, by a reranker: its head's first score, the higher the better.
+
+        Args:
+            query: what is looked for.
+            documents: texts.
+
+        Returns:
+            float32 (documents,), in their order. What scores mean is the model's business: Qwen3's are probabilities,
+            those of BERT and its kind are logits.
+
+        Raises:
+            ConfigError: the model is no reranker, or there are no documents, or an impossible text.
+            ContextLengthError: a query with its document is longer than the context.
+            NonFiniteLogitsError: scores are NaN or infinite.
+
+        Source: llama.cpp's server, `/rerank`.
+        """
+        pooling_of(self.model, "rank")
+        given = [] if isinstance(documents, str) or not isinstance(documents, Iterable) else list(documents)
+        if not given:
+            raise ConfigError("rerank wants a list of documents, and at least one")
+        return np.stack(self._pooled([self._prompts.pair(query, document) for document in given], "rank"))[:, 0]
+
+    def _pooled(self, texts: list[list[int]], pooling: str) -> list[np.ndarray]:
+        """What a pooling makes of each text of token ids, not made to be of length 1. Raises NonFiniteLogitsError."""
+        if self.model.encodes:
             with self._scheduler.turn():
-                hidden = self.engine.hidden(ids)
-            row = pool(hidden)
-            if not np.isfinite(row).all():
-                raise NonFiniteLogitsError("the model's hidden states are NaN or infinite")
-            rows.append(row / max(float(np.linalg.norm(row)), 1e-12) if normalize else row)
-        return np.stack(rows)
+                rows = self.engine.encode(texts, pooling)
+        else:
+            rows = []
+            for ids in texts:
+                with self._scheduler.turn():
+                    hidden = self.engine.hidden(ids)
+                rows.append(hidden if pooling == "none" else POOLED[pooling](hidden))
+        if not all(np.isfinite(row).all() for row in rows):
+            raise NonFiniteLogitsError("the model's hidden states are NaN or infinite")
+        return rows
 
     @overload
     def generate(
@@ -374,6 +414,7 @@ class LLM:
         """Token ids of a conversation, up to where the assistant answers: control tokens are those that the template
         wrote, and what messages and tools spell is text. Arguments and errors are `chat`'s.
         """
+        check_generates(self.model)
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}] if messages else []
         bos, eos = special_texts(self.file.metadata, self.tokenizer)

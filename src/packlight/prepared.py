@@ -15,11 +15,12 @@ from packlight.common.text import shown, shown_path
 from packlight.compile.config import DTYPES, CompileConfig, default_config, read_config
 from packlight.compile.kernels import KernelPlan, build_kernels
 from packlight.compile.memory import Limit, MemoryPlan, config_limit, device_limit, host_limit, plan_memory
-from packlight.compile.plan import Plan, make_plan
+from packlight.compile.plan import Plan, plan_of
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split, make_split
 from packlight.model.spec.weights import check, formats, read_tensors, used_weights
+from packlight.model.text.chat import rerank_template
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.prompts import Prompts
 from packlight.sources.find import find
@@ -122,7 +123,7 @@ class Prepared:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        return self.planned or make_plan(self.config, self.model.context_length)
+        return self.planned or plan_of(self.config, self.model)
 
     @functools.cached_property
     def split(self) -> Split:
@@ -134,12 +135,12 @@ class Prepared:
     def context(self) -> int:
         """Tokens that a slot will hold. Every config that ships leaves them to the file, so none has to be chosen."""
         config = self.changes.applied(self.named or default_config("cpu"))
-        return make_plan(config, self.model.context_length).context
+        return plan_of(config, self.model).context
 
     @functools.cached_property
     def prompts(self) -> Prompts:
         """Checks what callers ask of the model."""
-        return Prompts(self.tokenizer, self.model, self.context)
+        return Prompts(self.tokenizer, self.model, self.context, rerank_template(self.file.metadata))
 
     @functools.cached_property
     def memory(self) -> MemoryPlan:

@@ -16,6 +16,8 @@ from packlight.common.text import shown
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.sampling.grammar import Grammar, Vocabulary, vocabulary
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.pooling import check_generates
+from packlight.model.text.chat import filled, prompt_ids
 from packlight.model.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -41,8 +43,9 @@ def _as_list(prompt: Any) -> list[Any] | tuple[Any, ...] | None:
 class Prompts:
     """Checks what callers ask of one model, served with a context of `context` tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, model: ModelConfig, context: int):
+    def __init__(self, tokenizer: Tokenizer, model: ModelConfig, context: int, rerank_template: str | None = None):
         self._tokenizer, self._model, self._context = tokenizer, model, context
+        self._rerank_template = rerank_template
         self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}
 
     def ids(self, prompt: str | Ids, parse_special: bool = False) -> list[int]:
@@ -65,6 +68,22 @@ class Prompts:
                 raise ConfigError(f"prompt token id {i} is outside the vocabulary of {self._model.vocab_size}")
         return ids
 
+    def pair(self, query: str, document: str) -> list[int]:
+        """Token ids of a query and a document for a reranker: in its file's own template, or one text behind the other
+        with the tokens that end and part texts. Of control tokens texts spell none. Raises ConfigError for what is no text, ContextLengthError for too many tokens.
+
+        Source: llama.cpp's `format_prompt_rerank`; BERT's pairs end with a separator (1810.04805).
+        """
+        for name, text in (("query", query), ("document", document)):
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"a {name} to rank with is a text, not {' '.join(reprlib.repr(text).split())}")
+        tokenizer = self._tokenizer
+        if self._rerank_template is not None:
+            ids = prompt_ids(tokenizer, filled(self._rerank_template, {"query": query, "document": document}))
+        else:
+            ids = tokenizer.encode_pair(query, document)
+        return self.fitting(ids)
+
     def fitting(self, prompt: str | Ids) -> list[int]:
         """`ids` of a prompt that fits the context. Raises ContextLengthError for one that does not."""
         ids = self.ids(prompt)
@@ -79,6 +98,7 @@ class Prompts:
         at who called the method of `LLM`.
         Source: llama.cpp `check_double_bos_eos`.
         """
+        check_generates(self._model)
         ids = self.ids(prompt, parse_special)
         if isinstance(prompt, str):
             bos, end = self._tokenizer.bos_id if self._tokenizer.add_bos else None, self._tokenizer.end_id

@@ -68,6 +68,9 @@ class AttentionPart:
             case "whole":
                 yield Weight("attn_q_norm", (Q,), "rows", (heads,), "vector", optional=optional)
                 yield Weight("attn_k_norm", (KV,), "rows", (kv_heads,), "vector", optional=optional)
+                if cfg.architecture.norms.biases:
+                    yield Weight("attn_q_norm.bias", (Q,), "rows", (heads,), "vector", suffix="", optional=True)
+                    yield Weight("attn_k_norm.bias", (KV,), "rows", (kv_heads,), "vector", suffix="", optional=True)
         if attention.sinks:
             yield Weight("attn_sinks", (H,), "rows", (Segment("H", H),), "vector")
 

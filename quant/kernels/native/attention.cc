@@ -34,6 +34,7 @@ struct Call {
   int64_t part;     // positions per part, or 0 when a block's positions are not split
   float* partials;  // (B, K, parts) of Partial, when they are
   int64_t parts;    // room for so many of each head
+  bool causal;      // a token sees those before it; otherwise all up to its row's end
   std::vector<int64_t> first_unit;  // per row of q, and the end: its units are (head, block) or (head, part)
 
   int64_t rows_end(int64_t b) const { return std::clamp<int64_t>(end[b], 0, S); }
@@ -41,7 +42,8 @@ struct Call {
   // Positions that some token of the block sees; 0 when all of its tokens are padding.
   int64_t positions(int64_t b, int64_t token) const {
     const int64_t from = std::max<int64_t>(start[b], 0) + token, tokens = std::min(block_tokens, T - token);
-    return from < rows_end(b) ? std::min(from + tokens, rows_end(b)) : 0;
+    if (from >= rows_end(b)) return 0;
+    return causal ? std::min(from + tokens, rows_end(b)) : rows_end(b);
   }
   int64_t parts_of(int64_t b) const { return (positions(b, 0) + part - 1) / part; }
   float* partial(int64_t b, int64_t head, int64_t i) const {
@@ -108,7 +110,7 @@ void attend_unit(void* context, int64_t unit) {
   block.k = call.k + offset, block.v = call.v + offset, block.type = call.type;
   block.first = call.part ? i * call.part : 0;
   block.last = call.part ? std::min(last, block.first + call.part) : last;
-  block.visible = std::max<int64_t>(call.start[b], 0) + token + 1;
+  block.visible = call.causal ? std::max<int64_t>(call.start[b], 0) + token + 1 : last;
   block.scale = 1.44269504088896341f / std::sqrt(static_cast<float>(call.C));  // with log2(e): weights are powers of 2
   float* space = workspace(attend_space(most_rows, call.C) + Partial::floats(most_rows, call.value_width));
   float* result = call.part ? call.partial(b, head, i) : space + attend_space(most_rows, call.C);
@@ -149,7 +151,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
                ffi::Buffer<ffi::S32> index, ffi::Buffer<ffi::S32> slot, ffi::Buffer<ffi::S32> start,
                ffi::Buffer<ffi::S32> end, ffi::Result<ffi::Buffer<ffi::F32>> out,
                ffi::Result<ffi::Buffer<ffi::F32>> partials, int64_t value_width, int64_t block_rows, int64_t part,
-               int64_t threads, int64_t isa) {
+               bool causal, int64_t threads, int64_t isa) {
   const auto x = q.dimensions(), cache = k.dimensions();
   const auto same = v.dimensions();
   if (x.size() != 4 || cache.size() != 5 || !std::equal(cache.begin(), cache.end(), same.begin(), same.end()) ||
@@ -190,7 +192,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
   if (part < 0 || part % kTile || (part && call.blocks > 1)) {
     return ffi::Error::InvalidArgument("parts are whole tiles, of a single block");
   }
-  call.part = part, call.partials = partials->typed_data();
+  call.part = part, call.causal = causal, call.partials = partials->typed_data();
   call.parts = partials->element_count() / (call.B * call.K * Partial::floats(call.block_tokens * call.group, value_width));
 
   int64_t units = 0, products = 0;
@@ -231,5 +233,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_attention, packlight::run,
                                   .Attr<int64_t>("value_width")
                                   .Attr<int64_t>("block_rows")
                                   .Attr<int64_t>("part")
+                                  .Attr<bool>("causal")
                                   .Attr<int64_t>("threads")
                                   .Attr<int64_t>("isa"));

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from packlight.model.network.collectives import gathered
+from packlight.model.network.mixers.attention.full import full_attention
 from packlight.model.network.mixers.attention.native import native_attention
 from packlight.model.network.mixers.attention.scores import Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
@@ -30,9 +31,9 @@ def mix(
     part: AttentionPart,
     weights: Params,
     index: jax.Array,  # int32 (), of the layer among those that have the part
-    state: KV,
+    state: KV | None,  # None: rows are whole texts, of which nothing is kept
     h: jax.Array,  # float32 (B, T, D), normed
-) -> tuple[jax.Array, KV]:  # float32 (B, T, D)
+) -> tuple[jax.Array, KV | None]:  # float32 (B, T, D)
     """What attention adds to a layer's input, and the state with this step's keys and values."""
     family, numerics, slides = step.cfg.architecture.attention, step.numerics, part.window > 0
     q, k, v, gate = project(step, part, weights, index, h)
@@ -44,9 +45,12 @@ def mix(
         q, k = _normed(step, part, weights, index, q, k)
     if family.sharpens == "stated" or not part.rotation:
         q = step.turns.sharpen(q)
-    state = write(state, index, k, v, step.rows, part.window)
-    scores = Scores.of(step.cfg, part, weights, index)
-    mixed = attention(scaled(step.cfg, q), state, index, step.rows, numerics.span, numerics.kernel, scores)
+    scores, q = Scores.of(step.cfg, part, weights, index, numerics.split), scaled(step.cfg, q)
+    if state is None:
+        mixed = full_attention(q, k, v, step.rows.end, step.cfg.causal, scores, numerics)
+    else:
+        state = write(state, index, k, v, step.rows, part.window)
+        mixed = attention(q, state, index, step.rows, numerics.span, numerics.kernel, scores)
     mixed = mixed if gate is None else mixed * gate
     return closing(step, mixed, weights, "attn_output", index, part.queries), state
 

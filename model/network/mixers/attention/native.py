@@ -30,6 +30,21 @@ def native_attention(
     row's own length alone, so that a row's bits depend on no neighbour, slot or number of threads. Queries of padding
     give something finite. threads 0 takes XLA's pool; isa: one of native_ops.ISAS.
     """
+    return _call(q, state, index, rows, span, values, True, threads, isa)
+
+
+def native_full_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, causal: bool, *, threads: int = 0, isa: str = "best"
+) -> jax.Array:
+    """As `full.full_attention` with plain scores: keys and values are a cache of one layer with a slot for each row."""
+    k, v = (x.transpose(0, 2, 1, 3)[None] for x in (k, v))  # (1, B, K, T, C)
+    rows = Rows(jnp.int32(0), jnp.zeros_like(end), end, end > 0)
+    return _call(q, KV(k, v), jnp.int32(0), rows, k.shape[3], 0, causal, threads, isa)
+
+
+def _call(
+    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, values: int, causal: bool, threads: int, isa: str
+) -> jax.Array:
     B, T, H, C = q.shape
     K = state.k.shape[2]
     group, part, scratch, width = H // K, 0, 0, values or C
@@ -43,6 +58,7 @@ def native_attention(
         value_width=np.int64(width),
         block_rows=np.int64(BLOCK_ROWS),
         part=np.int64(part),
+        causal=np.bool_(causal),
         threads=np.int64(threads),
         isa=np.int64(native_ops.ISAS.index(isa)),
     )
