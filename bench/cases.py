@@ -1,4 +1,6 @@
-"""What is measured, named as llama-bench names it: `pp512`, `tg128`, `tg128 @ d1024`, `tg128 b4`. Imports no jax."""
+"""What is measured, named as llama-bench names it: `pp512`, `tg128`, `tg128 @ d1024`, `tg128 b4`; and `emb512 b16`.
+Imports no jax.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +11,8 @@ import numpy as np
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One test. phase "pp": a prompt of `tokens` from an empty cache, to its first answer's logits; "tg": `tokens`
-    tokens one by one for each of `batch` sequences that hold `depth` tokens already.
+    tokens one by one for each of `batch` sequences that hold `depth` tokens already; "emb": vectors of `batch` texts of
+    `tokens` tokens.
     """
 
     phase: str
@@ -30,12 +33,14 @@ class Case:
     @property
     def context(self) -> int:
         """Tokens a sequence must hold; one more than is generated, so that no request ends of itself."""
+        if self.phase == "emb":
+            return self.tokens
         return self.filled + self.tokens + 2
 
     def prompts(self, vocab: int) -> list[list[int]]:
         """The random token ids of each sequence, the same in every program: `tokens` of them, or `filled` ones."""
         rng = np.random.default_rng(0)
-        count = self.tokens if self.phase == "pp" else self.filled
+        count = self.filled if self.phase == "tg" else self.tokens
         return rng.integers(0, vocab, (self.batch, count)).tolist()
 
 
@@ -46,6 +51,11 @@ class Sample:
 
     seconds: float
     gaps: list[float] = dataclasses.field(default_factory=list)
+
+
+def embedding_cases(tokens: int, batch: Sequence[int]) -> list[Case]:
+    """Texts of so many tokens, by as many at a time."""
+    return [Case("emb", tokens, b) for b in batch]
 
 
 def make_cases(prompt_tokens: int, gen_tokens: int, batch: Sequence[int], depth: Sequence[int]) -> list[Case]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import packlight
 from packlight.bench import gate, traffic
-from packlight.bench.cases import Case, make_cases
+from packlight.bench.cases import Case, embedding_cases, make_cases
 from packlight.bench.machine import file_facts, machine, peak_rss, threads
 from packlight.bench.measure import Limits, Runs, ratio, row
 from packlight.bench.options import RECORD_KEYS, TWINS, Options, read_records
@@ -39,8 +39,11 @@ class Bench:
 
     def __init__(self, path: str, config: str | None, options: Options):
         self.path, self.options = path, options
-        self.cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
         prepared = prepare(path, config)
+        if prepared.model.generates:
+            self.cases = make_cases(options.prompt_tokens, options.gen_tokens, options.batch, options.depth)
+        else:
+            self.cases = embedding_cases(options.prompt_tokens, options.batch)
         platform = prepared.config.platform
         if platform != "cpu" and options.compare:
             raise ConfigError(f"--compare runs llama.cpp on the CPU; the config's platform is {platform!r}")
@@ -120,7 +123,7 @@ def _fitted(prepared: Prepared, cases: Sequence[Case]) -> Prepared:
     each = prepared.config.tokens_per_launch
     if any(case.phase == "tg" and case.tokens % each for case in cases):
         raise ConfigError(f"--gen_tokens is no multiple of config key 'tokens_per_launch', {each}")
-    batches = tuple(sorted({1, *(case.batch for case in cases)}))
+    batches = tuple(sorted({1, *(case.batch for case in cases if case.phase == "tg")}))
     fitted = dataclasses.replace(prepared.config, context=longest, decode_batch=batches)
     return dataclasses.replace(prepared, named=fitted, changes=Changes())
 
@@ -144,6 +147,8 @@ def _rows(
             chunks: list[int] = []
             if case.phase == "pp" and peer:
                 chunks = [min(UBATCH, case.tokens - at) for at in range(0, case.tokens, UBATCH)]
+            elif case.phase == "emb":
+                chunks = [case.tokens] * case.batch
             elif case.phase == "pp":
                 chunks = [chunk.count for chunk in llm.plan.chunks(0, case.tokens)]
             moved = traffic.moved(case, llm.file, llm.model, chunks, kv_dtype)

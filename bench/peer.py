@@ -59,6 +59,9 @@ class Peer:
         params.n_seq_max = len(prompts)
         params.n_threads = params.n_threads_batch = self.threads
         params.swa_full = swa_full
+        if phase == "emb":
+            params.embeddings = True
+            params.n_ubatch = params.n_batch  # an encoder sees all of a text
         self.context = lib.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError(f"llama.cpp makes no context of {params.n_ctx} tokens")
@@ -71,6 +74,8 @@ class Peer:
 
     def run(self) -> dict[str, Any]:
         """One repetition: its seconds and, for "tg", those of each token."""
+        if self.phase == "emb":
+            return self._embed()
         if self.phase == "pp":
             lib.llama_memory_clear(self.memory, False)
             began = time.perf_counter()
@@ -105,6 +110,23 @@ class Peer:
             for row, token in enumerate(part):
                 self._put(row, token, start + row, sequence, start + row == len(ids) - 1)
             self._decode(len(part))
+
+    def _embed(self) -> dict[str, Any]:
+        """The vectors of all texts, as many texts at a time as a batch holds."""
+        began, each = time.perf_counter(), max(1, N_BATCH // self.tokens)
+        for first in range(0, len(self.prompts), each):
+            texts, row = self.prompts[first : first + each], 0
+            for sequence, text in enumerate(texts):
+                for position, token in enumerate(text):
+                    self._put(row, token, position, sequence, True)
+                    row += 1
+            if self.memory:
+                lib.llama_memory_clear(self.memory, False)
+            self._decode(row)
+            for sequence in range(len(texts)):
+                if not lib.llama_get_embeddings_seq(self.context, sequence):
+                    raise RuntimeError("llama.cpp pools nothing")
+        return {"seconds": time.perf_counter() - began, "gaps": []}
 
     def _put(self, row: int, token: int, position: int, sequence: int, logits: bool) -> None:
         batch = self.batch

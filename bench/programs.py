@@ -10,6 +10,7 @@ from typing import Protocol
 
 import packlight
 from packlight.bench.cases import Case, Sample
+from packlight.model.spec.pooling import pooling_of
 
 
 class Program(Protocol):
@@ -43,6 +44,10 @@ class Packlight:
                 self._step()
 
     def run(self) -> Sample:
+        if self._case.phase == "emb":
+            began = time.perf_counter()
+            self._engine.encode(self._prompts, pooling_of(self.llm.model, None))
+            return Sample(time.perf_counter() - began)
         if self._case.phase == "pp":
             self._submit(self._prompts[0], 1)
             began = time.perf_counter()

@@ -56,27 +56,37 @@ SHAPES = {
         architecture="lfm2",
         attending=(2, 5, 8, 10, 12, 14),
     ),
+    "nomic-embed-text": Shape(
+        *(12, 768, 3072, 12, 12, 30522, 2048), tied=True, rope_base=1000.0, architecture="nomic-bert", epsilon=1e-12
+    ),
+    "bert-large": Shape(*(24, 1024, 4096, 16, 16, 30522, 512), tied=True, architecture="bert", epsilon=1e-12),
 }
+ENCODERS = ("bert", "nomic-bert")  # whose shapes are tied: they have no head
 
 CONVOLUTION = 3  # tokens that a short convolution sees
 ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
 FFN = "ffn_norm ffn_gate ffn_up ffn_down"
+SUM_NORMS = [f"{name} {name}.bias" for name in ("attn_output_norm", "layer_output_norm")]
 # The tensors of a layer in file order, by architecture and what the layer mixes tokens with.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
     "gemma3": f"{ATTENTION} attn_q_norm attn_k_norm post_attention_norm {FFN} post_ffw_norm",
     "lfm2": f"{ATTENTION} attn_q_norm attn_k_norm {FFN}",
+    "nomic-bert": f"attn_qkv attn_output {SUM_NORMS[0]} ffn_up ffn_gate ffn_down {SUM_NORMS[1]}",
+    "bert": f"attn_q attn_q.bias attn_k attn_k.bias attn_v attn_v.bias attn_output attn_output.bias {SUM_NORMS[0]}"
+    f" ffn_up ffn_up.bias ffn_down ffn_down.bias {SUM_NORMS[1]}",
     "lfm2 convolution": f"attn_norm shortconv.conv shortconv.in_proj shortconv.out_proj {FFN}",
 }
 
 
 def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a layer but biases, in file order."""
+    """The shape of each tensor of a layer but optional biases, in file order."""
     q, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     known = {
         "attn_q": (q, shape.embed),
         "attn_k": (kv, shape.embed),
         "attn_v": (kv, shape.embed),
+        "attn_qkv": (q + 2 * kv, shape.embed),
         "attn_output": (shape.embed, q),
         "attn_q_norm": (shape.head_size,),
         "attn_k_norm": (shape.head_size,),
@@ -88,4 +98,8 @@ def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
         "ffn_down": (shape.embed, shape.ffn),
     }
     names = LAYERS[shape.architecture + ("" if shape.attends(layer) else " convolution")]
-    return {name: known.get(name, (shape.embed,)) for name in names.split()}
+    found = {}
+    for name in names.split():
+        base, bias, _ = name.partition(".bias")
+        found[name] = known.get(base, (shape.embed,))[: 1 if bias else 3]
+    return found

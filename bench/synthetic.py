@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from packlight.bench.blocks import random_blocks
-from packlight.bench.shapes import CONVOLUTION, SHAPES, Shape, layer_shapes
+from packlight.bench.shapes import CONVOLUTION, ENCODERS, SHAPES, Shape, layer_shapes
 from packlight.common.errors import PacklightError
 from packlight.common.files import whole_file
 from packlight.model.spec.mixes import K_MIXES, counted, mixed_format
 from packlight.quant.formats.table import FORMATS, Format, format_named
 
 CHUNK_BYTES = 8 << 20
+TOKEN_TYPES, MEAN = 2, 1  # of encoders: types of tokens, and `llama_pooling_type`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +63,29 @@ def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
             )
         return Planned(f"{prefix}{base}.weight", dims, fmt)
 
+    def floats(name: str, *dims: int) -> Planned:
+        return Planned(name, dims, FORMATS["F32"])
+
     out = [matrix("", "token_embd", -1, (shape.vocab, shape.embed))]
+    encodes = shape.architecture in ENCODERS
+    if encodes:
+        out += [floats("token_types.weight", TOKEN_TYPES, shape.embed)]
+        out += [floats(f"token_embd_norm.{name}", shape.embed) for name in ("weight", "bias")]
+    if shape.architecture == "bert":
+        out.append(floats("position_embd.weight", shape.context, shape.embed))
     for layer in range(shape.layers):
         at = f"blk.{layer}."
         for base, dims in layer_shapes(shape, layer).items():
             if len(dims) == 1 or base == "shortconv.conv":  # which no quantizer touches
-                out.append(Planned(f"{at}{base}.weight", dims, FORMATS["F32"]))
+                out.append(floats(f"{at}{base}{'' if base.endswith('.bias') else '.weight'}", *dims))
                 continue
             out.append(matrix(at, base, layer, dims))
             if shape.biases and base.startswith("attn"):
-                out.append(Planned(f"{at}{base}.bias", dims[:1], FORMATS["F32"]))
+                out.append(floats(f"{at}{base}.bias", *dims[:1]))
+    if encodes:
+        return out
     last = "token_embd_norm" if shape.architecture == "lfm2" else "output_norm"
-    out.append(Planned(f"{last}.weight", (shape.embed,), FORMATS["F32"]))
+    out.append(floats(f"{last}.weight", shape.embed))
     if not shape.tied:
         out.append(matrix("", "output", -1, (shape.vocab, shape.embed)))
     return out
@@ -144,6 +156,11 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
         hyperparameters["attention.sliding_window"] = ("u32", shape.window)
     if shape.attending is not None:
         hyperparameters["shortconv.l_cache"] = ("u32", CONVOLUTION)
+    more: dict[str, tuple[str, Any]] = {}
+    if shape.architecture in ENCODERS:
+        hyperparameters["attention.layer_norm_epsilon"] = hyperparameters.pop("attention.layer_norm_rms_epsilon")
+        hyperparameters |= {"attention.causal": ("bool", False), "pooling_type": ("u32", MEAN)}
+        more["tokenizer.ggml.token_type_count"] = ("u32", TOKEN_TYPES)
     return {
         "general.architecture": ("str", shape.architecture),
         "general.name": ("str", name),
@@ -159,6 +176,7 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
         "tokenizer.ggml.unknown_token_id": ("u32", 0),
         "tokenizer.ggml.add_bos_token": ("bool", True),
         "tokenizer.ggml.add_eos_token": ("bool", False),
+        **more,
     }
 
 

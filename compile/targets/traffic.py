@@ -27,6 +27,8 @@ def weight_bytes(file: GGUFFile, cfg: ModelConfig, rows: int, head: bool = True)
                 total += looked_up + (info.nbytes if head and "output.weight" not in file.tensors else 0)
             case "output.weight":
                 total += info.nbytes if head else 0
+            case "position_embd.weight" | "token_types.weight":
+                total += min(rows, info.shape[0]) * info.nbytes / info.shape[0]
             case _:
                 total += info.nbytes * _chosen(cfg, name, rows)
     return total
@@ -38,10 +40,9 @@ def head_bytes(file: GGUFFile) -> int:
 
 
 def matrix_flops(file: GGUFFile, cfg: ModelConfig) -> float:
-    """Multiplications and additions of one token in every matrix but those of embeddings and the head."""
-    others = ("token_embd.weight", "position_embd.weight", "output.weight")
-    rest = (info for info in read_tensors(file, cfg) if info.name not in others)
-    return sum(2.0 * _used(cfg, info.name, info) for info in rest if len(info.shape) > 1)
+    """Multiplications and additions of one token in every matrix of the layers."""
+    layers = (info for info in read_tensors(file, cfg) if info.name.startswith("blk."))
+    return sum(2.0 * _used(cfg, info.name, info) for info in layers if len(info.shape) > 1)
 
 
 def head_flops(file: GGUFFile) -> float:
@@ -69,7 +70,7 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
     return total
 
 
-def _text_flops(cfg: ModelConfig, length: int) -> float:
+def text_flops(cfg: ModelConfig, length: int) -> float:
     """Of attention in every layer of a whole text; without causality each token sees all others."""
     if cfg.causal:
         return attention_flops(cfg, length, length)
@@ -97,7 +98,7 @@ def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
         case Phase.PREFILL:
             return key.rows * matrix_flops(file, cfg) + attention_flops(cfg, key.rows, key.length)
         case Phase.ENCODE:
-            each = key.length * matrix_flops(file, cfg) + _text_flops(cfg, key.length)
+            each = key.length * matrix_flops(file, cfg) + text_flops(cfg, key.length)
             return key.rows * each
         case Phase.HEAD:
             return key.rows * head_flops(file)

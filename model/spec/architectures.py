@@ -125,6 +125,7 @@ class Ffn:
     # "gelu", "relu2" (squared) and "xielu" have no gate; "swiglu_oai" is clamped.
     kind: Literal["swiglu", "geglu", "gelu", "relu2", "xielu", "swiglu_oai"] = "swiglu"
     fused: bool = False  # one tensor, ffn_up, holds gate and up
+    stated: bool = False  # a file may state another kind (hidden_activation)
     experts: Experts | None = None
 
     @property
@@ -136,7 +137,9 @@ class Ffn:
 class Ranking:
     """The head of a reranker, which a file may have. Source: llama.cpp's `build_pooling`."""
 
-    of: Literal["cls", "last", "mean"] = "cls"  # the pooling whose vector it reads
+    of: Literal["cls", "last", "mean"] = (
+        "cls"  # the pooling whose vector it reads, unless a file says that it is "mean"
+    )
     pooler: Literal["tanh", "gelu"] = "tanh"  # what goes over the outputs of `cls`, where a file has it
     one: bool = False  # `cls` has one output, the score, and there is no `cls.output`
     softmax: bool = False  # scores are shares of 1
@@ -440,7 +443,6 @@ ARCHITECTURES = {
             causal=False,
             token_types=True,
             ranking=Ranking(),
-            biases=(*QKV, "attn_qkv", *UNGATED_BIASES),
         ),
         Architecture("nomic-bert", norms=SUMS, causal=False, token_types=True, ranking=Ranking()),
         Architecture(
@@ -450,7 +452,6 @@ ARCHITECTURES = {
             causal=False,
             token_types=True,
             ranking=Ranking(),
-            biases=("attn_qkv", *UNGATED_BIASES),
         ),
         Architecture(
             "jina-bert-v2",
@@ -461,13 +462,13 @@ ARCHITECTURES = {
             causal=False,
             token_types=True,
             ranking=Ranking(one=True),
-            biases=(*QKV, "attn_output", "ffn_down"),
+            biases=("attn_output", "ffn_down"),
         ),
         Architecture(
             "modern-bert",
-            windows=Windows(3, global_first=True, unstretched=True, rope_base=10000.0),
+            windows=Windows(3, global_first=True, width=0, unstretched=True, rope_base=10000.0),
             norms=Norms("layer", embedding="token_embd_norm", bare_first=True),
-            ffn=Ffn("geglu", fused=True),
+            ffn=Ffn("geglu", fused=True, stated=True),
             causal=False,
             ranking=Ranking("mean", pooler="gelu"),
         ),

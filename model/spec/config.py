@@ -8,14 +8,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
 from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.common.text import naming, near, shown
 from packlight.model.gguf.reader import GGUFFile
-from packlight.model.spec.architectures import ARCHITECTURES, Architecture, Experts, RouterScores
+from packlight.model.spec.architectures import ARCHITECTURES, Architecture, Experts, Ffn, Ranking, RouterScores
 from packlight.model.spec.layers import MAX_TRACED, Layer, traced
 from packlight.model.spec.parts import Mixer, Part
 from packlight.model.spec.parts.attention import AttentionPart
@@ -34,7 +34,11 @@ _PROJECTORS = ("clip", "mmproj")  # `general.architecture` of files beside multi
 # Keys of what is not run here, images, and of how a converter laid out what a file's tensors say themselves.
 _UNNEEDED = ("n_deepstack_layers", "tensor_data_layout")
 _USUAL = ("llama", "qwen3", "gemma3", "phi3", "gpt-oss")
-RANK = 4  # `llama_pooling_type` of rerankers
+MEAN, RANK = 1, 4  # `llama_pooling_type`
+_ACTIVATIONS: dict[str, Literal["geglu", "swiglu"]] = {
+    **{"gelu": "geglu", "geglu": "geglu"},
+    **{"silu": "swiglu", "swish": "swiglu", "swiglu": "swiglu"},
+}
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
 
 
@@ -200,7 +204,7 @@ class ModelConfig:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "ModelConfig":
         """As `from_gguf`; the errors name no file."""
         keys = _Keys(metadata)
-        arch = keys.architecture
+        arch = dataclasses.replace(keys.architecture, ffn=_feed_forward(keys), ranking=_ranking(keys))
         blocks = keys.integer("block_count", high=MAX_LAYERS)
         skipped = keys.integer("nextn_predict_layers", 0, low=0, high=blocks - 1)
         keys.layers, keys.blocks = blocks - skipped, blocks
@@ -264,7 +268,7 @@ class ModelConfig:
             token_types=keys.token_types if arch.token_types else 0,
             labels=_labels(keys) if arch.ranking else 1,
             dense_lengths=_dense_lengths(keys, embed),
-            pooling=keys.integer("pooling_type", low=0) if keys.has("pooling_type") else 0,
+            pooling=keys.integer("pooling_type", 0, low=0) if not arch.causal or keys.has("pooling_type") else 0,
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
         )
@@ -693,9 +697,32 @@ def _scales(keys: _Keys, embed: int, heads: int) -> dict[str, Any]:
 
 def _causal(keys: _Keys) -> bool:
     """Whether tokens see those before them alone. Encoders see all of a text, whatever their files say."""
-    if not keys.has("attention.causal"):
-        return keys.architecture.causal
-    return keys.boolean("attention.causal") and keys.architecture.causal
+    if not keys.architecture.causal:
+        keys.boolean("attention.causal", default=False)
+        return False
+    return keys.boolean("attention.causal") if keys.has("attention.causal") else True
+
+
+def _feed_forward(keys: _Keys) -> Ffn:
+    """The family's feed-forward part, with the activation that the file states, where it may."""
+    family, key = keys.architecture.ffn, "hidden_activation"
+    if not (family.stated and keys.has(key)):
+        return family
+    stated = keys.text(key, "")
+    if stated not in _ACTIVATIONS:
+        raise UnsupportedError(
+            f"key '{keys.full(key)}': unknown activation '{shown(stated)}'; supported: {', '.join(_ACTIVATIONS)}"
+        )
+    return dataclasses.replace(family, kind=_ACTIVATIONS[stated])
+
+
+def _ranking(keys: _Keys) -> Ranking | None:
+    """The family's head of a reranker, which reads what the file says."""
+    family, key = keys.architecture.ranking, "classifier.pooling_type"
+    if family is None or not keys.has(key):
+        return family
+    stated = keys.integer(key, low=0, high=RANK)
+    return dataclasses.replace(family, of="mean" if stated == MEAN else "cls" if family.of == "mean" else family.of)
 
 
 def _labels(keys: _Keys) -> int:

@@ -70,7 +70,8 @@ class Prompts:
 
     def pair(self, query: str, document: str) -> list[int]:
         """Token ids of a query and a document for a reranker: in its file's own template, or one text behind the other
-        with the tokens that end and part texts. Of control tokens texts spell none. Raises ConfigError for what is no text, ContextLengthError for too many tokens.
+        with the tokens that end and part texts. Of control tokens texts spell none. Raises ConfigError for what is no
+        text, ContextLengthError for too many tokens.
 
         Source: llama.cpp's `format_prompt_rerank`; BERT's pairs end with a separator (1810.04805).
         """

@@ -14,6 +14,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "helpers")]
 import arch_goldens  # noqa: E402
 import chat_goldens  # noqa: E402
 import embedding_goldens  # noqa: E402
+import encoder_goldens  # noqa: E402
 import format_goldens  # noqa: E402
 import grammar_goldens  # noqa: E402
 import perplexity_goldens  # noqa: E402
@@ -28,6 +29,7 @@ MAKERS = {
     "arch": arch_goldens.make,
     "chat": chat_goldens.make,
     "embedding": embedding_goldens.make,
+    "encoder": encoder_goldens.make,
     "format": format_goldens.make,
     "grammar": grammar_goldens.make,
     "perplexity": perplexity_goldens.make,

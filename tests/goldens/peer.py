@@ -82,11 +82,11 @@ class Peer:
         self.lib.llama_free(context)
         return np.array(rows[: len(ids)], np.float32), found, np.array(leads, np.float32)
 
-    def embedding(self, ids: list[int], pooling: str) -> np.ndarray:
-        """Not made to be of length 1."""
-        context = self.context(embeddings=True, pooling_type=POOLINGS[pooling])
+    def embedding(self, ids: list[int], pooling: str | int, width: int | None = None) -> np.ndarray:
+        """Not made to be of length 1. pooling: a name in POOLINGS, or a number. width: of a reranker's scores."""
+        context = self.context(embeddings=True, pooling_type=POOLINGS.get(str(pooling), pooling))
         self.decode(context, ids)
-        found = np.array(self.lib.llama_get_embeddings_seq(context, 0)[: self.width], np.float32)
+        found = np.array(self.lib.llama_get_embeddings_seq(context, 0)[: width or self.width], np.float32)
         self.lib.llama_free(context)
         return found
 
