@@ -62,14 +62,15 @@ FLAGS: dict[str, FlagRow] = {
     "file": (
         flags.DEFINE_string,
         None,
-        "text file: to predict, or to embed line by line (blank lines get no vector)",
+        "text file: to predict; or texts to embed or to rank, one a line (blank ones are left out)",
     ),
     "chunks": (flags.DEFINE_integer, None, "chunks of the text to use at most (default: all)"),
     "pooling": (
         flags.DEFINE_string,
         None,
-        "how the vectors of a text's tokens become one: mean or last (default: as the file says, or mean)",
+        "how a text's vectors become one: mean, cls (first), last; or rank, none (default: as the file says, or mean)",
     ),
+    "query": (flags.DEFINE_string, None, "what documents are to be relevant to"),
     "save_logits": (flags.DEFINE_string, None, "write the predictions to this file, as a base for --kl_divergence"),
     "kl_divergence": (flags.DEFINE_string, None, "compare with the predictions in this file; its text is used"),
     "chat_template": (flags.DEFINE_string, None, "file with a chat template, instead of the model's own"),

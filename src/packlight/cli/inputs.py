@@ -101,3 +101,25 @@ def model_or_demo(values: flags.FlagValues) -> str:
         return model_path(values)
     say(f"no --model: using the embedded demo model, {demo.MODEL.stat().st_size / 1e6:.1f} MB")
     return str(demo.MODEL)
+
+
+def lines_of(flag: str, path: str, without: str) -> list[str]:
+    """The lines of the file that a flag names, as `texts_of` finds them. Raises ConfigError where there are none."""
+    texts = texts_of(file_text(flag, path), without)
+    if not texts:
+        raise ConfigError(f"--{flag}={path}: holds no text")
+    return texts
+
+
+def texts_of(text: str, without: str) -> list[str]:
+    """The lines of a file that are not blank, without carriage returns at their ends; says what is left out.
+
+    A line ends with a newline and nothing else, as other programs count them: U+2028, a vertical tab and the like are
+    text. without: what blank lines do.
+    """
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip(" \t")]
+    if blank and len(blank) < len(lines):
+        some = ", ".join(map(str, blank[:8])) + (", ..." if len(blank) > 8 else "")
+        say(f"blank lines {without}: {some}")
+    return [line for line in lines if line.strip(" \t")]

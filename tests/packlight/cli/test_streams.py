@@ -13,7 +13,7 @@ from ggufs import write_llama
 from running import COMMAND, ELSEWHERE, succeed
 
 from packlight.cli import entering
-from packlight.cli.commands.embed import _lines
+from packlight.cli.inputs import texts_of
 from packlight.cli.terminal import StreamError
 
 FULL = "error: stdout: No space left on device\n"
@@ -127,7 +127,7 @@ def test_input_that_cannot_be_read_is_said(monkeypatch, tmp_path):
     ],
 )
 def test_a_text_ends_with_a_newline_and_nothing_else(capsys, text, texts, said):
-    assert _lines(text) == texts
+    assert texts_of(text, "get no vector") == texts
     assert capsys.readouterr().err == said
 
 

@@ -13,12 +13,13 @@ from packlight.cli.commands.models import COMMAND as MODELS
 from packlight.cli.commands.perplexity import COMMAND as PERPLEXITY
 from packlight.cli.commands.pull import COMMAND as PULL
 from packlight.cli.commands.quantize import COMMAND as QUANTIZE
+from packlight.cli.commands.rerank import COMMAND as RERANK
 from packlight.cli.commands.tokenize import COMMAND as TOKENIZE
 
 COMMANDS = {
     command.name: command
     for command in (
-        *(GENERATE, CHAT, PULL, MODELS, INSPECT, TOKENIZE, EMBED, PERPLEXITY, BENCH),
+        *(GENERATE, CHAT, PULL, MODELS, INSPECT, TOKENIZE, EMBED, RERANK, PERPLEXITY, BENCH),
         *(QUANTIZE, COMPILE, CACHE, CONFIG, COMPLETION),
     )
 }

@@ -3,13 +3,13 @@
 from absl import flags
 
 from packlight.cli.flags import PLAN, Command
-from packlight.cli.inputs import file_text, text_of
-from packlight.cli.terminal import say, write, write_json
+from packlight.cli.inputs import lines_of, text_of
+from packlight.cli.terminal import write, write_json
 from packlight.common.errors import ConfigError
 
 
 def run(values: flags.FlagValues) -> None:
-    """Prints a vector of length 1 for each text: a line of numbers, or one JSON object."""
+    """Prints a vector of length 1 for each text, of a reranker its scores: a line of numbers, or one JSON object."""
     from packlight.cli.loading import load, prepared_from
     from packlight.model.spec.pooling import pooling_of
 
@@ -18,32 +18,19 @@ def run(values: flags.FlagValues) -> None:
     if values.file is None:
         texts = [text_of("prompt", values.prompt)]
     else:
-        texts = _lines(file_text("file", values.file))
-        if not texts:
-            raise ConfigError(f"--file={values.file}: holds no text")
+        texts = lines_of("file", values.file, "get no vector")
     prepared = prepared_from(values)
     pooling = pooling_of(prepared.model, values.pooling)
+    if pooling == "none" and not values.json:
+        raise ConfigError("--pooling=none is for --json, which is missing: each text has a vector for every token")
     for text in texts:
         prepared.prompts.fitting(text)
-    vectors = load(prepared).embed(texts, values.pooling).tolist()
+    found = load(prepared).embed(texts, values.pooling)
+    vectors = [vector.tolist() for vector in found]
     if values.json:
-        write_json({"embeddings": vectors, "pooling": pooling, "dimensions": len(vectors[0])})
+        write_json({"embeddings": vectors, "pooling": pooling, "dimensions": found[0].shape[-1]})
     else:
         write("".join(" ".join(f"{x:.8g}" for x in vector) + "\n" for vector in vectors))
-
-
-def _lines(text: str) -> list[str]:
-    """The lines of a file that are not blank, without carriage returns at their ends; says what is left out.
-
-    A line ends with a newline and nothing else, as other programs count them: U+2028, a vertical tab and the like are
-    text.
-    """
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    blank = [number for number, line in enumerate(lines, 1) if not line.strip(" \t")]
-    if blank and len(blank) < len(lines):
-        some = ", ".join(map(str, blank[:8])) + (", ..." if len(blank) > 8 else "")
-        say(f"blank lines get no vector: {some}")
-    return [line for line in lines if line.strip(" \t")]
 
 
 COMMAND = Command(
