@@ -1,6 +1,25 @@
 """The shapes of models that people run, and the tensors of a layer in each architecture. Imports no jax."""
 
 import dataclasses
+from typing import NamedTuple
+
+
+class Latent(NamedTuple):
+    """Widths of attention whose keys and values are made of latents."""
+
+    queries: int  # rank
+    latent: int
+    rotated: int
+    key: int  # of a head, its rotated channels included
+    value: int  # of a head
+
+
+class Mixture(NamedTuple):
+    """Experts of all layers but the first, and one beside them that every token goes through."""
+
+    experts: int
+    used: int
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +45,8 @@ class Shape:
     epsilon: float = 1e-5
     window: int = 0
     attending: tuple[int, ...] | None = None
+    latent: Latent | None = None
+    mixture: Mixture | None = None
 
     @property
     def head_size(self) -> int:
@@ -60,6 +81,13 @@ SHAPES = {
         *(12, 768, 3072, 12, 12, 30522, 2048), tied=True, rope_base=1000.0, architecture="nomic-bert", epsilon=1e-12
     ),
     "bert-large": Shape(*(24, 1024, 4096, 16, 16, 30522, 512), tied=True, architecture="bert", epsilon=1e-12),
+    "glm-4.7-flash": Shape(
+        *(47, 2048, 10240, 20, 1, 154880, 202752),
+        rope_base=1e6,
+        architecture="deepseek2",
+        latent=Latent(768, 512, 64, 256, 256),
+        mixture=Mixture(64, 4, 1536),
+    ),
 }
 ENCODERS = ("bert", "nomic-bert")  # whose shapes are tied: they have no head
 
@@ -67,7 +95,10 @@ CONVOLUTION = 3  # tokens that a short convolution sees
 ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
 FFN = "ffn_norm ffn_gate ffn_up ffn_down"
 SUM_NORMS = [f"{name} {name}.bias" for name in ("attn_output_norm", "layer_output_norm")]
-# The tensors of a layer in file order, by architecture and what the layer mixes tokens with.
+LATENT = "attn_norm attn_q_a attn_q_a_norm attn_q_b attn_kv_a_mqa attn_kv_a_norm attn_k_b attn_v_b attn_output"
+EXPERTS = " ".join(f"ffn_{name}_{ending}" for ending in ("exps", "shexp") for name in ("gate", "up", "down"))
+UNTOUCHED = ("shortconv.conv", "ffn_gate_inp")  # matrices that no quantizer touches
+# The tensors of a layer in file order, by architecture and what the layer mixes tokens with, or that it has no experts.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
     "gemma3": f"{ATTENTION} attn_q_norm attn_k_norm post_attention_norm {FFN} post_ffw_norm",
@@ -75,6 +106,8 @@ LAYERS = {
     "nomic-bert": f"attn_qkv attn_output {SUM_NORMS[0]} ffn_up ffn_gate ffn_down {SUM_NORMS[1]}",
     "bert": f"attn_q attn_q.bias attn_k attn_k.bias attn_v attn_v.bias attn_output attn_output.bias {SUM_NORMS[0]}"
     f" ffn_up ffn_up.bias ffn_down ffn_down.bias {SUM_NORMS[1]}",
+    "deepseek2": f"{LATENT} ffn_norm ffn_gate_inp exp_probs_b.bias {EXPERTS}",
+    "deepseek2 dense": f"{LATENT} {FFN}",
     "lfm2 convolution": f"attn_norm shortconv.conv shortconv.in_proj shortconv.out_proj {FFN}",
 }
 
@@ -97,9 +130,37 @@ def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
         "ffn_up": (shape.ffn, shape.embed),
         "ffn_down": (shape.embed, shape.ffn),
     }
-    names = LAYERS[shape.architecture + ("" if shape.attends(layer) else " convolution")]
+    if shape.latent is not None:
+        known |= _latent_shapes(shape, shape.latent)
+    if shape.mixture is not None:
+        known |= _expert_shapes(shape, shape.mixture)
+    kind = " dense" if shape.mixture is not None and not layer else "" if shape.attends(layer) else " convolution"
+    names = LAYERS[shape.architecture + kind]
     found = {}
     for name in names.split():
         base, bias, _ = name.partition(".bias")
-        found[name] = known.get(base, (shape.embed,))[: 1 if bias else 3]
+        found[name] = known.get(name, known.get(base, (shape.embed,))[: 1 if bias else 3])
+    return found
+
+
+def _latent_shapes(shape: Shape, widths: Latent) -> dict[str, tuple[int, ...]]:
+    queries, latent, rotated, key, value = widths
+    return {
+        "attn_q_a": (queries, shape.embed),
+        "attn_q_a_norm": (queries,),
+        "attn_q_b": (shape.heads * key, queries),
+        "attn_kv_a_mqa": (latent + rotated, shape.embed),
+        "attn_kv_a_norm": (latent,),
+        "attn_k_b": (shape.heads, latent, key - rotated),
+        "attn_v_b": (shape.heads, value, latent),
+        "attn_output": (shape.embed, shape.heads * value),
+    }
+
+
+def _expert_shapes(shape: Shape, mixture: Mixture) -> dict[str, tuple[int, ...]]:
+    D, (E, _, X) = shape.embed, mixture
+    found: dict[str, tuple[int, ...]] = {"ffn_gate_inp": (E, D), "exp_probs_b.bias": (E,)}
+    for name in ("gate", "up", "down"):
+        one = (D, X) if name == "down" else (X, D)
+        found |= {f"ffn_{name}_exps": (E, *one), f"ffn_{name}_shexp": one}
     return found

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from packlight.bench.blocks import random_blocks
-from packlight.bench.shapes import CONVOLUTION, ENCODERS, SHAPES, Shape, layer_shapes
+from packlight.bench.shapes import CONVOLUTION, ENCODERS, SHAPES, UNTOUCHED, Shape, layer_shapes
 from packlight.common.errors import PacklightError
 from packlight.common.files import whole_file
 from packlight.model.spec.mixes import K_MIXES, counted, mixed_format
@@ -28,11 +28,12 @@ from packlight.quant.formats.table import FORMATS, Format, format_named
 
 CHUNK_BYTES = 8 << 20
 TOKEN_TYPES, MEAN = 2, 1  # of encoders: types of tokens, and `llama_pooling_type`
+STRUCTURED = ("architecture", "attending", "latent", "mixture")  # fields of a shape that no flag changes
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A tensor to be written; `shape` is (out, in), or (n,) for a norm or bias."""
+    """A tensor to be written; `shape` is (out, in), heads or experts before, or (n,) for a norm or bias."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,7 +45,11 @@ class Planned:
 
 
 def shape_format(mix: str, base: str, layer: int, shape: Shape) -> str:
-    """`mixed_format` of a shape; of attn_v only the layers that have one count."""
+    """`mixed_format` of a shape; of attn_v only the layers that have one count. A head's own matrices are in Q8_0, as
+    in the files that people publish: llama.cpp's kernels for other layouts of weights do not know them.
+    """
+    if base in ("attn_k_b", "attn_v_b") and FORMATS.get(mix, FORMATS["Q4_0"]).elements > 1:
+        return "Q8_0"
     at, layers = counted(base, layer, shape.layers, [each for each in range(shape.layers) if shape.attends(each)])
     return mixed_format(*(mix, base, at), layers=layers, heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied)
 
@@ -57,9 +62,9 @@ def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
 
     def matrix(prefix: str, base: str, layer: int, dims: tuple[int, ...]) -> Planned:
         fmt = format_named(choose(base, layer))
-        if dims[1] % fmt.elements:
+        if dims[-1] % fmt.elements:
             raise ValueError(
-                f"{prefix}{base}: rows of {dims[1]} weights do not fit {fmt.name}'s block of {fmt.elements}"
+                f"{prefix}{base}: rows of {dims[-1]} weights do not fit {fmt.name}'s block of {fmt.elements}"
             )
         return Planned(f"{prefix}{base}.weight", dims, fmt)
 
@@ -76,7 +81,7 @@ def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
     for layer in range(shape.layers):
         at = f"blk.{layer}."
         for base, dims in layer_shapes(shape, layer).items():
-            if len(dims) == 1 or base == "shortconv.conv":  # which no quantizer touches
+            if len(dims) == 1 or base in UNTOUCHED:
                 out.append(floats(f"{at}{base}{'' if base.endswith('.bias') else '.weight'}", *dims))
                 continue
             out.append(matrix(at, base, layer, dims))
@@ -101,7 +106,7 @@ def tensor_chunks(tensor: Planned, seed: int) -> Iterator[np.ndarray]:
         values = 0.1 * rng.standard_normal(tensor.shape[0], np.float32)
         yield (values + np.float32(tensor.name.endswith("norm.weight"))).view(np.uint8).reshape(1, -1, 4)
         return
-    rows, width = tensor.shape
+    rows, width = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     per_row = width // tensor.format.elements
     step = max(1, CHUNK_BYTES // (per_row * tensor.format.bytes))
     for start in range(0, rows, step):
@@ -152,6 +157,27 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
         "rope.freq_base": ("f32", shape.rope_base),
         "vocab_size": ("u32", shape.vocab),
     }
+    if shape.latent is not None:
+        queries, latent, rotated, key, value = shape.latent
+        hyperparameters |= {
+            "attention.q_lora_rank": ("u32", queries),
+            "attention.kv_lora_rank": ("u32", latent),
+            "attention.key_length": ("u32", latent + rotated),
+            "attention.value_length": ("u32", latent),
+            "attention.key_length_mla": ("u32", key),
+            "attention.value_length_mla": ("u32", value),
+            "rope.dimension_count": ("u32", rotated),
+        }
+    if shape.mixture is not None:
+        hyperparameters |= {
+            "expert_count": ("u32", shape.mixture.experts),
+            "expert_used_count": ("u32", shape.mixture.used),
+            "expert_feed_forward_length": ("u32", shape.mixture.width),
+            "expert_shared_count": ("u32", 1),
+            "leading_dense_block_count": ("u32", 1),
+            "expert_gating_func": ("u32", 2),
+            "expert_weights_norm": ("bool", True),
+        }
     if shape.window:
         hyperparameters["attention.sliding_window"] = ("u32", shape.window)
     if shape.attending is not None:
@@ -229,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mix", default="Q4_K_M", help=f"{', '.join(K_MIXES)}, a format or pure-FORMAT")
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--seed", type=int, default=0)
-    fields = [f for f in dataclasses.fields(Shape) if f.name not in ("architecture", "attending")]
+    fields = [f for f in dataclasses.fields(Shape) if f.name not in STRUCTURED]
     for field in fields:
         if isinstance(field.default, bool):
             parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction)

@@ -14,7 +14,7 @@ from ggufs import write_llama
 
 import packlight
 from packlight.bench.blocks import SCALES, UE4M3, random_blocks
-from packlight.bench.shapes import SHAPES, Shape
+from packlight.bench.shapes import SHAPES, Latent, Mixture, Shape
 from packlight.bench.synthetic import main, plan, shape_format, spm_tokens, write
 from packlight.model.gguf.reader import open_gguf, read_tensor
 from packlight.model.spec.mixes import more_bits
@@ -147,6 +147,18 @@ def test_lfm2_mix_counts_the_layers_that_attend():
     shape = SHAPES["lfm2-1.2b"]
     formats = [shape_format("Q4_K_M", "attn_v", layer, shape) for layer in shape.attending]
     assert formats == ["Q4_K", "Q4_K", "Q6_K", "Q4_K", "Q4_K", "Q6_K"]  # 6 // 8 = 0 first, 7 * 6 // 8 = 5 and on
+
+
+def test_a_mixture_with_latent_attention_is_what_packlight_runs(small):
+    file = small("glm-4.7-flash", latent=Latent(256, 256, 32, 96, 64), mixture=Mixture(6, 2, 256))
+    report = packlight.inspect(file.path)
+    assert report["unsupported"] == []
+    assert report["layers"] == "(mla + dense), 2 (mla + moe)"
+    assert file.tensors["blk.1.attn_k_b.weight"].shape == (4, 256, 64)
+    assert file.tensors["blk.2.ffn_down_exps.weight"].shape == (6, 256, 256)
+    assert "blk.2.exp_probs_b.bias" in file.tensors
+    kept = {name for name, tensor in file.tensors.items() if tensor.format.name == "Q8_0"}
+    assert kept == {f"blk.{layer}.attn_{name}_b.weight" for layer in range(3) for name in "kv"}
 
 
 def test_seed_decides_the_bytes(tmp_path):
