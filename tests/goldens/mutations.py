@@ -31,7 +31,8 @@ SHAPES = ("block_count", "embedding_length", "feed_forward_length", "expert_coun
 SHAPES += ("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length")
 SHAPES += ("leading_dense_block_count", "shortconv.l_cache", "full_attention_interval", "ssm.conv_kernel")
 SHAPES += ("ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
-SHAPES += ("expert_shared_feed_forward_length",)
+SHAPES += ("expert_shared_feed_forward_length", "expert_shared_count")
+SHAPES += ("interleave_moe_layer_step", "nextn_predict_layers")
 # What changes nothing, in llama.cpp either.
 QUIET = {
     ("window", "attention.sliding_window"): "llama has no windows",
@@ -40,6 +41,12 @@ QUIET = {
     ("phi3-longrope", "rope_factors_short"): "the long ones are used",
     ("phi3-short", "rope_factors_long"): "the short ones are used",
     ("phi3-short", "context_length"): "still within the original context",
+    ("qwen2vl", "attention.layer_norm_rms_epsilon"): "next to none, as llama.cpp reads none",
+    ("granite-nope", "attn_k.bias"): "the same is added to all scores where nothing rotates",
+    ("minicpm4", "rope.scaling.type"): "the divisors say it",
+    ("minicpm4", "rope_factors_short"): "the long ones are used",
+    ("phimoe", "rope_factors_short"): "the long ones are used",
+    **{("glm4moe", f"nextn.{name}"): "not run" for name in ("enorm", "hnorm", "shared_head_norm")},
 }
 NOTICED = 1e-3  # of the logits' deviation, where the test fails
 
@@ -51,12 +58,18 @@ def changed(key: str, value: Any) -> Any:
             return "none"
         case "sliding_window_pattern", list():
             return [not slides for slides in value]
+        case "dimension_sections", [first, *middle, last]:
+            return [first + last, *middle, 0]
+        case _, bool():
+            return not value
+        case _, list():
+            return [1.5 * each for each in value]
         case "context_length", _:
             return value // 4
         case "original_context_length", _:
             return 640 - value  # beyond a context of 512, or within it
         case "dimension_count", _:
-            return value - 4
+            return value - 2
         case "expert_gating_func", _:
             return 3 - value  # softmax, sigmoid
         case _, int():

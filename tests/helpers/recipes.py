@@ -455,7 +455,7 @@ RECIPES = {
         formats={"default": "Q4_0", "ffn_gate_inp": "F32", "ffn_down_exps": "Q5_0", "ffn_up_shexp": "Q8_0"},
         seed=2,
     ),
-    "qwen3vl": Recipe("qwen3vl", {**HEAD, SECTIONS: [6, 5, 4, 1], "rope.freq_base": 5e6}, tied=True),
+    "qwen3vl": Recipe("qwen3vl", {**HEAD, SECTIONS: [3, 4, 4, 5], "rope.freq_base": 5e6}, tied=True),
     "qwen3vlmoe": Recipe("qwen3vlmoe", {**HEAD, **routed(5, 3), SECTIONS: [4, 6, 5, 1]}),
     # NVFP4: matrices have a scale each, those of experts too, which llama.cpp reads in few families.
     "mellum": Recipe(
@@ -466,7 +466,7 @@ RECIPES = {
     "olmoe": Recipe("olmoe", {KV: 4, **routed(6, 3, FFN)}),
     "granitemoe": Recipe("granitemoe", {KV: 1, **GRANITE, **routed(5, 3, FFN), SHARED_WIDTH: 48}, tied=True, seed=7),
     # Granite without rotation
-    "granite-nope": Recipe("granite", {**GRANITE, "rope.scaling.finetuned": False}, "llama biases"),
+    "granite-nope": Recipe("granite", {**GRANITE, **NO_ROPE, "rope.scaling.finetuned": False}, "llama biases"),
     # Without keys of scales, which then are MiniCPM's
     "minicpm": Recipe("minicpm", {KV: 1}, seed=1),
     "minicpm4": Recipe(
@@ -482,7 +482,7 @@ RECIPES = {
     "stablelm-12b": Recipe("stablelm", {**LAYER_NORMS, ROTATED: 4}, "stablelm 12b", seed=2),
     # 40B: a norm for attention and one for the feed-forward part
     "falcon": Recipe("falcon", LAYER_NORMS, tied=True, seed=4),
-    "gptneox": Recipe("gptneox", {**LAYER_NORMS, KV: 4, ROTATED: 4, "use_parallel_residual": False}, seed=7),
+    "gptneox": Recipe("gptneox", {**LAYER_NORMS, KV: 4, ROTATED: 8, "use_parallel_residual": False}, seed=21),
     "gpt2": Recipe("gpt2", {**LAYER_NORMS, **NO_ROPE, KV: 4}, tied=True),
     "starcoder": Recipe("starcoder", {**LAYER_NORMS, **NO_ROPE, KV: 1}, seed=20),
     "command-r": Recipe("command-r", {**LAYER_NORMS, "logit_scale": 0.25, "rope.freq_base": 8e6}, tied=True, seed=1),
@@ -496,7 +496,7 @@ RECIPES = {
     "exaone4-windows": Recipe("exaone4", {**DEEP, WINDOW: 8}),
     "glm4": Recipe("glm4", {ROTATED: 8}, "glm4 fused"),
     # GLM 4.1V: kinds of positions; halves rotate
-    "glm4-sections": Recipe("glm4", {ROTATED: 8, SECTIONS: [1, 1, 1, 1]}),
+    "glm4-sections": Recipe("glm4", {ROTATED: 12, SECTIONS: [1, 2, 1, 1]}),
     # The last block is for another token and not run.
     "glm4moe": Recipe(
         "glm4moe",
@@ -523,7 +523,7 @@ RECIPES = {
     "bailingmoe2": Recipe(
         "bailingmoe2",
         {
-            **routed(9, 3),
+            **routed(12, 3),
             "block_count": 3,
             ROTATED: 8,
             DENSE_FIRST: 1,

@@ -11,11 +11,12 @@ import socket
 import jax
 import numpy as np
 import pytest
+from families import GOLDENS
 from ggufs import write_llama
-from golden_models import gelu_table, golden, model, shared
+from golden_models import OWN, gelu_table, golden, model, shared
 from running import packlight as command
 from running import succeed, write_config
-from tiers import product
+from tiers import product, tiered
 
 import packlight
 from packlight.compile import aot
@@ -84,22 +85,13 @@ def test_logits_do_not_depend_on_the_mesh(divided, alone, data, tensor):
     assert np.abs(logits_alone(divided, IDS, data, tensor) - expected).max() <= 1e-4 * expected.std()
 
 
-# Every branch of the split: experts, sinks, fused and biased matrices, norms over all heads, windows, one block a row.
-OWN_FILES = (
-    "llama-gqa",
-    "llama-moe",
-    "gpt-oss",
-    "olmo2",
-    "phi3",
-    "starcoder2",
-    "gemma3",
-    "qwen3moe",
-    "lfm2",
-    "lfm2moe",
-    "deepseek2-lite",
-    "llama",
-)
-FILES = (*OWN_FILES[:-1], "llama-f16")
+# Every branch of the split: experts, some padding, sinks, fused and biased matrices, norms over all heads, windows, one
+# block a row.
+BRANCHES = ("llama", "llama-gqa", "llama-moe", "gpt-oss", "olmo2", "phi3", "starcoder2", "gemma3", "qwen3moe", "lfm2")
+BRANCHES += ("lfm2moe", "deepseek2-lite")
+# What goes with heads: gates of channels and of heads, norms of each head, biases of a fused matrix; and of the head.
+HEADS = ("afmoe", "laguna", "stablelm-12b", "glm4", "phi2")
+EIGHT = tiered(OWN, [f"own/{name}" for name in BRANCHES])
 
 
 def logits_alone(path, ids, data, tensor):
@@ -110,13 +102,12 @@ def logits_alone(path, ids, data, tensor):
     return packlight.LLM(dataclasses.replace(prepared, planned=planned)).logits(ids)
 
 
-@pytest.mark.parametrize("name", [*(f"own/{n}" for n in OWN_FILES), *shared(f"arch/{n}" for n in FILES)])
-def test_eight_devices_equal_llama_cpp(name, tmp_path, monkeypatch):
+def equals_llama_cpp(name, folder, monkeypatch, tensor):
     """DESIGN, Numerics: the bound that holds for one device, and the greedy ids read off one teacher-forced pass."""
-    told = golden(name, tmp_path)
+    told = golden(name, folder)
     if told.rounded_gelu:
         gelu_table(monkeypatch)
-    logits = logits_alone(told.path, told.ids + told.greedy[:-1], 1, 8)
+    logits = logits_alone(told.path, told.ids + told.greedy[:-1], 1, tensor)
     assert np.abs(told.picked(logits) - told.logits).max() <= 1e-3 * told.logits.std()
     assert logits[len(told.ids) - 1 :].argmax(-1).tolist() == told.greedy
 
@@ -148,6 +139,17 @@ def test_a_delta_net_is_shared_by_key_heads_where_its_blocks_divide(name, tensor
     assert ("all heads of delta nets on every device" in str(split)) != own
     logits = logits_alone(told.path, told.ids, 1, tensor)
     assert np.abs(told.picked(logits) - told.logits).max() <= 1e-3 * told.logits.std()
+
+
+@pytest.mark.parametrize("name", [*EIGHT, *shared(name for name in GOLDENS if name.startswith("arch/"))])
+def test_eight_devices_equal_llama_cpp(name, tmp_path, monkeypatch):
+    """Most files have fewer heads than devices."""
+    equals_llama_cpp(name, tmp_path, monkeypatch, 8)
+
+
+@pytest.mark.parametrize("name", tiered(OWN, [f"own/{name}" for name in HEADS]))
+def test_two_devices_with_their_own_heads_equal_llama_cpp(name, tmp_path, monkeypatch):
+    equals_llama_cpp(name, tmp_path, monkeypatch, 2)
 
 
 def split_of(path, tensor):
