@@ -22,15 +22,27 @@ def more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
+VALUES = ("attn_v", "attn_qkv", "attn_kv_b")  # matrices that make values, and may make more
+
+
 def counted(base: str, layer: int, layers: int, with_values: Sequence[int]) -> tuple[int, int]:
-    """A matrix's number among those that a mix tells apart by their place, and how many there are: of `attn_v` only the
+    """A matrix's number among those that a mix tells apart by their place, and how many there are: of VALUES only the
     layers that have one count.
     """
-    return (with_values.index(layer), len(with_values)) if base == "attn_v" else (layer, layers)
+    return (with_values.index(layer), len(with_values)) if base in VALUES else (layer, layers)
 
 
 def mixed_format(
-    mix: str, base: str, layer: int, *, layers: int, heads: int, kv_heads: int, tied: bool, experts: int = 0
+    mix: str,
+    base: str,
+    layer: int,
+    *,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    tied: bool,
+    experts: int = 0,
+    falcon: bool = False,
 ) -> str:
     """The format that llama-quantize gives matrix `base` of `layer` in a file of type `mix`, if its rows fit it;
     `pure-X` is X everywhere.
@@ -45,28 +57,26 @@ def mixed_format(
         return main
     if base == "output" or (base == "token_embd" and tied):
         return main if main == "Q8_0" else "Q6_K"
-    value, down = base == "attn_v", base.startswith("ffn_down")
+    value, down = base in VALUES, base.startswith("ffn_down")
     if experts == 8 and base in ("attn_v", "attn_k"):
         return "Q8_0"
     if experts == 8 and base == "attn_output" and mix in ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M"):
         return "Q5_K"
     match mix:
+        case "Q4_K_M" if down and falcon:
+            return "Q6_K" if layer < layers // 16 else "Q5_K" if more_bits(layer, layers) else main
         case "Q4_K_M" | "Q5_K_M" if (value or down) and more_bits(layer, layers):
             return "Q6_K"
         case "Q4_K_S" if (value and layer < 4) or (down and layer < layers // 8):
             return "Q5_K"
         case "Q3_K_M" if (value and layer < 2) or (down and layer < layers // 16):
             return "Q5_K"
-        case "Q3_K_M" if value or down or base in ("attn_output", "attn_qkv"):
+        case "Q3_K_M" if value or down or base == "attn_output":
             return "Q4_K"
         case "Q2_K" if value and heads >= 4 * kv_heads:
             return "Q4_K"
         case "Q2_K" if value or down or base == "attn_output":
             return "Q3_K"
-        case "Q4_K_M" if base == "attn_qkv":
-            return "Q5_K"
-        case "Q5_K_M" if base == "attn_qkv":
-            return "Q6_K"
     if value and layers == 80 and main == "Q4_K":  # the 70B models share eight query heads' values
         return "Q5_K"
     return main

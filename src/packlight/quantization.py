@@ -20,7 +20,7 @@ from packlight.common.text import reason, shown, shown_path
 from packlight.model.gguf.reader import GGUFFile, TensorInfo, open_gguf, read_part
 from packlight.model.gguf.writer import byte_shape, write_like
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.mixes import counted, fitting_format, is_quantized, mixed_format
+from packlight.model.spec.mixes import VALUES, counted, fitting_format, is_quantized, mixed_format
 from packlight.model.spec.weights import check
 from packlight.quant.formats.table import FORMATS
 
@@ -60,7 +60,8 @@ def plan_formats(file: GGUFFile, kind: str) -> dict[str, str]:
     cfg = ModelConfig.from_gguf(file)
     check(file, cfg)
     formats = {}
-    with_values = [layer for layer in range(cfg.block_count) if f"blk.{layer}.attn_v.weight" in file.tensors]
+    blocks = range(cfg.block_count + cfg.skipped_blocks)
+    with_values = [at for at in blocks if any(f"blk.{at}.{name}.weight" in file.tensors for name in VALUES)]
     kv_heads = (cfg.kv_heads or (cfg.head_count_kv,))[0] or cfg.head_count  # llama.cpp looks at the first layer
     for info in file.tensors.values():
         if info.format.name not in FLOATS:
@@ -70,7 +71,7 @@ def plan_formats(file: GGUFFile, kind: str) -> dict[str, str]:
             )
         base = info.name.removesuffix(".weight").split(".")[-1]
         layer = int(info.name.split(".")[1]) if info.name.startswith("blk.") else -1
-        layer, layers = counted(base, layer, cfg.block_count, with_values)
+        layer, layers = counted(base, layer, len(blocks), with_values)
         if is_quantized(info.name, info.shape):
             chosen = mixed_format(
                 *(kind, base, layer),
@@ -79,6 +80,7 @@ def plan_formats(file: GGUFFile, kind: str) -> dict[str, str]:
                 kv_heads=kv_heads,
                 tied="output.weight" not in file.tensors,
                 experts=cfg.expert_count,
+                falcon=cfg.architecture.name == "falcon",
             )
             formats[info.name] = fitting_format(chosen, base, info.shape[-1])
         else:
