@@ -91,6 +91,7 @@ BRANCHES = ("llama", "llama-gqa", "llama-moe", "gpt-oss", "olmo2", "phi3", "star
 BRANCHES += ("lfm2moe", "deepseek2-lite")
 # What goes with heads: gates of channels and of heads, norms of each head, biases of a fused matrix; and of the head.
 HEADS = ("afmoe", "laguna", "stablelm-12b", "glm4", "phi2")
+PARTS = ("llama-moe", "phi3", "olmo2", "gpt-oss", "starcoder2", "llama-lowbit", "lfm2-taps", "mellum", "qwen35", *HEADS)
 EIGHT = tiered(OWN, [f"own/{name}" for name in BRANCHES])
 
 
@@ -192,9 +193,7 @@ def test_a_weight_is_cut_as_its_row_says(divided):
 
 @pytest.mark.parametrize("tensor", [2, 3, 8])
 @pytest.mark.parametrize("layout", ["ggml", "rows8"])
-@pytest.mark.parametrize(
-    "name", ["llama-moe", "phi3", "olmo2", "gpt-oss", "starcoder2", "llama-lowbit", "lfm2-taps", "qwen35"]
-)
+@pytest.mark.parametrize("name", PARTS)
 def test_the_parts_make_the_whole(name, layout, tensor, tmp_path):
     """Every row, block and expert is on a device, in its place; kv heads may be on several; the rest is zeros."""
     file, cfg, used, split = split_of(model(f"own/{name}", tmp_path), tensor)
