@@ -184,7 +184,8 @@ llama_8b = dataclasses.replace(
     key_length=128,
     rope_dimension_count=128,
 )
-wanted = [weight for weight in declare(llama_8b) if not weight.optional or weight.name == "output"]
+apart = [weight for weight in declare(llama_8b) if not weight.replaces]  # q, k and v in a tensor each
+wanted = [weight for weight in apart if not weight.optional or weight.name == "output"]
 kinds = {name: "F32" if weight.is_vector else "Q4_K" for weight in wanted for name in weight.tensors}
 split = make_split(llama_8b, used_weights(llama_8b, kinds), kinds, data=1, tensor=8)
 print(split)
@@ -210,7 +211,7 @@ assert collectives(logits.call) == {"all-gather": 1}
 # %%
 for weight in used_weights(llama_8b, kinds):
     if not weight.is_vector:
-        part = split.part(llama_8b, weight)
+        part = split.part(weight)
         pieces = cut(split, weight, 3).pieces
         print(f"{weight.name:12}{weight.shape!s:>16} -> {part.shape!s:>14}   device 3 holds {pieces[0].start} onwards")
 packed = [x for x in jax.tree.leaves(params) if x.dtype == np.uint8]
