@@ -202,15 +202,15 @@ numerics = Numerics(prepared.kernels.products, jnp.dtype(jnp.float32), llm.plan.
 def forward(ids):
     """Logits (T, V), and the attention probabilities of every layer: (L, H, T, S)."""
     blk, kept = params["blk"], []  # by part: "layer" has the norms of all, "attention" and "dense" their matrices
-    x = embed(cfg, params, jnp.asarray([ids], jnp.int32))  # (B, T, D)
     positions = jnp.arange(len(ids), dtype=jnp.int32)
     start = jnp.zeros(1, jnp.int32)
     step = Step.of(cfg, numerics, params, Rows(start[0], start, start + len(ids), start == 0), len(ids))
+    x = embed(step, params, jnp.asarray([ids], jnp.int32))  # (B, T, D)
     past = positions[:, None] >= positions[None, :]  # causal: a query sees keys up to its own
     for number, layer in enumerate(cfg.layers):
         index, ((mixer,), ffn) = jnp.int32(number), (layer.mixers, layer.ffn)
         h = norm(cfg, x, blk["layer"], "attn_norm", index)
-        q, k, v = project(step, mixer, blk[mixer.name], index, h)
+        q, k, v, _ = project(step, mixer, blk[mixer.name], index, h)
         q, k = step.turns.rotate(q, False), step.turns.rotate(k, False)
         k, v = (jnp.repeat(each, cfg.head_count // cfg.head_count_kv, axis=2) for each in (k, v))
         scores = jnp.einsum("bthc,bshc->bhts", q, k) / np.float32(cfg.key_length**0.5)
