@@ -38,6 +38,7 @@ class Packlight:
 
     def start(self, case: Case) -> None:
         self._case, self._prompts = case, case.prompts(self.llm.model.vocab_size)
+        self._pooling = pooling_of(self.llm.model, None)
         if case.phase == "tg":
             self._requests = [self._submit(prompt, case.tokens + 2) for prompt in self._prompts]
             for _ in self._requests:
@@ -46,7 +47,8 @@ class Packlight:
     def run(self) -> Sample:
         if self._case.phase == "emb":
             began = time.perf_counter()
-            self._engine.encode(self._prompts, pooling_of(self.llm.model, None))
+            for key, numbers in self.llm.plan.text_groups([self._case.tokens] * self._case.batch):
+                self._engine.encode(key, [self._prompts[number] for number in numbers], self._pooling)
             return Sample(time.perf_counter() - began)
         if self._case.phase == "pp":
             self._submit(self._prompts[0], 1)

@@ -211,7 +211,7 @@ class Steps:
             Phase.PREFILL: PrefillResult(cache, replicated, replicated),
             Phase.HEAD: replicated,
             Phase.DECODE: DecodeResult(cache, replicated),
-            Phase.ENCODE: P(DATA),
+            Phase.ENCODE: EncodeResult(replicated, replicated, P(DATA)),
         }[key.phase]
         # Every device computes what is replicated from the same numbers; the check knows no foreign calls.
         return jax.shard_map(step, mesh=self.placement.mesh, in_specs=specs, out_specs=results, check_vma=False)
@@ -260,8 +260,9 @@ def encode(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, a
     rows = Rows(jnp.int32(0), jnp.zeros_like(real), real, real > 0)
     step = Step.of(cfg, numerics, params, rows, tokens.shape[1])
     hidden, _ = layers(step, params, embed(step, params, tokens), {})
-    vectors = pooled(params, hidden, real, args.pooling, numerics)
+    vectors = rows_of_all(pooled(params, hidden, real, args.pooling, numerics), numerics.split)
     ranked = scores(cfg, params, hidden, real, numerics)
+    ranked = None if ranked is None else rows_of_all(ranked, numerics.split)
     return EncodeResult(vectors, ranked, unpooled(params, hidden, args.pooling, numerics))
 
 

@@ -236,22 +236,19 @@ class Engine:
             chunks = [np.asarray(h)[:count] for h, _, count in read]
         return np.concatenate(chunks)
 
-    def encode(self, texts: Sequence[list[int]], pooling: str) -> list[np.ndarray]:
-        """What encode steps make of texts of token ids, in their order: each a vector, scores for the pooling "rank",
-        hidden states (T, D) for "none". A text gets the numbers that it would get alone.
+    def encode(self, key: StepKey, texts: Sequence[list[int]], pooling: str) -> list[np.ndarray]:
+        """What an encode step makes of texts of token ids, which fit it: of each a vector, scores for the pooling
+        "rank", hidden states (T, D) for "none". A text gets the numbers that it would get alone.
         """
-        found: list[Any] = [None] * len(texts)
+        tokens, real = np.zeros((key.rows, key.length), np.int32), np.ones(key.rows, np.int32)
+        for row, ids in enumerate(texts):
+            real[row] = len(ids)
+            tokens[row, : len(ids)] = ids
         kind = np.int32(list(POOLED).index(pooling) if pooling in POOLED else NONE)
-        for key, numbers in self.plan.text_groups([len(ids) for ids in texts]):
-            tokens, real = np.zeros((key.rows, key.length), np.int32), np.ones(key.rows, np.int32)
-            for row, number in enumerate(numbers):
-                real[row] = len(texts[number])
-                tokens[row, : real[row]] = texts[number]
-            result: EncodeResult = self._run(key, None, EncodeArgs(tokens, real, kind))
-            made = {"rank": result.scores, "none": result.hidden}.get(pooling, result.pooled)
-            for row, number in enumerate(numbers):
-                found[number] = np.asarray(made)[row, : real[row]] if pooling == "none" else np.asarray(made)[row]
-        return found
+        result: EncodeResult = self._run(key, None, EncodeArgs(tokens, real, kind))
+        made = {"rank": result.scores, "none": result.hidden}.get(pooling, result.pooled)
+        rows = np.asarray(made)[: len(texts)]
+        return [row[: len(ids)] if pooling == "none" else row for row, ids in zip(rows, texts, strict=True)]
 
     def _run(self, key: StepKey, cache: Cache | None, args: PrefillArgs | HeadArgs | DecodeArgs | EncodeArgs) -> Any:
         self.steps_run[key] += 1

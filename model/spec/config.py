@@ -228,6 +228,7 @@ class ModelConfig:
         swa = arch.windows.own_rotation
         rotated_swa = keys.integer("rope.dimension_count_swa", default=rotated, high=head_dim) if swa else rotated
         _refuse_variants(keys, head_dim, rotated_swa)
+        made_to_embed = arch.ranking is not None or not arch.causal or keys.has("pooling_type")
         norm_key = "attention.layer_norm_epsilon" if arch.norms.kind == "layer" else "attention.layer_norm_rms_epsilon"
         cfg = cls(
             architecture=arch,
@@ -266,9 +267,9 @@ class ModelConfig:
             xielu=_xielu(keys) if arch.ffn.kind == "xielu" else (),
             causal=_causal(keys),
             token_types=keys.token_types if arch.token_types else 0,
-            labels=_labels(keys) if arch.ranking else 1,
+            labels=_labels(keys) if arch.ranking and keys.has("pooling_type") else 1,
             dense_lengths=_dense_lengths(keys, embed),
-            pooling=keys.integer("pooling_type", 0, low=0) if not arch.causal or keys.has("pooling_type") else 0,
+            pooling=keys.integer("pooling_type", 0, low=0) if made_to_embed else 0,
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
         )
@@ -706,9 +707,9 @@ def _causal(keys: _Keys) -> bool:
 def _feed_forward(keys: _Keys) -> Ffn:
     """The family's feed-forward part, with the activation that the file states, where it may."""
     family, key = keys.architecture.ffn, "hidden_activation"
-    if not (family.stated and keys.has(key)):
+    if not family.stated:
         return family
-    stated = keys.text(key, "")
+    stated = keys.text(key, default="gelu")
     if stated not in _ACTIVATIONS:
         raise UnsupportedError(
             f"key '{keys.full(key)}': unknown activation '{shown(stated)}'; supported: {', '.join(_ACTIVATIONS)}"
@@ -728,10 +729,8 @@ def _ranking(keys: _Keys) -> Ranking | None:
 def _labels(keys: _Keys) -> int:
     """How many scores a reranker's head gives: one for each label that the file has, or one."""
     key = "classifier.output_labels"
-    if not keys.has(key):
-        return 1
-    labels = keys.get(key)
-    if not isinstance(labels, list) or not 1 <= len(labels) <= 1024:
+    labels = keys.get(key, default=("",))
+    if not isinstance(labels, list | tuple) or not 1 <= len(labels) <= 1024:
         keys.fail(key, "is no array of 1 to 1024 strings")
     return len(labels)
 
@@ -741,7 +740,7 @@ def _dense_lengths(keys: _Keys, embed: int) -> tuple[int, ...]:
     found = [embed]
     for layer in (2, 3):
         key_in, key_out = f"dense_{layer}_feat_in", f"dense_{layer}_feat_out"
-        if not keys.has(key_out):
+        if not (keys.has(key_in) or keys.has(key_out)):
             break
         if (width := keys.integer(key_in, high=65536)) != found[-1]:
             keys.fail(key_in, f"{width} is not the {found[-1]} numbers that come in")

@@ -185,7 +185,7 @@ class LLM:
         pooling: Pooling | None = None,
         normalize: bool = True,
     ) -> np.ndarray | list[np.ndarray]:
-        """A vector for each text, which is the same whatever other texts there are.
+        """A vector for each text, which does not depend on the other texts.
 
         Models that are made for embeddings (encoders, and those whose files state a pooling) run many texts at a time;
         of others one after the other is read as a prompt is.
@@ -245,15 +245,18 @@ class LLM:
 
     def _pooled(self, texts: list[list[int]], pooling: str) -> list[np.ndarray]:
         """What a pooling makes of each text of token ids, not made to be of length 1. Raises NonFiniteLogitsError."""
+        rows: list[Any] = [None] * len(texts)
         if self.model.encodes:
-            with self._scheduler.turn():
-                rows = self.engine.encode(texts, pooling)
+            for key, numbers in self.plan.text_groups([len(ids) for ids in texts]):
+                with self._scheduler.turn():
+                    made = self.engine.encode(key, [texts[number] for number in numbers], pooling)
+                for number, row in zip(numbers, made, strict=True):
+                    rows[number] = row
         else:
-            rows = []
-            for ids in texts:
+            for number, ids in enumerate(texts):
                 with self._scheduler.turn():
                     hidden = self.engine.hidden(ids)
-                rows.append(hidden if pooling == "none" else POOLED[pooling](hidden))
+                rows[number] = hidden if pooling == "none" else POOLED[pooling](hidden)
         if not all(np.isfinite(row).all() for row in rows):
             raise NonFiniteLogitsError("the model's hidden states are NaN or infinite")
         return rows

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import encoders
 import numpy as np
 import pytest
+from encoders import ENCODERS
 from golden_models import metadata, model
 from recipes import RECIPES
 
@@ -15,15 +17,20 @@ from packlight.model.spec.weights import check, is_ignored
 
 # What the format itself makes optional: without them the head is the embedding, and rotation is not stretched.
 OPTIONAL = {"output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+# And of a reranker's head: what comes before the scores, and biases.
+OPTIONAL |= {"cls.weight", "cls.bias", "cls.norm.weight", "cls.output.bias"}
 
 
-@pytest.fixture(params=RECIPES)
+@pytest.fixture(params=[*RECIPES, *ENCODERS])
 def file(request, tmp_path):
-    return open_gguf(model(f"own/{request.param}", tmp_path))
+    name = request.param
+    if name in ENCODERS:
+        return open_gguf(encoders.write(tmp_path / "m.gguf", ENCODERS[name]))
+    return open_gguf(model(f"own/{name}", tmp_path))
 
 
 def test_every_architecture_has_a_recipe():
-    assert {recipe.architecture for recipe in RECIPES.values()} == set(ARCHITECTURES)
+    assert {recipe.architecture for recipe in (*RECIPES.values(), *ENCODERS.values())} == set(ARCHITECTURES)
 
 
 def test_no_tensor_can_be_missing(file):
