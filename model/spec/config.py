@@ -121,8 +121,9 @@ class ModelConfig:
 
     @property
     def plain_attention(self) -> bool:
-        """Whether attention is plain: no windows, soft caps or sinks. The native kernel knows no other."""
-        return not any(self.slides) and not self.softcaps[0] and not self.architecture.attention.sinks
+        """Whether attention has no windows, soft caps, sinks or slopes. The native kernel knows no other."""
+        family = self.architecture.attention
+        return not any(self.slides) and not self.softcaps[0] and not family.sinks and not family.alibi
 
     @property
     def mosaic_attention(self) -> bool:

@@ -99,7 +99,6 @@ class Prompts:
         at who called the method of `LLM`.
         Source: llama.cpp `check_double_bos_eos`.
         """
-        check_generates(self._model)
         ids = self.ids(prompt, parse_special)
         if isinstance(prompt, str):
             bos, end = self._tokenizer.bos_id if self._tokenizer.add_bos else None, self._tokenizer.end_id
@@ -117,8 +116,10 @@ class Prompts:
 
     def check_sampling(self, config: SamplingConfig) -> None:
         """Raises ConfigError for a logit bias of a token that the vocabulary does not have, and for a JSON schema,
-        regular expression or grammar that is wrong or cannot be honoured.
+        regular expression or grammar that is wrong or cannot be honoured. Raises UnsupportedError for an encoder, of
+        which nothing is sampled.
         """
+        check_generates(self._model)
         for token, _ in config.logit_bias:
             if token >= self._model.vocab_size:
                 raise ConfigError(f"logit_bias of token id {token}: the vocabulary has {self._model.vocab_size}")

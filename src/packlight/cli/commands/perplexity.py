@@ -17,6 +17,7 @@ PERPLEXITY_CONTEXT = 512  # llama.cpp's
 def run(values: flags.FlagValues) -> None:
     """Measures how well the model predicts a text, in chunks of --context tokens as llama.cpp cuts it."""
     from packlight.cli.loading import load, prepared_from
+    from packlight.model.spec.pooling import check_generates
     from packlight.perplexity import Base, cut, divergence, measure
 
     if (values.file is None) == (values.kl_divergence is None):
@@ -32,6 +33,7 @@ def run(values: flags.FlagValues) -> None:
     if base is not None:
         length = base.tokens.shape[1]
     prepared = prepared_from(values, length)
+    check_generates(prepared.model)
     if base is not None:
         base.check(prepared.model.vocab_size)
         chunks = min(len(base.tokens), values.chunks or len(base.tokens))
