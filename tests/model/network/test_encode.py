@@ -1,11 +1,15 @@
 """Encode steps: vectors of whole texts against llama.cpp's, alone and beside others, on meshes, and what is refused."""
 
+import json
+
 import encoder_goldens
 import numpy as np
 import pytest
 from conftest import GOLDENS_FOLDER, SHARED
 from encoders import ENCODERS, write
 from golden_models import gelu_table, shared
+from running import packlight as command
+from running import write_config
 
 import packlight
 from packlight.common.errors import ConfigError, ContextLengthError, UnsupportedError
@@ -138,6 +142,23 @@ def test_a_reranker_scores_pairs(tmp_path):
     for documents, said in (([], "at least one"), ("text", "a list of documents"), ([5], "a document to rank with")):
         with pytest.raises(ConfigError, match=said):
             llm.rerank("a query", documents)
+
+
+def test_the_command_sorts_documents(tmp_path):
+    path, texts = write(tmp_path / "m.gguf", ENCODERS["qwen3-rank"]), tmp_path / "texts.txt"
+    documents = ["one", "two words", "and three more"]
+    texts.write_text("one\n\ntwo words\nand three more\n")
+    config = write_config(tmp_path / "c.toml", context=64)
+    flags = ("rerank", f"--model={path}", f"--config={config}", "--query=a query", f"--file={texts}")
+    done = command(*flags, "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    scores = packlight.load(path, config).rerank("a query", documents)
+    assert [each["index"] for each in results] == np.argsort(-scores).tolist()
+    np.testing.assert_allclose([each["relevance_score"] for each in results], np.sort(scores)[::-1], rtol=1e-6)
+    assert "blank lines get no score: 2" in done.stderr
+    lines = command(*flags).stdout.splitlines()
+    assert [line.split("\t")[1] for line in lines] == [documents[each["index"]] for each in results]
 
 
 def test_a_pair_fills_its_template(tmp_path):
