@@ -62,7 +62,7 @@ FLAGS: dict[str, FlagRow] = {
     "file": (
         flags.DEFINE_string,
         None,
-        "text file: to predict; or texts to embed or to rank, one a line (blank ones are left out)",
+        "text file: to predict, or texts one a line (blank ones are left out)",
     ),
     "chunks": (flags.DEFINE_integer, None, "chunks of the text to use at most (default: all)"),
     "pooling": (
