@@ -46,8 +46,7 @@ def overview() -> str:
             *(f"  {command.name:<{name_width}}{command.summary}\n" for command in COMMANDS.values()),
             "\n",
             *flag_lines(USUAL, brief=True),
-            "more: packlight COMMAND --help, packlight help TOPIC\n",
-            f"topics: {', '.join(TOPICS)}\n",
+            f"more: COMMAND --help; help {', '.join(TOPICS)}\n",
         ]
     )
 
