@@ -137,6 +137,8 @@ def layer(
                 y, kept = mix(step, mixer, blk[mixer.name], at[mixer.name], state.get(mixer.name), h)
                 mixed, state = [*mixed, y], state | ({} if kept is None else {mixer.name: kept})
         x = add(x, functools.reduce(jnp.add, mixed), norms.after_attention)
+        if norms.after_attention_again in every:
+            x = normed(begin + x, norms.after_attention_again)
     if kind.ffn is None:
         return x, state
     one_norm = norms.before_ffn_optional and norms.before_ffn not in every

@@ -78,6 +78,8 @@ class Norms:
     after_attention: str = ""  # of what attention gives, before it is added
     after_ffn: str = ""
     of_sums: bool = False  # the norms after attention and feed-forward are of what they were added to
+    # Where a file has it: what the norm after attention gives is added to the layer's input once more, then normed.
+    after_attention_again: str = ""
     last: str = "output_norm"
     embedding: str = ""  # of the embedded tokens
     bare_first: bool = False  # attention of the first layer reads no norm
@@ -85,11 +87,12 @@ class Norms:
     @property
     def of_layers(self) -> tuple[str, ...]:
         """Those of a layer, each once."""
-        names = (self.before_attention, self.before_ffn, self.after_attention, self.after_ffn, self.attention_alone)
-        return tuple(dict.fromkeys(filter(None, names)))
+        names = (self.before_attention, self.before_ffn, self.after_attention, self.after_ffn)
+        return tuple(dict.fromkeys(filter(None, (*names, self.attention_alone, self.after_attention_again))))
 
     def is_optional(self, name: str) -> bool:
-        return name == self.attention_alone or (self.before_ffn_optional and name == self.before_ffn)
+        extra = name in (self.attention_alone, self.after_attention_again)
+        return extra or (self.before_ffn_optional and name == self.before_ffn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Ffn:
     # "gelu", "relu2" (squared) and "xielu" have no gate; "swiglu_oai" is clamped.
     kind: Literal["swiglu", "geglu", "gelu", "relu2", "xielu", "swiglu_oai"] = "swiglu"
     fused: bool = False  # one tensor, ffn_up, holds gate and up
+    may_fuse: bool = False  # it does where it has as many rows as both
     stated: bool = False  # a file may state another kind (hidden_activation)
     experts: Experts | None = None
 
@@ -457,8 +461,8 @@ ARCHITECTURES = {
             "jina-bert-v2",
             attention=Attention(qk_norm="whole", qk_norm_optional=True, alibi=8.0),
             rope=Rope(layers="none"),
-            norms=SUMS,
-            ffn=Ffn("geglu"),
+            norms=dataclasses.replace(SUMS, after_attention_again="attn_norm_2"),
+            ffn=Ffn("geglu", may_fuse=True),
             causal=False,
             token_types=True,
             ranking=Ranking(one=True),

@@ -199,7 +199,12 @@ class ModelConfig:
         or impossible value.
         """
         with naming(file.path):
-            return cls.from_metadata(file.metadata)
+            cfg = cls.from_metadata(file.metadata)
+        ffn, up = cfg.architecture.ffn, file.tensors.get("blk.0.ffn_up.weight")
+        if not ffn.may_fuse or up is None or up.shape[0] != 2 * cfg.feed_forward_length:
+            return cfg
+        fused = dataclasses.replace(cfg.architecture, ffn=dataclasses.replace(ffn, fused=True))
+        return dataclasses.replace(cfg, architecture=fused)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "ModelConfig":

@@ -82,6 +82,12 @@ ENCODERS = {
         " ffn_gate ffn_up ffn_down ffn_down.bias",
         TYPED,
     ),
+    "jina-bert-v2-code": Encoder(
+        "jina-bert-v2",
+        f"{QKV} whole_q_norm whole_q_norm.bias whole_k_norm whole_k_norm.bias {OUT} {SUMS} attn_norm_2 attn_norm_2.bias"
+        " fused_up ffn_down ffn_down.bias",
+        TYPED,
+    ),
     "modern-bert": Encoder("modern-bert", MODERN, "token_embd_norm output_norm", {**WINDOWS, "pooling_type": 2}),
     "modern-bert-rank": Encoder(
         "modern-bert",
