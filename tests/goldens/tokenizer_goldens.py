@@ -13,6 +13,13 @@ from peer import Vocab
 from vocabularies import ALPHABET, KEY, MARKED, bpe, genes, plamo, rwkv, spm, text_bpe, unigram, write_vocabulary
 from wpm_goldens import TEXTS, digest
 
+FRAMED = {"add_bos_token": True, "add_eos_token": True}
+EMBEDDING = {
+    "spm": spm(**FRAMED, add_space_prefix=False),  # Gemma's
+    "t5": unigram(("<mask>",), **FRAMED, bos_token_id=0, pre="jina-v2-es"),  # XLM-RoBERTa's, with its <mask>
+    "roberta-bpe": bpe("roberta-bpe", **FRAMED, add_sep_token=True, seperator_token_id=9),
+    "modern-bert": bpe("modern-bert", **FRAMED, seperator_token_id=9),
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "spm": spm(),
     "spm without prefix": spm(add_space_prefix=False, add_bos_token=False, add_eos_token=True),
@@ -33,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "t5 with all spaces": unigram(remove_extra_whitespaces=False),
     "t5 as it is": unigram(precompiled_charsmap=None, remove_extra_whitespaces=False, add_space_prefix=None),
     "t5 with bos": unigram((), bos_token_id=0, add_bos_token=True, add_eos_token=False),
+    **{f"{name} for embeddings": metadata for name, metadata in EMBEDDING.items()},
     "rwkv": rwkv(add_bos_token=True, add_eos_token=True, bos_token_id=0),
     "plamo2": plamo(add_bos_token=True),
     "hybriddna": genes(add_bos_token=True),
@@ -41,6 +49,8 @@ CLEANED = {  # where llama_detokenize tidies spaces away
     "gpt-2",
     "llama-bpe",
     "starcoder",
+    "roberta-bpe for embeddings",
+    "modern-bert for embeddings",
     "gemma4",
     "granite",
     "whitespace",

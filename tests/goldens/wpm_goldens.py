@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "odd flags": {
         KEY + "add_bos_token": False,
         KEY + "add_eos_token": True,
+        KEY + "add_sep_token": False,
         KEY + "add_space_prefix": True,
         KEY + "bos_token_id": 7,
         KEY + "seperator_token_id": 8,

@@ -197,7 +197,7 @@ def tokenizer_bad_values() -> Iterator[Case]:
     scores = [0.0] * 269
     yield tiny({"tokenizer.ggml.scores": [*scores, NAN]}), "key 'tokenizer.ggml.scores' is NaN for id 269"
     yield tiny({"tokenizer.ggml.scores": [*scores, -INF]}), None  # the least likely of all
-    for name in ("t5", "", "x\n", "x" * 9999, 3, ["llama"], ("str", b"\xff")):
+    for name in ("no_vocab", "", "x\n", "x" * 9999, 3, ["llama"], ("str", b"\xff")):
         yield tiny({"tokenizer.ggml.model": name}), "tokenizer.ggml.model"
 
 
