@@ -89,7 +89,7 @@ _HAN_REPRESENTATIVE = {"L": "\u4e00", "x": "\ufa6e"}
 _ASCII = {"L": "A-Za-z", "N": "0-9", "P": r"!-#%-*,-/:;?@\[-\]_{}", "M": "", "S": r"$+<->\^`|~"}
 
 
-Cutter = Callable[[str], list[int]]  # the shadow of a piece -> where the words of the piece end, the last one aside
+Cutter = Callable[[str], list[int]]  # the shadow of a piece -> where words in it end, ascending
 
 
 @dataclass(frozen=True)
