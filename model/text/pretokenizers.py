@@ -100,6 +100,7 @@ class PreTokenizer:
     ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
     add_bos: bool = False  # the default when the file has no `tokenizer.ggml.add_bos_token`
     always_bos: bool = False  # bos is added whatever the file says
+    default_bos: bool = True  # where the file names no bos token, id 11 is one
     byte_letters: bool = True  # tokens spell bytes in GPT-2's alphabet; otherwise they are text, bytes like "<0x0A>"
     marked_spaces: bool = False  # U+2581 stands for a space
     whole_newlines: bool = False  # a word of newlines that is a token is that token
@@ -173,7 +174,8 @@ _QWEN35 = PreTokenizer(
 )
 _LLAMA3 = PreTokenizer((_gpt4_like(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True)
 _DBRX = PreTokenizer(_LLAMA3.patterns)
-_GLM4 = PreTokenizer(_LLAMA3.patterns, ignore_merges=True)
+_CHATGLM = PreTokenizer(_LLAMA3.patterns, default_bos=False)
+_GLM4 = PreTokenizer(_LLAMA3.patterns, ignore_merges=True, default_bos=False)
 _MINICPM5 = PreTokenizer((r"\p{N}{1,3}", _gpt4_like(r"\p{N}+")), ignore_merges=True)
 _JAIS2 = PreTokenizer(
     (
@@ -275,7 +277,8 @@ _NAMES = {
     "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2": _QWEN2,
     "qwen35": _QWEN35,
     "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": _LLAMA3,
-    "dbrx smaug-bpe chatglm-bpe": _DBRX,
+    "dbrx smaug-bpe": _DBRX,
+    "chatglm-bpe": _CHATGLM,
     "glm4 glm5": _GLM4,
     "minicpm5": _MINICPM5,
     "jais-2": _JAIS2,

@@ -76,6 +76,7 @@ class Frame(NamedTuple):
     eos: bool = False
     bos_fixed: bool = False
     eos_fixed: bool = False
+    default_bos: bool = True  # whether there is a bos token where the file names none
 
 
 class Special(NamedTuple):
@@ -133,7 +134,7 @@ class Specials:
         """
         size = len(tokens)
         defaults = {name: i for name, i in DEFAULT_IDS[kind].items() if i < size}
-        bos = token_id(metadata, "bos", size, defaults.get("bos"), strict=True)
+        bos = token_id(metadata, "bos", size, defaults.get("bos") if frame.default_bos else None, strict=True)
         eos = token_id(metadata, "eos", size, defaults.get("eos"), strict=True)
         ends, types = _ends(metadata, tokens, vocab, eos, types)
         add_bos, add_eos = flag(metadata, "add_bos_token", frame.bos), flag(metadata, "add_eos_token", frame.eos)

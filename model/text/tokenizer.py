@@ -211,7 +211,7 @@ class _Reading(NamedTuple):
 def _frame(kind: str, pre: PreTokenizer | None) -> Frame:
     """What is put around a text."""
     if pre is not None:
-        return Frame(bos=pre.add_bos or pre.always_bos, bos_fixed=pre.always_bos)
+        return Frame(pre.add_bos or pre.always_bos, bos_fixed=pre.always_bos, default_bos=pre.default_bos)
     match kind:
         case "bert":  # its separator is no eos; `add_sep_token` is only asked where two texts make one
             return Frame(bos=True, bos_fixed=True, eos_fixed=True)

@@ -457,6 +457,8 @@ def test_bos_and_eos():
     both = Tokenizer.from_metadata(bpe_metadata(add_bos_token=True, add_eos_token=True))
     assert both.encode("") == [last, last]
     assert both.encode("", add_special=False) == []
+    found = {pre: Tokenizer.from_metadata(bpe_metadata(pre, bos_token_id=None)).bos_id for pre in ("qwen2", "glm4")}
+    assert found == {"qwen2": 11, "glm4": None}
     assert small("llama-bpe").add_bos
     assert not small("gpt-2").add_bos
 
