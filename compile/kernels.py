@@ -83,15 +83,12 @@ class KernelPlan:
                 if weight.is_vector:
                     tensors[name] = "f32"
                     continue
-                path, looked_up = products[formats[name]], weight.name == "token_embd"
+                path, is_head = products[formats[name]], tied and weight.name == "token_embd"
                 if weight.kind == "heads" and (path != "native" or len(weight.shape) == 2):
                     tensors[name] = "xla"  # a layer's are unpacked at once, whatever multiplies them
                     continue
-                if weight.name in ("position_embd", "token_types"):
-                    tensors[name] = "gather"
-                    continue
-                tensors[name] = path if not looked_up else f"gather+{path}" if tied else "gather"
-                if tied or not looked_up:
+                tensors[name] = path if not weight.looked_up else f"gather+{path}" if is_head else "gather"
+                if is_head or not weight.looked_up:
                     multiplied[name] = formats[name]
         mosaic = cfg.mosaic_attention and config.kv_dtype in MOSAIC_CACHES
         return cls(config.kernel_path, products, tensors, multiplied, cfg.plain_attention, mosaic)

@@ -20,7 +20,7 @@ from packlight.compile.config import CompileConfig
 from packlight.compile.kernels import KernelPlan, has_wgmma
 from packlight.compile.plan import Phase, Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
-from packlight.model.network.forward import embed, head, layers
+from packlight.model.network.forward import head, hidden_states
 from packlight.model.network.pooling import pooled, scores, unpooled
 from packlight.model.network.state import Cache, Numerics, Rows
 from packlight.model.network.step import Step
@@ -239,7 +239,7 @@ def prefill(
         mine = group == data_number(split)
     rows = Rows(slot, start[None], (start + real)[None], mine[None])
     step = Step.of(cfg, numerics, params, rows, tokens.shape[0])
-    hidden, state = layers(step, params, embed(step, params, tokens[None]), cache.state)
+    hidden, state = hidden_states(step, params, tokens[None], cache.state)
     hidden = from_owner(hidden[0], mine, split)
     last = jax.lax.dynamic_slice_in_dim(hidden, real - 1, 1)
     length = cache.length.at[slot].set(jnp.where(mine, start + real, cache.length[slot]))
@@ -259,7 +259,7 @@ def encode(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, a
     tokens, real = args.tokens, args.real
     rows = Rows(jnp.int32(0), jnp.zeros_like(real), real, real > 0)
     step = Step.of(cfg, numerics, params, rows, tokens.shape[1])
-    hidden, _ = layers(step, params, embed(step, params, tokens), {})
+    hidden, _ = hidden_states(step, params, tokens, {})
     vectors = rows_of_all(pooled(params, hidden, real, args.pooling, numerics), numerics.split)
     ranked = scores(cfg, params, hidden, real, numerics)
     ranked = None if ranked is None else rows_of_all(ranked, numerics.split)
@@ -298,7 +298,7 @@ def decode(
         start = jnp.where(running, cache.length[:batch], 0)
         rows = Rows(jnp.int32(0), start, start + 1, running)
         step = Step.of(cfg, numerics, params, rows, 1)
-        hidden, state = layers(step, params, embed(step, params, tokens[:, None]), cache.state)
+        hidden, state = hidden_states(step, params, tokens[:, None], cache.state)
         logits, sampling = head(cfg, params, hidden[:, 0], numerics), args.sampling._replace(mirostat_mu=mu)
         picked = pick(logits, args.adjustment, sampling, start + 1, args.is_end)
         length = cache.length.at[:batch].add(running.astype(jnp.int32))

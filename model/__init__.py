@@ -7,7 +7,7 @@ Axis letters, used in names, comments and einsums everywhere:
     S  cache time               H  query heads          N  blocks per row
     L  layers                   K  kv heads             G  query heads per kv head (H / K)
     E  experts                  X  experts used per token
-    J  key heads of a delta net
+    J  key heads of a delta net P  per-layer inputs
 
 Weights are `(out, in)` everywhere and carry their GGUF names.
 """

@@ -1,7 +1,7 @@
 """Bytes a pass must read and operations it must do, whatever program runs it. Pure arithmetic, imports no jax.
 
 Bytes: packed weights once per pass, of a mixture's experts as many as the pass's tokens are expected to choose, one
-row of the embedding per token, and the cache once per pass. Activations, scratch and writes are not counted.
+row of what is looked up per token, and the cache once per pass. Activations, scratch and writes are not counted.
 """
 
 import math
@@ -14,24 +14,18 @@ from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.weights import read_tensors
 
+LOOKED_UP = ("token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
+
 
 def weight_bytes(file: GGUFFile, cfg: ModelConfig, rows: int, head: bool = True) -> float:
     """Packed bytes that one pass over `rows` tokens reads."""
     total = 0.0
     for info in read_tensors(file, cfg):
-        match name := info.name:
-            case "position_embd.weight":
-                total += rows * info.nbytes / info.shape[0]
-            case "token_embd.weight":
-                looked_up = rows * info.nbytes / info.shape[0]
-                total += looked_up + (info.nbytes if head and "output.weight" not in file.tensors else 0)
-            case "output.weight":
-                total += info.nbytes if head else 0
-            case "position_embd.weight" | "token_types.weight":
-                total += min(rows, info.shape[0]) * info.nbytes / info.shape[0]
-            case _:
-                total += info.nbytes * _chosen(cfg, name, rows)
-    return total
+        if info.name in LOOKED_UP:
+            total += min(rows, info.shape[0]) * info.nbytes / info.shape[0]
+        elif info.name != "output.weight":
+            total += info.nbytes * _chosen(cfg, info.name, rows)
+    return total + (head_bytes(file) if head else 0)
 
 
 def head_bytes(file: GGUFFile) -> int:
@@ -40,9 +34,9 @@ def head_bytes(file: GGUFFile) -> int:
 
 
 def matrix_flops(file: GGUFFile, cfg: ModelConfig) -> float:
-    """Multiplications and additions of one token in every matrix of the layers."""
-    layers = (info for info in read_tensors(file, cfg) if info.name.startswith("blk."))
-    return sum(2.0 * _used(cfg, info.name, info) for info in layers if len(info.shape) > 1)
+    """Multiplications and additions of one token in every matrix but the head and those that are looked up."""
+    rest = (info for info in read_tensors(file, cfg) if info.name not in (*LOOKED_UP, "output.weight"))
+    return sum(2.0 * _used(cfg, info.name, info) for info in rest if len(info.shape) > 1)
 
 
 def head_flops(file: GGUFFile) -> float:

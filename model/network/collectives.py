@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from packlight.model.spec.sharding import DATA, TENSOR, Split
+from packlight.quant.qtensor import QTensor, gather_rows
 
 
 def summed(x: jax.Array, split: Split) -> jax.Array:
@@ -17,6 +18,23 @@ def gathered(x: jax.Array, width: int, split: Split) -> jax.Array:
     if split.tensor == 1:
         return x
     return lax.all_gather(x, TENSOR, axis=x.ndim - 1, tiled=True)[..., :width]
+
+
+def own_part(x: jax.Array, kept: int, split: Split) -> jax.Array:
+    """This device's `kept` numbers of the last axis, with zeros behind the end of all."""
+    if split.tensor == 1:
+        return x
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, kept * split.tensor - x.shape[-1])])
+    return lax.dynamic_slice_in_dim(padded, tensor_number(split) * kept, kept, axis=-1)
+
+
+def look_up(table: QTensor, ids: jax.Array, split: Split) -> jax.Array:
+    """Rows of a packed table, of which each device has its own: int32 (...) -> float32 (..., K)."""
+    if split.tensor == 1:
+        return gather_rows(table, ids)
+    row = ids - tensor_number(split) * table.shape[0]
+    mine = (row >= 0) & (row < table.shape[0])
+    return summed(jnp.where(mine[..., None], gather_rows(table, row), jnp.float32(0)), split)
 
 
 def tensor_number(split: Split) -> jax.Array:

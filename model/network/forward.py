@@ -5,6 +5,7 @@ tokens of row b go to cache slot `slot + b` at `start[b] ..`, and each sees the 
 """
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from packlight.model.network.collectives import gathered, summed, tensor_number
+from packlight.model.network import altup, perlayer
+from packlight.model.network.collectives import gathered, look_up
 from packlight.model.network.ffn import dense, moe
 from packlight.model.network.mixers import attention, deltanet, mla, shortconv
 from packlight.model.network.norms import norm, softcap
@@ -33,7 +35,8 @@ from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import gather_rows
 
 # What each kind of part computes. A mixer takes (step, part, weights, index, state, h) and returns (y, state); a
-# feed-forward part takes (step, part, weights, index, h) and returns y: normed h (B, T, D) -> y (B, T, D).
+# feed-forward part takes (step, part, weights, index, h, x) and returns y: normed h (B, T, D) -> y (B, T, D); h is x
+# normed.
 MIXERS: Mapping[type, Callable[..., tuple[jax.Array, Any]]] = {
     AttentionPart: attention.mix,
     DeltaNetPart: deltanet.mix,
@@ -51,13 +54,8 @@ def embed(step: Step, params: Params, tokens: jax.Array) -> jax.Array:
     Tables of positions and of token types are added where the model has them; padding behind the end of the positions
     reads the last one.
     """
-    cfg, split, weights = step.cfg, step.numerics.split, params["token_embd"]
-    if split.tensor == 1:
-        x = gather_rows(weights, tokens)
-    else:
-        row = tokens - tensor_number(split) * weights.shape[0]
-        mine = (row >= 0) & (row < weights.shape[0])
-        x = summed(jnp.where(mine[..., None], gather_rows(weights, row), jnp.float32(0)), split)
+    cfg = step.cfg
+    x = look_up(params["token_embd"], tokens, step.numerics.split)
     x = x if cfg.embedding_scale == 1 else x * jnp.float32(cfg.embedding_scale)
     if "position_embd" in params:
         x = x + gather_rows(params["position_embd"], jnp.minimum(step.positions, cfg.context_length - 1))
@@ -66,19 +64,29 @@ def embed(step: Step, params: Params, tokens: jax.Array) -> jax.Array:
     return norm(cfg, x, params, name) if (name := cfg.architecture.norms.embedding) else x
 
 
+def hidden_states(step: Step, params: Params, tokens: jax.Array, state: State) -> tuple[jax.Array, State]:
+    """int32 (B, T) -> hidden states (B, T, D) after the final norm, and the state that the step leaves."""
+    x = embed(step, params, tokens)
+    if step.cfg.per_layer_length:
+        step = dataclasses.replace(step, inputs=perlayer.inputs(step, params, tokens, x))
+    return layers(step, params, x, state)
+
+
 def layers(step: Step, params: Params, x: jax.Array, state: State) -> tuple[jax.Array, State]:
     """Runs every layer and the final norm: hidden states (B, T, D), and the state that the step leaves.
 
     x: float32 (B, T, D). Loops carry the state, so that XLA updates it in place. Without a state, {}, each row is a
     whole text, of which nothing is kept.
     """
+    arch = step.cfg.architecture
+    x = altup.begin(step, params, x) if arch.streams else x
     carry, first = (x, state), collections.Counter()  # the layers so far that have each part
     for period in periods(step.cfg.layers):
         carry = _loop(period.repeats, functools.partial(_period, step, params["blk"], period, first), carry)
         first.update({name: period.repeats * count for name, count in period.counts.items()})
     x, state = carry
-    last = step.cfg.architecture.norms.last
-    return (norm(step.cfg, x, params, last) if last else x), state
+    x = altup.end(step, params, x) if arch.streams else x
+    return (norm(step.cfg, x, params, arch.norms.last) if arch.norms.last else x), state
 
 
 def _period(step: Step, blk: Params, period: Period, first: Mapping[str, int], repeat: jax.Array, carry: Any) -> Any:
@@ -95,7 +103,8 @@ def _numbered(
     step: Step, blk: Params, kind: Layer, base: Mapping[str, jax.Array], number: jax.Array, carry: Any
 ) -> Any:
     """Layer `number` of a run, whose first one is `base` of those that have each part."""
-    return layer(step, blk, kind, {name: at + number for name, at in base.items()}, *carry)
+    run = layer if kind.altup is None else _layer_of_streams
+    return run(step, blk, kind, {name: at + number for name, at in base.items()}, *carry)
 
 
 def _loop(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -113,7 +122,7 @@ def layer(
 ) -> tuple[jax.Array, State]:
     """One layer: x + mixers(norm(x)), then x + ffn(norm(x)), with the norms the family has.
 
-    Side by side it is x + mixers(norm(x)) + ffn(norm(x)).
+    Side by side it is x + mixers(norm(x)) + ffn(norm(x)). Some families add to what comes out, or scale it.
     """
     cfg, index, every = step.cfg, at[LAYER], blk.get(LAYER, {})
     norms = cfg.architecture.norms
@@ -134,19 +143,49 @@ def layer(
         for mixer in kind.mixers:
             with jax.named_scope(mixer.name):
                 mix = MIXERS[type(mixer)]
-                y, kept = mix(step, mixer, blk[mixer.name], at[mixer.name], state.get(mixer.name), h)
-                mixed, state = [*mixed, y], state | ({} if kept is None else {mixer.name: kept})
+                y, kept = mix(step, mixer, blk[mixer.name], at[mixer.name], state.get(mixer.state_name), h)
+                mixed, state = [*mixed, y], state | ({} if kept is None else {mixer.state_name: kept})
         x = add(x, functools.reduce(jnp.add, mixed), norms.after_attention)
         if norms.after_attention_again in every:
             x = normed(begin + x, norms.after_attention_again)
-    if kind.ffn is None:
-        return x, state
-    one_norm = norms.before_ffn_optional and norms.before_ffn not in every
-    source = begin if cfg.side_by_side or one_norm else x
-    with jax.named_scope(kind.ffn.name):
-        h = normed(source, norms.before_attention if one_norm else norms.before_ffn)
-        y = FFNS[type(kind.ffn)](step, kind.ffn, blk[kind.ffn.name], at[kind.ffn.name], h)
-        return add(x, y, norms.after_ffn), state
+        if kind.laurel is not None:
+            beside = altup.laurel(step, blk[kind.laurel.name], at[kind.laurel.name], h)
+            x = (x + beside) * jnp.float32(0.5**0.5)
+    if kind.ffn is not None:
+        one_norm = norms.before_ffn_optional and norms.before_ffn not in every
+        source = begin if cfg.side_by_side or one_norm else x
+        with jax.named_scope(kind.ffn.name):
+            h = normed(source, norms.before_attention if one_norm else norms.before_ffn)
+            y = FFNS[type(kind.ffn)](step, kind.ffn, blk[kind.ffn.name], at[kind.ffn.name], h, source)
+            x = add(x, y, norms.after_ffn)
+    if kind.per_layer is not None:
+        with jax.named_scope(kind.per_layer.name):
+            x = x + perlayer.added(step, kind.per_layer, blk[kind.per_layer.name], at[kind.per_layer.name], x)
+    return x * every["layer_output_scale"][index, 0] if "layer_output_scale" in every else x, state
+
+
+def _layer_of_streams(
+    step: Step,
+    blk: Params,
+    kind: Layer,
+    at: Mapping[str, jax.Array],
+    streams: jax.Array,  # float32 (STREAMS, B, T, D)
+    state: State,
+) -> tuple[jax.Array, State]:
+    """`layer` on the first of the streams, which all are predicted before it and corrected behind it.
+
+    The second embedding is read with the first stream and added to the others.
+    """
+    assert kind.altup is not None
+    assert kind.per_layer is not None
+    weights, index = blk[kind.altup.name], at[kind.altup.name]
+    predicted = altup.predict(step, weights, index, streams)
+    y, state = layer(step, blk, dataclasses.replace(kind, altup=None, per_layer=None), at, predicted[0], state)
+    streams = altup.correct(step, weights, index, predicted, y)
+    read = streams[0] * weights["altup_correct_scale"][index][None, None, :]
+    with jax.named_scope(kind.per_layer.name):
+        new = perlayer.added(step, kind.per_layer, blk[kind.per_layer.name], at[kind.per_layer.name], read)
+    return jnp.concatenate([streams[:1], streams[1:] + new[None]]), state
 
 
 def head(

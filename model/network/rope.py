@@ -64,7 +64,8 @@ def magnitude(scaling: RopeScaling) -> float:
 
 
 def rope_divisors(cfg: ModelConfig, params: Params, context: int) -> jax.Array | None:
-    """The file's divisors of the frequencies, float32 (rot/2,): Llama 3.1's, or phi3's long or short ones.
+    """The file's divisors of the frequencies, float32 (rot/2,): Llama 3.1's, phi3's long or short ones, or those that
+    turn a share of Gemma 4's channels only, (C/2,).
 
     Which of phi3's two is chosen by the context the cache has, as llama.cpp does it, not by a prompt's length.
     """
@@ -109,12 +110,12 @@ class Turns:
 def rotation(
     cfg: ModelConfig,
     positions: jax.Array,  # int32 (B, T)
-    divisors: jax.Array | None,  # float32 (rot/2,), of the frequencies
+    divisors: jax.Array | None,  # float32 (rot/2 or more,), of the frequencies
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin, float32 (B, T, rot/2)."""
     inverse = jnp.asarray(inverse_frequencies(cfg), jnp.float32)
     if divisors is not None:
-        inverse = inverse / divisors
+        inverse = inverse / divisors[: len(inverse)]
     angles = positions.astype(jnp.float32)[..., None] * inverse[None, None, :]
     scale = np.float32(magnitude(cfg.rope_scaling))
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale

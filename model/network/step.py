@@ -20,6 +20,7 @@ class Step:
     rows: Rows
     positions: jax.Array  # int32 (B, T), of the tokens
     turns: Turns
+    inputs: jax.Array | None = None  # float32 (L, B, T, P), what each layer reads of the tokens themselves
 
     @classmethod
     def of(cls, cfg: ModelConfig, numerics: Numerics, params: Params, rows: Rows, tokens: int) -> "Step":

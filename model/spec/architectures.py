@@ -24,6 +24,10 @@ class Attention:
     # The mixed values are multiplied: with the sigmoid of a second half of each query head, or with what `attn_gate`
     # gives, the sigmoid of a number for each channel or the softplus of one for each head.
     gate: Literal["", "query", "channels", "heads"] = ""
+    values_normed: bool = False  # each head's values are normed, without weights
+    keys_as_values: bool = False  # where layers have no `attn_v`, values are what the keys' matrix gives
+    # The last layers attend to keys and values of layers before them: as many as a file says, or those beyond 20.
+    shares: Literal["", "stated", "beyond 20"] = ""
     softcap: float | None = None  # default of the scores' soft cap; 0: none; None: a file cannot ask for one
     sinks: bool = False  # each head has a score that takes weight and gives no value
     # Queries far into a text are sharpened: as the file states it, from the original context on or from a length that
@@ -39,6 +43,7 @@ class Windows:
 
     # One of n layers attends to the whole context, the others to a sliding window; 0: all slide; None: none does.
     period: int | None = None
+    stated: bool = False  # a file must say which layers slide, in an array
     global_first: bool = False  # the one that attends to the whole context is the first of each n, not the last
     width: int | None = None  # default width; None: the file must give one; 0: no window unless the file gives one
     layers: int = 0  # only models with so many layers have windows; 0: all models
@@ -46,6 +51,7 @@ class Windows:
     unstretched: bool = False  # sliding layers rotate without the stretching that the file asks for
     rope_base: float | None = 0.0  # default base of the sliding layers' rotation; 0: the model's; None: always that
     own_rotation: bool = False  # a file may state how many channels sliding layers rotate
+    own_heads: bool = False  # a file may state how wide the heads of sliding layers are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Rope:
     # Pairs are shared among kinds of positions (M-RoPE), in runs or in turn; of a text all but the last kind are equal,
     # and the last is 0. A file must, or in runs may, state how many pairs each has.
     sections: Literal["", "may", "runs", "in turn"] = ""
+    divided: bool = False  # a file must have divisors of the frequencies, for all channels of a head
     # Where a file states how much of YaRN's sharpening the rotation takes back, it takes back all of it.
     takes_all_back: bool = False
     two_contexts: bool = False  # a file may divide frequencies by other numbers for long contexts than for short ones
@@ -119,6 +126,9 @@ class Experts:
     # How many experts every token goes through, unless the file says it, or their width. None: the file must.
     shared: int | None = 0
     shared_gate: bool = False  # what they give is multiplied with a sigmoid
+    # Beside them is a dense MLP, as wide as the file says. Both have norms of their own before and after, and the
+    # router reads hidden states that were normed with its own weights.
+    beside_dense: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +138,7 @@ class Ffn:
     # "gelu", "relu2" (squared) and "xielu" have no gate; "swiglu_oai" is clamped.
     kind: Literal["swiglu", "geglu", "gelu", "relu2", "xielu", "swiglu_oai"] = "swiglu"
     fused: bool = False  # one tensor, ffn_up, holds gate and up
+    sparse_layers: int = 0  # so many layers, the first ones, let only the highest twentieth of their gates through
     may_fuse: bool = False  # it does where it has as many rows as both
     stated: bool = False  # a file may state another kind (hidden_activation)
     experts: Experts | None = None
@@ -166,6 +177,11 @@ class Architecture:
     # Attention and feed-forward read the same hidden states, and both are added to them: never, always, or by a key.
     side_by_side: Literal["never", "always", "stated"] = "never"
     learned_positions: bool = False  # a table of positions is added to embeddings
+    # Default of the width of a second embedding in each layer, which adds it to its output; 0: none, unless the file
+    # has it; None: a file cannot have one.
+    per_layer_inputs: int | None = None
+    streams: bool = False  # hidden states are several streams (AltUp), with a narrow way beside attention (Laurel)
+    scaled_outputs: bool = False  # a file may multiply what each layer gives with a number
     causal: bool = True  # tokens see those before them; False: all of their text, and the family generates none
     token_types: bool = False  # a vector for the type of tokens is added to embeddings: a text's are all of type 0
     ranking: Ranking | None = None
@@ -174,6 +190,7 @@ class Architecture:
     # nothing or MiniCPM's; logits alone, which a key multiplies.
     scales: Literal["", "embedding", "stated", "minicpm", "logits"] = ""
     attention_scale: float = 0.0  # of scores; 0: 1 / sqrt(C), or as `scales` says
+    softcap_stated: bool = True  # a file may state the logits' soft cap
     logit_softcap: float | None = None  # default of the logits' soft cap; 0: none; None: a file cannot ask for one
 
 
@@ -415,6 +432,32 @@ ARCHITECTURES = {
             ffn=Ffn("geglu"),
             scales="embedding",
             logit_softcap=0.0,
+        ),
+        Architecture(
+            "gemma3n",
+            attention=Attention(qk_norm="head", values_normed=True, shares="beyond 20"),
+            windows=Windows(5, unstretched=True, rope_base=10000.0),
+            norms=AFTER,
+            ffn=Ffn("geglu", sparse_layers=10),
+            per_layer_inputs=256,
+            streams=True,
+            scales="embedding",
+            attention_scale=1.0,
+            softcap_stated=False,
+            logit_softcap=30.0,
+        ),
+        Architecture(
+            "gemma4",
+            attention=Attention(qk_norm="head", values_normed=True, keys_as_values=True, shares="stated"),
+            windows=Windows(stated=True, unstretched=True, rope_base=10000.0, own_rotation=True, own_heads=True),
+            rope=Rope(divided=True),
+            norms=AFTER,
+            ffn=Ffn("geglu", experts=Experts(must=False, beside_dense=True)),
+            per_layer_inputs=0,
+            scaled_outputs=True,
+            scales="embedding",
+            attention_scale=1.0,
+            logit_softcap=30.0,
         ),
         Architecture(
             "gpt-oss",

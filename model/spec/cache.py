@@ -28,6 +28,7 @@ class CacheShape:
         return {
             mixer.name: type(kept)(*map(self.split.spread, kept))
             for mixer, layers in self.cfg.mixers.items()
+            if mixer.state_name == mixer.name
             for kept in [mixer.state(self.cfg, layers, self.room)]
         }
 
@@ -50,5 +51,5 @@ class CacheShape:
 
 def read_bytes(cfg: ModelConfig, dtype: str, rows: int, length: int) -> int:
     """Bytes of the state that `rows` tokens of a slot look back at, the last of them at position `length` - 1."""
-    state = CacheShape(cfg, Room(1, length, rows, dtype)).state
-    return sum(each.nbytes for kept in state.values() for each in kept)
+    room = Room(1, length, rows, dtype)
+    return sum(each.nbytes for mixer, layers in cfg.mixers.items() for each in mixer.state(cfg, layers, room))

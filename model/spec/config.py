@@ -18,11 +18,13 @@ from packlight.model.gguf.reader import GGUFFile
 from packlight.model.spec.architectures import ARCHITECTURES, Architecture, Experts, Ffn, Ranking, RouterScores
 from packlight.model.spec.layers import MAX_TRACED, Layer, traced
 from packlight.model.spec.parts import Mixer, Part
-from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.altup import AltUpPart, LaurelPart
+from packlight.model.spec.parts.attention import AttentionPart, Source
 from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.dense import DensePart
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart, Routing
+from packlight.model.spec.parts.perlayer import PerLayerPart
 from packlight.model.spec.parts.shortconv import ShortConvPart
 
 # What the Mosaic attention kernel is made for: tensor cores take whole pieces of 128 bytes, and of float32 they would
@@ -76,7 +78,7 @@ class ModelConfig:
     feed_forward_length: int  # F, the most that a layer has
     head_count: int  # H, the most that a layer has
     head_count_kv: int  # K, the most that a layer has
-    key_length: int  # C
+    key_length: int  # C, of the layers that do not slide
     vocab_size: int  # V
     norm_epsilon: float  # of the family's kind of norm
     rope_dimension_count: int  # rot, the channels of a head that are rotated
@@ -92,6 +94,9 @@ class ModelConfig:
     ffn_lengths: tuple[int, ...] = ()  # F of each layer, where they differ; 0: the layer has no feed-forward part
     heads: tuple[int, ...] = ()  # H of each layer, where they differ
     kv_heads: tuple[int, ...] = ()  # K of each layer, where they differ; 0: the layer has no attention
+    key_length_swa: int = 0  # C of the layers that slide, where it is another; 0: it is the same
+    shared_kv_layers: int = 0  # the last ones, which attend to keys and values of layers before them
+    per_layer_length: int = 0  # P, width of the second embedding in each layer; 0: there is none
     latent: MlaPart | None = None  # the mixer of all layers, where keys and values are made of latents
     delta_net: DeltaNetPart | None = None  # the mixer of layers that remember
     remembers: tuple[bool, ...] = ()  # for each layer, whether it does
@@ -159,10 +164,17 @@ class ModelConfig:
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
         """What every layer is made of."""
-        numbers = range(self.block_count)
-        mixers, ffns = _named([self._mixer(at) for at in numbers]), _named([self._ffn(at) for at in numbers])
-        bare = [self.architecture.norms.bare_first and at == 0 for at in numbers]
-        return tuple(Layer((mixer,), ffn, first) for mixer, ffn, first in zip(mixers, ffns, bare, strict=True))
+        own = self.block_count - self.shared_kv_layers
+        mixers = _named([self._mixer(at) for at in range(own)])
+        mixers += _named([self._reader(at, mixers) for at in range(own, self.block_count)])
+        ffns = _named([self._ffn(at) for at in range(self.block_count)])
+        per_layer = PerLayerPart(self.per_layer_length) if self.per_layer_length else None
+        streams = (LaurelPart(), AltUpPart()) if self.architecture.streams else (None, None)
+        bare = [self.architecture.norms.bare_first and at == 0 for at in range(self.block_count)]
+        return tuple(
+            Layer((mixer,), ffn, first, per_layer, *streams)
+            for mixer, ffn, first in zip(mixers, ffns, bare, strict=True)
+        )
 
     def _mixer(self, layer: int) -> Mixer:
         if self.latent is not None:
@@ -174,15 +186,29 @@ class ModelConfig:
             return ShortConvPart(self.taps)
         heads = self.heads[layer] if self.heads else self.head_count
         window = self.sliding_window if self.slides and self.slides[layer] else 0
+        width = self.key_length_swa if window and self.key_length_swa else self.key_length
         rotates = self.rotates[layer] if self.rotates else True
         name = "window" if window else "attention"
-        return AttentionPart(heads, kv_heads, self.key_length, window, rotates, name)
+        return AttentionPart(heads, kv_heads, width, window, rotates, name)
+
+    def _reader(self, layer: int, before: Sequence[Mixer]) -> AttentionPart:
+        """Of a layer without keys and values: those of the last layer before, of those with their own, that sees as
+        much."""
+        part = self._mixer(layer)
+        assert isinstance(part, AttentionPart)
+        sources = [each for each in before if isinstance(each, AttentionPart) and each.window == part.window]
+        source = Source(sources[-1].name, sources.count(sources[-1]) - 1)
+        return dataclasses.replace(part, name=f"shared_{part.name}", reads=source)
 
     def _ffn(self, layer: int) -> Part:
         width = self.ffn_lengths[layer] if self.ffn_lengths else self.feed_forward_length
         mixed = self.with_experts[layer] if self.with_experts else self.expert_count > 0
         if not mixed:
-            return DensePart(width)
+            sparse = layer < self.architecture.ffn.sparse_layers
+            return DensePart(width, "sparse" if sparse else "dense", sparse=sparse)
+        experts = self.architecture.ffn.experts
+        if experts is not None and experts.beside_dense:
+            return MoePart(DensePart(width, "beside"))
         shared = self.shared_feed_forward_length
         return MoePart(DensePart(shared, "shared", "_shexp") if shared else None)
 
@@ -219,12 +245,15 @@ class ModelConfig:
         kv_heads = _kv_heads(keys, heads)
         latent = MlaPart.read(keys, max(heads)) if arch.attention.latent else None
         head_dim = latent.key_length if latent else _head_dim(keys, embed, heads)
+        sliding_dim = _sliding_head_dim(keys, head_dim)
         rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
         if rotated % 2:
             keys.fail("rope.dimension_count", f"{rotated} is odd")
         if rotated != head_dim and arch.rope.whole:
             keys.fail("rope.dimension_count", f"{rotated} is not the head's width of {head_dim}")
-        all_experts = arch.ffn.experts is not None and keys.has("expert_feed_forward_length")
+        all_experts = keys.has("expert_feed_forward_length") and bool(
+            arch.ffn.experts and not arch.ffn.experts.beside_dense
+        )
         ffn = keys.integers("feed_forward_length", default=0 if all_experts else None, low=0 if all_experts else 1)
         experts = _experts(keys, ffn)
         window, slides = _windows(keys)
@@ -232,8 +261,10 @@ class ModelConfig:
         # at base 1 every pair would turn alike, and YaRN divide by its logarithm
         base = keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12)
         swa = arch.windows.own_rotation
-        rotated_swa = keys.integer("rope.dimension_count_swa", default=rotated, high=head_dim) if swa else rotated
-        _refuse_variants(keys, head_dim, rotated_swa)
+        rotated_swa = keys.integer("rope.dimension_count_swa", default=rotated, high=sliding_dim) if swa else rotated
+        if rotated_swa % 2:
+            keys.fail("rope.dimension_count_swa", f"{rotated_swa} is odd")
+        _refuse_variants(keys, sliding_dim, rotated_swa)
         made_to_embed = arch.ranking is not None or not arch.causal or keys.has("pooling_type")
         norm_key = "attention.layer_norm_epsilon" if arch.norms.kind == "layer" else "attention.layer_norm_rms_epsilon"
         cfg = cls(
@@ -255,6 +286,9 @@ class ModelConfig:
             remembers=_remembers(keys) if arch.delta_net else (),
             taps=taps,
             key_length=head_dim,
+            key_length_swa=sliding_dim if sliding_dim != head_dim else 0,
+            shared_kv_layers=_shared_kv_layers(keys, slides, kv_heads),
+            per_layer_length=_per_layer_length(keys),
             vocab_size=_vocab_size(keys),
             norm_epsilon=keys.number(norm_key, default=None, low=1e-30, high=1.0),
             rope_dimension_count=rotated,
@@ -454,6 +488,42 @@ def _head_dim(keys: _Keys, embed: int, heads: Sequence[int]) -> int:
     return head_dim
 
 
+def _sliding_head_dim(keys: _Keys, head_dim: int) -> int:
+    """C of the layers with a sliding window."""
+    if not keys.architecture.windows.own_heads:
+        return head_dim
+    sliding = keys.integer("attention.key_length_swa", default=head_dim, high=65536)
+    values = keys.integer("attention.value_length_swa", default=sliding, high=65536)
+    if values != sliding:
+        raise UnsupportedError(f"key '{keys.full('attention.value_length_swa')}': {values} differs from {sliding}")
+    return sliding
+
+
+def _shared_kv_layers(keys: _Keys, slides: tuple[bool, ...], kv_heads: tuple[int, ...]) -> int:
+    """How many layers, the last ones, attend to keys and values of the last layer before them that sees as much."""
+    key = "attention.shared_kv_layers"
+    match keys.architecture.attention.shares:
+        case "stated":
+            count = keys.integer(key, 0, low=0, high=keys.layers - 1)
+        case "beyond 20":
+            count = max(0, keys.layers - 20)
+        case _:
+            return 0
+    own = keys.layers - count
+    sources = {slides[layer]: kv_heads[layer] for layer in range(own)}
+    for layer in range(own, keys.layers):
+        if sources.get(slides[layer]) != kv_heads[layer]:
+            what = "that slides" if slides[layer] else "that sees everything"
+            keys.fail(key, f"{count}: layer {layer} needs one {what} among the first {own}, with as many kv heads")
+    return count
+
+
+def _per_layer_length(keys: _Keys) -> int:
+    """P, 0 where there is no second embedding."""
+    default = keys.architecture.per_layer_inputs
+    return 0 if default is None else keys.integer("embedding_length_per_layer_input", default, low=0, high=65536)
+
+
 def _kv_heads(keys: _Keys, heads: Sequence[int]) -> tuple[int, ...]:
     """K of each layer; 0 where the family has something else than attention in layers without kv heads."""
     key, may_lack = "attention.head_count_kv", bool(keys.architecture.without_kv_heads)
@@ -496,7 +566,8 @@ def _experts(keys: _Keys, ffn: tuple[int, ...]) -> dict[str, Any]:
     used = keys.integer("expert_used_count", default=None if count else 0, low=min(count, 1), high=count)
     if not count:
         return nothing
-    width = keys.integer("expert_feed_forward_length", default=None if _unless_equal(ffn) else ffn[0])
+    stated = bool(_unless_equal(ffn)) or family.beside_dense
+    width = keys.integer("expert_feed_forward_length", default=None if stated else ffn[0])
     groups, groups_used = 1, 1
     if family.grouped and (groups := keys.integer("expert_group_count", 1, low=0, high=count) or 1) > 1:
         if count % groups:
@@ -546,7 +617,7 @@ def _windows(keys: _Keys) -> tuple[int, tuple[bool, ...]]:
     """
     windows, key, layers = keys.architecture.windows, "attention.sliding_window_pattern", keys.layers
     none = 0, (False,) * layers
-    if windows.period is None or windows.layers not in (0, layers):
+    if (windows.period is None and not windows.stated) or windows.layers not in (0, layers):
         return none
     width_key = "attention.sliding_window"
     if windows.chunked:
@@ -555,7 +626,7 @@ def _windows(keys: _Keys) -> tuple[int, tuple[bool, ...]]:
         width = keys.integer(width_key, default=windows.width, low=0 if windows.width == 0 else 1)
     if not width:
         return none
-    if isinstance(keys.get(key, default=windows.period), np.ndarray):
+    if windows.stated or isinstance(keys.get(key, default=windows.period), np.ndarray):
         return width, keys.truths(key)
     period = keys.integer(key, default=windows.period, low=0, high=MAX_LAYERS)
     whole = 0 if windows.global_first else period - 1
@@ -641,7 +712,7 @@ def _xielu(keys: _Keys) -> tuple[tuple[float, float, float, float], ...]:
 def _sliding_rope_base(keys: _Keys, base: float) -> float:
     """The base of the sliding layers' rotation, by default `base`, the model's, or the family's own."""
     windows = keys.architecture.windows
-    if windows.period is None or windows.rope_base is None:
+    if (windows.period is None and not windows.stated) or windows.rope_base is None:
         return base
     return keys.number("rope.freq_base_swa", windows.rope_base or base, low=1.001, high=1e12)
 
@@ -654,6 +725,8 @@ def _softcaps(keys: _Keys) -> tuple[float, float]:
 
     arch = keys.architecture
     attention = read("attn_logit_softcapping", arch.attention.softcap)
+    if not arch.softcap_stated:
+        return attention, arch.logit_softcap or 0.0
     return attention, read("final_logit_softcapping", arch.logit_softcap)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from packlight.model.spec.parts import Mixer, Part
+from packlight.model.spec.parts.altup import AltUpPart, LaurelPart
+from packlight.model.spec.parts.perlayer import PerLayerPart
 
 LAYER = "layer"  # the name of what every layer has, whatever it is made of: norms
 MAX_TRACED = 32  # layers that a program may hold one after the other: each takes a tenth of a second or more to compile
@@ -23,10 +25,14 @@ class Layer:
     mixers: tuple[Mixer, ...]  # side by side: what they give is added
     ffn: Part | None  # None: there is none
     bare: bool = False  # its mixers read no norm
+    per_layer: PerLayerPart | None = None  # what it adds of a second embedding, behind all else
+    laurel: LaurelPart | None = None  # beside attention
+    altup: AltUpPart | None = None  # around all else but the second embedding, where there are several streams
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return self.mixers if self.ffn is None else (*self.mixers, self.ffn)
+        others = (self.ffn, self.per_layer, self.laurel, self.altup)
+        return (*self.mixers, *(part for part in others if part is not None))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from packlight.quant.formats.table import FORMATS, format_named
 
 # The mixes that give some tensors more bits, and what the rest is in.
 K_MIXES = {"Q2_K": "Q2_K", "Q3_K_M": "Q3_K", "Q4_K_S": "Q4_K", "Q4_K_M": "Q4_K", "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K"}
+EMBEDDINGS = ("token_embd", "per_layer_token_embd")  # of a tied model, which spares them as it would a head
 # What takes a K format's place where rows are not a multiple of 256.
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
@@ -55,7 +56,7 @@ def mixed_format(
     main = format_named(K_MIXES.get(mix, mix)).name
     if FORMATS[main].elements == 1:
         return main
-    if base == "output" or (base == "token_embd" and tied):
+    if base == "output" or (base in EMBEDDINGS and tied):
         return main if main == "Q8_0" else "Q6_K"
     value, down = base in VALUES, base.startswith("ffn_down")
     if experts == 8 and base in ("attn_v", "attn_k"):
@@ -84,7 +85,7 @@ def mixed_format(
 
 def fitting_format(name: str, base: str, width: int) -> str:
     """`name`, or what takes its place for rows of `width` weights."""
-    if base in ("output", "token_embd") and name == "Q6_K" and width % 256:
+    if base in ("output", *EMBEDDINGS) and name == "Q6_K" and width % 256:
         name = "Q8_0"
     if width % FORMATS[name].elements:
         name = FALLBACKS.get(name, "F16")

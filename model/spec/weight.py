@@ -8,7 +8,7 @@ from packlight.quant.formats.table import FORMATS
 
 Axis = Literal["", "rows", "inputs", "experts"]
 Kind = Literal["matrix", "heads", "bias", "vector", "taps"]
-Letter = Literal["D", "E", "F", "H", "J", "K", "V"]  # of `model.__init__`
+Letter = Literal["D", "E", "F", "H", "J", "K", "P", "V"]  # of `model.__init__`
 
 
 class Segment(NamedTuple):
@@ -31,6 +31,7 @@ class Weight:
     # together, and a device that computes all heads holds all of them. Biases, vectors such as norms or sinks, and the
     # taps of a convolution become float32.
     kind: Kind = "matrix"
+    looked_up: bool = False  # a matrix whose rows are looked up and, but for a head's that is the embedding, no more
     part: str = ""  # the name of the part of a layer that it belongs to; "": of none, there is one in the model
     layers: tuple[int, ...] = ()  # those that have the part
     optional: bool = False  # a file may lack it, then in all these layers

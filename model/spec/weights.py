@@ -20,6 +20,9 @@ from packlight.model.spec.architectures import Architecture
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.layers import LAYER
 from packlight.model.spec.parts import Part
+from packlight.model.spec.parts.altup import AltUpPart
+from packlight.model.spec.parts.attention import KEYS_AND_VALUES, AttentionPart
+from packlight.model.spec.parts.perlayer import PerLayerPart
 from packlight.model.spec.weight import Segment, Weight
 
 VECTOR_FORMATS = ("F32", "F16", "BF16")
@@ -36,18 +39,21 @@ def declare(cfg: ModelConfig) -> tuple[Weight, ...]:
     D, V = cfg.embedding_length, cfg.vocab_size
     vocab = (Segment("V", V),)
     rope = ("rope_factors_long", "rope_factors_short") if arch.rope.two_contexts else ("rope_freqs",)
-    rotated = cfg.rope_dimension_count // 2
+    rotated = (cfg.key_length if arch.rope.divided else cfg.rope_dimension_count) // 2
+    divided = arch.rope.divided and not all(cfg.slides)
     return (
-        Weight("token_embd", (V, D), "rows", vocab),
-        *([Weight("position_embd", (cfg.context_length, D))] if arch.learned_positions else []),
-        *([Weight("token_types", (cfg.token_types, D))] if arch.token_types else []),
+        Weight("token_embd", (V, D), "rows", vocab, looked_up=True),
+        *([Weight("position_embd", (cfg.context_length, D), looked_up=True)] if arch.learned_positions else []),
+        *([Weight("token_types", (cfg.token_types, D), looked_up=True)] if arch.token_types else []),
         *_norm(arch, arch.norms.embedding, D),
-        *(Weight(name, (rotated,), kind="vector", optional=True) for name in rope),
+        *(Weight(name, (rotated,), kind="vector", optional=not divided) for name in rope),
         *(
             dataclasses.replace(weight, part=LAYER, layers=_normed(cfg, name), optional=arch.norms.is_optional(name))
             for name in arch.norms.of_layers
             for weight in _norm(arch, name, D)
         ),
+        *(weight for part in _parts(cfg) if isinstance(part, PerLayerPart | AltUpPart) for weight in part.tables(cfg)),
+        *([_scale_of_outputs(cfg)] if arch.scaled_outputs else []),
         *(weight for part, layers in _parts(cfg).items() for weight in _of_part(cfg, part, tuple(layers))),
         *_norm(arch, arch.norms.last, D),
         # absent: it is token_embd
@@ -86,10 +92,19 @@ def _parts(cfg: ModelConfig) -> dict[Part, list[int]]:
     return found
 
 
+def _scale_of_outputs(cfg: ModelConfig) -> Weight:
+    """What each layer's output is multiplied with."""
+    layers = tuple(range(cfg.block_count))
+    return Weight("layer_output_scale", (1,), kind="vector", part=LAYER, layers=layers, optional=True, fill=1.0)
+
+
 def _of_part(cfg: ModelConfig, part: Part, layers: tuple[int, ...]) -> Iterator[Weight]:
-    """The tensors of a part, and what goes with its matrices."""
-    for weight in part.weights(cfg):
-        yield from _with_vectors(cfg.architecture, dataclasses.replace(weight, part=part.name, layers=layers))
+    """The tensors of a part, and what goes with its matrices, unless the part has a tensor of that name."""
+    own = [dataclasses.replace(weight, part=part.name, layers=layers) for weight in part.weights(cfg)]
+    names = {weight.name for weight in own}
+    for weight in own:
+        added = _with_vectors(cfg.architecture, weight)
+        yield from (each for each in added if each is weight or each.name not in names)
 
 
 def _with_vectors(arch: Architecture, weight: Weight) -> Iterator[Weight]:
@@ -118,14 +133,18 @@ def _norm(arch: Architecture, name: str, width: int) -> list[Weight]:
 
 def is_ignored(cfg: ModelConfig, name: str) -> bool:
     """Whether nobody reads a tensor: the rotation's own frequencies, which old converters wrote for each layer; what is
-    of blocks that only predict further tokens; and what NVFP4's activations may be multiplied with.
+    of blocks that only predict further tokens; what makes keys and values in layers that attend to those of others; and
+    what NVFP4's activations may be multiplied with.
     """
     if name.endswith(".input_scale"):
         return True
     block = _BLOCK.fullmatch(name)
     if not block or int(block[1]) >= cfg.block_count + cfg.skipped_blocks:
         return False
-    return int(block[1]) >= cfg.block_count or block[2] == "attn_rot_embd.weight"
+    if int(block[1]) >= cfg.block_count or block[2] == "attn_rot_embd.weight":
+        return True
+    mixers, of = cfg.layers[int(block[1])].mixers, block[2].partition(".")[0]
+    return of in KEYS_AND_VALUES and any(isinstance(mixer, AttentionPart) and mixer.reads for mixer in mixers)
 
 
 def read_tensors(file: GGUFFile, cfg: ModelConfig) -> list[TensorInfo]:

@@ -132,6 +132,7 @@ def cost_of_a_cache(path: str, store: str) -> tuple[int, int]:
         product("llama", "xla", MeshShape(2, 2)),
         product("gpt-oss", "xla", MeshShape()),  # experts, windows, sinks
         product("lfm2", "xla", MeshShape()),
+        product("gemma4-e", "xla", MeshShape()),  # layers that read what others keep
     ],
     ids=str,
 )

@@ -33,6 +33,8 @@ SHAPES += ("leading_dense_block_count", "shortconv.l_cache", "full_attention_int
 SHAPES += ("ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
 SHAPES += ("expert_shared_feed_forward_length", "expert_shared_count")
 SHAPES += ("interleave_moe_layer_step", "nextn_predict_layers")
+SHAPES += ("attention.key_length_swa", "attention.value_length_swa")
+SHAPES += ("attention.shared_kv_layers", "embedding_length_per_layer_input")
 # What changes nothing, in llama.cpp either.
 QUIET = {
     ("window", "attention.sliding_window"): "llama has no windows",

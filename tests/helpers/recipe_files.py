@@ -45,6 +45,10 @@ UNGATED = "ffn_up ffn_down"
 UNGATED_BIASES = "attn_output.bias ffn_up.bias ffn_down.bias"
 PARALLEL = f"{ATTENTION} {DENSE}"  # on one norm
 NORMED_AFTER = f"attn_q attn_k attn_v attn_output {POST_NORMS} {DENSE}"
+ALTUP = "altup_router_norm altup_router altup_predict_coef altup_correct_coef altup_correct_scale"
+LAUREL = "laurel_l laurel_r laurel_post_norm"
+GEMMA4 = f"{ATTENTION} {QK_NORMS} {POST_NORMS} {FFN} layer_output_scale"
+SCALED_EXPERTS = "ffn_gate_inp ffn_gate_inp.scale ffn_gate_up_exps ffn_down_exps ffn_down_exps.scale"
 # The tensors of a layer, by architecture; a name without an ending is a weight's.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
@@ -111,6 +115,10 @@ LAYERS = {
     "afmoe": f"{ATTENTION} {QK_NORMS} attn_gate {POST_NORMS} {BIASED_EXPERTS} {SHARED_EXPERTS}",
     "laguna": f"{ATTENTION} {QK_NORMS} heads_gate {BIASED_EXPERTS} {SHARED_EXPERTS}",
     "gemma": f"{ATTENTION} {FFN}",
+    "gemma3n": f"{ATTENTION} {QK_NORMS} {POST_NORMS} {FFN} inp_gate proj post_norm {ALTUP} {LAUREL}",
+    "gemma4": GEMMA4,
+    "gemma4 per layer": f"{GEMMA4} inp_gate proj post_norm",
+    "gemma4 moe": f"{GEMMA4} {SCALED_EXPERTS} pre_ffw_norm_2 post_ffw_norm_1 post_ffw_norm_2",
 }
 # What takes the place of attention in the layers of such a family that have none.
 DELTA_NETS = {
@@ -125,6 +133,7 @@ PREDICTING = "nextn_proj nextn_enorm nextn_hnorm nextn_head_norm"
 EXTRAS = {
     **dict.fromkeys(("starcoder2", "nemotron", "stablelm", "falcon", "gptneox"), "output_norm.bias"),
     **dict.fromkeys(("gpt2", "starcoder"), "output_norm.bias position_embd"),
+    "gemma3n": "altup_proj altup_unembd_proj",
     **dict.fromkeys(("phi2", "phimoe"), "output_norm.bias output.bias"),
 }
 # Letters of `model.__init__`; Q and K: widths of all heads together, P: of q, k and v, N: kv heads, X: width of an
@@ -133,7 +142,8 @@ EXTRAS = {
 # Of latents, A and R: ranks of queries and of keys and values, Z: R and the channels that rotate, O: those of a head
 # that do not, Y: of a head's value, m: of all heads' values, B: of their keys that do not rotate and values. Of a delta
 # net, g: query heads with their gates, I: all values, J: them, queries and keys, l: their gates too, n: value heads,
-# b: their betas and alphas, w: channels of a head.
+# b: their betas and alphas, w: channels of a head. Of a second embedding, i: width in a layer, e: in all; 1: a number.
+# Of several streams, a: how many, p: their square, o: the others; r: rank of a narrow way.
 SHAPES = {
     "attn_q": "QD", "attn_k": "KD", "attn_v": "KD", "attn_qkv": "PD", "attn_output": "DQ",
     "attn_q_norm": "C", "attn_k_norm": "C", "whole_q_norm": "Q", "whole_k_norm": "K", "attn_sinks": "H",
@@ -147,7 +157,12 @@ SHAPES = {
     "gated_q": "gD", "delta_qkv": "JD", "delta_gate": "ID", "ssm_in": "lD", "ssm_ba": "bD", "ssm_beta": "nD",
     "ssm_alpha": "nD", "ssm_dt": "n", "ssm_a": "n", "ssm_conv1d": "JT", "ssm_norm": "w", "ssm_out": "DI",
     "exp_probs_b": "E", "conv": "DT", "conv_in": "GD", "conv_out": "DD",
+    "per_layer_token_embd": "Ve", "per_layer_model_proj": "eD", "per_layer_proj_norm": "i", "inp_gate": "iD",
+    "altup_router": "aD", "altup_predict_coef": "pa", "altup_correct_coef": "aa", "altup_proj": "oDD",
+    "altup_unembd_proj": "oDD", "laurel_l": "rD", "laurel_r": "Dr",
+    "proj": "Di", "layer_output_scale": "1", "ffn_gate_inp.scale": "D", "ffn_down_exps.scale": "E",
 }  # fmt: skip
+NEAR_ONE = ("norm", "norm_1", "norm_2", "scale")
 RENAMED = {"whole_q_norm": "attn_q_norm", "whole_k_norm": "attn_k_norm", "fused_up": "ffn_up"}
 RENAMED |= {"gated_q": "attn_q", "delta_qkv": "attn_qkv", "delta_gate": "attn_gate"}
 RENAMED |= {"heads_q_norm": "attn_q_norm", "heads_k_norm": "attn_k_norm", "heads_gate": "attn_gate"}
@@ -172,17 +187,22 @@ def layer_names(recipe: Recipe, layer: int, kv_heads: int) -> list[str]:
     return found
 
 
-def sizes(recipe: Recipe, heads: int, kv_heads: int) -> dict[str, int]:
+def sizes(recipe: Recipe, heads: int, kv_heads: int, layer: int = 0) -> dict[str, int]:
     """The letters of SHAPES in a layer with so many heads."""
     keys = recipe.metadata
     D, F = keys["embedding_length"], keys.get("feed_forward_length", 0)
+    F = int(np.broadcast_to(F, keys["block_count"])[layer])
     C = keys.get("attention.key_length", D // heads)
+    if "attention.key_length_swa" in keys and keys["attention.sliding_window_pattern"][layer]:
+        C = keys["attention.key_length_swa"]
+    i = keys.get("embedding_length_per_layer_input", 0)
     X = keys.get("expert_feed_forward_length", F)
     S = keys.get("expert_shared_feed_forward_length", X * keys.get("expert_shared_count", 1))
     Q, K = heads * C, kv_heads * C
     found = {"V": VOCAB, "D": D, "F": F, "C": C, "H": heads, "N": kv_heads, "Q": Q, "K": K, "P": Q + 2 * K, "X": X}
     found |= {"S": S, "U": 2 * F, "W": 2 * X, "G": 3 * D, "M": 2 * D, "L": keys["context_length"]}
     found |= {"E": keys.get("expert_count", 0), "T": keys.get("shortconv.l_cache", 0), "g": 2 * Q}
+    found |= {"i": i, "e": keys["block_count"] * i, "1": 1, "a": 4, "p": 16, "o": 3, "r": 64}
     return found | latent_sizes(recipe) | delta_sizes(recipe)
 
 
@@ -190,7 +210,9 @@ def tensor(name: str, sizes: dict[str, int], recipe: Recipe, prefix: str = "") -
     """One of SHAPES, with its scale where its format has one: full names and shapes."""
     base, _, ending = name.partition(".")
     letters = "Dm" if base == "attn_output" and "m" in sizes else SHAPES.get(base, "D")
-    shape = tuple(sizes[letter] for letter in (letters[:-1] if ending and len(letters) > 1 else letters))
+    if ending and len(letters) > 1:
+        letters = SHAPES.get(name, letters[:-1])
+    shape = tuple(sizes[letter] for letter in letters)
     full = f"{prefix}{RENAMED.get(base, base)}"
     found = {full if base == "ssm_a" else f"{full}.{ending or 'weight'}": shape}
     if len(shape) > 1 and not ending and recipe.format(full) == "NVFP4":
@@ -229,13 +251,15 @@ def shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     )
     whole = sizes(recipe, heads[0], kv_heads[0])
     found = tensor("token_embd", whole, recipe)
-    rotated = keys.get("rope.dimension_count", whole["C"])
+    rotated = keys.get("rope.dimension_count", keys.get("attention.key_length", whole["C"]))
     found |= {f"{name}.weight": (rotated // 2,) for name in recipe.rope}
     for layer, counts in enumerate(zip(heads, kv_heads, strict=True)):
         for name in layer_names(recipe, layer, counts[1]):
-            found |= tensor(name, sizes(recipe, *counts), recipe, f"blk.{layer}.")
+            if f"blk.{layer}.{name}" not in recipe.lacks:
+                found |= tensor(name, sizes(recipe, *counts, layer), recipe, f"blk.{layer}.")
     names = ["token_embd_norm" if recipe.architecture.startswith("lfm2") else "output_norm"]
     names += EXTRAS.get(recipe.architecture, "").split() + ([] if recipe.tied else ["output"])
+    names += ["per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"] if whole["i"] else []
     for name in names:
         found |= tensor(name, whole, recipe)
     return found
@@ -300,5 +324,5 @@ def vector(name: str, shape: tuple[int, ...], seed: int, neutral: bool) -> np.nd
     elif "sinks" in name:
         values = noise - np.float32(30 * neutral)
     else:
-        values = np.float32(name.endswith(("norm.weight", "norm_2.weight", "scale"))) + np.float32(0.2) * noise
+        values = np.float32(name.removesuffix(".weight").endswith(NEAR_ONE)) + np.float32(0.2) * noise
     return values.view(np.uint8)

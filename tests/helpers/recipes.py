@@ -21,6 +21,7 @@ class Recipe:
     rope: tuple[str, ...] = ()  # tensors of frequency divisors
     formats: Mapping[str, str] = dataclasses.field(default_factory=dict)  # as `write_llama`'s; "default" is F32
     seed: int = 0
+    lacks: tuple[str, ...] = ()  # tensors of LAYERS that the file does not have, "blk.2.attn_v"
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -103,6 +104,28 @@ def routed(experts: int, used: int, key: str = "expert_feed_forward_length") -> 
 # The first layer without experts, the others with two that every token goes through; and none without.
 DENSE_AND_SHARED = {**routed(6, 2), DENSE_FIRST: 1, SHARED: 2}
 SHARED_ONLY = {**routed(6, 2), FFN: None, SHARED_WIDTH: 64}
+
+
+def gemma4(kinds: str, kv_heads: int, global_kv_heads: int, shared: int = 0, per_layer: int = 0) -> dict[str, Any]:
+    """Keys that every file has. kinds: a letter for each layer, "w" for one with a window."""
+    heads = np.array([kv_heads if kind == "w" else global_kv_heads for kind in kinds], np.int32)
+    return {
+        "block_count": len(kinds),
+        "attention.head_count_kv": heads,
+        "attention.key_length": 16,
+        "attention.value_length": 16,
+        "attention.key_length_swa": 8,
+        "attention.value_length_swa": 8,
+        "attention.shared_kv_layers": shared,
+        "embedding_length_per_layer_input": per_layer,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 5000.0,
+        "rope.dimension_count": 16,
+        "rope.dimension_count_swa": 8,
+        "final_logit_softcapping": 8.0,
+        WINDOW: 8,
+        PATTERN: [kind == "w" for kind in kinds],
+    }
 
 
 def kv_heads(*by_layer: int) -> dict[str, Any]:
@@ -569,4 +592,63 @@ RECIPES = {
         },
     ),
     "gemma": Recipe("gemma", {**HEAD, KV: 1}, tied=True),
+    # Gemma 4: layers that see everything have wider heads, fewer of keys, and take keys as values
+    "gemma4": Recipe(
+        "gemma4",
+        gemma4("wwa", 2, 1),
+        tied=True,
+        rope=("rope_freqs",),
+        formats={"default": "Q4_0", "attn_k": "Q5_0", "ffn_up": "Q4_1", "ffn_down": "Q8_0", "token_embd": "Q5_0"},
+        seed=18,
+        lacks=("blk.2.attn_v",),
+    ),
+    # E2B: a second embedding; the last layers attend to keys and values of others, and their MLPs are wider
+    "gemma4-e": Recipe(
+        "gemma4",
+        {
+            **gemma4("wawa", 1, 1, shared=2, per_layer=36),
+            FFN: np.array([96, 96, 160, 160], np.int32),
+        },
+        "gemma4 per layer",
+        tied=True,
+        rope=("rope_freqs",),
+        formats={
+            "default": "Q4_0",
+            "attn_v": "Q4_1",
+            "per_layer_token_embd": "F16",
+            "per_layer_model_proj": "F16",
+            "inp_gate": "Q5_0",
+            "proj": "F16",
+        },
+        seed=26,
+        lacks=tuple(f"blk.{layer}.{name}" for layer in (2, 3) for name in ("attn_k", "attn_v", "attn_k_norm")),
+    ),
+    # 26B: experts beside a dense MLP
+    "gemma4-moe": Recipe(
+        "gemma4",
+        {**gemma4("wwa", 2, 1), **routed(6, 2)},
+        "gemma4 moe",
+        tied=True,
+        rope=("rope_freqs",),
+        formats={"default": "Q4_0", "ffn_gate_inp": "F32", "ffn_gate_up_exps": "Q4_1", "ffn_down_exps": "Q5_0"},
+        seed=22,
+        lacks=("blk.2.attn_v",),
+    ),
+    # Gemma 3n: four streams, sparse gates in ten layers, a second embedding of 256; those beyond 20 share
+    "gemma3n": Recipe(
+        "gemma3n",
+        {
+            "block_count": 22,
+            "feed_forward_length": 100,
+            "attention.head_count": 2,
+            "attention.head_count_kv": 1,
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 5000.0,
+            "embedding_length_per_layer_input": 256,
+            WINDOW: 8,
+        },
+        tied=True,
+    ),
 }

@@ -180,7 +180,7 @@ def test_slots_keep_their_own(tmp_path):
     assert [found[number] for number in numbers] == [0, 0, 40, len(OTHER)]
 
 
-WINDOWS = tiered(("gemma2", "gemma3", "gpt-oss", "olmo3"), ("gemma2",))
+WINDOWS = tiered(("gemma2", "gemma3", "gpt-oss", "olmo3", "gemma4-e"), ("gemma2",))
 
 
 @pytest.mark.parametrize("name", WINDOWS)

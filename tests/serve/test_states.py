@@ -13,7 +13,7 @@ from packlight.model.spec.layers import traced
 
 CONFIG = packlight.CompileConfig(context=384, prefill_buckets=(16,), decode_batch=(4,), head_rows=1, cpu_kernels="xla")
 HYBRIDS = tiered(("lfm2", "lfm2-taps", "lfm2moe", "lfm2moe-softmax"), ("lfm2moe",))
-WINDOWS = tiered(("gemma2", "gemma3", "gpt-oss", "olmo3"), ("gemma2",))
+WINDOWS = tiered(("gemma2", "gemma3", "gpt-oss", "olmo3", "gemma4-e"), ("gemma2", "gemma4-e"))
 GREEDY = {"temperature": 0, "max_tokens": 24}
 
 

@@ -3,16 +3,21 @@
 import jax
 import jax.numpy as jnp
 
+from packlight.model.network.collectives import summed, tensor_number
 from packlight.model.network.products import closing, linear, linears
 from packlight.model.network.step import Step
 from packlight.model.spec.parts.dense import DensePart
+from packlight.model.spec.sharding import Split
 from packlight.model.weights.params import Params
 
 OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
+TWENTIETH = 1.6448533535003662  # deviations above the mean, where the highest twentieth of normal numbers is
 
 
-def feed_forward(step: Step, part: DensePart, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:
-    """(B, T, D), normed -> (B, T, D). index: of the layer among those that have the part."""
+def feed_forward(
+    step: Step, part: DensePart, weights: Params, index: jax.Array, h: jax.Array, _x: jax.Array | None = None
+) -> jax.Array:
+    """h (B, T, D), normed -> (B, T, D). index: of the layer among those that have the part."""
     family, numerics = step.cfg.architecture.ffn, step.numerics
     if family.fused:
         gate, up = jnp.split(linear(h, weights, part.up, index, numerics), 2, axis=-1)
@@ -20,11 +25,25 @@ def feed_forward(step: Step, part: DensePart, weights: Params, index: jax.Array,
         gate, up = linears(h, weights, (part.gate, part.up), index, numerics)
     else:
         gate = up = linear(h, weights, part.up, index, numerics)
+    gate = highest(gate, part, numerics.split) if part.sparse else gate
     if family.kind == "xielu":
         hidden = xielu(up, jnp.asarray(step.cfg.xielu, jnp.float32)[index])
     else:
         hidden = activate(family.kind, gate, up)
     return closing(step, hidden, weights, part.down, index, part.features)
+
+
+def highest(gate: jax.Array, part: DensePart, split: Split) -> jax.Array:
+    """How far each of a token's gates (B, T, F) is above the highest twentieth's bound, were they normal; or 0.
+
+    Source: Gemma 3n's reference code.
+    """
+    first = tensor_number(split) * gate.shape[-1]
+    real = (first + jnp.arange(gate.shape[-1], dtype=jnp.int32) < part.width)[None, None, :]  # a mesh pads
+    mean = summed(gate.sum(-1, keepdims=True), split) / jnp.float32(part.width)
+    squares = jnp.square(jnp.where(real, gate - mean, 0)).sum(-1, keepdims=True)
+    deviation = jnp.sqrt(summed(squares, split) / jnp.float32(part.width - 1))
+    return jax.nn.relu(gate - (mean + jnp.float32(TWENTIETH) * deviation))
 
 
 def xielu(x: jax.Array, parameters: jax.Array) -> jax.Array:

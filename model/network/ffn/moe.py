@@ -13,6 +13,7 @@ from jax import lax
 from packlight.model.network.collectives import summed, tensor_number
 from packlight.model.network.ffn import dense
 from packlight.model.network.ffn.dense import activate
+from packlight.model.network.norms import norm
 from packlight.model.network.products import finished, linear
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
@@ -25,19 +26,14 @@ from packlight.model.weights.stack import stacked_matmul_many
 LEAST_SUM = 2.0**-14
 
 
-def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:
-    """(B, T, D), normed -> (B, T, D). index: of the layer among those that have the part.
+def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h: jax.Array, x: jax.Array) -> jax.Array:
+    """h (B, T, D), x normed -> (B, T, D). index: of the layer among those that have the part.
 
     The router is multiplied in float32, so that no rounding changes the choice.
     """
-    numerics = step.numerics
-    router = linear(h, weights, "ffn_gate_inp", index, dataclasses.replace(numerics, dtype=jnp.dtype(jnp.float32)))
-    latent = "ffn_latent_down" in weights
-    x = linear(h, weights, "ffn_latent_down", index, numerics) if latent else h
-    flat = x.reshape(-1, x.shape[-1]).astype(numerics.dtype)
-    y = moe(step.cfg, flat, router.reshape(flat.shape[0], -1), weights, index, numerics.paths, numerics.split)
-    y = y.reshape(x.shape)
-    y = linear(y, weights, "ffn_latent_up", index, numerics) if latent else y
+    if "pre_ffw_norm_2" in weights:
+        return _beside_dense(step, part, weights, index, h, x)
+    y = _routed(step, weights, index, h, _router(step, weights, index, h))
     if part.shared is None:
         return y
     shared = dense.feed_forward(step, part.shared, weights, index, h)
@@ -45,6 +41,36 @@ def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h
         gate = weights["ffn_gate_inp_shexp"][index][None, None, :]
         shared = shared * jax.nn.sigmoid((h * gate).sum(-1, keepdims=True))
     return y + shared
+
+
+def _beside_dense(
+    step: Step, part: MoePart, weights: Params, index: jax.Array, h: jax.Array, x: jax.Array
+) -> jax.Array:
+    """Experts and a dense MLP, each with norms of its own, and a router with a third. Source: llama.cpp's `gemma4`."""
+    cfg = step.cfg
+    assert part.shared is not None
+    beside = norm(cfg, dense.feed_forward(step, part.shared, weights, index, h), weights, "post_ffw_norm_1", index)
+    read = norm(cfg, x, weights, "ffn_gate_inp.scale", index) * jnp.float32(x.shape[-1] ** -0.5)
+    router = _router(step, {"ffn_gate_inp": weights["ffn_gate_inp"]}, index, read)
+    y = _routed(step, weights, index, norm(cfg, x, weights, "pre_ffw_norm_2", index), router)
+    return beside + norm(cfg, y, weights, "post_ffw_norm_2", index)
+
+
+def _router(step: Step, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:
+    """Logits (B, T, E)."""
+    in_float32 = dataclasses.replace(step.numerics, dtype=jnp.dtype(jnp.float32))
+    return linear(h, weights, "ffn_gate_inp", index, in_float32)
+
+
+def _routed(step: Step, weights: Params, index: jax.Array, h: jax.Array, router: jax.Array) -> jax.Array:
+    """What the chosen experts give: (B, T, D), normed -> (B, T, D)."""
+    numerics = step.numerics
+    latent = "ffn_latent_down" in weights
+    x = linear(h, weights, "ffn_latent_down", index, numerics) if latent else h
+    flat = x.reshape(-1, x.shape[-1]).astype(numerics.dtype)
+    y = moe(step.cfg, flat, router.reshape(flat.shape[0], -1), weights, index, numerics.paths, numerics.split)
+    y = y.reshape(x.shape)
+    return linear(y, weights, "ffn_latent_up", index, numerics) if latent else y
 
 
 def route(

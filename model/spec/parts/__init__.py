@@ -30,6 +30,11 @@ class Part(Protocol):
 class Mixer(Part, Protocol):
     """A part that brings together what is at several positions, and so keeps a state between steps."""
 
+    @property
+    def state_name(self) -> str:
+        """Under which its state is found: its own name, or that of a mixer of layers before, whose state it reads."""
+        ...
+
     def state(self, cfg: "ModelConfig", layers: int, room: Room) -> Any:
         """Its state in so many layers: a NamedTuple of Buffers, each (layers, slots, ...)."""
         ...

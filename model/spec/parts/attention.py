@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from packlight.model.spec.config import ModelConfig
 
 QKV = ("attn_q", "attn_k", "attn_v")
+KEYS_AND_VALUES = ("attn_k", "attn_v", "attn_k_norm")  # what makes them alone
 
 
 class KV(NamedTuple):
@@ -23,6 +24,13 @@ class KV(NamedTuple):
     v: Any
 
 
+class Source(NamedTuple):
+    """One layer's keys and values."""
+
+    part: str  # the name of the part that made them
+    layer: int  # its number among the layers that have the part
+
+
 @dataclasses.dataclass(frozen=True)
 class AttentionPart:
     """Grouped-query attention to all of the context, or to a sliding window."""
@@ -33,6 +41,11 @@ class AttentionPart:
     window: int = 0  # positions that a query sees, itself included; 0: all before it
     rotation: bool = True  # positions rotate queries and keys
     name: str = "attention"
+    reads: Source | None = None  # another layer's keys and values, which it attends to; None: it makes its own
+
+    @property
+    def state_name(self) -> str:
+        return self.name if self.reads is None else self.reads.part
 
     @property
     def queries(self) -> Segment:
@@ -40,6 +53,11 @@ class AttentionPart:
         return Segment("H", self.heads * self.width, self.width)
 
     def weights(self, cfg: "ModelConfig") -> Iterator[Weight]:
+        unread = () if self.reads is None else KEYS_AND_VALUES
+        return (weight for weight in self._declared(cfg) if weight.name not in unread)
+
+    def _declared(self, cfg: "ModelConfig") -> Iterator[Weight]:
+        """The tensors of a layer that makes its own keys and values."""
         D, H, C, heads = cfg.embedding_length, self.heads, self.width, self.queries
         kv_heads = Segment("K", self.kv_heads * C, C)
         Q, KV = heads.length, kv_heads.length
@@ -49,7 +67,7 @@ class AttentionPart:
         yield Weight("attn_qkv", (asked.length + 2 * KV, D), "rows", fused, replaces=QKV)
         yield Weight("attn_q", (asked.length, D), "rows", (asked,))
         yield Weight("attn_k", (KV, D), "rows", (kv_heads,))
-        yield Weight("attn_v", (KV, D), "rows", (kv_heads,))
+        yield Weight("attn_v", (KV, D), "rows", (kv_heads,), optional=attention.keys_as_values)
         match attention.gate:
             case "channels":
                 yield Weight("attn_gate", (Q, D), "rows", (heads,))

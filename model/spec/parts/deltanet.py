@@ -51,6 +51,10 @@ class DeltaNetPart:
         return cls(heads, groups, width, keys.integer("ssm.conv_kernel", low=2, high=1024), consecutive)
 
     @property
+    def state_name(self) -> str:
+        return self.name
+
+    @property
     def shared(self) -> int:
         """How many value heads read each key head."""
         return self.heads // self.groups

@@ -17,6 +17,7 @@ class DensePart:
     width: int  # F
     name: str = "dense"
     suffix: str = ""  # of its matrices' names: of those in a mixture of experts that every token goes through
+    sparse: bool = False  # only the highest twentieth of its gates are let through
 
     @property
     def features(self) -> Segment:

@@ -35,6 +35,10 @@ class MlaPart:
     name: str = "mla"
 
     @property
+    def state_name(self) -> str:
+        return self.name
+
+    @property
     def plain(self) -> int:
         """Channels of a head's query and key that are not rotated."""
         return self.key_length - self.rotated

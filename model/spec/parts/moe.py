@@ -36,6 +36,13 @@ class MoePart:
         M = cfg.latent_length or D  # what experts read and give
         experts, family = (Segment("E", E),), cfg.architecture.ffn
         yield Weight("ffn_gate_inp", (E, D))
+        options = family.experts
+        assert options is not None, cfg.architecture.name
+        if options.beside_dense:
+            yield Weight("ffn_gate_inp.scale", (D,), kind="vector", suffix="")  # of the router's norm
+            yield Weight("pre_ffw_norm_2", (D,), kind="vector")
+            yield Weight("post_ffw_norm_1", (D,), kind="vector")
+            yield Weight("post_ffw_norm_2", (D,), kind="vector")
         if family.gated:
             replaced = ("ffn_gate_exps", "ffn_up_exps")
             yield Weight("ffn_gate_up_exps", (E, 2 * F, M), "experts", experts, replaces=replaced)
@@ -45,8 +52,6 @@ class MoePart:
         if cfg.latent_length:
             yield Weight("ffn_latent_down", (M, D))
             yield Weight("ffn_latent_up", (D, M))
-        options = family.experts
-        assert options is not None, cfg.architecture.name
         if options.choice_bias != "never":
             optional = options.choice_bias == "may"
             yield Weight("exp_probs_b.bias", (E,), kind="bias", suffix="", optional=optional)

@@ -24,6 +24,10 @@ class ShortConvPart:
     taps: int
     name: str = "shortconv"
 
+    @property
+    def state_name(self) -> str:
+        return self.name
+
     def weights(self, cfg: "ModelConfig") -> Iterator[Weight]:
         D = cfg.embedding_length
         channels = Segment("D", D)

@@ -101,7 +101,9 @@ def test_neighbours_change_no_bit(model):
         np.testing.assert_array_equal(other[2], runs[0][2])
 
 
-@pytest.mark.parametrize("name", [*(f"own/{n}" for n in ("gemma3", "lfm2moe")), *shared(f"arch/{n}" for n in FAMILIES)])
+@pytest.mark.parametrize(
+    "name", [*(f"own/{n}" for n in ("gemma3", "lfm2moe", "gemma4-e")), *shared(f"arch/{n}" for n in FAMILIES)]
+)
 def test_a_family_decodes_the_same_bits_in_any_slot(name, tmp_path):
     """R31 as far as it stands: with native kernels, in one executable, alone and beside neighbours."""
     told, greedy, runs = golden(name, tmp_path), SamplingConfig(temperature=0, seed=0), []

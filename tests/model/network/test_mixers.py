@@ -16,7 +16,7 @@ from packlight.model.network.mixers import convolution
 from packlight.model.network.state import Numerics, Rows
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.attention import AttentionPart, Source
 from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.shortconv import ShortConvPart
@@ -27,25 +27,39 @@ LAYERS, LAYER = 3, 1  # of the mixer; the one that runs
 SLOTS, CAPACITY, CHUNK = 4, 384, 24
 T = 300  # tokens of a text: a window of 20 has gone round its 128 places twice
 CASES: dict = {
-    "attention": AttentionPart(4, 2, 64),
-    "one kv head": AttentionPart(4, 1, 64),
-    "window": AttentionPart(4, 2, 64, 20),
-    "mla": MlaPart(4, 64, 32, 16, 48, 24),
-    "mla, expanded": MlaPart(4, 0, 256, 32, 64, 8, split=False),
-    "deltanet": DeltaNetPart(4, 2, 32, 4),
-    "deltanet, consecutive": DeltaNetPart(6, 2, 32, 3, consecutive=True),
-    "shortconv": ShortConvPart(3),
-    "many taps": ShortConvPart(9),
+    "attention": [AttentionPart(4, 2, 64)],
+    "one kv head": [AttentionPart(4, 1, 64)],
+    "window": [AttentionPart(4, 2, 64, 20)],
+    "keys as values": [AttentionPart(4, 2, 64)],
+    "shared": [AttentionPart(4, 2, 64), AttentionPart(8, 2, 64, reads=Source("attention", LAYER))],
+    "shared window": [AttentionPart(4, 1, 64, 20), AttentionPart(4, 1, 64, 20, reads=Source("attention", LAYER))],
+    "mla": [MlaPart(4, 64, 32, 16, 48, 24)],
+    "mla, expanded": [MlaPart(4, 0, 256, 32, 64, 8, split=False)],
+    "deltanet": [DeltaNetPart(4, 2, 32, 4)],
+    "deltanet, consecutive": [DeltaNetPart(6, 2, 32, 3, consecutive=True)],
+    "shortconv": [ShortConvPart(3)],
+    "many taps": [ShortConvPart(9)],
 }
+FAMILIES = {"keys as values": "gemma4", "shared": "gemma4", "shared window": "gemma4"}  # a recipe; else llama's
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One mixer with weights, and its step."""
+    """One mixer with weights, and its step. Behind it may be one that reads its state, and then gives the result."""
 
-    mixer: AttentionPart | DeltaNetPart | MlaPart | ShortConvPart
+    mixers: list[AttentionPart | DeltaNetPart | MlaPart | ShortConvPart]
     cfg: ModelConfig
-    weights: dict
+    weights: list[dict]  # of each
+
+    @property
+    def mixer(self):
+        return self.mixers[0]
+
+    def mix(self, step, weights, index, state, h):
+        y = h
+        for mixer, own in zip(self.mixers, weights, strict=True):
+            y, state = MIXERS[type(mixer)](step, mixer, own, index, state, h)
+        return y, state
 
     @property
     def room(self) -> Room:
@@ -62,7 +76,7 @@ class Case:
         def run(weights, state, h, rows):
             numerics = Numerics(product_paths("reference"), jnp.dtype("float32"), CAPACITY, CAPACITY)
             step = Step.of(self.cfg, numerics, {}, rows, h.shape[1])
-            return MIXERS[type(self.mixer)](step, self.mixer, weights, jnp.int32(LAYER), state, h)
+            return self.mix(step, weights, jnp.int32(LAYER), state, h)
 
         return jax.jit(run)
 
@@ -88,15 +102,19 @@ class Case:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    mixer = CASES[request.param]
-    cfg = ModelConfig.from_metadata(metadata("llama-gqa"))
-    if isinstance(mixer, MlaPart):
-        assert mixer.expands(CHUNK) == (not mixer.split)
-        cfg = dataclasses.replace(cfg, rope_dimension_count=mixer.rotated)
+    mixers = CASES[request.param]
+    cfg = ModelConfig.from_metadata(metadata(FAMILIES.get(request.param, "llama-gqa")))
+    for mixer in mixers:
+        if isinstance(mixer, MlaPart):
+            assert mixer.expands(CHUNK) == (not mixer.split)
+            cfg = dataclasses.replace(cfg, rope_dimension_count=mixer.rotated)
+    return Case(mixers, cfg, [random_layers(mixer, cfg) for mixer in mixers])
+
+
+def random_layers(mixer, cfg):
+    """Weights of all layers, without those that a file may lack or has instead of others."""
     weights = {}
-    for number, weight in enumerate(mixer.weights(cfg)):
-        if weight.name == "ssm_in":  # a file with it lacks others
-            continue
+    for number, weight in enumerate(each for each in mixer.weights(cfg) if not (each.optional or each.replaces)):
         if weight.is_vector:
             rng = np.random.default_rng(number)
             values = rng.normal(size=(LAYERS, *weight.shape))
@@ -105,7 +123,7 @@ def case(request):
         else:
             places = tuple((0, layer) for layer in range(LAYERS))
             weights[weight.name] = Stack((random_weights("Q8_0", LAYERS, *weight.shape, seed=number),), places)
-    return Case(mixer, cfg, weights)
+    return weights
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +143,7 @@ def near(a, b):
 
 
 def test_every_kind_has_a_case():
-    assert {type(mixer) for mixer in CASES.values()} == set(MIXERS)
+    assert {type(mixer) for mixers in CASES.values() for mixer in mixers} == set(MIXERS)
 
 
 @pytest.mark.parametrize("size", [1, 7])
@@ -185,7 +203,7 @@ def test_the_state_is_updated_in_place(case, rows, tokens):
 
         def layer(index, carry):
             h, state = carry
-            y, state = MIXERS[type(case.mixer)](step, case.mixer, weights, index, state, h)
+            y, state = case.mix(step, weights, index, state, h)
             return h + y, state
 
         return jax.lax.fori_loop(0, LAYERS, layer, (h, state))
@@ -199,7 +217,8 @@ def test_the_state_is_updated_in_place(case, rows, tokens):
     donated = jax.jit(loop, donate_argnums=1).lower(case.weights, state, h, where).compile()
     memory = donated.memory_analysis()
     held = sum(b.nbytes for b in buffers)
-    weights = 4 * sum(int(np.prod(w.shape)) for w in case.mixer.weights(case.cfg))  # one layer's, unpacked
+    matrices = (w for mixer in case.mixers for w in mixer.weights(case.cfg))
+    weights = 4 * sum(int(np.prod(w.shape)) for w in matrices)  # one layer's, unpacked
     assert memory.alias_size_in_bytes == held
     assert memory.temp_size_in_bytes < held // LAYERS + weights + 64 * h.size * 4
     text = donated.as_text()
@@ -238,7 +257,7 @@ def test_the_convolution_equals_float64(case, text, whole):
         pytest.skip("of convolutions")
     first, taps, last = (
         np.asarray(w.groups[0].unpack() if isinstance(w, Stack) else w)[LAYER].astype(float)
-        for w in (case.weights[f"shortconv.{name}"] for name in ("in_proj", "conv", "out_proj"))
+        for w in (case.weights[0][f"shortconv.{name}"] for name in ("in_proj", "conv", "out_proj"))
     )
     gate_in, gate_out, x = np.split(text.astype(float) @ first.T, 3, axis=-1)
     inputs = np.pad(gate_in * x, ((case.mixer.taps - 1, 0), (0, 0)))
@@ -252,3 +271,21 @@ def test_taps_lie_in_time_order():
     inputs = jnp.arange(5, dtype=jnp.float32)[None, :, None]
     y = convolution.convolve(inputs, jnp.asarray([[0.0, 10.0, 1.0]]))
     np.testing.assert_array_equal(y[0, :, 0], [12.0, 23.0, 34.0])
+
+
+def test_who_reads_another_state_may_have_queries_in_one_matrix_with_what_it_does_not_use():
+    cfg = ModelConfig.from_metadata(metadata("gemma4"))
+    whole = [AttentionPart(4, 2, 64), AttentionPart(4, 2, 64, reads=Source("attention", LAYER))]
+    case = Case(whole, cfg, [random_layers(mixer, cfg) for mixer in whole])
+    own, reader = case.weights
+    (all_three,) = (weight for weight in whole[1].weights(cfg) if weight.name == "attn_qkv")
+    joined = random_weights("Q8_0", LAYERS, *all_three.shape, seed=7)
+    queries = dataclasses.replace(joined, blocks=joined.blocks[:, : whole[1].queries.length])
+    places = reader["attn_q"].places
+    h = np.random.default_rng(0).normal(size=(1, CHUNK, cfg.embedding_length)).astype(np.float32)
+    results = []
+    for named in ({"attn_q": queries}, {"attn_qkv": joined}):
+        made = {name: Stack((matrix,), places) for name, matrix in named.items()}
+        rest = {name: weight for name, weight in reader.items() if name != "attn_q"}
+        results.append(dataclasses.replace(case, weights=[own, rest | made]).run(case.state(), h, 1, 0)[0])
+    near(*results)

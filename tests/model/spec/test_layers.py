@@ -9,12 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packlight.common.errors import GGUFError, UnsupportedError
+from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.layers import MAX_TRACED, Layer, periods, traced
-from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.attention import AttentionPart, Source
 from packlight.model.spec.parts.dense import DensePart
 from packlight.model.spec.parts.moe import MoePart
+from packlight.model.spec.parts.perlayer import PerLayerPart
 from packlight.model.spec.parts.shortconv import ShortConvPart
+from packlight.model.spec.state import Room
+from packlight.model.spec.weights import declare
 
 KINDS = {
     "a": Layer((AttentionPart(4, 2, 16),), DensePart(96)),
@@ -94,6 +98,53 @@ def test_all_attention_layers_of_an_lfm2_with_a_window_slide():
 def test_impossible_kv_heads_are_refused(kv_heads, message):
     with pytest.raises(GGUFError, match=message):
         lfm2(kv_heads)
+
+
+def gemma4(kinds, kv_heads, **keys):
+    """kinds: a letter for each layer, "w" for one with a window. Any key is of the recipe whose last layers share."""
+    known = {**metadata("gemma4-e"), "gemma4.block_count": len(kinds), "gemma4.feed_forward_length": 96}
+    known["gemma4.attention.sliding_window_pattern"] = np.array([kind == "w" for kind in kinds])
+    known["gemma4.attention.head_count_kv"] = np.array(kv_heads, np.int32)
+    return ModelConfig.from_metadata(known | {f"gemma4.attention.{key}": value for key, value in keys.items()})
+
+
+def test_the_last_layers_attend_to_what_others_keep():
+    """Those of the last layer before them, of those with their own, that sees as much; the cache has each once."""
+    cfg = gemma4("wwawwa", [2, 2, 1, 2, 2, 1], shared_kv_layers=3)
+    window, everything = AttentionPart(4, 2, 8, 8, name="window"), AttentionPart(4, 1, 16)
+    mixers = [layer.mixers[0] for layer in cfg.layers]
+    assert mixers[:3] == [window, window, everything]
+    reader = AttentionPart(4, 2, 8, 8, name="shared_window", reads=Source("window", 1))
+    assert mixers[3:] == [
+        reader,
+        reader,
+        AttentionPart(4, 1, 16, name="shared_attention", reads=Source("attention", 0)),
+    ]
+    assert [layer.per_layer for layer in cfg.layers] == [PerLayerPart(36)] * 6
+    state = CacheShape(cfg, Room(3, 256, 16, "float32")).state
+    assert {name: kept.k.shape for name, kept in state.items()} == {
+        "window": (2, 3, 2, 128, 8),
+        "attention": (1, 3, 1, 256, 16),
+    }
+    made = {(weight.part, weight.name) for weight in declare(cfg)}
+    assert ("attention", "attn_k") in made
+    assert ("shared_attention", "attn_k") not in made
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kv_heads", "shared", "message"),
+    [
+        ("wwwa", [1, 1, 1, 1], 1, "1: layer 3 needs one that sees everything among the first 3, with as many kv heads"),
+        ("aawa", [1, 1, 1, 1], 2, "2: layer 2 needs one that slides among the first 2, with as many kv heads"),
+        ("waaa", [1, 1, 2, 1], 1, "1: layer 3 needs one that sees everything among the first 3, with as many kv heads"),
+        ("wawa", [1, 1, 1, 1], 4, "4 is outside 0..3"),
+        ("wawa", [1, 1, 1, 1], -1, "-1 is outside 0..3"),
+        ("wawa", [1, 1, 1, 1], 1.0, "is a floating-point number, an integer is needed"),
+    ],
+)
+def test_layers_that_cannot_share_are_refused(kinds, kv_heads, shared, message):
+    with pytest.raises(GGUFError, match=rf"key 'gemma4\.attention\.shared_kv_layers': {message}"):
+        gemma4(kinds, kv_heads, shared_kv_layers=shared)
 
 
 def test_layers_without_any_pattern_are_refused_quickly():

@@ -57,6 +57,35 @@ def test_which_layers_have_a_window():
         config("gpt-oss", without=(WINDOW,))
 
 
+def test_gemma4_must_say_which_layers_slide_and_may_say_how_wide_their_heads_are():
+    key = "attention.key_length_swa"
+    with pytest.raises(GGUFError, match=rf"'gemma4.{PATTERN}': is no array of 3 truth values"):
+        pattern("gemma4", 3)
+    with pytest.raises(GGUFError, match=f"mandatory key 'gemma4.{PATTERN}' is missing"):
+        config("gemma4", without=(PATTERN,))
+    widths = [layer.mixers[0].width for layer in config("gemma4").layers]
+    assert widths == [8, 8, 16]
+    same = config("gemma4", without=(key, "attention.value_length_swa", "rope.dimension_count_swa"))
+    assert [layer.mixers[0].width for layer in same.layers] == [16] * 3
+    with pytest.raises(UnsupportedError, match="'gemma4.attention.value_length_swa': 4 differs from 8"):
+        config("gemma4", attention__value_length_swa=4)
+    with pytest.raises(GGUFError, match="'gemma4.rope.dimension_count_swa': 16 is outside 1..8"):
+        config("gemma4", without=("rope.dimension_count_swa",))
+    with pytest.raises(GGUFError, match="'gemma4.rope.dimension_count_swa': 3 is odd"):
+        config("gemma4", rope__dimension_count_swa=3)
+    with pytest.raises(UnsupportedError, match=f"'gemma3.{key}': 8 is not supported; only 32 is"):
+        config("gemma3", attention__key_length_swa=8)
+
+
+def test_experts_beside_a_dense_mlp_state_their_own_width():
+    with pytest.raises(GGUFError, match="mandatory key 'gemma4.expert_feed_forward_length' is missing"):
+        config("gemma4-moe", without=("expert_feed_forward_length",))
+    (part,) = {layer.ffn for layer in config("gemma4-moe").layers}
+    assert (part.name, part.shared.width, part.shared.up) == ("moe", 96, "ffn_up")
+    assert config("gemma4").softcaps == config("gemma4-e").softcaps == (0.0, 8.0)
+    assert config("gemma4", without=("final_logit_softcapping",)).softcaps == (0.0, 30.0)
+
+
 def test_gemma3_may_cap_its_logits():
     """Source: llama.cpp's graph of gemma3; scores are never capped there."""
     caps = {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0}

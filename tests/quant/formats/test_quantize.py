@@ -210,6 +210,9 @@ def test_mixes_for_experts_fused_matrices_and_narrow_rows():
     assert (mix("Q4_K_M", "ffn_down_exps", 0), mix("Q4_K_M", "ffn_down_exps", 5)) == ("Q6_K", "Q4_K")
     assert (mix("Q4_K_M", "attn_qkv"), mix("Q5_K_M", "attn_qkv")) == ("Q5_K", "Q6_K")
     assert mix("Q4_K_M", "attn_v", 11, layers=80) == "Q5_K"
+    for tied, second in ((True, "Q6_K"), (False, "Q4_K")):  # an embedding of every layer goes with a tied head
+        assert mix("Q4_K_M", "per_layer_token_embd", -1, tied=tied) == mix("Q4_K_M", "token_embd", tied=tied) == second
+    assert fitting_format("Q6_K", "per_layer_token_embd", 96) == "Q8_0"
     assert fitting_format("Q4_K", "attn_q", 96) == "Q5_0"
     assert fitting_format("Q6_K", "output", 96) == "Q8_0"
     assert fitting_format("Q4_K", "attn_q", 40) == "F16"

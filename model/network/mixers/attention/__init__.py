@@ -34,62 +34,70 @@ def mix(
     state: KV | None,  # None: rows are whole texts, of which nothing is kept
     h: jax.Array,  # float32 (B, T, D), normed
 ) -> tuple[jax.Array, KV | None]:  # float32 (B, T, D)
-    """What attention adds to a layer's input, and the state with this step's keys and values."""
+    """What attention adds to a layer's input, and the state with this step's keys and values, if it makes them."""
     family, numerics, slides = step.cfg.architecture.attention, step.numerics, part.window > 0
     q, k, v, gate = project(step, part, weights, index, h)
-    if not family.rotates_first:
-        q, k = _normed(step, part, weights, index, q, k)
-    if part.rotation:
-        q, k = step.turns.rotate(q, slides), step.turns.rotate(k, slides)
-    if family.rotates_first:
-        q, k = _normed(step, part, weights, index, q, k)
+
+    def placed(x: jax.Array, name: str) -> jax.Array:
+        """Queries or keys, normed and turned."""
+        x = x if family.rotates_first else _normed(step, part, weights, index, x, name)
+        x = step.turns.rotate(x, slides) if part.rotation else x
+        return _normed(step, part, weights, index, x, name) if family.rotates_first else x
+
+    q = placed(q, "attn_q_norm")
     if family.sharpens == "stated" or not part.rotation:
         q = step.turns.sharpen(q)
     scores, q = Scores.of(step.cfg, part, weights, index, numerics.split), scaled(step.cfg, q)
-    if state is None:
-        mixed = full_attention(q, k, v, step.rows.end, step.cfg.causal, scores, numerics)
+    if k is None or v is None:
+        assert part.reads is not None, part.name
+        assert state is not None, part.name
+        source = jnp.int32(part.reads.layer)
+        mixed = attention(q, state, source, step.rows, numerics.span, numerics.kernel, scores)
     else:
-        state = write(state, index, k, v, step.rows, part.window)
-        mixed = attention(q, state, index, step.rows, numerics.span, numerics.kernel, scores)
+        k, v = placed(k, "attn_k_norm"), unweighted_norm(step.cfg, v) if family.values_normed else v
+        if state is None:
+            mixed = full_attention(q, k, v, step.rows.end, step.cfg.causal, scores, numerics)
+        else:
+            state = write(state, index, k, v, step.rows, part.window)
+            mixed = attention(q, state, index, step.rows, numerics.span, numerics.kernel, scores)
     mixed = mixed if gate is None else mixed * gate
     return closing(step, mixed, weights, "attn_output", index, part.queries), state
 
 
 def project(
     step: Step, part: AttentionPart, weights: Params, index: jax.Array, h: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """q (B, T, H, C), k and v (B, T, K, C) of inputs (B, T, D), before norms and rotation; and the gate of the mixed
-    values, (B, T, H * C), where the family has one.
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array | None]:
+    """q (B, T, H, C), k and v (B, T, K, C) of inputs (B, T, D), before norms and rotation, None where the layer makes
+    none; and the gate of the mixed values, (B, T, H * C), where the family has one.
     """
     numerics, gating, C = step.numerics, step.cfg.architecture.attention.gate, part.width
     heads, kv_heads = numerics.split.local_heads(part.heads), numerics.split.local_kv_heads(part.kv_heads)
-    widths = [2 * heads * C if gating == "query" else heads * C, kv_heads * C, kv_heads * C]
-    names = ["attn_qkv"] if "attn_qkv" in weights else ["attn_q", "attn_k", "attn_v"]
-    made = [sum(widths)] if "attn_qkv" in weights else list(widths)
-    if gating in ("channels", "heads"):
-        names, made = [*names, "attn_gate"], [*made, heads * C if gating == "channels" else heads]
-    parts = linears(h, weights, tuple(names), index, numerics)
+    qkv = {"attn_q": 2 * heads * C if gating == "query" else heads * C, "attn_k": kv_heads * C, "attn_v": kv_heads * C}
+    gates = {"channels": heads * C, "heads": heads}
+    widths = {"attn_qkv": sum(qkv.values()), **qkv, **({"attn_gate": gates[gating]} if gating in gates else {})}
+    widths = {name: width for name, width in widths.items() if name in weights}
+    made = dict(zip(widths, linears(h, weights, tuple(widths), index, numerics), strict=True))
     if not numerics.split.heads:
-        parts = [gathered(x, width, numerics.split) for x, width in zip(parts, made, strict=True)]
-    if "attn_qkv" in weights:
-        parts = [*jnp.split(parts[0], np.cumsum(widths[:2]), axis=-1), *parts[1:]]
-    q, k, v, *gates = parts
-    q, gate = _heads(q, heads), None
+        made = {name: gathered(x, widths[name], numerics.split) for name, x in made.items()}
+    if "attn_qkv" in made:
+        made |= dict(zip(qkv, jnp.split(made["attn_qkv"], np.cumsum([*qkv.values()][:2]), axis=-1), strict=True))
+    q, gate = _heads(made["attn_q"], heads), None
+    k = _heads(made["attn_k"], kv_heads) if "attn_k" in made else None
+    v = _heads(made["attn_v"], kv_heads) if "attn_v" in made else k
+    k, v = (k, v) if part.reads is None else (None, None)  # one tensor makes them with the queries
     match gating:
         case "query":
             q, gate = jnp.split(q, 2, axis=-1)
             gate = jax.nn.sigmoid(gate).reshape(*h.shape[:-1], heads * C)
         case "channels":
-            gate = jax.nn.sigmoid(gates[0])
+            gate = jax.nn.sigmoid(made["attn_gate"])
         case "heads":
-            gate = jnp.repeat(jax.nn.softplus(gates[0]), C, axis=-1)
-    return q, _heads(k, kv_heads), _heads(v, kv_heads), gate
+            gate = jnp.repeat(jax.nn.softplus(made["attn_gate"]), C, axis=-1)
+    return q, k, v, gate
 
 
-def _normed(
-    step: Step, part: AttentionPart, weights: Params, index: jax.Array, q: jax.Array, k: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Queries (B, T, H, C) and keys (B, T, K, C), normed as the family has it.
+def _normed(step: Step, part: AttentionPart, weights: Params, index: jax.Array, x: jax.Array, name: str) -> jax.Array:
+    """Queries (B, T, H, C) or keys (B, T, K, C), normed as the family has it, with the weights `name`.
 
     Llama 4 does it in layers that rotate, unless it has 128 experts. Source: llama.cpp's `llama4` graph.
     """
@@ -97,17 +105,13 @@ def _normed(
     kind = cfg.architecture.attention.qk_norm
     if kind == "unweighted":
         without = not part.rotation or cfg.expert_count == 128
-        return (q, k) if without else (unweighted_norm(cfg, q), unweighted_norm(cfg, k))
-    if "attn_q_norm" not in weights:
-        return q, k
-
-    def one(x: jax.Array, name: str) -> jax.Array:
-        if kind != "whole":
-            return norm(cfg, x, weights, name, index)
-        flat = x.reshape(*x.shape[:-2], -1)
-        return norm(cfg, flat, weights, name, index, split if split.heads else WHOLE).reshape(x.shape)
-
-    return one(q, "attn_q_norm"), one(k, "attn_k_norm")
+        return x if without else unweighted_norm(cfg, x)
+    if name not in weights:
+        return x
+    if kind != "whole":
+        return norm(cfg, x, weights, name, index)
+    flat = x.reshape(*x.shape[:-2], -1)
+    return norm(cfg, flat, weights, name, index, split if split.heads else WHOLE).reshape(x.shape)
 
 
 def scaled(cfg: ModelConfig, q: jax.Array) -> jax.Array:
