@@ -179,7 +179,8 @@ class Steps:
         kernel = self.kernels.attention(queries, has_wgmma(self.placement.flat[0]))
         kernel = self.kernels.whole_texts if key.phase is Phase.ENCODE else kernel
         dtype = jnp.dtype(config.activation_dtype)
-        numerics = Numerics(self.kernels.products, dtype, key.length, self.plan.context, split, kernel)
+        native = self.kernels.path == "native"
+        numerics = Numerics(self.kernels.products, dtype, key.length, self.plan.context, split, kernel, native)
         run = {
             Phase.PREFILL: prefill,
             Phase.HEAD: head_step,

@@ -38,3 +38,4 @@ class Numerics:
     context: int  # tokens that a slot may hold
     split: Split = WHOLE  # how devices share the model
     kernel: str = "tiled"  # which kernel computes attention (`model.network.mixers.attention.attention`)
+    native: bool = False  # whether a CPU's C++ kernels run, which other mixers may have too

@@ -35,6 +35,9 @@ GATED_ATTENTION = f"attn_norm gated_q attn_k attn_v attn_output {QK_NORMS}"
 DELTA_NET = "ssm_conv1d ssm_dt.bias ssm_a ssm_norm ssm_out"
 DELTA_IN_TURN = f"attn_norm delta_qkv delta_gate ssm_beta ssm_alpha {DELTA_NET}"
 SHARED_AND_GATED = f"post_attention_norm {EXPERTS} ffn_gate_inp_shexp"
+MAMBA = "mamba_in mamba_conv mamba_conv.bias ssm_dt.bias mamba_a mamba_d mamba_out"
+MAMBA_LAYER = f"attn_norm {MAMBA} mamba_norm"
+UNGATED_EXPERTS = "ffn_gate_inp exp_probs_b.bias ffn_up_shexp ffn_down_shexp"
 LOW_RANK_QUERIES = "attn_q_a attn_q_a_norm attn_q_b"
 LATENT = "attn_kv_a_mqa attn_kv_a_norm attn_k_b attn_v_b attn_output"
 LATENT_WHOLE = "attn_kv_a_mqa attn_kv_a_norm attn_kv_b attn_output"
@@ -119,6 +122,15 @@ LAYERS = {
     "gemma4": GEMMA4,
     "gemma4 per layer": f"{GEMMA4} inp_gate proj post_norm",
     "gemma4 moe": f"{GEMMA4} {SCALED_EXPERTS} pre_ffw_norm_2 post_ffw_norm_1 post_ffw_norm_2",
+    "granitehybrid": f"{ATTENTION} ffn_norm {EXPERTS} {SHARED_EXPERTS}",
+    "granitehybrid dense": f"{ATTENTION} {FFN}",
+    "nemotron_h": f"attn_norm {UNGATED}",
+    "nemotron_h_moe": f"attn_norm {UNGATED_EXPERTS} ffn_up_exps ffn_down_exps",
+    "nemotron_h_moe latent": f"attn_norm {UNGATED_EXPERTS} latent_up_exps latent_down_exps"
+    " ffn_latent_down ffn_latent_up",
+    "falcon-h1": f"{ATTENTION} {MAMBA} {FFN}",
+    "falcon-h1 normed": f"{ATTENTION} {MAMBA} mamba_norm {FFN}",
+    "mamba2": MAMBA_LAYER,
 }
 # What takes the place of attention in the layers of such a family that have none.
 DELTA_NETS = {
@@ -142,8 +154,10 @@ EXTRAS = {
 # Of latents, A and R: ranks of queries and of keys and values, Z: R and the channels that rotate, O: those of a head
 # that do not, Y: of a head's value, m: of all heads' values, B: of their keys that do not rotate and values. Of a delta
 # net, g: query heads with their gates, I: all values, J: them, queries and keys, l: their gates too, n: value heads,
-# b: their betas and alphas, w: channels of a head. Of a second embedding, i: width in a layer, e: in all; 1: a number.
-# Of several streams, a: how many, p: their square, o: the others; r: rank of a narrow way.
+# b: their betas and alphas, w: channels of a head. Of Mamba-2, n: heads, i: all their channels, c: what is convolved,
+# o: what ssm_in gives, u: groups, e: channels of one. k: width in which experts compute, 1: one. Of a second
+# embedding, y: width in a layer, z: in all. Of several streams, a: how many, p: their square, x: the others. r: rank of
+# a narrow way.
 SHAPES = {
     "attn_q": "QD", "attn_k": "KD", "attn_v": "KD", "attn_qkv": "PD", "attn_output": "DQ",
     "attn_q_norm": "C", "attn_k_norm": "C", "whole_q_norm": "Q", "whole_k_norm": "K", "attn_sinks": "H",
@@ -156,26 +170,34 @@ SHAPES = {
     "attn_k_b": "HRO", "attn_v_b": "HYR", "attn_kv_b": "BR",
     "gated_q": "gD", "delta_qkv": "JD", "delta_gate": "ID", "ssm_in": "lD", "ssm_ba": "bD", "ssm_beta": "nD",
     "ssm_alpha": "nD", "ssm_dt": "n", "ssm_a": "n", "ssm_conv1d": "JT", "ssm_norm": "w", "ssm_out": "DI",
+    "mamba_in": "oD", "mamba_conv": "cT", "mamba_a": "n1", "mamba_d": "n1", "mamba_norm": "ue", "mamba_out": "Di",
+    "latent_up_exps": "EXk", "latent_down_exps": "EkX", "ffn_latent_down": "kD", "ffn_latent_up": "Dk",
     "exp_probs_b": "E", "conv": "DT", "conv_in": "GD", "conv_out": "DD",
-    "per_layer_token_embd": "Ve", "per_layer_model_proj": "eD", "per_layer_proj_norm": "i", "inp_gate": "iD",
-    "altup_router": "aD", "altup_predict_coef": "pa", "altup_correct_coef": "aa", "altup_proj": "oDD",
-    "altup_unembd_proj": "oDD", "laurel_l": "rD", "laurel_r": "Dr",
-    "proj": "Di", "layer_output_scale": "1", "ffn_gate_inp.scale": "D", "ffn_down_exps.scale": "E",
+    "per_layer_token_embd": "Vz", "per_layer_model_proj": "zD", "per_layer_proj_norm": "y", "inp_gate": "yD",
+    "altup_router": "aD", "altup_predict_coef": "pa", "altup_correct_coef": "aa", "altup_proj": "xDD",
+    "altup_unembd_proj": "xDD", "laurel_l": "rD", "laurel_r": "Dr",
+    "proj": "Dy", "layer_output_scale": "1", "ffn_gate_inp.scale": "D", "ffn_down_exps.scale": "E",
 }  # fmt: skip
-NEAR_ONE = ("norm", "norm_1", "norm_2", "scale")
+NEAR_ONE = ("norm", "norm_1", "norm_2", "scale", "ssm_d")
 RENAMED = {"whole_q_norm": "attn_q_norm", "whole_k_norm": "attn_k_norm", "fused_up": "ffn_up"}
 RENAMED |= {"gated_q": "attn_q", "delta_qkv": "attn_qkv", "delta_gate": "attn_gate"}
 RENAMED |= {"heads_q_norm": "attn_q_norm", "heads_k_norm": "attn_k_norm", "heads_gate": "attn_gate"}
 RENAMED |= {"conv": "shortconv.conv", "conv_in": "shortconv.in_proj", "conv_out": "shortconv.out_proj"}
 RENAMED |= {"nextn_proj": "nextn.eh_proj", "nextn_enorm": "nextn.enorm", "nextn_hnorm": "nextn.hnorm"}
+RENAMED |= {f"mamba_{name}": f"ssm_{name}" for name in ("in", "a", "d", "norm", "out")} | {"mamba_conv": "ssm_conv1d"}
+RENAMED |= {"latent_up_exps": "ffn_up_exps", "latent_down_exps": "ffn_down_exps"}
 RENAMED |= {"nextn_head_norm": "nextn.shared_head_norm"}
 
 
-def layer_names(recipe: Recipe, layer: int, kv_heads: int) -> list[str]:
-    """Of LAYERS; without kv heads a layer convolves, and not all layers of a mixture of experts need have them."""
+def layer_names(recipe: Recipe, layer: int, kv_heads: int, width: int) -> list[str]:
+    """Of LAYERS; without kv heads a layer convolves or remembers, and not all layers of a mixture of experts need have
+    them. A layer of nemotron_h is attention, or a feed-forward part of some width, or Mamba-2.
+    """
     keys, names = recipe.metadata, LAYERS[recipe.layer or recipe.architecture]
     if not kv_heads:
-        names = names.replace(f"{ATTENTION} {QK_NORMS}", SHORT_CONVOLUTION)
+        names = names.replace(f"{ATTENTION} {QK_NORMS}", SHORT_CONVOLUTION).replace(ATTENTION, MAMBA_LAYER)
+    if recipe.architecture.startswith("nemotron_h") and not width:
+        names = ATTENTION if kv_heads else MAMBA_LAYER
     if (layer + 1) % keys.get("full_attention_interval", 1):
         names = names.replace(GATED_ATTENTION, DELTA_NETS[recipe.layer or recipe.architecture])
     found = names.split()
@@ -187,23 +209,22 @@ def layer_names(recipe: Recipe, layer: int, kv_heads: int) -> list[str]:
     return found
 
 
-def sizes(recipe: Recipe, heads: int, kv_heads: int, layer: int = 0) -> dict[str, int]:
-    """The letters of SHAPES in a layer with so many heads."""
+def sizes(recipe: Recipe, heads: int, kv_heads: int, width: int, layer: int = 0) -> dict[str, int]:
+    """The letters of SHAPES in a layer with so many heads and features."""
     keys = recipe.metadata
-    D, F = keys["embedding_length"], keys.get("feed_forward_length", 0)
-    F = int(np.broadcast_to(F, keys["block_count"])[layer])
-    C = keys.get("attention.key_length", D // heads)
+    D = keys["embedding_length"]
+    C = keys.get("attention.key_length", D // heads if heads else 0)
     if "attention.key_length_swa" in keys and keys["attention.sliding_window_pattern"][layer]:
         C = keys["attention.key_length_swa"]
-    i = keys.get("embedding_length_per_layer_input", 0)
-    X = keys.get("expert_feed_forward_length", F)
+    y = keys.get("embedding_length_per_layer_input", 0)
+    X = keys.get("expert_feed_forward_length", width)
     S = keys.get("expert_shared_feed_forward_length", X * keys.get("expert_shared_count", 1))
     Q, K = heads * C, kv_heads * C
-    found = {"V": VOCAB, "D": D, "F": F, "C": C, "H": heads, "N": kv_heads, "Q": Q, "K": K, "P": Q + 2 * K, "X": X}
-    found |= {"S": S, "U": 2 * F, "W": 2 * X, "G": 3 * D, "M": 2 * D, "L": keys["context_length"]}
+    found = {"V": VOCAB, "D": D, "F": width, "C": C, "H": heads, "N": kv_heads, "Q": Q, "K": K, "P": Q + 2 * K, "X": X}
+    found |= {"S": S, "U": 2 * width, "W": 2 * X, "G": 3 * D, "M": 2 * D, "L": keys["context_length"]}
     found |= {"E": keys.get("expert_count", 0), "T": keys.get("shortconv.l_cache", 0), "g": 2 * Q}
-    found |= {"i": i, "e": keys["block_count"] * i, "1": 1, "a": 4, "p": 16, "o": 3, "r": 64}
-    return found | latent_sizes(recipe) | delta_sizes(recipe)
+    found |= {"y": y, "z": keys["block_count"] * y, "1": 1, "a": 4, "p": 16, "x": 3, "r": 64}
+    return found | {"k": keys.get("moe_latent_size", 0)} | latent_sizes(recipe) | recurrence_sizes(recipe)
 
 
 def tensor(name: str, sizes: dict[str, int], recipe: Recipe, prefix: str = "") -> dict[str, tuple[int, ...]]:
@@ -214,7 +235,8 @@ def tensor(name: str, sizes: dict[str, int], recipe: Recipe, prefix: str = "") -
         letters = SHAPES.get(name, letters[:-1])
     shape = tuple(sizes[letter] for letter in letters)
     full = f"{prefix}{RENAMED.get(base, base)}"
-    found = {full if base == "ssm_a" else f"{full}.{ending or 'weight'}": shape}
+    unsuffixed = full.endswith(("ssm_a", "ssm_d")) or (recipe.architecture, base) == ("falcon-h1", "ffn_norm")
+    found = {full if unsuffixed else f"{full}.{ending or 'weight'}": shape}
     if len(shape) > 1 and not ending and recipe.format(full) == "NVFP4":
         found[f"{full}.scale"] = shape[:-2] or (1,)
     return found
@@ -231,8 +253,8 @@ def latent_sizes(recipe: Recipe) -> dict[str, int]:
     return {"Q": H * C, "A": A, "R": R, "Z": R + rotated, "O": O, "Y": Y, "m": H * Y, "B": H * (O + Y)}
 
 
-def delta_sizes(recipe: Recipe) -> dict[str, int]:
-    """The letters of SHAPES that a delta net has."""
+def recurrence_sizes(recipe: Recipe) -> dict[str, int]:
+    """The letters of SHAPES that a delta net or Mamba-2 has."""
     keys = {key: value for key, value in recipe.metadata.items() if key.startswith("ssm.")}
     if not keys:
         return {}
@@ -240,26 +262,28 @@ def delta_sizes(recipe: Recipe) -> dict[str, int]:
         keys[f"ssm.{name}"] for name in ("conv_kernel", "state_size", "group_count", "time_step_rank", "inner_size")
     )
     J = 2 * groups * w + inner
-    return {"T": taps, "w": w, "n": n, "I": inner, "J": J, "l": J + inner, "b": 2 * n}
+    found = {"i": inner, "c": J, "o": J + inner + n, "u": groups, "e": inner // groups}
+    return found | {"T": taps, "w": w, "n": n, "I": inner, "J": J, "l": J + inner, "b": 2 * n}
 
 
 def shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Every tensor, in file order."""
     keys = recipe.metadata
-    heads, kv_heads = (
-        np.broadcast_to(keys[f"attention.head_count{ending}"], keys["block_count"]).tolist() for ending in ("", "_kv")
+    heads, kv_heads, widths = (
+        np.broadcast_to(keys.get(name, 0), keys["block_count"]).tolist()
+        for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
     )
-    whole = sizes(recipe, heads[0], kv_heads[0])
+    whole = sizes(recipe, heads[0], kv_heads[0], widths[0])
     found = tensor("token_embd", whole, recipe)
     rotated = keys.get("rope.dimension_count", keys.get("attention.key_length", whole["C"]))
     found |= {f"{name}.weight": (rotated // 2,) for name in recipe.rope}
-    for layer, counts in enumerate(zip(heads, kv_heads, strict=True)):
-        for name in layer_names(recipe, layer, counts[1]):
+    for layer, counts in enumerate(zip(heads, kv_heads, widths, strict=True)):
+        for name in layer_names(recipe, layer, *counts[1:]):
             if f"blk.{layer}.{name}" not in recipe.lacks:
                 found |= tensor(name, sizes(recipe, *counts, layer), recipe, f"blk.{layer}.")
     names = ["token_embd_norm" if recipe.architecture.startswith("lfm2") else "output_norm"]
     names += EXTRAS.get(recipe.architecture, "").split() + ([] if recipe.tied else ["output"])
-    names += ["per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"] if whole["i"] else []
+    names += ["per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"] if whole["y"] else []
     for name in names:
         found |= tensor(name, whole, recipe)
     return found
@@ -300,7 +324,7 @@ def base_name(name: str) -> str:
 
 def is_vector(name: str, shape: tuple[int, ...]) -> bool:
     """Whether it is no matrix, though heads or experts may have one each: norms, biases, scales."""
-    return len(shape) == 1 or name.endswith((".bias", ".scale", "norm.weight"))
+    return len(shape) == 1 or name.endswith((".bias", ".scale", "norm.weight", "ssm_a", "ssm_d"))
 
 
 def matrix(name: str, shape: tuple[int, ...], kind: str, seed: int, twin: bool) -> tuple[np.ndarray, str]:

@@ -1,9 +1,9 @@
 """The gated delta net: a mixer whose heads remember a matrix of values by keys. Knows no executables.
 
-A head's memory S fades, forgets what it holds under the present key in favour of the present value, and is asked with
+A head's memory M fades, forgets what it holds under the present key in favour of the present value, and is asked with
 the present query:
 
-    S = e^g S;  S = S + beta (v - S k) k^T;  o = S q
+    M = e^g M;  M = M + k^T beta (v - k M);  o = q M
 
 Sources: Gated DeltaNet (2412.06464) for the formulas and for prompts in chunks, llama.cpp's graph of qwen35 for the
 rest.
@@ -17,6 +17,7 @@ from jax import lax
 
 from packlight.model.network.collectives import gathered
 from packlight.model.network.mixers.convolution import convolve, follow
+from packlight.model.network.mixers.deltanet_native import has_native, remember_native
 from packlight.model.network.norms import norm
 from packlight.model.network.products import closing, linears
 from packlight.model.network.state import Rows
@@ -55,8 +56,12 @@ def mix(
     q, k = (_unit(x.reshape(*x.shape[:2], G, S), step.cfg.norm_epsilon) for x in (q, k))
     v = v.reshape(*v.shape[:2], -1, S)
     fade = jax.nn.softplus(alpha + weights["ssm_dt.bias"][index][None, None]) * weights["ssm_a"][index][None, None]
-    tokens = Tokens(_of_heads(part, q) / jnp.float32(S**0.5), _of_heads(part, k), v, jax.nn.sigmoid(beta), fade)
-    o, matrices = remember(state.matrices, index, tokens, step.rows)
+    q, beta = q / jnp.float32(S**0.5), jax.nn.sigmoid(beta)
+    if step.numerics.native and has_native(part):
+        o, matrices = remember_native(state.matrices, index, (q, k, v, beta, fade), step.rows, part.consecutive)
+    else:
+        q, k = (_of_heads(part, x) for x in (q, k))
+        o, matrices = remember(state.matrices, index, Tokens(q, k, v, beta, fade), step.rows)
     y = norm(step.cfg, o, weights, "ssm_norm", index) * jax.nn.silu(z.reshape(o.shape))
     y = closing(step, y.reshape(*h.shape[:2], -1), weights, "ssm_out", index, part.of_heads(S)[0])
     return y, Memory(columns, matrices)
@@ -125,19 +130,19 @@ def one_token(memory: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:
     """The formulas as they stand, for T = 1: memory (B, H, S, S) -> answers (B, 1, H, S) and the memory after it."""
     q, k, v, beta, fade = (x[:, 0] for x in new)
     memory = memory * jnp.exp(fade)[..., None, None]
-    change = beta[..., None] * (v - jnp.einsum("bhvc,bhc->bhv", memory, k, precision=EXACT))
-    memory = memory + change[..., :, None] * k[..., None, :]
-    return jnp.einsum("bhvc,bhc->bhv", memory, q, precision=EXACT)[:, None], memory
+    change = beta[..., None] * (v - jnp.einsum("bhcv,bhc->bhv", memory, k, precision=EXACT))
+    memory = memory + k[..., :, None] * change[..., None, :]
+    return jnp.einsum("bhcv,bhc->bhv", memory, q, precision=EXACT)[:, None], memory
 
 
 def in_chunks(memory: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:
     """The same for many tokens: memory (B, H, S, S) -> answers (B, T, H, S) and the memory after the last of them.
 
-    Within a chunk, with g summed up to each token and all tokens' changes d = beta (v - S k) as rows of a matrix,
+    Within a chunk, with g summed up to each token and all tokens' changes d = beta (v - k M) as rows of a matrix,
 
-        d_i = beta_i (v_i - e^g_i S_0 k_i - sum_(j < i) e^(g_i - g_j) (k_i . k_j) d_j)
+        d_i = beta_i (v_i - e^g_i k_i M_0 - sum_(j < i) e^(g_i - g_j) (k_i . k_j) d_j)
 
-    is a triangular system: d = made - wanted S_0^T, where `made` and `wanted` need no memory, so that only the memory
+    is a triangular system: d = made - wanted M_0, where `made` and `wanted` need no memory, so that only the memory
     goes from chunk to chunk. Every exponent is of a later token less an earlier one, at most 0 where memories fade.
     """
     T = new.q.shape[1]
@@ -157,9 +162,9 @@ def in_chunks(memory: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:
 
     def chunk(memory: jax.Array, parts: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         made, wanted, seen, asked, kept, left = parts
-        change = made - _product(wanted, memory, "ic,vc->iv")
-        o = _product(asked, memory, "ic,vc->iv") + _product(seen, change, "ij,jv->iv")
-        return memory * left + _product(change, kept, "jv,jc->vc"), o
+        change = made - _product(wanted, memory, "ic,cv->iv")
+        o = _product(asked, memory, "ic,cv->iv") + _product(seen, change, "ij,jv->iv")
+        return memory * left + _product(kept, change, "jc,jv->cv"), o
 
     memory, o = lax.scan(chunk, memory, (made, wanted, seen, asked, kept, left))
     o = jnp.moveaxis(o, 3, 2).swapaxes(0, 1)  # (B, N, size, H, S)

@@ -16,7 +16,7 @@ class Memory(NamedTuple):
     """The last inputs of the convolution, and what the heads remember: arrays, or what says how they lie. float32."""
 
     columns: Any  # (L, B, taps - 1, channels), of queries, keys and values
-    matrices: Any  # (L, B, heads, width, width): from each key channel to each value channel, keys last
+    matrices: Any  # (L, B, heads, width, width): from each key channel to each value channel
 
 
 @dataclasses.dataclass(frozen=True)

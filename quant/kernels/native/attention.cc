@@ -4,13 +4,13 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "attention.h"
 #include "export.h"
 #include "isa.h"
 #include "work.h"
+#include "workspace.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace packlight {
@@ -50,23 +50,6 @@ struct Call {
     return partials + ((b * K + head) * parts + i) * Partial::floats(block_tokens * group, value_width);
   }
 };
-
-// This thread's memory for one block: kept, because fresh pages cost more than a short block takes.
-float* workspace(int64_t floats) {
-  struct Memory {
-    float* data = nullptr;
-    int64_t floats = 0;
-    ~Memory() { operator delete[](data, std::align_val_t(64)); }
-  };
-  thread_local Memory memory;
-  if (memory.floats < floats) {
-    operator delete[](memory.data, std::align_val_t(64));
-    memory.data = nullptr, memory.floats = 0;
-    memory.data = static_cast<float*>(operator new[](floats * sizeof(float), std::align_val_t(64)));
-    memory.floats = floats;
-  }
-  return memory.data;
-}
 
 // Writes a block's rows from its parts: their sums, brought to one top, divided. No part, all padding: zeros.
 void finish(const Call& call, int64_t b, int64_t head, int64_t token, const float* parts, int64_t count) {

@@ -13,14 +13,9 @@
 namespace packlight {
 namespace {
 
-constexpr int kLanes = 8, kStrip = 4;
-using Floats = __m256;
+#include "floats_avx2.h"
 
-inline Floats splat(float x) { return _mm256_set1_ps(x); }
-inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
-inline void store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
-inline Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-inline Floats maximum(Floats a, Floats b) { return _mm256_max_ps(a, b); }  // b where one is NaN
+constexpr int kStrip = 4;
 inline __m128i words(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 inline Floats load_f16(const uint16_t* p) { return _mm256_cvtph_ps(words(p)); }
 inline Floats load_bf16(const uint16_t* p) {

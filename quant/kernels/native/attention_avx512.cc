@@ -13,14 +13,9 @@
 namespace packlight {
 namespace {
 
-constexpr int kLanes = 16, kStrip = 8;
-using Floats = __m512;
+#include "floats_avx512.h"
 
-inline Floats splat(float x) { return _mm512_set1_ps(x); }
-inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
-inline void store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
-inline Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-inline Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }  // b where one is NaN
+constexpr int kStrip = 8;
 inline __m256i words(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Floats load_f16(const uint16_t* p) { return _mm512_cvtph_ps(words(p)); }
 inline Floats load_bf16(const uint16_t* p) {

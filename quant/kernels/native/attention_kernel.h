@@ -6,28 +6,12 @@
 // broadcast one at a time against values. f32 keys and values are read where they lie in the cache.
 // Source: online softmax (1805.02867), FlashAttention (2205.14135).
 
+#include "exp2.h"
+
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
-using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
 
 constexpr int kPanel = 2;  // vectors of rows, or of columns, that one pass keeps in registers
 constexpr float kLowest = -3.402823466e38f;
-
-// 2^x for x <= 0, below 1.5 units in the last place (1 with fused multiply-add), exact at 0; 0 below -126.5; NaN stays.
-// The polynomial is the minimax one of degree 6 for 2^f, |f| <= 1/2, relative error 2^-29.
-inline Floats exp2_of(Floats x) {
-  x = maximum(splat(-127.0f), x);
-  const Floats rounder = splat(12582912.0f);  // 1.5 * 2^23: the sum's low bits are x rounded
-  const Floats shifted = x + rounder;
-  const Floats f = x - (shifted - rounder);
-  Floats p = splat(0x1.41d334p-13f);
-  p = fused(p, f, splat(0x1.5f456ap-10f));
-  p = fused(p, f, splat(0x1.3b2dbcp-7f));
-  p = fused(p, f, splat(0x1.c6aed4p-5f));
-  p = fused(p, f, splat(0x1.ebfbdap-3f));
-  p = fused(p, f, splat(0x1.62e430p-1f));
-  p = fused(p, f, splat(1.0f));
-  return p * (Floats)(((Words)shifted << 23) + (127u << 23));  // x = -127 has the exponent field 0: times 0.0
-}
 
 // Memory that the next step reads, fetched a few lines at a time while this one computes: keys are read in an order
 // that CPUs do not foresee, and without this a thread waits for memory three quarters of its time.

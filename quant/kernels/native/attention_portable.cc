@@ -12,26 +12,15 @@
 namespace packlight {
 namespace {
 
-using Floats = float __attribute__((vector_size(16)));
+#include "floats_portable.h"
+
+#if defined(__aarch64__)  // 32 registers
+constexpr int kStrip = 8;
+#else
+constexpr int kStrip = 4;
+#endif
 using Bits = uint32_t __attribute__((vector_size(16)));
 
-inline Floats splat(float x) { return Floats{x, x, x, x}; }
-inline Floats load(const float* p) {
-  Floats x;
-  std::memcpy(&x, p, sizeof x);
-  return x;
-}
-inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
-#if defined(__aarch64__)  // 32 registers
-constexpr int kLanes = 4, kStrip = 8;
-inline Floats fused(Floats a, Floats b, Floats c) {
-  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-}
-#else
-constexpr int kLanes = 4, kStrip = 4;
-inline Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
-#endif
-inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }  // b where one is NaN
 inline Bits words(const uint16_t* p) { return Bits{p[0], p[1], p[2], p[3]}; }
 inline Floats load_bf16(const uint16_t* p) { return (Floats)(words(p) << 16); }
 inline Floats load_f16(const uint16_t* p) {

@@ -59,8 +59,8 @@ def expected(part, weights, x):
             v = mixed[t, (2 * G + h) * S :][:S]
             q, k = (each / np.sqrt(each @ each + EPSILON) for each in (q, k))
             faded = memory[h] * np.exp(rate[t, h])
-            memory[h] = faded + sigmoid(b[t, h]) * np.outer(v - faded @ k, k)
-            out[t, h] = memory[h] @ q / np.sqrt(S)
+            memory[h] = faded + sigmoid(b[t, h]) * np.outer(k, v - k @ faded)
+            out[t, h] = q @ memory[h] / np.sqrt(S)
     out /= np.sqrt((out**2).mean(-1, keepdims=True) + EPSILON)
     return (out * weights["ssm_norm"] * z * sigmoid(z)).reshape(T, -1) @ weights["ssm_out"].T, memory
 
