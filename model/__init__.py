@@ -7,7 +7,8 @@ Axis letters, used in names, comments and einsums everywhere:
     S  cache time               H  query heads          N  blocks per row
     L  layers                   K  kv heads             G  query heads per kv head (H / K)
     E  experts                  X  experts used per token
-    J  key heads of a delta net P  per-layer inputs
+    J  heads of a recurrence: key heads of a delta net, heads of Mamba-2
+    U  groups of Mamba-2's heads                        P  per-layer inputs
 
 Weights are `(out, in)` everywhere and carry their GGUF names.
 """

@@ -17,7 +17,7 @@ from jax import lax
 from packlight.model.network import altup, perlayer
 from packlight.model.network.collectives import gathered, look_up
 from packlight.model.network.ffn import dense, moe
-from packlight.model.network.mixers import attention, deltanet, mla, shortconv
+from packlight.model.network.mixers import attention, deltanet, mamba2, mla, shortconv
 from packlight.model.network.norms import norm, softcap
 from packlight.model.network.products import finished
 from packlight.model.network.state import Numerics
@@ -27,6 +27,7 @@ from packlight.model.spec.layers import LAYER, Layer, Period, periods
 from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.dense import DensePart
+from packlight.model.spec.parts.mamba2 import Mamba2Part
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.parts.shortconv import ShortConvPart
@@ -40,6 +41,7 @@ from packlight.quant.qtensor import gather_rows
 MIXERS: Mapping[type, Callable[..., tuple[jax.Array, Any]]] = {
     AttentionPart: attention.mix,
     DeltaNetPart: deltanet.mix,
+    Mamba2Part: mamba2.mix,
     MlaPart: mla.mix,
     ShortConvPart: shortconv.mix,
 }

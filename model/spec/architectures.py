@@ -90,6 +90,9 @@ class Norms:
     last: str = "output_norm"
     embedding: str = ""  # of the embedded tokens
     bare_first: bool = False  # attention of the first layer reads no norm
+    unsuffixed: str = ""  # the one whose name in a file has no ".weight"
+    # A file must have the epsilon of layer norms, and may have that of RMS norms, which then counts.
+    either_epsilon: bool = False
 
     @property
     def of_layers(self) -> tuple[str, ...]:
@@ -173,6 +176,9 @@ class Architecture:
     # Most layers have a gated delta net, whose value heads read key heads in turn, or consecutive ones the same.
     # All but one of n layers have it, or those that the file names.
     delta_net: Literal["", "in turn", "consecutive"] = ""
+    # Where Mamba-2 is: in layers without kv heads; in those that have neither kv heads nor a feed-forward part, where
+    # each layer is one part; beside attention in each layer; or in each, where there is nothing else.
+    mamba2: Literal["", "without kv heads", "one part", "beside attention", "alone"] = ""
     without_kv_heads: Literal["", "shortconv"] = ""  # the mixer of layers without kv heads; "": there are none
     # Attention and feed-forward read the same hidden states, and both are added to them: never, always, or by a key.
     side_by_side: Literal["never", "always", "stated"] = "never"
@@ -192,6 +198,16 @@ class Architecture:
     attention_scale: float = 0.0  # of scores; 0: 1 / sqrt(C), or as `scales` says
     softcap_stated: bool = True  # a file may state the logits' soft cap
     logit_softcap: float | None = None  # default of the logits' soft cap; 0: none; None: a file cannot ask for one
+
+    @property
+    def may_lack_kv_heads(self) -> bool:
+        """Whether there may be layers without attention."""
+        return bool(self.without_kv_heads) or self.mamba2 in ("without kv heads", "one part", "alone")
+
+    @property
+    def may_lack_ffn(self) -> bool:
+        """Whether there may be layers without a feed-forward part."""
+        return self.mamba2 in ("one part", "alone")
 
 
 QKV = ("attn_q", "attn_k", "attn_v")
@@ -302,6 +318,13 @@ ARCHITECTURES = {
         Architecture("olmoe", attention=Attention(qk_norm="whole"), ffn=Ffn(experts=Experts(normed=False))),
         Architecture("granite", rope=Rope("adjacent", layers="stated"), scales="stated"),
         Architecture("granitemoe", rope=Rope("adjacent", layers="stated"), ffn=MIXTURE, scales="stated"),
+        Architecture(
+            "granitehybrid",
+            rope=Rope("adjacent", layers="stated"),
+            ffn=Ffn(experts=Experts(must=False)),
+            mamba2="without kv heads",
+            scales="stated",
+        ),
         Architecture("minicpm", rope=Rope("adjacent", two_contexts=True), scales="minicpm"),
         Architecture(
             "phi2", norms=ONE_NORM, ffn=Ffn("gelu"), side_by_side="always", biases=(*QKV, *UNGATED_BIASES, "output")
@@ -317,6 +340,24 @@ ARCHITECTURES = {
         Architecture("starcoder2", norms=LAYER, ffn=Ffn("gelu"), biases=(*QKV, *UNGATED_BIASES)),
         Architecture("nemotron", norms=LAYER, ffn=Ffn("relu2")),
         Architecture(
+            "nemotron_h",
+            rope=Rope(layers="none"),
+            norms=Norms(before_ffn="attn_norm", either_epsilon=True),
+            ffn=Ffn("relu2"),
+            mamba2="one part",
+        ),
+        Architecture(
+            "nemotron_h_moe",
+            rope=Rope(layers="none"),
+            norms=Norms(before_ffn="attn_norm", either_epsilon=True),
+            ffn=Ffn(
+                "relu2",
+                experts=dataclasses.replace(SIGMOIDS, stated="never", choice_bias="must", leading_dense=False),
+            ),
+            mamba2="one part",
+        ),
+        Architecture("mamba2", rope=Rope(layers="none"), norms=Norms(before_ffn=""), mamba2="alone"),
+        Architecture(
             "stablelm",
             attention=Attention(qk_norm="heads", qk_norm_optional=True),
             norms=dataclasses.replace(LAYER, before_ffn_optional=True),
@@ -328,6 +369,7 @@ ARCHITECTURES = {
             ffn=Ffn("gelu"),
             side_by_side="always",
         ),
+        Architecture("falcon-h1", norms=Norms(unsuffixed="ffn_norm"), mamba2="beside attention"),
         Architecture(
             "gptneox", norms=LAYER, ffn=Ffn("gelu"), side_by_side="stated", biases=("attn_qkv", *UNGATED_BIASES)
         ),

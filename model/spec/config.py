@@ -6,6 +6,7 @@ It knows hyperparameters and their limits; it does not know tensors' bytes, toke
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -22,6 +23,7 @@ from packlight.model.spec.parts.altup import AltUpPart, LaurelPart
 from packlight.model.spec.parts.attention import AttentionPart, Source
 from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.dense import DensePart
+from packlight.model.spec.parts.mamba2 import Mamba2Part
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.parts.perlayer import PerLayerPart
@@ -100,6 +102,7 @@ class ModelConfig:
     latent: MlaPart | None = None  # the mixer of all layers, where keys and values are made of latents
     delta_net: DeltaNetPart | None = None  # the mixer of layers that remember
     remembers: tuple[bool, ...] = ()  # for each layer, whether it does
+    mamba2: Mamba2Part | None = None  # a mixer of some layers or all, as the family says
     taps: int = 0  # positions that a short convolution sees, the present included
     sliding_window: int = 0  # positions that a query of a sliding layer sees, itself included; 0: no layer slides
     slides: tuple[bool, ...] = ()  # for each layer, whether it slides
@@ -164,26 +167,37 @@ class ModelConfig:
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
         """What every layer is made of."""
+        numbers = range(self.block_count)
         own = self.block_count - self.shared_kv_layers
-        mixers = _named([self._mixer(at) for at in range(own)])
-        mixers += _named([self._reader(at, mixers) for at in range(own, self.block_count)])
-        ffns = _named([self._ffn(at) for at in range(self.block_count)])
+        mixers = _named([self._mixers(at) for at in range(own)])
+        mixers += _named([(self._reader(at, mixers),) for at in range(own, self.block_count)])
+        ffns = _named([self._ffns(at) for at in numbers])
         per_layer = PerLayerPart(self.per_layer_length) if self.per_layer_length else None
         streams = (LaurelPart(), AltUpPart()) if self.architecture.streams else (None, None)
-        bare = [self.architecture.norms.bare_first and at == 0 for at in range(self.block_count)]
+        bare = [self.architecture.norms.bare_first and at == 0 for at in numbers]
         return tuple(
-            Layer((mixer,), ffn, first, per_layer, *streams)
-            for mixer, ffn, first in zip(mixers, ffns, bare, strict=True)
+            Layer(mixed, ffn[0] if ffn else None, first, per_layer, *streams)
+            for mixed, ffn, first in zip(mixers, ffns, bare, strict=True)
         )
 
-    def _mixer(self, layer: int) -> Mixer:
+    def _mixers(self, layer: int) -> tuple[Mixer, ...]:
         if self.latent is not None:
-            return self.latent
+            return (self.latent,)
         if self.delta_net is not None and self.remembers[layer]:
-            return self.delta_net
+            return (self.delta_net,)
+        attention = self._attention(layer)
+        if self.mamba2 is None:
+            return (attention or ShortConvPart(self.taps),)
+        if self.architecture.mamba2 == "one part" and self._ffn_length(layer):
+            return ()
+        if attention is None:
+            return (self.mamba2,)
+        return (attention, self.mamba2) if self.architecture.mamba2 == "beside attention" else (attention,)
+
+    def _attention(self, layer: int) -> AttentionPart | None:
         kv_heads = self.kv_heads[layer] if self.kv_heads else self.head_count_kv
         if not kv_heads:
-            return ShortConvPart(self.taps)
+            return None
         heads = self.heads[layer] if self.heads else self.head_count
         window = self.sliding_window if self.slides and self.slides[layer] else 0
         width = self.key_length_swa if window and self.key_length_swa else self.key_length
@@ -191,26 +205,33 @@ class ModelConfig:
         name = "window" if window else "attention"
         return AttentionPart(heads, kv_heads, width, window, rotates, name)
 
-    def _reader(self, layer: int, before: Sequence[Mixer]) -> AttentionPart:
+    def _reader(self, layer: int, before: Sequence[tuple[Mixer, ...]]) -> AttentionPart:
         """Of a layer without keys and values: those of the last layer before, of those with their own, that sees as
         much."""
-        part = self._mixer(layer)
-        assert isinstance(part, AttentionPart)
-        sources = [each for each in before if isinstance(each, AttentionPart) and each.window == part.window]
+        part = self._attention(layer)
+        assert part is not None
+        attention = [each for mixers in before for each in mixers if isinstance(each, AttentionPart)]
+        sources = [each for each in attention if each.window == part.window]
         source = Source(sources[-1].name, sources.count(sources[-1]) - 1)
         return dataclasses.replace(part, name=f"shared_{part.name}", reads=source)
 
-    def _ffn(self, layer: int) -> Part:
-        width = self.ffn_lengths[layer] if self.ffn_lengths else self.feed_forward_length
+    def _ffn_length(self, layer: int) -> int:
+        return self.ffn_lengths[layer] if self.ffn_lengths else self.feed_forward_length
+
+    def _ffns(self, layer: int) -> tuple[Part, ...]:
+        """The layer's feed-forward part, or none."""
+        width = self._ffn_length(layer)
+        if not width and self.architecture.may_lack_ffn:
+            return ()
         mixed = self.with_experts[layer] if self.with_experts else self.expert_count > 0
         if not mixed:
             sparse = layer < self.architecture.ffn.sparse_layers
-            return DensePart(width, "sparse" if sparse else "dense", sparse=sparse)
+            return (DensePart(width, "sparse" if sparse else "dense", sparse=sparse),)
         experts = self.architecture.ffn.experts
         if experts is not None and experts.beside_dense:
-            return MoePart(DensePart(width, "beside"))
+            return (MoePart(DensePart(width, "beside")),)
         shared = self.shared_feed_forward_length
-        return MoePart(DensePart(shared, "shared", "_shexp") if shared else None)
+        return (MoePart(DensePart(shared, "shared", "_shexp") if shared else None),)
 
     @property
     def mixers(self) -> dict[Mixer, int]:
@@ -241,12 +262,13 @@ class ModelConfig:
         skipped = keys.integer("nextn_predict_layers", 0, low=0, high=blocks - 1)
         keys.layers, keys.blocks = blocks - skipped, blocks
         embed = keys.integer("embedding_length")
-        heads = keys.integers("attention.head_count", high=embed)
+        attends = arch.mamba2 != "alone"
+        heads = keys.integers("attention.head_count", None if attends else 0, int(attends), embed if attends else 0)
         kv_heads = _kv_heads(keys, heads)
         latent = MlaPart.read(keys, max(heads)) if arch.attention.latent else None
         head_dim = latent.key_length if latent else _head_dim(keys, embed, heads)
         sliding_dim = _sliding_head_dim(keys, head_dim)
-        rotated = keys.integer("rope.dimension_count", default=head_dim, high=head_dim)
+        rotated = keys.integer("rope.dimension_count", default=head_dim, low=int(attends), high=head_dim)
         if rotated % 2:
             keys.fail("rope.dimension_count", f"{rotated} is odd")
         if rotated != head_dim and arch.rope.whole:
@@ -254,10 +276,10 @@ class ModelConfig:
         all_experts = keys.has("expert_feed_forward_length") and bool(
             arch.ffn.experts and not arch.ffn.experts.beside_dense
         )
-        ffn = keys.integers("feed_forward_length", default=0 if all_experts else None, low=0 if all_experts else 1)
+        ffn = _ffn_lengths(keys, all_experts, kv_heads)
         experts = _experts(keys, ffn)
         window, slides = _windows(keys)
-        taps = keys.integer("shortconv.l_cache", low=2, high=1024) if 0 in kv_heads else 0
+        taps = keys.integer("shortconv.l_cache", low=2, high=1024) if arch.without_kv_heads and 0 in kv_heads else 0
         # at base 1 every pair would turn alike, and YaRN divide by its logarithm
         base = keys.number("rope.freq_base", default=10000.0, low=1.001, high=1e12)
         swa = arch.windows.own_rotation
@@ -266,7 +288,6 @@ class ModelConfig:
             keys.fail("rope.dimension_count_swa", f"{rotated_swa} is odd")
         _refuse_variants(keys, sliding_dim, rotated_swa)
         made_to_embed = arch.ranking is not None or not arch.causal or keys.has("pooling_type")
-        norm_key = "attention.layer_norm_epsilon" if arch.norms.kind == "layer" else "attention.layer_norm_rms_epsilon"
         cfg = cls(
             architecture=arch,
             name=keys.model_name,
@@ -284,13 +305,14 @@ class ModelConfig:
             latent=latent,
             delta_net=DeltaNetPart.read(keys, arch.delta_net == "consecutive") if arch.delta_net else None,
             remembers=_remembers(keys) if arch.delta_net else (),
+            mamba2=Mamba2Part.read(keys) if arch.mamba2 else None,
             taps=taps,
             key_length=head_dim,
             key_length_swa=sliding_dim if sliding_dim != head_dim else 0,
             shared_kv_layers=_shared_kv_layers(keys, slides, kv_heads),
             per_layer_length=_per_layer_length(keys),
             vocab_size=_vocab_size(keys),
-            norm_epsilon=keys.number(norm_key, default=None, low=1e-30, high=1.0),
+            norm_epsilon=_norm_epsilon(keys),
             rope_dimension_count=rotated,
             rope_dimension_count_swa=rotated_swa if rotated_swa != rotated else 0,
             rope_freq_base=base,
@@ -458,10 +480,10 @@ def _unless_equal(values: tuple[int, ...]) -> tuple[int, ...]:
     return values if len(set(values)) > 1 else ()
 
 
-def _named(parts: Sequence[Any]) -> list[Any]:
+def _named(layers: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """The parts of all layers, with the fields in which those of one name differ added to the name."""
     fields: dict[str, dict[str, set[Any]]] = {}
-    for part in parts:
+    for part in itertools.chain(*layers):
         for field in dataclasses.fields(part):
             fields.setdefault(part.name, {}).setdefault(field.name, set()).add(getattr(part, field.name))
 
@@ -472,11 +494,35 @@ def _named(parts: Sequence[Any]) -> list[Any]:
         ]
         return dataclasses.replace(part, name="_".join((part.name, *words)))
 
-    return [named(part) for part in parts]
+    return [tuple(map(named, parts)) for parts in layers]
+
+
+def _norm_epsilon(keys: _Keys) -> float:
+    """Of the family's kind of norm, or of the kind for which a file has it."""
+    norms, rms, layer = keys.architecture.norms, "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+    key = layer if norms.kind == "layer" or norms.either_epsilon else rms
+    found = keys.number(key, default=None, low=1e-30, high=1.0)
+    return keys.number(rms, None, low=1e-30, high=1.0) if norms.either_epsilon and keys.has(rms) else found
+
+
+def _ffn_lengths(keys: _Keys, all_experts: bool, kv_heads: Sequence[int]) -> tuple[int, ...]:
+    """F of each layer; 0: it has no feed-forward part, or experts with a width of their own."""
+    arch, key = keys.architecture, "feed_forward_length"
+    if arch.mamba2 == "alone":
+        return keys.integers(key, default=0, low=0, high=0)
+    may_lack = all_experts or arch.may_lack_ffn
+    found = keys.integers(key, default=0 if all_experts else None, low=0 if may_lack else 1)
+    if arch.mamba2 == "one part":
+        for layer, (width, heads) in enumerate(zip(found, kv_heads, strict=True)):
+            if width and heads:
+                keys.fail(key, f"layer {layer} has {heads} kv heads and {width} features, and may be one part only")
+    return found
 
 
 def _head_dim(keys: _Keys, embed: int, heads: Sequence[int]) -> int:
-    """C: `attention.key_length`, or embed / heads as the file format defines it."""
+    """C: `attention.key_length`, or embed / heads as the file format defines it; 0 where nothing attends."""
+    if not any(heads):
+        return 0
     if not keys.has("attention.key_length") and (embed % heads[0] or len(set(heads)) > 1):
         keys.fail(
             "embedding_length", f"{embed} is not a multiple of {heads[0]} heads and 'attention.key_length' is absent"
@@ -526,7 +572,7 @@ def _per_layer_length(keys: _Keys) -> int:
 
 def _kv_heads(keys: _Keys, heads: Sequence[int]) -> tuple[int, ...]:
     """K of each layer; 0 where the family has something else than attention in layers without kv heads."""
-    key, may_lack = "attention.head_count_kv", bool(keys.architecture.without_kv_heads)
+    key, may_lack = "attention.head_count_kv", keys.architecture.may_lack_kv_heads
     found = keys.integers(key, default=max(heads), low=0 if may_lack else 1, high=max(heads))
     for each, queries in zip(found, heads, strict=True):
         if each and queries % each:

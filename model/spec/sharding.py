@@ -17,6 +17,7 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts import Mixer
 from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.deltanet import DeltaNetPart
+from packlight.model.spec.parts.mamba2 import Mamba2Part
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.state import Buffer
 from packlight.model.spec.weight import Axis, Letter, Segment, Weight
@@ -50,7 +51,9 @@ class Split:
     # If false, every device computes all heads, and q, k and v are gathered.
     heads: bool = True
     branches: tuple[Branch, ...] = ()  # of which experts are none: they are shared out whole
-    groups: bool = True  # as `heads`, of the key heads of delta nets with the value heads that read them
+    # As `heads`, of what remembers: key heads of delta nets with the value heads that read them, and Mamba-2's heads,
+    # with the groups that they read.
+    groups: bool = True
 
     @property
     def devices(self) -> int:
@@ -60,7 +63,7 @@ class Split:
     @property
     def gathered(self) -> str:
         """The axes of which every device computes all."""
-        return ("" if self.heads else "HK") + ("" if self.groups else "J")
+        return ("" if self.heads else "HK") + ("" if self.groups else "JU")
 
     def local_heads(self, heads: int) -> int:
         """How many of a layer's query heads one device computes."""
@@ -71,8 +74,10 @@ class Split:
         return max(1, kv_heads // self.tensor) if self.heads else kv_heads
 
     def local_groups(self, groups: int) -> int:
-        """How many of a delta net's key heads one device computes."""
-        return groups // self.tensor if self.groups else groups
+        """How many of a delta net's key heads, or of Mamba-2's heads or groups, one device computes: at least one
+        group, which several devices may share.
+        """
+        return max(1, groups // self.tensor) if self.groups else groups
 
     def part(self, weight: Weight) -> Weight:
         """`weight` with the shape that one device holds of it, which is cut no further."""
@@ -102,13 +107,15 @@ class Split:
             wider["K"] = self.local_kv_heads(sizes["K"]) * self.tensor
         if "D" in sizes:
             wider["D"] = self.branch(Segment("D", sizes["D"])).kept * self.tensor
+        if buffer.segments and self.groups:
+            wider["J"] = sum(_share_of(segment, self, 0).kept for segment in buffer.segments) * self.tensor
         shape = tuple(wider.get(letter, size) for letter, size in zip(buffer.axes, buffer.shape, strict=True))
         return dataclasses.replace(buffer, shape=shape)
 
     def __str__(self) -> str:
         """In words, for the plan."""
         attention = "own heads" if self.heads else "all heads on every device"
-        memory = "" if self.groups else "; all heads of delta nets on every device"
+        memory = "" if self.groups else "; all heads that remember on every device"
         ways = {"inputs": "summed", "rows": "gathered"}
         closings = ", ".join(dict.fromkeys(f"{branch.name} {ways[branch.closing]}" for branch in self.branches))
         shared = f"mesh {DATA} {self.data}, {TENSOR} {self.tensor}: {attention}{memory}"
@@ -147,9 +154,10 @@ def make_split(cfg: ModelConfig, used: tuple[Weight, ...], formats: Mapping[str,
         segment: max(FORMATS[formats[name]].elements for weight in weights for name in weight.tensors)
         for segment, weights in closings.items()
     }
-    # A device's inputs of a delta net's closing matrix lie apart, so that blocks divide or it must have all of them.
-    by_groups = all(mixer.groups % tensor == 0 for mixer in cfg.mixers if isinstance(mixer, DeltaNetPart)) and all(
-        segment.length // tensor % block == 0 for segment, block in blocks.items() if segment.axis == "J"
+    # Inputs of a closing matrix that lie apart, as a delta net's, are shared by blocks or not at all.
+    apart = [segment for segment, weights in closings.items() if any(len(weight.segments) > 1 for weight in weights)]
+    by_groups = all(_shares_groups(mixer, tensor) for mixer in cfg.mixers) and all(
+        segment.length // tensor % blocks[segment] == 0 for segment in apart
     )
     branches = []
     for segment, weights in closings.items():
@@ -171,6 +179,17 @@ def _shares_heads(mixer: Mixer, tensor: int) -> bool:
             return heads % tensor == 0 and (kv_heads % tensor == 0 or tensor % kv_heads == 0)
         case MlaPart(heads=heads):
             return heads % tensor == 0
+        case _:
+            return True
+
+
+def _shares_groups(mixer: Mixer, tensor: int) -> bool:
+    """Whether each device can compute equally much of what a mixer remembers, with what is read of it together."""
+    match mixer:
+        case DeltaNetPart(groups=groups):
+            return groups % tensor == 0
+        case Mamba2Part(heads=heads, groups=groups):
+            return heads % tensor == 0 and (groups % tensor == 0 or tensor % groups == 0)
         case _:
             return True
 
@@ -223,10 +242,11 @@ class _Share(NamedTuple):
 
 def _share_of(segment: Segment, split: Split, device: int) -> _Share:
     match segment.axis:
-        case "K":  # a device holds one kv head at least, which several may share
-            heads = segment.length // segment.unit
-            kept = split.local_kv_heads(heads) * segment.unit
-            return _Share(kept, device * heads // split.tensor * segment.unit, kept)
+        case "K" | "U":  # a device holds one kv head or group at least, which several may share
+            count = segment.length // segment.unit
+            local = split.local_groups(count) if segment.axis == "U" else split.local_kv_heads(count)
+            kept = local * segment.unit
+            return _Share(kept, device * count // split.tensor * segment.unit, kept)
         case "F" | "D":
             return _padded_share(segment.length, split.branch(segment).kept, device)
         case _:

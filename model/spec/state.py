@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal, NamedTuple
 
+from packlight.model.spec.weight import Segment
+
 CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4}
 
@@ -15,6 +17,7 @@ class Buffer:
     shape: tuple[int, ...]
     dtype: str
     axes: tuple[Literal["", "B", "D", "J", "K"], ...]  # for each dimension, the letter of what lies along it
+    segments: tuple[Segment, ...] = ()  # what lies along the last axis, in order, where that is more than one thing
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,7 @@ from packlight.quant.formats.table import FORMATS
 
 Axis = Literal["", "rows", "inputs", "experts"]
 Kind = Literal["matrix", "heads", "bias", "vector", "taps"]
-Letter = Literal["D", "E", "F", "H", "J", "K", "P", "V"]  # of `model.__init__`
+Letter = Literal["D", "E", "F", "H", "J", "K", "P", "U", "V"]  # of `model.__init__`
 
 
 class Segment(NamedTuple):

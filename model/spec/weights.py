@@ -127,7 +127,7 @@ def _norm(arch: Architecture, name: str, width: int) -> list[Weight]:
     """A norm's weights, and its biases where the family's norm has them; of no norm none."""
     if not name:
         return []
-    weights = Weight(name, (width,), kind="vector")
+    weights = Weight(name, (width,), kind="vector", suffix="" if name == arch.norms.unsuffixed else ".weight")
     return [weights, Weight(f"{name}.bias", (width,), kind="bias", suffix="")] if arch.norms.biases else [weights]
 
 

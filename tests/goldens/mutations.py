@@ -32,7 +32,7 @@ SHAPES += ("attention.head_count", "attention.head_count_kv", "attention.key_len
 SHAPES += ("leading_dense_block_count", "shortconv.l_cache", "full_attention_interval", "ssm.conv_kernel")
 SHAPES += ("ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
 SHAPES += ("expert_shared_feed_forward_length", "expert_shared_count")
-SHAPES += ("interleave_moe_layer_step", "nextn_predict_layers")
+SHAPES += ("interleave_moe_layer_step", "nextn_predict_layers", "moe_latent_size")
 SHAPES += ("attention.key_length_swa", "attention.value_length_swa")
 SHAPES += ("attention.shared_kv_layers", "embedding_length_per_layer_input")
 # What changes nothing, in llama.cpp either.

@@ -9,6 +9,7 @@ FAMILIES = (
     "gptneox", "gpt2", "command-r", "cohere2", "exaone4", "exaone4-windows", "glm4", "glm4moe", "ernie4_5",
     "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "minimax-m2", "bailingmoe2", "afmoe", "laguna", "gemma",
     "gemma4", "gemma4-e", "gemma4-moe", "gemma3n",
+    "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "mamba2",
 )  # fmt: skip
 GOLDENS = [
     *(f"arch/llama-{n}" for n in ("f16", "gqa", "linear", "lowbit", "moe", "rope3", "tied", "yarn")),

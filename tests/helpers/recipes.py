@@ -82,6 +82,15 @@ DELTA = {
 }
 DELTA |= {**HEAD, "rope.freq_base": 1e6, "rope.dimension_count": 12, "full_attention_interval": 2}
 IN_TURN = {"rope.dimension_sections": np.array([2, 2, 1, 0], np.int32)}
+# Mamba-2: heads, groups of them that read the same, channels of all heads, numbers that each remembers
+MAMBA = {
+    "ssm.state_size": 16,
+    "ssm.group_count": 1,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 128,
+    "ssm.conv_kernel": 4,
+}
+EPSILONS = {"attention.layer_norm_epsilon": 0.01, "attention.layer_norm_rms_epsilon": 0.02}
 LAYER_NORMS = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 0.01}
 ROTATED, SECTIONS = "rope.dimension_count", "rope.dimension_sections"
 NO_ROPE = {"rope.freq_base": None}
@@ -649,6 +658,90 @@ RECIPES = {
             "embedding_length_per_layer_input": 256,
             WINDOW: 8,
         },
+        tied=True,
+    ),
+    "granitehybrid": Recipe(
+        "granitehybrid",
+        {
+            **kv_heads(0, 0, 2, 0),
+            **MAMBA,
+            **GRANITE,
+            **NO_ROPE,
+            "rope.scaling.finetuned": False,
+            **routed(5, 3, FFN),
+            SHARED_WIDTH: 48,
+        },
+        tied=True,
+    ),
+    # Without experts, and with rotation, which is what llama.cpp takes where nothing is stated
+    "granitehybrid-dense": Recipe(
+        "granitehybrid",
+        {**kv_heads(0, 0, 1), **MAMBA, **GRANITE, "ssm.group_count": 2},
+        "granitehybrid dense",
+        formats={"default": "Q4_0", "ssm_conv1d": "F32", "ssm_in": "Q8_0", "blk.1.ssm_out": "Q5_0"},
+        seed=1,
+    ),
+    # Each layer is one part. The epsilon of RMS norms counts, where a file has it.
+    "nemotron_h": Recipe(
+        "nemotron_h",
+        {
+            **kv_heads(0, 0, 0, 2, 0, 0),
+            **MAMBA,
+            **EPSILONS,
+            **HEAD,
+            **NO_ROPE,
+            FFN: np.array([0, 96, 0, 0, 64, 0], np.int32),
+            "ssm.group_count": 2,
+            "ssm.time_step_rank": 6,
+            "ssm.inner_size": 192,
+        },
+    ),
+    "nemotron_h-epsilon": Recipe(
+        "nemotron_h",
+        {**kv_heads(0, 2, 0), **MAMBA, **LAYER_NORMS, **NO_ROPE, FFN: np.array([0, 0, 64], np.int32)},
+        seed=1,
+    ),
+    "nemotron_h_moe": Recipe(
+        "nemotron_h_moe",
+        {
+            **kv_heads(0, 0, 2, 0, 0),
+            **MAMBA,
+            **EPSILONS,
+            **NO_ROPE,
+            **routed(5, 3),
+            FFN: np.array([0, 32, 0, 0, 32], np.int32),
+            SHARED_WIDTH: 48,
+            SHARED: 1,
+            NORMED: True,
+            SCALED: 2.5,
+        },
+    ),
+    # Super: experts compute in fewer channels
+    "nemotron_h_moe-latent": Recipe(
+        "nemotron_h_moe",
+        {
+            **kv_heads(0, 0, 1),
+            **MAMBA,
+            **EPSILONS,
+            **NO_ROPE,
+            **routed(5, 2),
+            FFN: np.array([0, 32, 0], np.int32),
+            SHARED_WIDTH: 48,
+            SHARED: 1,
+            NORMED: False,
+            "moe_latent_size": 32,
+        },
+        "nemotron_h_moe latent",
+        seed=2,
+    ),
+    "falcon-h1": Recipe(
+        "falcon-h1", {**MAMBA, **HEAD, "ssm.time_step_rank": 3, "ssm.inner_size": 96, "rope.freq_base": 1e11}
+    ),
+    # 34B: with a norm
+    "falcon-h1-normed": Recipe("falcon-h1", {**MAMBA, **HEAD, "ssm.group_count": 2}, "falcon-h1 normed", seed=1),
+    "mamba2": Recipe(
+        "mamba2",
+        {**MAMBA, **NO_ROPE, "attention.head_count": 0, KV: None, FFN: 0, "ssm.group_count": 4, "block_count": 3},
         tied=True,
     ),
 }

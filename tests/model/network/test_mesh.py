@@ -23,7 +23,7 @@ from packlight.compile import aot
 from packlight.compile.config import MeshShape
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.sharding import Branch, Cut, Piece, Split, cut, make_split
+from packlight.model.spec.sharding import TENSOR, Branch, Cut, Piece, Split, cut, make_split
 from packlight.model.spec.state import Room
 from packlight.model.spec.weight import Segment, Weight
 from packlight.model.spec.weights import check, formats
@@ -101,6 +101,7 @@ PARTS = (
     "lfm2-taps",
     "mellum",
     "qwen35",
+    "granitehybrid-dense",
     *HEADS,
     "gemma4-e",
 )
@@ -149,7 +150,7 @@ def test_a_delta_net_is_shared_by_key_heads_where_its_blocks_divide(name, tensor
     told = golden(f"own/{name}", tmp_path)
     split = split_of(told.path, tensor)[-1]
     assert split.groups == own
-    assert ("all heads of delta nets on every device" in str(split)) != own
+    assert ("all heads that remember on every device" in str(split)) != own
     logits = logits_alone(told.path, told.ids, 1, tensor)
     assert np.abs(told.picked(logits) - told.logits).max() <= 1e-3 * told.logits.std()
 
@@ -163,6 +164,29 @@ def test_eight_devices_equal_llama_cpp(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", tiered(OWN, [f"own/{name}" for name in HEADS]))
 def test_two_devices_with_their_own_heads_equal_llama_cpp(name, tmp_path, monkeypatch):
     equals_llama_cpp(name, tmp_path, monkeypatch, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "tensor", "own"),
+    [
+        ("granitehybrid", 1, 4, True),  # one group, whose norm four devices sum
+        ("granitehybrid-dense", 2, 4, True),  # two groups, on two devices each
+        ("nemotron_h", 1, 2, True),  # a group each
+        ("nemotron_h", 1, 4, False),  # six heads
+        ("falcon-h1-normed", 1, 4, True),  # beside attention
+        ("mamba2", 1, 8, False),
+    ],
+)
+def test_devices_share_mamba2s_heads_or_compute_all(name, data, tensor, own, tmp_path):
+    told = golden(f"own/{name}", tmp_path)
+    _, cfg, _, split = split_of(told.path, tensor)
+    assert split.groups == own
+    assert ("all heads that remember on every device" in str(split)) != own
+    state = cfg.mamba2.state(cfg, cfg.block_count, Room(4, 256, 16, "float32"))
+    assert split.axes(state.memory)[2] == (TENSOR if own else None)
+    logits = logits_alone(told.path, told.ids + told.greedy[:-1], data, tensor)
+    assert np.abs(told.picked(logits) - told.logits).max() <= 1e-3 * told.logits.std()
+    assert logits[len(told.ids) - 1 :].argmax(-1).tolist() == told.greedy
 
 
 def split_of(path, tensor):

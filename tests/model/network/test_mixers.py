@@ -18,6 +18,7 @@ from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import AttentionPart, Source
 from packlight.model.spec.parts.deltanet import DeltaNetPart
+from packlight.model.spec.parts.mamba2 import Mamba2Part
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.shortconv import ShortConvPart
 from packlight.model.spec.state import Room
@@ -37,6 +38,8 @@ CASES: dict = {
     "mla, expanded": [MlaPart(4, 0, 256, 32, 64, 8, split=False)],
     "deltanet": [DeltaNetPart(4, 2, 32, 4)],
     "deltanet, consecutive": [DeltaNetPart(6, 2, 32, 3, consecutive=True)],
+    "mamba2": [Mamba2Part(8, 1, 32, 16, 4)],
+    "mamba2, groups": [Mamba2Part(6, 2, 32, 48, 3)],
     "shortconv": [ShortConvPart(3)],
     "many taps": [ShortConvPart(9)],
 }
@@ -47,7 +50,7 @@ FAMILIES = {"keys as values": "gemma4", "shared": "gemma4", "shared window": "ge
 class Case:
     """One mixer with weights, and its step. Behind it may be one that reads its state, and then gives the result."""
 
-    mixers: list[AttentionPart | DeltaNetPart | MlaPart | ShortConvPart]
+    mixers: list[AttentionPart | DeltaNetPart | Mamba2Part | MlaPart | ShortConvPart]
     cfg: ModelConfig
     weights: list[dict]  # of each
 
@@ -248,7 +251,13 @@ def test_a_window_keeps_itself_and_one_chunk(case):
     elif isinstance(case.mixer, MlaPart):
         assert state.latent.shape == (LAYERS, 1, 1, 4096, case.mixer.width)
     else:
-        channels = 256 if isinstance(case.mixer, ShortConvPart) else (2 * case.mixer.groups + case.mixer.heads) * 32
+        match case.mixer:
+            case DeltaNetPart(heads=heads, groups=groups):
+                channels = (2 * groups + heads) * 32
+            case Mamba2Part(heads=heads, groups=groups, memory=memory):
+                channels = heads * 32 + 2 * groups * memory
+            case _:
+                channels = 256
         assert state.columns.shape == (LAYERS, 1, case.mixer.taps - 1, channels)
 
 
