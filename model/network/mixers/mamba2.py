@@ -15,6 +15,7 @@ from jax import lax
 
 from packlight.model.network.collectives import gathered, tensor_number
 from packlight.model.network.mixers.convolution import convolve, follow
+from packlight.model.network.mixers.mamba2_native import has_native, remember_native
 from packlight.model.network.products import closing, linear
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
@@ -63,7 +64,8 @@ def mix(
     x, b, c = x.reshape(*lead, J, -1), b.reshape(*lead, U, N), c.reshape(*lead, U, N)
     dt = jax.nn.softplus(dt + of_layer("ssm_dt.bias"))
     tokens = Tokens(x * dt[..., None], b, c, dt * of_layer("ssm_a"))
-    y, memory = remember(state.memory, index, tokens, step.rows)
+    native = step.numerics.native and has_native(part)
+    y, memory = (remember_native if native else remember)(state.memory, index, tokens, step.rows)
     y = y + x * of_layer("ssm_d")[..., None]
     y = y.reshape(*lead, inner) * jax.nn.silu(z)
     if "ssm_norm" in weights:
