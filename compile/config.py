@@ -71,7 +71,7 @@ class CompileConfig:
         device; more than one where no logit depends on the tokens between (penalties and grammars do).
     encode_buckets: tokens of each text per encode executable, ascending, which models made for embeddings have; doubled
         up to the context, as texts run whole.
-    encode_batch: texts that an encode step runs together, ascending, of each data group; long ones run in fewer.
+    encode_rows: tokens that an encode step runs together, padding included: so many texts as fit, or one.
     head_rows: rows of logits per pass when all of a prompt's are asked for.
     kv_dtype, activation_dtype: of the cache, and of activations where they meet weights.
     cpu_kernels: kernel path of matrix products and attention on a CPU: native (C++; activations rounded to int8 as
@@ -91,7 +91,7 @@ class CompileConfig:
     length_buckets: tuple[int, ...] = ()
     tokens_per_launch: int = 1
     encode_buckets: tuple[int, ...] = (32, 64, 128, 256, 512)
-    encode_batch: tuple[int, ...] = (1, 4, 16)
+    encode_rows: int = 128
     head_rows: int = 32
     kv_dtype: str = "float32"
     activation_dtype: str = "float32"
@@ -102,7 +102,7 @@ class CompileConfig:
     xla_options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
-        for key in ("prefill_buckets", "decode_batch", "encode_buckets", "encode_batch", "length_buckets"):
+        for key in ("prefill_buckets", "decode_batch", "encode_buckets", "length_buckets"):
             if isinstance(getattr(self, key), list):
                 object.__setattr__(self, key, tuple(getattr(self, key)))
         if isinstance(self.mesh, dict) and set(self.mesh) <= {"data", "tensor"}:
@@ -119,11 +119,11 @@ class CompileConfig:
                 raise ConfigError(
                     f"config key '{key}' is {_shown(getattr(self, key))}; it is one of {', '.join(choices)}"
                 )
-        for key, low in (("context", 0), ("head_rows", 1)):
+        for key, low in (("context", 0), ("head_rows", 1), ("encode_rows", 1)):
             _integer(key, getattr(self, key), low)
         _integer("tokens_per_launch", self.tokens_per_launch, 1, MAX_LAUNCH + 1)
         _integer("memory_limit", self.memory_limit, 0, 2**63)
-        for key in ("prefill_buckets", "decode_batch", "encode_buckets", "encode_batch"):
+        for key in ("prefill_buckets", "decode_batch", "encode_buckets"):
             _ascending(key, getattr(self, key))
             if not getattr(self, key):
                 raise ConfigError(f"config key '{key}' is empty")

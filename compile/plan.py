@@ -17,7 +17,6 @@ from packlight.model.spec.sharding import Split
 from packlight.model.spec.state import Room, whole_tiles
 
 TEXT_TILE = 16  # texts are padded to a multiple of it
-ENCODE_CHUNKS = 4  # a step encodes at most so many largest prefill chunks, or one text: more rows are no faster
 PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
 
 
@@ -59,8 +58,8 @@ class Plan:
 
     context: tokens a slot or a text may hold. capacity: cached positions allocated, the context in whole tiles. groups:
     of devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
-    generates: whether there are the steps that predict tokens. texts: how many texts encode steps run together, by the
-    tokens that each may have; none for a model that is not made for embeddings.
+    generates: whether there are the steps that predict tokens. texts: of each encode step the tokens that a text may
+    have, and how many texts it runs together; none for a model that is not made for embeddings.
     """
 
     context: int
@@ -73,7 +72,7 @@ class Plan:
     groups: int = 1
     tokens_per_launch: int = 1
     generates: bool = True
-    texts: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    texts: tuple[tuple[int, int], ...] = ()
 
     @property
     def steps(self) -> tuple[StepKey, ...]:
@@ -81,24 +80,22 @@ class Plan:
         prefill = [StepKey(Phase.PREFILL, t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
         head = [StepKey(Phase.HEAD, r) for r in self.head_rows]
         generating = (*prefill, *head, *(self._decode(b, s) for b in self.decode_batch for s in self.lengths))
-        encode = (StepKey(Phase.ENCODE, rows, tokens) for tokens, batches in self.texts for rows in batches)
+        encode = (StepKey(Phase.ENCODE, rows, tokens) for tokens, rows in self.texts)
         return (*(generating if self.generates else ()), *encode)
 
     def text_groups(self, counts: Sequence[int]) -> tuple[tuple[StepKey, tuple[int, ...]], ...]:
         """Which texts, by their numbers, run together in which step, given how many tokens each has.
 
-        A text's length alone decides how far it is padded, so that neighbours do not change its numbers. Of texts that
-        are padded alike, full largest steps come first, then the cheapest way for the rest.
+        A text's length alone decides its step, and one executable gives a row the same bits whatever the others hold.
         Raises ValueError when one does not fit the context.
         """
         if max(counts, default=0) > self.context:
             raise ValueError(f"{max(counts)} tokens do not fit a context of {self.context}")
         groups, shorter = [], 0
-        for tokens, batches in self.texts:
-            left = [number for number, count in enumerate(counts) if shorter < count <= tokens]
-            for rows in _cheapest_batches(len(left), tokens, batches):
-                groups.append((StepKey(Phase.ENCODE, rows, tokens), tuple(left[:rows])))
-                left = left[rows:]
+        for tokens, rows in self.texts:
+            alike = [number for number, count in enumerate(counts) if shorter < count <= tokens]
+            key = StepKey(Phase.ENCODE, rows, tokens)
+            groups += [(key, tuple(alike[at : at + rows])) for at in range(0, len(alike), rows)]
             shorter = tokens
         return tuple(groups)
 
@@ -164,20 +161,6 @@ class Plan:
         return StepKey(Phase.HEAD, next((r for r in self.head_rows if r >= rows), self.head_rows[-1]))
 
 
-def _cheapest_batches(texts: int, tokens: int, batches: tuple[int, ...]) -> tuple[int, ...]:
-    """The cheapest steps that run so many texts, which cost as in `Plan.chunks`: full largest ones first."""
-    largest = batches[-1]
-    whole, rest = divmod(texts, largest)
-    ways: list[tuple[int, tuple[int, ...]]] = [(0, ())]  # for the first so many texts: cost and steps
-    for count in range(1, rest + 1):
-        ways.append(
-            min(
-                (ways[max(0, count - b)][0] + b * tokens + PASS_ROWS, (b, *ways[max(0, count - b)][1])) for b in batches
-            )
-        )
-    return (*[largest] * whole, *sorted(ways[rest][1], reverse=True))
-
-
 def plan_of(config: CompileConfig, model: ModelConfig) -> Plan:
     """The plan for a model. Raises as `make_plan` does."""
     return make_plan(config, model.context_length, model.generates, model.encodes)
@@ -210,17 +193,12 @@ def make_plan(config: CompileConfig, file_context: int, generates: bool = True, 
     )
 
 
-def _texts(config: CompileConfig, context: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """`Plan.texts`: the config's buckets below the context, doubled up to it, in whole blocks of attention.
-
-    A step runs as many tokens as ENCODE_CHUNKS largest prefill chunks at most, or one text of each group.
-    """
+def _texts(config: CompileConfig, context: int) -> tuple[tuple[int, int], ...]:
+    """`Plan.texts`: the config's buckets below the context, doubled up to it, in whole blocks of attention."""
     whole = {-(-bucket // TEXT_TILE) * TEXT_TILE for bucket in config.encode_buckets}
     most, longest = -(-context // TEXT_TILE) * TEXT_TILE, max(whole)
     while longest < most:
         longest *= 2
         whole.add(longest)
     sizes = [*sorted(bucket for bucket in whole if bucket < most), most]
-    room, groups = ENCODE_CHUNKS * config.prefill_buckets[-1], config.mesh.data
-    fits = {tokens: [b for b in config.encode_batch if b * tokens <= room] or [1] for tokens in sizes}
-    return tuple((tokens, tuple(groups * b for b in batches)) for tokens, batches in fits.items())
+    return tuple((tokens, config.mesh.data * max(1, config.encode_rows // tokens)) for tokens in sizes)

@@ -79,11 +79,13 @@ def test_groups_of_devices_share_the_slots():
     assert plan.head_key(20) == StepKey(Phase.HEAD, 32)
 
 
-@given(context=st.integers(1, 3000), lengths=buckets, batches=buckets, groups=st.integers(1, 3), data=st.data())
-def test_every_text_runs_whole_in_a_declared_step(context, lengths, batches, groups, data):
-    """Each once, in the smallest bucket that holds it, so that its length alone says how far it is padded."""
+@given(
+    context=st.integers(1, 3000), lengths=buckets, rows=st.integers(1, 600), groups=st.integers(1, 3), data=st.data()
+)
+def test_every_text_runs_whole_in_a_declared_step(context, lengths, rows, groups, data):
+    """Each once, in the smallest bucket that holds it, so that its length alone says in which step."""
     config = CompileConfig(
-        encode_buckets=lengths, encode_batch=batches, context=context,
+        encode_buckets=lengths, encode_rows=rows, context=context,
         mesh=MeshShape(data=groups), decode_batch=(groups,),
     )  # fmt: skip
     plan = make_plan(config, 3000, generates=False, encodes=True)
@@ -97,25 +99,19 @@ def test_every_text_runs_whole_in_a_declared_step(context, lengths, batches, gro
             assert key.length == next(tokens for tokens, _ in plan.texts if tokens >= counts[number])
 
 
-def test_texts_weigh_padding_against_passes_over_the_weights():
+def test_short_texts_run_together():
     plan = make_plan(CompileConfig(), 512, generates=False, encodes=True)
     assert {key.phase for key in plan.steps} == {Phase.ENCODE}
-    assert dict(plan.texts) == {32: (1, 4, 16), 64: (1, 4, 16), 128: (1, 4, 16), 256: (1, 4), 512: (1, 4)}
-
-    def rows(count, tokens):
-        return [key.rows for key, _ in plan.text_groups([tokens] * count)]
-
-    assert rows(1, 20) == [1]
-    assert rows(3, 20) == [4]  # one padded text, where two more passes would read the weights twice more
-    assert rows(17, 20) == [16, 1]
-    assert rows(6, 400) == [4, 1, 1]
+    assert plan.texts == ((32, 4), (64, 2), (128, 1), (256, 1), (512, 1))
+    groups = [(key.rows, numbers) for key, numbers in plan.text_groups([20, 400, 30, 32, 1, 7])]
+    assert groups == [(4, (0, 2, 3, 4)), (4, (5,)), (1, (1,))]
 
 
 def test_an_encoder_has_buckets_up_to_its_context():
     """Its texts run whole: they are not cut into chunks."""
     plan = make_plan(CompileConfig(encode_buckets=(100, 500)), 3000, generates=False, encodes=True)
     assert [tokens for tokens, _ in plan.texts] == [112, 512, 1024, 2048, 3008]
-    assert make_plan(CompileConfig(), 40, generates=False, encodes=True).texts == ((32, (1, 4, 16)), (48, (1, 4, 16)))
+    assert make_plan(CompileConfig(), 40, generates=False, encodes=True).texts == ((32, 4), (48, 2))
     assert not make_plan(CompileConfig(), 512).texts
     with pytest.raises(ValueError, match="do not fit a context of 40"):
         make_plan(CompileConfig(), 40, encodes=True).text_groups([41])

@@ -13,6 +13,7 @@ from running import write_config
 
 import packlight
 from packlight.common.errors import ConfigError, ContextLengthError, UnsupportedError
+from packlight.compile.config import MeshShape
 from packlight.compile.counter import CompileCounter
 from packlight.compile.plan import Phase
 from packlight.model.text.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ def deviation(ours, golden):
 def test_vectors_are_llama_cpps(name, tmp_path, monkeypatch):
     """With ggml's table of GELU in float16 where the family has a GELU, so that all else is seen."""
     gelu_table(monkeypatch)
-    llm = load(write(tmp_path / "m.gguf", ENCODERS[name]), encode_batch=(1,), store=False)
+    llm = load(write(tmp_path / "m.gguf", ENCODERS[name]), encode_rows=1, store=False)
     for pooling in encoder_goldens.poolings(ENCODERS[name]):
         ours = llm.embed(encoder_goldens.TEXTS, pooling, normalize=False)
         assert deviation(ours, GOLDENS[f"{name}.{pooling}"]) < BOUND, pooling
@@ -53,7 +54,7 @@ def test_vectors_of_fixtures_are_llama_cpps(name):
     found = np.load(SHARED / "arch" / f"{name}.npz")
     exact = "_f32_gelu32" if "embedding_f32_gelu32" in found else "_f32"
     texts = [found["ids"].tolist(), found["ids_b"].tolist()]
-    llm = load(SHARED / "arch" / f"{name}.gguf", encode_batch=(1,))
+    llm = load(SHARED / "arch" / f"{name}.gguf", encode_rows=1)
     for ours, key in zip(llm.embed(texts, normalize=False), ("embedding", "embedding_b"), strict=True):
         assert deviation(ours, found[key + exact]) < BOUND, key
     (hidden,) = llm.embed(texts[:1], "none", normalize=False)
@@ -63,18 +64,14 @@ def test_vectors_of_fixtures_are_llama_cpps(name):
 @pytest.mark.parametrize("kernels", ["xla", "native"])
 @pytest.mark.parametrize("name", ["bert", "modern-bert", "nomic-bert-moe", "jina-bert-v2", "qwen3-embedding"])
 def test_neighbours_change_no_bit(name, kernels, tmp_path):
-    """R31: alone and in another order; with native kernels also in steps of one text and of several, which XLA compiles
-    apart.
-    """
-    path, batches = write(tmp_path / "m.gguf", ENCODERS[name], "Q8_0"), (1, 3) if kernels == "native" else (3,)
-    llm = load(path, cpu_kernels=kernels, encode_batch=batches)
+    """R31: alone, in another order, and in a step that others fill."""
+    llm = load(write(tmp_path / "m.gguf", ENCODERS[name], "Q8_0"), cpu_kernels=kernels, encode_rows=64)
     alone = [llm.embed([text], "mean", normalize=False)[0] for text in TEXTS]
     together = llm.embed(TEXTS, "mean", normalize=False)
     backwards = llm.embed(TEXTS[::-1], "mean", normalize=False)[::-1]
     np.testing.assert_array_equal(together, np.stack(alone))
     np.testing.assert_array_equal(backwards, together)
-    run = {(key.rows, key.length) for key in llm.engine.steps_run}
-    assert run == {(rows, tokens) for rows in batches for tokens in (16, 64)}
+    assert {(key.rows, key.length) for key in llm.engine.steps_run} == {(4, 16), (1, 64)}
 
 
 @pytest.mark.parametrize("mesh", [(2, 1), (1, 2), (2, 2)])
@@ -83,24 +80,24 @@ def test_devices_share_texts_and_weights(name, mesh, tmp_path):
     """Sums over devices have another order: the bound of the goldens."""
     path = write(tmp_path / "m.gguf", ENCODERS[name])
     data, tensor = mesh
-    shape = packlight.MeshShape(data=data, tensor=tensor)
-    one = load(path, encode_batch=(1,)).embed(TEXTS, normalize=False)
-    llm = load(path, mesh=shape, decode_batch=(data,), encode_batch=(2,), store=False)
+    shape = MeshShape(data=data, tensor=tensor)
+    one = load(path, encode_rows=1).embed(TEXTS, normalize=False)
+    llm = load(path, mesh=shape, decode_batch=(data,), encode_rows=32, store=False)
     assert deviation(llm.embed(TEXTS, normalize=False), one) < BOUND
-    assert {key.rows for key in llm.engine.steps_run} == {2 * data}
+    assert {(key.rows, key.length) for key in llm.engine.steps_run} == {(2 * data, 16), (data, 64)}
 
 
 def test_a_text_is_encoded_as_a_prompt_is_read(tmp_path):
     """Of a model that does both, whose attention is causal: with a cache and without one."""
-    llm = load(write(tmp_path / "m.gguf", ENCODERS["qwen3-embedding"]), encode_batch=(1,))
+    llm = load(write(tmp_path / "m.gguf", ENCODERS["qwen3-embedding"]), encode_rows=1)
     encoded = llm.embed(TEXTS, "none", normalize=False)
     for text, hidden in zip(TEXTS, encoded, strict=True):
         assert deviation(hidden, llm.engine.hidden(text)) < BOUND
-    assert llm.generate(TEXTS[0], max_tokens=2, temperature=0).completion_tokens
+    assert llm.generate(TEXTS[0], max_tokens=2, temperature=0).token_ids
 
 
 def test_nothing_compiles_after_loading(tmp_path):
-    llm = load(write(tmp_path / "m.gguf", ENCODERS["modern-bert"]), encode_batch=(1, 4))
+    llm = load(write(tmp_path / "m.gguf", ENCODERS["modern-bert"]), encode_rows=64)
     assert {key.phase for key in llm.executables.built} == {Phase.ENCODE}
     with CompileCounter() as counter:
         for pooling in ("mean", "cls", "last", "none"):
