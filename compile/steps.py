@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from packlight.compile.config import CompileConfig
+from packlight.compile.encode import EncodeArgs, EncodeResult, encode
 from packlight.compile.kernels import KernelPlan, has_wgmma
 from packlight.compile.plan import Phase, Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
 from packlight.model.network.forward import head, hidden_states
-from packlight.model.network.pooling import pooled, scores, unpooled
 from packlight.model.network.state import Cache, Numerics, Rows
 from packlight.model.network.step import Step
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
@@ -93,22 +93,6 @@ class DecodeResult(NamedTuple):
 
     cache: Cache
     picked: Picked  # each (B, tokens)
-
-
-class EncodeArgs(NamedTuple):
-    """B whole texts, which the data groups share."""
-
-    tokens: Argument  # int32 (B, T), padded
-    real: Argument  # int32 (B,), tokens of each text, at least 1
-    pooling: Argument  # int32 (), a number of `model.spec.pooling.POOLED`, or NONE
-
-
-class EncodeResult(NamedTuple):
-    """What texts become."""
-
-    pooled: jax.Array  # float32 (B, D), or as wide as the last dense layer's outputs
-    scores: jax.Array | None  # float32 (B, labels), of a reranker
-    hidden: jax.Array  # float32 (B, T, D), of each token; of a model with dense layers behind these, where asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,11 +192,12 @@ class Steps:
         specs = jax.tree.map(lambda x: x.sharding.spec, arguments)
         cache: Any = specs[1]
         replicated: Any = P()
+        shared: Any = P(DATA)
         results = {
             Phase.PREFILL: PrefillResult(cache, replicated, replicated),
             Phase.HEAD: replicated,
             Phase.DECODE: DecodeResult(cache, replicated),
-            Phase.ENCODE: EncodeResult(replicated, replicated, P(DATA)),
+            Phase.ENCODE: EncodeResult(replicated, replicated, shared),
         }[key.phase]
         # Every device computes what is replicated from the same numbers; the check knows no foreign calls.
         return jax.shard_map(step, mesh=self.placement.mesh, in_specs=specs, out_specs=results, check_vma=False)
@@ -253,18 +238,6 @@ def head_step(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None
     if args.choice is None:
         return HeadResult(logits, None, finite(logits))
     return HeadResult(logits, pick(logits, *args.choice), None)
-
-
-def encode(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, args: EncodeArgs) -> EncodeResult:
-    """Runs whole texts, of which nothing is kept, and makes a vector of each."""
-    tokens, real = args.tokens, args.real
-    rows = Rows(jnp.int32(0), jnp.zeros_like(real), real, real > 0)
-    step = Step.of(cfg, numerics, params, rows, tokens.shape[1])
-    hidden, _ = hidden_states(step, params, tokens, {})
-    vectors = rows_of_all(pooled(params, hidden, real, args.pooling, numerics), numerics.split)
-    ranked = scores(cfg, params, hidden, real, numerics)
-    ranked = None if ranked is None else rows_of_all(ranked, numerics.split)
-    return EncodeResult(vectors, ranked, unpooled(params, hidden, args.pooling, numerics))
 
 
 class Launch(NamedTuple):

@@ -18,13 +18,12 @@ import numpy as np
 
 from packlight.common.errors import ContextLengthError, NonFiniteLogitsError, PacklightError
 from packlight.compile.aot import Executables
+from packlight.compile.encode import EncodeArgs, EncodeResult
 from packlight.compile.plan import Chunk, StepKey
 from packlight.compile.steps import (
     Choice,
     DecodeArgs,
     DecodeResult,
-    EncodeArgs,
-    EncodeResult,
     HeadArgs,
     HeadResult,
     PrefillArgs,

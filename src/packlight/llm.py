@@ -178,6 +178,19 @@ class LLM:
         with self._scheduler.turn():
             return self.engine.logits(checked)
 
+    @overload
+    def embed(
+        self,
+        prompts: "Iterable[str | Ids]",
+        pooling: Literal["mean", "cls", "last", "rank"] | None = None,
+        normalize: bool = True,
+    ) -> np.ndarray: ...
+
+    @overload
+    def embed(
+        self, prompts: "Iterable[str | Ids]", pooling: Literal["none"], normalize: bool = True
+    ) -> list[np.ndarray]: ...
+
     @suggesting
     def embed(
         self,
