@@ -643,8 +643,8 @@ RECIPES = {
         seed=22,
         lacks=("blk.2.attn_v",),
     ),
-    # Gemma 3n: four streams, sparse gates in ten layers, a second embedding of 256. Those beyond 20 would share keys and
-    # values, but so many amplify what ggml's table of GELU rounds beyond what tests allow.
+    # Gemma 3n: four streams, sparse gates in ten layers, a second embedding of 256. Layers beyond 20 would share keys
+    # and values, but so many amplify what ggml's table of GELU rounds beyond what tests allow.
     "gemma3n": Recipe(
         "gemma3n",
         {
