@@ -191,6 +191,11 @@ class LLM:
         self, prompts: "Iterable[str | Ids]", pooling: Literal["none"], normalize: bool = True
     ) -> list[np.ndarray]: ...
 
+    @overload
+    def embed(
+        self, prompts: "Iterable[str | Ids]", pooling: Pooling | None, normalize: bool = True
+    ) -> np.ndarray | list[np.ndarray]: ...
+
     @suggesting
     def embed(
         self,

@@ -30,6 +30,8 @@ def calls(llm: packlight.LLM, ids: jax.Array, flag: bool, count: int) -> Iterabl
     assert_type(llm.chat(messages, stream=True, top_p=0.5), packlight.Stream)
     assert_type(llm.chat(messages, stream=flag), packlight.Completion | packlight.Stream)
     assert_type(llm.embed(["a", [1, 2]], pooling="last"), np.ndarray)
+    assert_type(llm.embed(["a"], pooling="none"), list[np.ndarray])
+    assert_type(llm.rerank("a", ["b", "c"]), np.ndarray)
     with packlight.load(None, context=512, slots=2, kv_type="f16") as again:
         assert_type(again, packlight.LLM)
 
@@ -39,7 +41,7 @@ def mistakes(llm: packlight.LLM) -> None:
     llm.generate("a", temperature="hot")  # pyright: ignore[reportArgumentType, reportCallIssue]
     llm.stream("a", max_tokens=1.5)  # pyright: ignore[reportArgumentType]
     llm.chat("a", stop=5)  # pyright: ignore[reportArgumentType]
-    llm.embed(["a"], pooling="first")  # pyright: ignore[reportArgumentType]
+    llm.embed(["a"], pooling="first")  # pyright: ignore[reportArgumentType, reportCallIssue]
     packlight.load("m.gguf", kv_type="q4_0")  # pyright: ignore[reportArgumentType]
     packlight.load("m.gguf", n_ctx=5)  # pyright: ignore[reportCallIssue]
     packlight.CompileConfig(contex=5)  # pyright: ignore[reportCallIssue]
