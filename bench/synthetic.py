@@ -45,11 +45,11 @@ class Planned:
 
 
 def shape_format(mix: str, base: str, layer: int, shape: Shape) -> str:
-    """`mixed_format` of a shape; of attn_v only the layers that have one count. A head's own matrices are in Q8_0, as
-    in the files that people publish: llama.cpp's kernels for other layouts of weights do not know them.
+    """`mixed_format` of a shape; of attn_v only the layers that have one count. A head's own matrices are in Q5_0,
+    because llama.cpp aborts on those in a format that it lays out anew for its CPU kernels.
     """
     if base in ("attn_k_b", "attn_v_b") and FORMATS.get(mix, FORMATS["Q4_0"]).elements > 1:
-        return "Q8_0"
+        return "Q5_0"
     at, layers = counted(base, layer, shape.layers, [each for each in range(shape.layers) if shape.attends(each)])
     return mixed_format(*(mix, base, at), layers=layers, heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied)
 

@@ -70,6 +70,52 @@ def matmul_many(
     )
 
 
+def matmul_each(
+    x: jax.Array,  # float (n, M, in)
+    w: QTensor,  # blocks (..., n, out, N, block_bytes)
+    path: str,
+    index: Sequence[jax.Array | int],
+) -> jax.Array:  # float32 (n, M, out)
+    """`matmul` of n runs of rows, each with a matrix of its own; `index` picks the n matrices. `native` makes one call.
+
+    Raises ValueError as `matmul` does.
+    """
+    count, rows, width = x.shape
+    if path != "native":
+        numbers = jnp.arange(count, dtype=jnp.int32)
+        return lax.map(lambda run: matmul(run[1], w, path, (*index, run[0])), (numbers, x))
+    first = _flat((*index, 0), w.shape[:-2])
+    flat = x.reshape(count * rows, width)
+    (y,) = native_ops.matmul_many(flat, [w.blocks], [w.qtype], [w.layout], [w.shape[-2]], [first], each=count)
+    return y.reshape(count, rows, -1)
+
+
+def unpacked(w: QTensor, index: Sequence[jax.Array | int], dtype: jnp.dtype) -> jax.Array:
+    """A whole matrix in `dtype`: (out, in). `index` picks it when `w` stacks several; the layout must be ggml's.
+
+    On a CPU it is unpacked tile after tile, for the reason that `_tiled` gives.
+    """
+    *_, out, width = w.shape
+    rows = tile_rows(out, width)
+
+    def start(tile):
+        return jnp.minimum(tile * rows, out - rows)
+
+    def tiled(*index: jax.Array) -> jax.Array:
+        def body(tile, carry):
+            blocks, whole = carry
+            whole = lax.dynamic_update_slice(whole, _weights(blocks, w, dtype), (start(tile), jnp.int32(0)))
+            return _rows(w, index, start(tile + 1), rows), whole
+
+        carry = _rows(w, index, 0, rows), jnp.zeros((out, width), dtype)
+        return lax.fori_loop(0, -(-out // rows), body, carry)[1]
+
+    def at_once(*index: jax.Array) -> jax.Array:
+        return _weights(_rows(w, index, 0, out), w, dtype)
+
+    return lax.platform_dependent(*map(jnp.int32, index), cpu=tiled, default=at_once)
+
+
 def _mosaic(x: jax.Array, w: QTensor, path: str, index: Sequence[jax.Array | int]) -> jax.Array:
     """The Pallas kernels, imported when they are used: it takes a third of a second."""
     from packlight.quant.kernels import mosaic_gpu, mosaic_tpu

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from packlight.quant.matmul import UNPACK_SCOPE, matmul_many
+from packlight.quant.matmul import matmul_each, matmul_many, unpacked
 from packlight.quant.qtensor import QTensor
 
 
@@ -61,16 +61,28 @@ def stacked_matmul_many(
     return lax.switch(which, [branch(s) for s in signatures], places, x)
 
 
-def unpacked(stack: Stack, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def stacked_matmul_each(x: jax.Array, stack: Stack, index: jax.Array, paths: Mapping[str, str]) -> jax.Array:
+    """x (n, M, in) times the n matrices of layer `index`, each with its own: float32 (n, M, out).
+
+    paths: format -> kernel path.
+    """
+
+    def branch(group: QTensor):
+        return lambda at, x: matmul_each(x, group, paths[group.qtype], (at,))
+
+    which, at = jnp.asarray(stack.places, jnp.int32)[index]
+    if len(stack.groups) == 1:
+        return branch(stack.groups[0])(at, x)
+    return lax.switch(which, [branch(group) for group in stack.groups], at, x)
+
+
+def stacked_unpacked(stack: Stack, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The matrix of layer `index`, or its matrices, in `dtype`: (..., out, in). Their layout must be ggml's."""
 
     def branch(group: QTensor):
-        def weights(at: jax.Array) -> jax.Array:
-            layer = dataclasses.replace(group, blocks=lax.dynamic_index_in_dim(group.blocks, at, keepdims=False))
-            with jax.named_scope(UNPACK_SCOPE.format(qtype=group.qtype, out=group.shape[-2], width=group.shape[-1])):
-                return layer.unpack().astype(dtype)
-
-        return weights
+        layers, *lead, out, width = group.shape
+        rows = dataclasses.replace(group, blocks=group.blocks.reshape(layers, -1, *group.blocks.shape[-2:]))
+        return lambda at: unpacked(rows, (at,), dtype).reshape(*lead, out, width)
 
     which, at = jnp.asarray(stack.places, jnp.int32)[index]
     if len(stack.groups) == 1:

@@ -73,18 +73,22 @@ def matmul_many(
     outs: Sequence[int | None] | None = None,
     indices: Sequence[jax.Array | int] | None = None,
     *,
+    each: int = 1,
     threads: int = 0,
     isa: str = "best",
 ) -> list[jax.Array]:  # float32 (M, out) each
-    """Several products of one `x` in one call: x is rounded once and the pool is woken once (q, k, v; gate, up)."""
+    """Several products of one `x` in one call: x is rounded once and the pool is woken once (q, k, v; gate, up).
+
+    each: `index` picks the first of so many matrices of a stack, and each multiplies its own run of M / each rows.
+    """
     layouts = layouts or ["ggml"] * len(blocks)
     outs = outs or [None] * len(blocks)
     places = jnp.stack([jnp.asarray(index, jnp.int32) for index in indices or [0] * len(blocks)])
     if x.ndim != 2 or x.dtype != jnp.float32:
         raise ValueError(f"native matmul: want x float32 (M, K), got {x.dtype} {x.shape}")
     rows, width = x.shape
-    each = list(zip(blocks, qtypes, layouts, outs, strict=True))
-    results = [jax.ShapeDtypeStruct((rows, _out(*one, width)), jnp.float32) for one in each]
+    matrices = list(zip(blocks, qtypes, layouts, outs, strict=True))
+    results = [jax.ShapeDtypeStruct((rows, _out(*one, width)), jnp.float32) for one in matrices]
     kinds = len({format_named(qtype).elements for qtype in qtypes})  # x once per size of block
     scratch = jax.ShapeDtypeStruct((kinds * (-(-rows * width * 21 // 16) + 64),), jnp.uint8)
     call = jax.ffi.ffi_call(target("packlight_matmul"), [*results, scratch])
@@ -94,6 +98,7 @@ def matmul_many(
         *blocks,
         types=np.array([format_named(qtype).type_id for qtype in qtypes], np.int64),
         lanes=np.array([LANES[layout] for layout in layouts], np.int64),
+        each=np.int64(each),
         threads=np.int64(threads),
         isa=np.int64(ISAS.index(isa)),
     )

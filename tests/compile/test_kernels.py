@@ -5,6 +5,7 @@ import types
 
 import pytest
 from ggufs import write_llama
+from golden_models import model
 from running import packlight, succeed, write_config
 
 from packlight.compile.config import CompileConfig
@@ -155,3 +156,22 @@ def test_every_tensor_is_in_the_plan_with_what_reads_it_and_its_layout(tmp_path,
         ):
             assert (plan.tensors[f"{name}.weight"], plan.layouts[f"{name}.weight"]) == (paths, kept)
         assert plan.tensors["output_norm.weight"] == "f32"
+
+
+@pytest.mark.parametrize("name", ["deepseek2-flash", "deepseek2-lite"])
+def test_the_matrices_of_heads_keep_the_files_layout_unless_a_kernel_reads_each(name, tmp_path):
+    """The native kernels do, where a head's keys and values have matrices of their own."""
+    file = open_gguf(model(f"own/{name}", tmp_path))
+    cfg = ModelConfig.from_gguf(file)
+    kinds = {key: "Q4_0" if kind == "F32" and "norm" not in key else kind for key, kind in formats(file).items()}
+    for platform, kernels in (("cpu", "native"), ("cpu", "xla"), ("gpu", "auto"), ("tpu", "auto")):
+        plan = KernelPlan.of(CompileConfig(platform=platform, cpu_kernels=kernels), cfg, kinds)
+        of_heads = {key for key in plan.tensors if key.split(".")[-2] in ("attn_k_b", "attn_v_b", "attn_kv_b")}
+        assert len(of_heads) == cfg.block_count * (2 if cfg.latent.split else 1)
+        if kernels == "native" and cfg.latent.split:
+            assert {plan.tensors[key] for key in of_heads} == {"native"}
+            assert {plan.layouts[key] for key in of_heads} == {plan.layout}
+        else:
+            assert {plan.tensors[key] for key in of_heads} == {"xla"}
+            assert {plan.layouts[key] for key in of_heads} == {"ggml"}
+        assert plan.attention(16, wgmma=True) in ("native", "tiled")

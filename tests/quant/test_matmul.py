@@ -15,7 +15,7 @@ from tiers import product, tiered
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build
 from packlight.quant.layouts import LANES, pack
-from packlight.quant.matmul import matmul, tile_rows
+from packlight.quant.matmul import matmul, matmul_each, tile_rows
 from packlight.quant.qtensor import QTensor, gather_rows
 
 # To first order |fl(x·w) - x·w| <= K 2^-24 sum |x_i w_i|, whatever the order of a float32 sum of K terms (Higham, 3.1).
@@ -53,6 +53,15 @@ def test_ragged_sizes(rows, out, width):
     x = np.random.default_rng(2).normal(size=(rows, width)).astype(np.float32)
     for path in PATHS:
         check(x, np.asarray(w.unpack()), jax.jit(matmul, static_argnums=2)(x, w, path))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_each_of_several_matrices_multiplies_its_own_rows(path):
+    w = random_weights("Q8_0", 2, 3, 40, 64)
+    x = np.random.default_rng(1).normal(size=(3, 5, 64)).astype(np.float32)
+    y = jax.jit(lambda x, w: matmul_each(x, w, path, (jnp.int32(1),)))(x, w)
+    for i in range(3):
+        check(x[i], np.asarray(w.unpack())[1, i], y[i])
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -8,6 +8,7 @@ Source: DeepSeek-V2 (2405.04434), llama.cpp's graph of deepseek2.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from packlight.model.spec.parts.attention import KV
 from packlight.model.spec.parts.mla import Latent, MlaPart
 from packlight.model.spec.state import CACHE_TILE
 from packlight.model.weights.params import Params
-from packlight.model.weights.stack import stacked_matmul, unpacked
+from packlight.model.weights.stack import stacked_matmul_each, stacked_unpacked
 
 
 def mix(
@@ -112,7 +113,8 @@ def expanded(
         at = (index, step.rows.slot, jnp.int32(0), place, jnp.int32(0))
         kept = lax.dynamic_slice(state.latent, at, (1, B, 1, CACHE_TILE, part.width))[0, :, 0].astype(numerics.dtype)
         latent, rotated = kept[..., : part.kv_rank], kept[:, None, :, part.kv_rank :]
-        keys, values = (_product("bsr,hor->bhso", latent, each).astype(numerics.dtype) for each in (of_keys, of_values))
+        keys = _product(f"bsr,{_of_keys(part)}->bhsn", latent, of_keys).astype(numerics.dtype)
+        values = _product("bsr,hvr->bhsv", latent, of_values).astype(numerics.dtype)
         rotated = jnp.broadcast_to(rotated, (*keys.shape[:3], part.rotated))
         return jnp.concatenate([keys, rotated], -1), values
 
@@ -121,21 +123,26 @@ def expanded(
 
 
 def head_matrices(step: Step, part: MlaPart, weights: Params, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A layer's matrices from latents to each head's keys (H, plain, R) and values (H, value_length, R), unpacked."""
+    """A layer's matrices from latents to each head's keys and values (H, value_length, R), unpacked.
+
+    That of keys is (H, R, plain) as files have it in a tensor of its own, elsewhere (H, plain, R): `_of_keys`.
+    """
     dtype = step.numerics.dtype
     if part.split:
-        keys, values = (unpacked(weights[name], index, dtype) for name in ("attn_k_b", "attn_v_b"))
-        return keys.transpose(0, 2, 1), values
-    both = unpacked(weights["attn_kv_b"], index, dtype)
+        keys, values = (stacked_unpacked(weights[name], index, dtype) for name in ("attn_k_b", "attn_v_b"))
+        return keys, values
+    both = stacked_unpacked(weights["attn_kv_b"], index, dtype)
     both = both.reshape(-1, part.plain + part.value_length, part.kv_rank)
     return both[:, : part.plain], both[:, part.plain :]
 
 
-def _head_products(step: Step, part: MlaPart, weights: Params, index: jax.Array):
+def _head_products(
+    step: Step, part: MlaPart, weights: Params, index: jax.Array
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
     """Two functions of (B, T, H, in) -> (B, T, H, out), which multiply what each head has with its own matrix: from
     channels that are not rotated to R, and from R to value_length.
 
-    Native kernels read the packed matrices, head by head. Elsewhere a layer's are unpacked, and multiplied at once.
+    Native kernels read the packed matrices. Elsewhere a layer's are unpacked, and multiplied at once.
     """
     numerics = step.numerics
     if numerics.kernel == "native" and part.split:
@@ -143,16 +150,22 @@ def _head_products(step: Step, part: MlaPart, weights: Params, index: jax.Array)
         def product(name: str, x: jax.Array) -> jax.Array:
             B, T, H, width = x.shape
             each = x.transpose(2, 0, 1, 3).reshape(H, B * T, width).astype(numerics.dtype)
-            stack, heads = weights[name], jnp.arange(H, dtype=jnp.int32)
-            y = lax.map(lambda of: stacked_matmul(of[1], stack, index, numerics.paths, (of[0],)), (heads, each))
+            y = stacked_matmul_each(each, weights[name], index, numerics.paths)
             return y.reshape(H, B, T, y.shape[-1]).transpose(1, 2, 0, 3)
 
         return lambda x: product("attn_k_b", x), lambda x: product("attn_v_b", x)
     of_keys, of_values = head_matrices(step, part, weights, index)
     return (
-        lambda x: _product("bthn,hnr->bthr", x.astype(numerics.dtype), of_keys),
+        lambda x: _product(f"bthn,{_of_keys(part)}->bthr", x.astype(numerics.dtype), of_keys),
         lambda x: _product("bthr,hvr->bthv", x.astype(numerics.dtype), of_values),
     )
+
+
+def _of_keys(part: MlaPart) -> str:
+    """The axes of the matrix of keys, in the letters of this file's products: of heads, R, and channels that do not
+    rotate. A transposed copy would be as large as the matrix, and keep a GPU from unpacking it inside the product.
+    """
+    return "hrn" if part.split else "hnr"
 
 
 def _product(letters: str, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -24,14 +24,16 @@ constexpr int64_t kChunksPerThread = 4;  // nobody waits long for the last one; 
 struct Matrix {
   Weights weights;
   Multiply multiply;
-  const Activations* x;
+  int64_t first_row, rows;  // of x
   float* y;
+  Activations x;
   int64_t groups, chunk_groups, first_chunk;
 };
 
 struct Call {
   const float* x;
   int64_t rows, width, rows_per_chunk;
+  int64_t each;  // consecutive matrices of every argument, which share x's rows out evenly
   Quantize quantize;
   Activations by32, by256;
   bool use32 = false, use256 = false;
@@ -54,7 +56,7 @@ void multiply_chunk(void* context, int64_t chunk) {
   while (at->first_chunk > chunk) --at;
   const int64_t first = (chunk - at->first_chunk) * at->chunk_groups;
   const int64_t last = std::min(first + at->chunk_groups, at->groups);
-  at->multiply(at->weights, *at->x, first, last, at->y);
+  at->multiply(at->weights, at->x, first, last, at->y);
 }
 
 const Kernels& kernels(Isa isa) {
@@ -67,7 +69,7 @@ const Kernels& kernels(Isa isa) {
   return kPortable;
 }
 
-// Matrix `index` of one argument, which may stack several on leading axes: a loop over layers passes the whole stack,
+// Matrix `index` of one argument, or as many from there on as a call has of each, which may stack several on leading axes: a loop over layers passes the whole stack,
 // because XLA would copy a slice of it for the call. Or what is wrong with it.
 std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t lanes, ffi::AnyBuffer blocks,
                        int64_t index, ffi::AnyBuffer y) {
@@ -84,7 +86,7 @@ std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t
     return "the packed weights do not fit x or their format";
   }
   const int64_t matrix_bytes = shape[0] * shape[1] * shape[2];
-  if (index < 0 || (matrix_bytes && (index + 1) * matrix_bytes > static_cast<int64_t>(blocks.size_bytes()))) {
+  if (index < 0 || (matrix_bytes && (index + call.each) * matrix_bytes > static_cast<int64_t>(blocks.size_bytes()))) {
     return "the index is outside the stack";
   }
   const auto result = y.dimensions();
@@ -94,11 +96,13 @@ std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t
   }
   (format->elements == 32 ? call.use32 : call.use256) = true;
   const uint8_t* data = static_cast<const uint8_t*>(blocks.untyped_data()) + index * matrix_bytes;
-  Weights weights{format, static_cast<int>(lanes), result[1], shape[1], data};
-  const int64_t groups = (weights.out + kernels.lanes - 1) / kernels.lanes;
-  const Activations* x = format->elements == 32 ? &call.by32 : &call.by256;
-  call.matrices.push_back(
-      {weights, kernels.multiply(format->type), x, static_cast<float*>(y.untyped_data()), groups, 1, 0});
+  const int64_t groups = (result[1] + kernels.lanes - 1) / kernels.lanes, rows = call.rows / call.each;
+  float* to = static_cast<float*>(y.untyped_data());
+  for (int64_t i = 0; i < call.each; ++i) {
+    Weights weights{format, static_cast<int>(lanes), result[1], shape[1], data + i * matrix_bytes};
+    call.matrices.push_back({weights, kernels.multiply(format->type), i * rows, rows, to + i * rows * result[1],
+                             Activations{}, groups, 1, 0});
+  }
   return "";
 }
 
@@ -117,10 +121,11 @@ int64_t cut(Call& call, int64_t wanted) {
 
 ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> indices,
                ffi::RemainingArgs weights, ffi::RemainingRets results, ffi::Span<const int64_t> types,
-               ffi::Span<const int64_t> lanes, int64_t threads, int64_t isa) {
+               ffi::Span<const int64_t> lanes, int64_t each, int64_t threads, int64_t isa) {
   if (x.dimensions().size() != 2) return ffi::Error::InvalidArgument("x is not (rows, width)");
   Call call;
-  call.x = x.typed_data(), call.rows = x.dimensions()[0], call.width = x.dimensions()[1];
+  call.x = x.typed_data(), call.rows = x.dimensions()[0], call.width = x.dimensions()[1], call.each = each;
+  if (each < 1 || call.rows % each) return ffi::Error::InvalidArgument("the rows of x cannot be shared out evenly");
   if (isa < 0 || isa > static_cast<int64_t>(Isa::neon) || !has(static_cast<Isa>(isa))) {
     return ffi::Error::InvalidArgument("this CPU has not the instruction set that is asked for");
   }
@@ -146,12 +151,15 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
     return ffi::Error::InvalidArgument("the scratch is too small");
   }
   if (!products) {  // rows, columns or width 0: what results there are have nothing to add up
-    for (const Matrix& m : call.matrices) std::fill_n(m.y, call.rows * m.weights.out, 0.0f);
+    for (const Matrix& m : call.matrices) std::fill_n(m.y, m.rows * m.weights.out, 0.0f);
     return ffi::Error::Success();
   }
   auto* base = static_cast<uint8_t*>((*scratch)->untyped_data());
   call.by32.place(base, call.rows, call.width, 32);
   call.by256.place(base + bytes * call.use32, call.rows, call.width, 256);
+  for (Matrix& m : call.matrices) {
+    m.x = (m.weights.format->elements == 32 ? call.by32 : call.by256).part(m.first_row, m.rows);
+  }
 
   if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
   if (products < kProductsWorthSharing) threads = 1;
@@ -195,5 +203,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_matmul, packlight::run,
                                   .RemainingRets()
                                   .Attr<xla::ffi::Span<const int64_t>>("types")
                                   .Attr<xla::ffi::Span<const int64_t>>("lanes")
+                                  .Attr<int64_t>("each")
                                   .Attr<int64_t>("threads")
                                   .Attr<int64_t>("isa"));

@@ -86,6 +86,12 @@ struct Activations {
     d_sum = reinterpret_cast<float*>(rest);
     sum = reinterpret_cast<int16_t*>(rest + rows * (width / block) * 4);
   }
+
+  // Rows first .. first + count - 1 of these.
+  Activations part(int64_t first, int64_t count) const {
+    const int64_t blocks = first * (width / block);
+    return {count, width, block, q + first * width, d + blocks, sums + blocks, d_sum + blocks, sum + blocks};
+  }
 };
 
 // One instruction set's functions. Work is cut into groups of `lanes` rows, and layout "rowsN" must have N = lanes (any

@@ -219,6 +219,26 @@ def test_many_products_share_one_call():
         np.testing.assert_array_equal(y, product(x, matrix, qtype))
 
 
+@pytest.mark.parametrize("qtype", ["Q5_0", "Q4_K"])
+@pytest.mark.parametrize(("rows", "out", "width"), [(1, 40, 256), (3, 17, 512), (9, 300, 512)])
+def test_each_matrix_multiplies_its_own_rows(qtype, rows, out, width):
+    """Three of a stack of five, from the second on, with rows that are no whole tile."""
+    x = activations(3 * rows, width)
+    matrices = [random_matrix(qtype, out, width // FORMATS[qtype].elements, seed) for seed in range(5)]
+    for isa in HERE:
+        for layout in layouts_of(isa):
+            stack = np.stack([pack(matrix, qtype, layout) for matrix in matrices])
+
+            def run(x, stack, layout=layout, isa=isa):
+                how = {"indices": [1], "each": 3, "threads": 2, "isa": isa}
+                return native_ops.matmul_many(x, [stack], [qtype], [layout], [out], **how)[0]
+
+            y = jax.jit(run)(x, stack).reshape(3, rows, out)
+            for i in range(3):
+                mine = x[i * rows : (i + 1) * rows]
+                np.testing.assert_array_equal(y[i], product(mine, stack[1 + i], qtype, layout, out, isa=isa))
+
+
 @functools.partial(jax.jit, static_argnames=("qtype", "layout", "out", "isa"))
 def by_threads(x, blocks, qtype, layout, out, isa):
     return [
@@ -304,6 +324,9 @@ def test_refusals():
         native_ops.matmul(x, matrix, "Q4_K", "rows3")
     with pytest.raises(ValueError, match="float32"):
         native_ops.matmul(x.astype(jnp.bfloat16), matrix, "Q4_K")
+    for each, said in ((3, "shared out evenly"), (2, "outside the stack")):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=said):
+            jax.block_until_ready(native_ops.matmul_many(x, [matrix], ["Q4_K"], each=each))
     if "avx2" in HERE:
         with pytest.raises(jax.errors.JaxRuntimeError, match="interleaved by 16, and these kernels take 8"):
             product(x, pack(np.asarray(matrix), "Q4_K", "rows16"), "Q4_K", "rows16", 8, isa="avx2").block_until_ready()
