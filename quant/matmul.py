@@ -7,6 +7,7 @@ with x rounded to int8 per block as llama.cpp does it. `mosaic_gpu` and `mosaic_
 layouts.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -91,29 +92,34 @@ def matmul_each(
 
 
 def unpacked(w: QTensor, index: Sequence[jax.Array | int], dtype: jnp.dtype) -> jax.Array:
-    """A whole matrix in `dtype`: (out, in). `index` picks it when `w` stacks several; the layout must be ggml's.
+    """A matrix, or the stack of them that `index` picks, as a whole and in `dtype`: (..., out, in). The layout must be
+    ggml's.
 
     On a CPU it is unpacked tile after tile, for the reason that `_tiled` gives.
     """
-    *_, out, width = w.shape
-    rows = tile_rows(out, width)
+    *lead, out, width = w.shape
+    picked = lead[len(index) :]
+    flat = dataclasses.replace(w, blocks=w.blocks.reshape(*lead[: len(index)], -1, *w.blocks.shape[-2:]))
+    every = flat.shape[-2]
+    rows = tile_rows(every, width)
 
     def start(tile):
-        return jnp.minimum(tile * rows, out - rows)
+        return jnp.minimum(tile * rows, every - rows)
 
     def tiled(*index: jax.Array) -> jax.Array:
         def body(tile, carry):
             blocks, whole = carry
             whole = lax.dynamic_update_slice(whole, _weights(blocks, w, dtype), (start(tile), jnp.int32(0)))
-            return _rows(w, index, start(tile + 1), rows), whole
+            return _rows(flat, index, start(tile + 1), rows), whole
 
-        carry = _rows(w, index, 0, rows), jnp.zeros((out, width), dtype)
-        return lax.fori_loop(0, -(-out // rows), body, carry)[1]
+        carry = _rows(flat, index, 0, rows), jnp.zeros((every, width), dtype)
+        return lax.fori_loop(0, -(-every // rows), body, carry)[1]
 
     def at_once(*index: jax.Array) -> jax.Array:
-        return _weights(_rows(w, index, 0, out), w, dtype)
+        return _weights(_rows(flat, index, 0, every), w, dtype)
 
-    return lax.platform_dependent(*map(jnp.int32, index), cpu=tiled, default=at_once)
+    found = lax.platform_dependent(*map(jnp.int32, index), cpu=tiled, default=at_once)
+    return found.reshape(*picked, out, width)
 
 
 def _mosaic(x: jax.Array, w: QTensor, path: str, index: Sequence[jax.Array | int]) -> jax.Array:

@@ -80,9 +80,7 @@ def stacked_unpacked(stack: Stack, index: jax.Array, dtype: jnp.dtype) -> jax.Ar
     """The matrix of layer `index`, or its matrices, in `dtype`: (..., out, in). Their layout must be ggml's."""
 
     def branch(group: QTensor):
-        layers, *lead, out, width = group.shape
-        rows = dataclasses.replace(group, blocks=group.blocks.reshape(layers, -1, *group.blocks.shape[-2:]))
-        return lambda at: unpacked(rows, (at,), dtype).reshape(*lead, out, width)
+        return lambda at: unpacked(group, (at,), dtype)
 
     which, at = jnp.asarray(stack.places, jnp.int32)[index]
     if len(stack.groups) == 1:

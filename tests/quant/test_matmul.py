@@ -15,7 +15,7 @@ from tiers import product, tiered
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build
 from packlight.quant.layouts import LANES, pack
-from packlight.quant.matmul import matmul, matmul_each, tile_rows
+from packlight.quant.matmul import matmul, matmul_each, tile_rows, unpacked
 from packlight.quant.qtensor import QTensor, gather_rows
 
 # To first order |fl(x·w) - x·w| <= K 2^-24 sum |x_i w_i|, whatever the order of a float32 sum of K terms (Higham, 3.1).
@@ -62,6 +62,16 @@ def test_each_of_several_matrices_multiplies_its_own_rows(path):
     y = jax.jit(lambda x, w: matmul_each(x, w, path, (jnp.int32(1),)))(x, w)
     for i in range(3):
         check(x[i], np.asarray(w.unpack())[1, i], y[i])
+
+
+@pytest.mark.parametrize(("qtype", "out"), [("Q4_K", 40), ("Q5_0", 1500), ("F16", 7)])
+def test_a_stack_of_matrices_is_unpacked_as_it_is(qtype, out):
+    """In one tile, in several of which the last is ragged, and in rows that are no tile."""
+    w = random_weights(qtype, 2, 3, out, 256)
+    whole = np.asarray(w.unpack())
+    for picked in ((), (1,), (1, 2)):
+        found = jax.jit(lambda w, at: unpacked(w, at, jnp.dtype("float32")))(w, tuple(map(jnp.int32, picked)))
+        np.testing.assert_array_equal(found, whole[picked])
 
 
 @pytest.mark.parametrize("path", PATHS)
