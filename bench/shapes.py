@@ -27,7 +27,8 @@ class Shape:
     """Hyperparameters of a model.
 
     head_dim: 0 stands for embed / heads. window: tokens that a layer with a sliding window sees. attending: the layers
-    with attention where the others have a short convolution; None: all.
+    with attention where the others have a short convolution; None: all. rotated: channels of a head that rotate, 0
+    stands for all. delta: value heads, key heads and channels of each in the delta nets of three layers out of four.
     """
 
     layers: int
@@ -47,15 +48,20 @@ class Shape:
     attending: tuple[int, ...] | None = None
     latent: Latent | None = None
     mixture: Mixture | None = None
+    rotated: int = 0
+    delta: tuple[int, int, int] | None = None
 
     @property
     def head_size(self) -> int:
         return self.head_dim or self.embed // self.heads
 
     def attends(self, layer: int) -> bool:
+        if self.delta is not None:
+            return layer % ATTENDING_EVERY == ATTENDING_EVERY - 1
         return self.attending is None or layer in self.attending
 
 
+ATTENDING_EVERY = 4  # layers, where there are delta nets
 SHAPES = {
     "tinyllama-1.1b": Shape(22, 2048, 5632, 32, 4, 32000, 2048),
     "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 128256, 131072, tied=True, rope_base=500000.0, head_dim=64),
@@ -88,16 +94,28 @@ SHAPES = {
         latent=Latent(768, 512, 64, 256, 256),
         mixture=Mixture(64, 4, 1536),
     ),
+    "qwen3.5-4b": Shape(
+        *(32, 2560, 9216, 16, 4, 248320, 262144),
+        tied=True,
+        rope_base=1e7,
+        head_dim=256,
+        architecture="qwen35",
+        epsilon=1e-6,
+        rotated=64,
+        delta=(32, 16, 128),
+    ),
 }
 ENCODERS = ("bert", "nomic-bert")  # whose shapes are tied: they have no head
 
 CONVOLUTION = 3  # tokens that a short convolution sees
+DELTA_TAPS = 4  # tokens that the convolution of a delta net sees
+EXACT = ("ssm_a", "ssm_dt.bias")  # tensors without `.weight` behind their name
 ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
 FFN = "ffn_norm ffn_gate ffn_up ffn_down"
 SUM_NORMS = [f"{name} {name}.bias" for name in ("attn_output_norm", "layer_output_norm")]
 LATENT = "attn_norm attn_q_a attn_q_a_norm attn_q_b attn_kv_a_mqa attn_kv_a_norm attn_k_b attn_v_b attn_output"
 EXPERTS = " ".join(f"ffn_{name}_{ending}" for ending in ("exps", "shexp") for name in ("gate", "up", "down"))
-UNTOUCHED = ("shortconv.conv", "ffn_gate_inp")  # matrices that no quantizer touches
+UNTOUCHED = ("shortconv.conv", "ssm_conv1d", "ffn_gate_inp")  # matrices that no quantizer touches
 # The tensors of a layer in file order, by architecture and what the layer mixes tokens with, or that it has no experts.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
@@ -108,24 +126,37 @@ LAYERS = {
     f" ffn_up ffn_up.bias ffn_down ffn_down.bias {SUM_NORMS[1]}",
     "deepseek2": f"{LATENT} ffn_norm ffn_gate_inp exp_probs_b.bias {EXPERTS}",
     "deepseek2 dense": f"{LATENT} {FFN}",
-    "lfm2 convolution": f"attn_norm shortconv.conv shortconv.in_proj shortconv.out_proj {FFN}",
+    "qwen35": f"{ATTENTION} attn_q_norm attn_k_norm post_attention_norm ffn_gate ffn_up ffn_down",
+    "qwen35 mixing": "attn_norm attn_qkv attn_gate ssm_conv1d ssm_dt.bias ssm_a ssm_beta ssm_alpha ssm_norm ssm_out"
+    " post_attention_norm ffn_gate ffn_up ffn_down",
+    "lfm2 mixing": f"attn_norm shortconv.conv shortconv.in_proj shortconv.out_proj {FFN}",
 }
 
 
 def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a layer but optional biases, in file order."""
     q, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    values, keys, width = shape.delta or (0, 0, 0)
+    channels, inner = (2 * keys + values) * width, values * width
     known = {
-        "attn_q": (q, shape.embed),
+        "attn_q": (q if shape.delta is None else 2 * q, shape.embed),  # with gates
         "attn_k": (kv, shape.embed),
         "attn_v": (kv, shape.embed),
-        "attn_qkv": (q + 2 * kv, shape.embed),
         "attn_output": (shape.embed, q),
         "attn_q_norm": (shape.head_size,),
         "attn_k_norm": (shape.head_size,),
         "shortconv.conv": (shape.embed, CONVOLUTION),
         "shortconv.in_proj": (3 * shape.embed, shape.embed),
         "shortconv.out_proj": (shape.embed, shape.embed),
+        "attn_qkv": (q + 2 * kv if shape.delta is None else channels, shape.embed),
+        "attn_gate": (inner, shape.embed),
+        "ssm_conv1d": (channels, DELTA_TAPS),
+        "ssm_dt.bias": (values,),
+        "ssm_a": (values,),
+        "ssm_beta": (values, shape.embed),
+        "ssm_alpha": (values, shape.embed),
+        "ssm_norm": (width,),
+        "ssm_out": (shape.embed, inner),
         "ffn_gate": (shape.ffn, shape.embed),
         "ffn_up": (shape.ffn, shape.embed),
         "ffn_down": (shape.embed, shape.ffn),
@@ -134,7 +165,7 @@ def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
         known |= _latent_shapes(shape, shape.latent)
     if shape.mixture is not None:
         known |= _expert_shapes(shape, shape.mixture)
-    kind = " dense" if shape.mixture is not None and not layer else "" if shape.attends(layer) else " convolution"
+    kind = " dense" if shape.mixture is not None and not layer else "" if shape.attends(layer) else " mixing"
     names = LAYERS[shape.architecture + kind]
     found = {}
     for name in names.split():

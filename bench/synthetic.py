@@ -20,15 +20,25 @@ from typing import Any
 import numpy as np
 
 from packlight.bench.blocks import random_blocks
-from packlight.bench.shapes import CONVOLUTION, ENCODERS, SHAPES, UNTOUCHED, Shape, layer_shapes
+from packlight.bench.shapes import (
+    ATTENDING_EVERY,
+    CONVOLUTION,
+    DELTA_TAPS,
+    ENCODERS,
+    EXACT,
+    SHAPES,
+    UNTOUCHED,
+    Shape,
+    layer_shapes,
+)
 from packlight.common.errors import PacklightError
 from packlight.common.files import whole_file
-from packlight.model.spec.mixes import K_MIXES, counted, mixed_format
+from packlight.model.spec.mixes import K_MIXES, VALUES, counted, mixed_format
 from packlight.quant.formats.table import FORMATS, Format, format_named
 
 CHUNK_BYTES = 8 << 20
 TOKEN_TYPES, MEAN = 2, 1  # of encoders: types of tokens, and `llama_pooling_type`
-STRUCTURED = ("architecture", "attending", "latent", "mixture")  # fields of a shape that no flag changes
+STRUCTURED = ("architecture", "attending", "latent", "mixture", "delta")  # fields of a shape that no flag changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,8 @@ def shape_format(mix: str, base: str, layer: int, shape: Shape) -> str:
     """
     if base in ("attn_k_b", "attn_v_b") and FORMATS.get(mix, FORMATS["Q4_0"]).elements > 1:
         return "Q5_0"
-    at, layers = counted(base, layer, shape.layers, [each for each in range(shape.layers) if shape.attends(each)])
+    with_values = [each for each in range(shape.layers) if any(name in VALUES for name in layer_shapes(shape, each))]
+    at, layers = counted(base, layer, shape.layers, with_values)
     return mixed_format(*(mix, base, at), layers=layers, heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied)
 
 
@@ -82,7 +93,8 @@ def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
         at = f"blk.{layer}."
         for base, dims in layer_shapes(shape, layer).items():
             if len(dims) == 1 or base in UNTOUCHED:
-                out.append(floats(f"{at}{base}{'' if base.endswith('.bias') else '.weight'}", *dims))
+                exact = base in EXACT or base.endswith(".bias")
+                out.append(floats(f"{at}{base}{'' if exact else '.weight'}", *dims))
                 continue
             out.append(matrix(at, base, layer, dims))
             if shape.biases and base.startswith("attn"):
@@ -99,12 +111,14 @@ def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
 def tensor_chunks(tensor: Planned, seed: int) -> Iterator[np.ndarray]:
     """The packed bytes of a tensor, uint8 (rows, blocks, block bytes) of about CHUNK_BYTES at a time.
 
-    They depend on name, shape, format and seed alone. Matrices spread by 1/sqrt(in), norms lie near 1, biases near 0.
+    They depend on name, shape, format and seed alone. Matrices spread by 1/sqrt(in), norms lie near 1, biases near 0,
+    the rates at which memories fade near -1.
     """
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.name.encode())]))
     if len(tensor.shape) == 1:
         values = 0.1 * rng.standard_normal(tensor.shape[0], np.float32)
-        yield (values + np.float32(tensor.name.endswith("norm.weight"))).view(np.uint8).reshape(1, -1, 4)
+        near = np.float32(tensor.name.endswith("norm.weight")) - np.float32(tensor.name.endswith("ssm_a"))
+        yield (values + near).view(np.uint8).reshape(1, -1, 4)
         return
     rows, width = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     per_row = width // tensor.format.elements
@@ -153,7 +167,7 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
         "attention.key_length": ("u32", shape.head_size),
         "attention.value_length": ("u32", shape.head_size),
         "attention.layer_norm_rms_epsilon": ("f32", shape.epsilon),
-        "rope.dimension_count": ("u32", shape.head_size),
+        "rope.dimension_count": ("u32", shape.rotated or shape.head_size),
         "rope.freq_base": ("f32", shape.rope_base),
         "vocab_size": ("u32", shape.vocab),
     }
@@ -182,6 +196,18 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
         hyperparameters["attention.sliding_window"] = ("u32", shape.window)
     if shape.attending is not None:
         hyperparameters["shortconv.l_cache"] = ("u32", CONVOLUTION)
+    if shape.delta is not None:
+        heads, groups, width = shape.delta
+        pairs = shape.rotated // 2
+        hyperparameters |= {
+            "full_attention_interval": ("u32", ATTENDING_EVERY),
+            "rope.dimension_sections": ("[i32]", [-(-(pairs - at) // 3) for at in range(3)] + [0]),
+            "ssm.conv_kernel": ("u32", DELTA_TAPS),
+            "ssm.state_size": ("u32", width),
+            "ssm.group_count": ("u32", groups),
+            "ssm.time_step_rank": ("u32", heads),
+            "ssm.inner_size": ("u32", heads * width),
+        }
     more: dict[str, tuple[str, Any]] = {}
     if shape.architecture in ENCODERS:
         hyperparameters["attention.layer_norm_epsilon"] = hyperparameters.pop("attention.layer_norm_rms_epsilon")
