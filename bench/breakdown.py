@@ -22,6 +22,7 @@ from packlight.bench.machine import file_facts, machine
 from packlight.bench.render import RESULTS
 from packlight.common.errors import ConfigError, PacklightError
 
+MIXING = ("packlight_attention", "packlight_delta", "packlight_mamba2")  # attention, and what layers have in its place
 PARTS = ("matrix products", "attention", "rest of the layers", "rest of head and sampling")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) .*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = ")
@@ -30,7 +31,9 @@ BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 def parts_of(text: str) -> dict[str, str]:
-    """Instruction -> one of PARTS, from a step's HLO text. Layers: the computations that hold attention, and theirs."""
+    """Instruction -> one of PARTS, from a step's HLO text. Layers: the computations that hold one of MIXING, and
+    theirs.
+    """
     lines: dict[str, list[str]] = {}
     inside = ""
     for line in text.splitlines():
@@ -39,7 +42,7 @@ def parts_of(text: str) -> dict[str, str]:
             lines[inside] = []
         elif INSTRUCTION.match(line):
             lines[inside].append(line)
-    layers, todo = set(), [name for name, own in lines.items() if any("packlight_attention" in line for line in own)]
+    layers, todo = set(), [name for name, own in lines.items() if any(each in line for line in own for each in MIXING)]
     while todo:
         name = todo.pop()
         if name in layers:
@@ -54,7 +57,7 @@ def parts_of(text: str) -> dict[str, str]:
             assert found is not None
             if "packlight_matmul" in line:
                 parts[found[1]] = PARTS[0]
-            elif "packlight_attention" in line:
+            elif any(each in line for each in MIXING):
                 parts[found[1]] = PARTS[1]
             else:
                 parts[found[1]] = PARTS[2] if name in layers else PARTS[3]

@@ -11,6 +11,7 @@ from packlight.model.gguf.reader import GGUFFile, TensorInfo
 from packlight.model.spec.cache import read_bytes
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.weights import read_tensors
 
@@ -45,7 +46,9 @@ def head_flops(file: GGUFFile) -> float:
 
 
 def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
-    """Of `rows` queries of a slot in every layer, the last of which sees `length` keys, or a window of them."""
+    """Of `rows` queries of a slot in every layer, the last of which sees `length` keys, or a window of them; and of as
+    many tokens in layers that remember.
+    """
     total = 0.0
     for mixer, layers in cfg.mixers.items():
         window = mixer.window if isinstance(mixer, AttentionPart) else 0
@@ -58,6 +61,8 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
                 each = (mixer.key_length + mixer.value_length) * seen + made
             case MlaPart():
                 each = (mixer.width + mixer.kv_rank) * seen
+            case DeltaNetPart():  # asked with the key, changed, asked with the query
+                each = 3 * mixer.width**2 * rows
             case _:
                 continue
         total += 2.0 * layers * mixer.heads * each

@@ -102,7 +102,7 @@ def small(tmp_path):
 
     def write_small(name, **changes):
         sizes = {"layers": 3, "embed": 256, "ffn": 512, "heads": 4, "kv_heads": 2, "vocab": 300, "context": 128}
-        write(tmp_path / "m", dataclasses.replace(SHAPES[name], **sizes, **changes), "Q4_K_M")
+        write(tmp_path / "m", dataclasses.replace(SHAPES[name], **sizes | changes), "Q4_K_M")
         return open_gguf(tmp_path / "m")
 
     return write_small
@@ -141,6 +141,18 @@ def test_lfm2_says_which_layers_attend(small):
     assert file.tensors["blk.0.shortconv.conv.weight"].shape == (256, 3)
     assert file.tensors["blk.0.shortconv.in_proj.weight"].shape == (768, 256)
     assert file.tensors["blk.2.attn_k_norm.weight"].shape == (64,)
+
+
+def test_qwen35_is_what_packlight_runs(small):
+    file = small("qwen3.5-4b", layers=4, delta=(4, 2, 64), head_dim=128)
+    report = packlight.inspect(file.path)
+    assert report["unsupported"] == []
+    assert report["layers"] == "3 (deltanet + dense), (attention + dense)"
+    assert file.tensors["blk.0.attn_qkv.weight"].shape == (512, 256)
+    assert file.tensors["blk.3.attn_q.weight"].shape == (1024, 256)
+    assert (read_tensor(file.tensors["blk.0.ssm_a"]).view(np.float32) < 0).all()
+    assert file.tensors["blk.1.ssm_conv1d.weight"].format.name == "F32"
+    assert file.metadata["qwen35.rope.dimension_sections"].tolist() == [11, 11, 10, 0]
 
 
 def test_lfm2_mix_counts_the_layers_that_attend():
