@@ -22,13 +22,31 @@ class Mixture(NamedTuple):
     width: int
 
 
+class Mamba(NamedTuple):
+    """What Mamba-2 has in the layers without attention."""
+
+    heads: int
+    groups: int
+    width: int  # channels of a head
+    states: int  # numbers that each channel remembers
+
+    @property
+    def inner(self) -> int:
+        return self.heads * self.width
+
+    @property
+    def convolved(self) -> int:
+        return self.inner + 2 * self.groups * self.states
+
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """Hyperparameters of a model.
 
     head_dim: 0 stands for embed / heads. window: tokens that a layer with a sliding window sees. attending: the layers
-    with attention where the others have a short convolution; None: all. rotated: channels of a head that rotate, 0
-    stands for all. delta: value heads, key heads and channels of each in the delta nets of three layers out of four.
+    with attention where the others have a short convolution or Mamba-2; None: all. rotated: channels of a head that
+    rotate, 0 stands for all. delta: value heads, key heads and channels of each in the delta nets of three layers out
+    of four.
     """
 
     layers: int
@@ -50,6 +68,7 @@ class Shape:
     mixture: Mixture | None = None
     rotated: int = 0
     delta: tuple[int, int, int] | None = None
+    mamba: Mamba | None = None
 
     @property
     def head_size(self) -> int:
@@ -104,18 +123,26 @@ SHAPES = {
         rotated=64,
         delta=(32, 16, 128),
     ),
+    "granite-4.0-h-micro": Shape(
+        *(40, 2048, 8192, 32, 8, 100352, 131072),
+        tied=True,
+        architecture="granitehybrid",
+        attending=(5, 15, 25, 35),
+        mamba=Mamba(64, 1, 64, 128),
+    ),
 }
 ENCODERS = ("bert", "nomic-bert")  # whose shapes are tied: they have no head
 
 CONVOLUTION = 3  # tokens that a short convolution sees
-DELTA_TAPS = 4  # tokens that the convolution of a delta net sees
-EXACT = ("ssm_a", "ssm_dt.bias")  # tensors without `.weight` behind their name
+TAPS = 4  # tokens that the convolution of a delta net or Mamba-2 sees
+EXACT = ("ssm_a", "ssm_d", "ssm_dt.bias")  # tensors without `.weight` behind their name
 ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
 FFN = "ffn_norm ffn_gate ffn_up ffn_down"
 SUM_NORMS = [f"{name} {name}.bias" for name in ("attn_output_norm", "layer_output_norm")]
 LATENT = "attn_norm attn_q_a attn_q_a_norm attn_q_b attn_kv_a_mqa attn_kv_a_norm attn_k_b attn_v_b attn_output"
 EXPERTS = " ".join(f"ffn_{name}_{ending}" for ending in ("exps", "shexp") for name in ("gate", "up", "down"))
-UNTOUCHED = ("shortconv.conv", "ssm_conv1d", "ffn_gate_inp")  # matrices that no quantizer touches
+# Matrices that no quantizer touches
+UNTOUCHED = ("shortconv.conv", "ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "ffn_gate_inp")
 # The tensors of a layer in file order, by architecture and what the layer mixes tokens with, or that it has no experts.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
@@ -129,6 +156,9 @@ LAYERS = {
     "qwen35": f"{ATTENTION} attn_q_norm attn_k_norm post_attention_norm ffn_gate ffn_up ffn_down",
     "qwen35 mixing": "attn_norm attn_qkv attn_gate ssm_conv1d ssm_dt.bias ssm_a ssm_beta ssm_alpha ssm_norm ssm_out"
     " post_attention_norm ffn_gate ffn_up ffn_down",
+    "granitehybrid": f"{ATTENTION} {FFN}",
+    "granitehybrid mixing": "attn_norm ssm_in ssm_conv1d ssm_conv1d.bias ssm_dt.bias ssm_a ssm_d ssm_norm ssm_out"
+    f" {FFN}",
     "lfm2 mixing": f"attn_norm shortconv.conv shortconv.in_proj shortconv.out_proj {FFN}",
 }
 
@@ -150,7 +180,7 @@ def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
         "shortconv.out_proj": (shape.embed, shape.embed),
         "attn_qkv": (q + 2 * kv if shape.delta is None else channels, shape.embed),
         "attn_gate": (inner, shape.embed),
-        "ssm_conv1d": (channels, DELTA_TAPS),
+        "ssm_conv1d": (channels, TAPS),
         "ssm_dt.bias": (values,),
         "ssm_a": (values,),
         "ssm_beta": (values, shape.embed),
@@ -163,6 +193,8 @@ def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
     }
     if shape.latent is not None:
         known |= _latent_shapes(shape, shape.latent)
+    if shape.mamba is not None:
+        known |= _mamba_shapes(shape, shape.mamba)
     if shape.mixture is not None:
         known |= _expert_shapes(shape, shape.mixture)
     kind = " dense" if shape.mixture is not None and not layer else "" if shape.attends(layer) else " mixing"
@@ -185,6 +217,18 @@ def _latent_shapes(shape: Shape, widths: Latent) -> dict[str, tuple[int, ...]]:
         "attn_k_b": (shape.heads, latent, key - rotated),
         "attn_v_b": (shape.heads, value, latent),
         "attn_output": (shape.embed, shape.heads * value),
+    }
+
+
+def _mamba_shapes(shape: Shape, mamba: Mamba) -> dict[str, tuple[int, ...]]:
+    return {
+        "ssm_in": (mamba.inner + mamba.convolved + mamba.heads, shape.embed),
+        "ssm_conv1d": (mamba.convolved, TAPS),
+        "ssm_dt.bias": (mamba.heads,),
+        "ssm_a": (mamba.heads, 1),
+        "ssm_d": (mamba.heads, 1),
+        "ssm_norm": (mamba.groups, mamba.inner // mamba.groups),
+        "ssm_out": (shape.embed, mamba.inner),
     }
 
 

@@ -23,10 +23,10 @@ from packlight.bench.blocks import random_blocks
 from packlight.bench.shapes import (
     ATTENDING_EVERY,
     CONVOLUTION,
-    DELTA_TAPS,
     ENCODERS,
     EXACT,
     SHAPES,
+    TAPS,
     UNTOUCHED,
     Shape,
     layer_shapes,
@@ -38,7 +38,8 @@ from packlight.quant.formats.table import FORMATS, Format, format_named
 
 CHUNK_BYTES = 8 << 20
 TOKEN_TYPES, MEAN = 2, 1  # of encoders: types of tokens, and `llama_pooling_type`
-STRUCTURED = ("architecture", "attending", "latent", "mixture", "delta")  # fields of a shape that no flag changes
+# Fields of a shape that no flag changes.
+STRUCTURED = ("architecture", "attending", "latent", "mixture", "delta", "mamba")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +116,8 @@ def tensor_chunks(tensor: Planned, seed: int) -> Iterator[np.ndarray]:
     the rates at which memories fade near -1.
     """
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.name.encode())]))
-    if len(tensor.shape) == 1:
-        values = 0.1 * rng.standard_normal(tensor.shape[0], np.float32)
+    if math.prod(tensor.shape[1:]) == 1 or tensor.name.endswith("norm.weight"):
+        values = 0.1 * rng.standard_normal(math.prod(tensor.shape), np.float32)
         near = np.float32(tensor.name.endswith("norm.weight")) - np.float32(tensor.name.endswith("ssm_a"))
         yield (values + near).view(np.uint8).reshape(1, -1, 4)
         return
@@ -194,7 +195,20 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
         }
     if shape.window:
         hyperparameters["attention.sliding_window"] = ("u32", shape.window)
-    if shape.attending is not None:
+    if shape.mamba is not None:
+        hyperparameters |= {
+            "ssm.conv_kernel": ("u32", TAPS),
+            "ssm.state_size": ("u32", shape.mamba.states),
+            "ssm.group_count": ("u32", shape.mamba.groups),
+            "ssm.time_step_rank": ("u32", shape.mamba.heads),
+            "ssm.inner_size": ("u32", shape.mamba.inner),
+            "rope.scaling.finetuned": ("bool", False),
+            "embedding_scale": ("f32", 12.0),
+            "residual_scale": ("f32", 0.22),
+            "attention.scale": ("f32", 1 / shape.head_size),
+            "logit_scale": ("f32", 8.0),
+        }
+    elif shape.attending is not None:
         hyperparameters["shortconv.l_cache"] = ("u32", CONVOLUTION)
     if shape.delta is not None:
         heads, groups, width = shape.delta
@@ -202,7 +216,7 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
         hyperparameters |= {
             "full_attention_interval": ("u32", ATTENDING_EVERY),
             "rope.dimension_sections": ("[i32]", [-(-(pairs - at) // 3) for at in range(3)] + [0]),
-            "ssm.conv_kernel": ("u32", DELTA_TAPS),
+            "ssm.conv_kernel": ("u32", TAPS),
             "ssm.state_size": ("u32", width),
             "ssm.group_count": ("u32", groups),
             "ssm.time_step_rank": ("u32", heads),

@@ -14,7 +14,7 @@ from ggufs import write_llama
 
 import packlight
 from packlight.bench.blocks import SCALES, UE4M3, random_blocks
-from packlight.bench.shapes import SHAPES, Latent, Mixture, Shape
+from packlight.bench.shapes import SHAPES, Latent, Mamba, Mixture, Shape
 from packlight.bench.synthetic import main, plan, shape_format, spm_tokens, write
 from packlight.model.gguf.reader import open_gguf, read_tensor
 from packlight.model.spec.mixes import more_bits
@@ -171,6 +171,16 @@ def test_a_mixture_with_latent_attention_is_what_packlight_runs(small):
     assert "blk.2.exp_probs_b.bias" in file.tensors
     kept = {name for name, tensor in file.tensors.items() if tensor.format.name == "Q5_0"}
     assert kept == {f"blk.{layer}.attn_{name}_b.weight" for layer in range(3) for name in "kv"}
+
+
+def test_mamba2_is_what_packlight_runs(small):
+    file = small("granite-4.0-h-micro", attending=(1,), mamba=Mamba(8, 2, 32, 16))
+    report = packlight.inspect(file.path)
+    assert report["unsupported"] == []
+    assert report["layers"] == "(mamba2 + dense), (attention + dense), (mamba2 + dense)"
+    assert file.tensors["blk.0.ssm_in.weight"].shape == (2 * 256 + 2 * 2 * 16 + 8, 256)
+    assert file.tensors["blk.2.ssm_norm.weight"].shape == (2, 128)
+    assert read_tensor(file.tensors["blk.0.ssm_a"]).view(np.float32).max() < 0  # memories fade
 
 
 def test_seed_decides_the_bytes(tmp_path):
