@@ -150,9 +150,13 @@ class ModelConfig:
         """Whether texts run whole and without a cache: those of encoders, and of models made for embeddings whose
         attention needs none.
         """
+        return not self.generates or (self.needs_no_cache and self.pooling > 0)
+
+    @property
+    def needs_no_cache(self) -> bool:
+        """Whether every layer is attention that knows a text without a cache: without sinks and chunks."""
         attention = all(isinstance(mixer, AttentionPart) for mixer in self.mixers)
-        simple = attention and not self.architecture.attention.sinks and not self.architecture.windows.chunked
-        return not self.generates or (simple and self.pooling > 0)
+        return attention and not self.architecture.attention.sinks and not self.architecture.windows.chunked
 
     @property
     def ranks(self) -> bool:
@@ -335,6 +339,11 @@ class ModelConfig:
             defaulted=tuple(keys.defaulted),  # last: they hold what the lines above read
             unread=keys.unread(),
         )
+        if not cfg.causal and not cfg.needs_no_cache:
+            raise UnsupportedError(
+                f"key '{keys.full('attention.causal')}': False is not supported in layers that are no attention, or "
+                "that have sinks or chunks"
+            )
         if (bodies := traced(cfg.layers)) > MAX_TRACED:
             raise UnsupportedError(
                 f"key '{keys.full('block_count')}': its {keys.layers} layers alternate so irregularly that {bodies} of "

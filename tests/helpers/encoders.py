@@ -115,6 +115,12 @@ ENCODERS = {
     "qwen3-embedding": Encoder(
         "qwen3", QWEN3, "output_norm", {**RMS, "attention.head_count_kv": 2, "pooling_type": 3}
     ),
+    "qwen2-bidirectional": Encoder(  # a family that generates, by whose file each token sees all of its text
+        "qwen2",
+        f"attn_norm {QKV} attn_output ffn_norm ffn_gate ffn_up ffn_down",
+        "output_norm",
+        {**RMS, "attention.head_count_kv": 2, "attention.causal": False},
+    ),
     "qwen3-rank": Encoder(
         "qwen3", QWEN3, "output_norm cls.output", {**RMS, "attention.head_count_kv": 2, **RANKS, **TWO}
     ),

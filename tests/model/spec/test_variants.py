@@ -136,7 +136,16 @@ def test_phi3_takes_the_divisors_of_its_context():
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("qwen2", {"attention__causal": False}, "key 'qwen2.attention.causal': False is not supported; only True is"),
+        (
+            "lfm2",
+            {"attention__causal": False},
+            "key 'lfm2.attention.causal': False is not supported in layers that are",
+        ),
+        (
+            "gpt-oss",
+            {"attention__causal": False},
+            "False is not supported in layers that are no attention, or that have",
+        ),
         ("gemma2", {"attention__key_length_swa": 16}, "'gemma2.attention.key_length_swa': 16 .*; only 32 is"),
         ("qwen3moe", {"expert_group_count": 4}, "'qwen3moe.expert_group_count': 4 is not supported"),
     ],
