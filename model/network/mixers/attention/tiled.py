@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
+from packlight.model.network.mixers.attention.write import in_order
 from packlight.model.network.norms import softcap
 from packlight.model.network.state import Rows
 from packlight.model.spec.parts.attention import KV
@@ -24,9 +25,11 @@ def tiled_attention(
     widths = state.k.shape[4], values or state.v.shape[4]
 
     def fetch(place: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # in order: where keys are values too, XLA would want another order in this loop, and copy the whole cache
         at = (index, rows.slot, jnp.int32(0), place, jnp.int32(0))
         keys, kept = (
-            lax.dynamic_slice(x, at, (1, B, K, CACHE_TILE, width))[0] for x, width in zip(state, widths, strict=True)
+            lax.dynamic_slice(in_order(x), at, (1, B, K, CACHE_TILE, width))[0]
+            for x, width in zip(state, widths, strict=True)
         )
         return keys, kept
 

@@ -49,12 +49,12 @@ def put(
             mine = (mine & ((jnp.arange(T) >= late[b]) == first))[None, None, None, :, None]
         here = (index, rows.slot + b, jnp.int32(0), begin, jnp.int32(0))
         block = jnp.where(mine, block, lax.dynamic_slice(buffer, here, block.shape))
-        return _in_order(lax.dynamic_update_slice(buffer, block, here))
+        return in_order(lax.dynamic_update_slice(buffer, block, here))
 
     return lax.fori_loop(0, B * pieces, piece, buffer)
 
 
-def _in_order(buffer: jax.Array) -> jax.Array:
+def in_order(buffer: jax.Array) -> jax.Array:
     """The same, on a TPU in the order of axes that its arguments have: the last is padded to 128, so that the last two
     are exchanged where C would need it. Left alone, XLA updates single tokens in an order of its own, (S, K, C), and
     copies the whole cache into it and back in each step.
