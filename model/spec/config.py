@@ -511,7 +511,7 @@ def _norm_epsilon(keys: _Keys) -> float:
     norms, rms, layer = keys.architecture.norms, "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
     key = layer if norms.kind == "layer" or norms.either_epsilon else rms
     found = keys.number(key, default=None, low=1e-30, high=1.0)
-    return keys.number(rms, None, low=1e-30, high=1.0) if norms.either_epsilon and keys.has(rms) else found
+    return keys.number(rms, found, low=1e-30, high=1.0) if norms.either_epsilon else found
 
 
 def _ffn_lengths(keys: _Keys, all_experts: bool, kv_heads: Sequence[int]) -> tuple[int, ...]:
@@ -642,7 +642,7 @@ def _experts(keys: _Keys, ffn: tuple[int, ...]) -> dict[str, Any]:
         "expert_used_count": used,
         "expert_feed_forward_length": width,
         "shared_feed_forward_length": _shared_width(keys, family, width),
-        "latent_length": keys.integer("moe_latent_size", low=0) if keys.has("moe_latent_size") else 0,
+        "latent_length": keys.integer("moe_latent_size", 0, low=0),
         "routing": routing,
         "with_experts": _with_experts(keys, family),
     }
@@ -835,7 +835,7 @@ def _causal(keys: _Keys) -> bool:
     if not keys.architecture.causal:
         keys.boolean("attention.causal", default=False)
         return False
-    return keys.boolean("attention.causal") if keys.has("attention.causal") else True
+    return keys.boolean("attention.causal", default=True)
 
 
 def _feed_forward(keys: _Keys) -> Ffn:

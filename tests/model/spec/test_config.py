@@ -75,6 +75,7 @@ DEFAULTS = {
     "rope.scaling.factor": 1.0,
     "rope.scaling.attn_factor": 1.0,
     "nextn_predict_layers": 0,
+    "attention.causal": True,
     "expert_count": 0,
     "expert_used_count": 0,
 }
@@ -91,7 +92,12 @@ def test_defaults_are_all_recorded(base):
     assert defaulted(cfg) == DEFAULTS
     assert (cfg.head_count_kv, cfg.key_length, cfg.rope_scaling) == (4, 16, RopeScaling())
     full = config(base, **(SCALED | EXPERTS), rope__scaling__attn_factor=1.0)
-    always = {"nextn_predict_layers": 0, "expert_feed_forward_length": base["llama.feed_forward_length"]}
+    always = {
+        "moe_latent_size": 0,
+        "nextn_predict_layers": 0,
+        "attention.causal": True,
+        "expert_feed_forward_length": base["llama.feed_forward_length"],
+    }
     always["expert_shared_feed_forward_length"] = 0
     assert defaulted(full) == {**always, "rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0}
     unscaled = config(base, **EXPERTS, rope__scaling__type="none")

@@ -73,7 +73,7 @@ MISTAKES = [
     ("--model={text} --prompt=x", "text.gguf: not a GGUF file"),
     ("--model={empty} --prompt=x", "empty.gguf: "),
     ("--model={truncated} --prompt=x", "truncated.gguf: tensor 'output.weight'"),
-    ("--model={architecture} --prompt=x", "unknown architecture 'martian'.*supported: .*llama"),
+    ("--model={architecture} --prompt=x", "unknown architecture 'martian'.*are supported .*llama"),
     ("--model={format} --prompt=x", "'output_norm.weight'.* 99"),
     ("--model={pre} --prompt=x", "pre-tokenizer 'martian'.*supported: "),
     ("--model={tensor} --prompt=x", "tensor 'blk.0.attn_q.weight' is missing"),
