@@ -153,10 +153,15 @@ class Specials:
 
 def needed_id(metadata: Mapping[str, Any], kind: str, name: str, vocab_size: int) -> int:
     """A special id that no text can do without."""
-    default = DEFAULT_IDS[kind][name]
+    default = DEFAULT_IDS[kind].get(name, vocab_size)
     found = token_id(metadata, name, vocab_size, default if default < vocab_size else None, strict=True)
     if found is None:
-        fail(f"{name}_token_id", f"is missing, and a vocabulary of {vocab_size} tokens has no id {default}")
+        known = (
+            f"a vocabulary of {vocab_size} tokens has no id {default}"
+            if name in DEFAULT_IDS[kind]
+            else "has no default"
+        )
+        fail(f"{name}_token_id", f"is missing, and {known}")
     return found
 
 

@@ -224,7 +224,7 @@ def test_what_is_listed_of_each(home):
         "page.gguf": (None, "not a GGUF file: it starts with b'<htm', not b'GGUF'"),
     }
     assert all(row["runs"] == (row["why_not"] is None) == (row["error"] is None) for row in rows.values())
-    assert "supported: " in rows["martian-Q5_K_M.gguf"]["error"]
+    assert "are supported " in rows["martian-Q5_K_M.gguf"]["error"]
     assert rows["martian-Q5_K_M.gguf"]["architecture"] == "martian"
     assert rows["mix.gguf"]["bytes"] == (mine / "mix.gguf").stat().st_size
 

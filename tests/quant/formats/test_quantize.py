@@ -208,7 +208,9 @@ def test_mixes_for_experts_fused_matrices_and_narrow_rows():
     assert mix("Q4_K_M", "attn_v", experts=8) == mix("Q4_K_M", "attn_k", experts=8) == "Q8_0"
     assert (mix("Q4_K_M", "attn_output", experts=8), mix("Q5_K_M", "attn_output", experts=8)) == ("Q5_K", "Q5_K")
     assert (mix("Q4_K_M", "ffn_down_exps", 0), mix("Q4_K_M", "ffn_down_exps", 5)) == ("Q6_K", "Q4_K")
-    assert (mix("Q4_K_M", "attn_qkv"), mix("Q5_K_M", "attn_qkv")) == ("Q5_K", "Q6_K")
+    for values in ("attn_v", "attn_qkv", "attn_kv_b"):
+        assert [mix("Q4_K_M", values, layer) for layer in (3, 4, 6)] == ["Q6_K", "Q4_K", "Q6_K"], values
+    assert [mix("Q4_K_M", "ffn_down", layer, falcon=True) for layer in (1, 3, 4)] == ["Q6_K", "Q5_K", "Q4_K"]
     assert mix("Q4_K_M", "attn_v", 11, layers=80) == "Q5_K"
     for tied, second in ((True, "Q6_K"), (False, "Q4_K")):  # an embedding of every layer goes with a tied head
         assert mix("Q4_K_M", "per_layer_token_embd", -1, tied=tied) == mix("Q4_K_M", "token_embd", tied=tied) == second
