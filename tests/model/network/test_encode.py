@@ -1,5 +1,6 @@
 """Encode steps: vectors of whole texts against llama.cpp's, alone and beside others, on meshes, and what is refused."""
 
+import itertools
 import json
 
 import encoder_goldens
@@ -10,6 +11,7 @@ from encoders import ENCODERS, write
 from golden_models import gelu_table, shared
 from running import packlight as command
 from running import write_config
+from tiers import product
 
 import packlight
 from packlight.common.errors import ConfigError, ContextLengthError, UnsupportedError
@@ -61,8 +63,14 @@ def test_vectors_of_fixtures_are_llama_cpps(name):
     assert deviation(hidden, found["hidden" + exact]) < BOUND
 
 
-@pytest.mark.parametrize("kernels", ["xla", "native"])
-@pytest.mark.parametrize("name", ["bert", "modern-bert", "nomic-bert-moe", "jina-bert-v2", "qwen3-embedding"])
+NEIGHBOURS = list(
+    itertools.product(("bert", "modern-bert", "nomic-bert-moe", "jina-bert-v2", "qwen3-embedding"), ("xla", "native"))
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"), [case if case in NEIGHBOURS[1::4] else product(*case) for case in NEIGHBOURS]
+)
 def test_neighbours_change_no_bit(name, kernels, tmp_path):
     """R31: alone, in another order, and in a step that others fill."""
     llm = load(write(tmp_path / "m.gguf", ENCODERS[name], "Q8_0"), cpu_kernels=kernels, encode_rows=64)
@@ -74,8 +82,14 @@ def test_neighbours_change_no_bit(name, kernels, tmp_path):
     assert {(key.rows, key.length) for key in llm.engine.steps_run} == {(4, 16), (1, 64)}
 
 
-@pytest.mark.parametrize("mesh", [(2, 1), (1, 2), (2, 2)])
-@pytest.mark.parametrize("name", ["bert", "nomic-bert-moe", "jina-bert-v2-normed", "gemma-embedding", "qwen3-rank"])
+SHARED_BY = ("bert", "nomic-bert-moe", "jina-bert-v2-normed", "gemma-embedding", "qwen3-rank")
+ON_MESHES = list(itertools.product(SHARED_BY, [(2, 1), (1, 2), (2, 2)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [case if case in ON_MESHES[4::5] else product(*case) for case in ON_MESHES],
+)
 def test_devices_share_texts_and_weights(name, mesh, tmp_path):
     """Sums over devices have another order: the bound of the goldens."""
     path = write(tmp_path / "m.gguf", ENCODERS[name])

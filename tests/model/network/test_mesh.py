@@ -88,7 +88,7 @@ def test_logits_do_not_depend_on_the_mesh(divided, alone, data, tensor):
 # Every branch of the split: experts, some padding, sinks, fused and biased matrices, norms over all heads, windows, one
 # block a row.
 BRANCHES = ("llama", "llama-gqa", "llama-moe", "gpt-oss", "olmo2", "phi3", "starcoder2", "gemma3", "qwen3moe", "lfm2")
-BRANCHES += ("lfm2moe", "deepseek2-lite", "gemma4", "gemma4-e", "gemma4-moe", "gemma3n")
+BRANCHES += ("lfm2moe", "deepseek2-lite", "gemma4-e", "gemma4-moe")
 # What goes with heads: gates of channels and of heads, norms of each head, biases of a fused matrix; and of the head.
 HEADS = ("afmoe", "laguna", "stablelm-12b", "glm4", "phi2")
 PARTS = (
