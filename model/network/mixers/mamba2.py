@@ -113,9 +113,9 @@ def remember(memory: jax.Array, index: jax.Array, new: Tokens, rows: Rows) -> tu
 def one_token(memory: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:
     """The formulas as they stand, for T = 1: memory (B, J, N, C) -> answers (B, 1, J, C) and the memory after it."""
     x, b, c, fade = (each[:, 0] for each in new)
-    b, c = (jnp.repeat(each, x.shape[1] // each.shape[1], axis=1)[..., None] for each in (b, c))  # (B, J, N, 1)
-    memory = memory * jnp.exp(fade)[..., None, None] + b * x[..., None, :]
-    return jnp.sum(memory * c, axis=-2)[:, None], memory
+    b, c = (jnp.repeat(each, x.shape[1] // each.shape[1], axis=1) for each in (b, c))  # (B, J, N)
+    memory = memory * jnp.exp(fade)[..., None, None] + b[..., None] * x[..., None, :]
+    return jnp.einsum("bjnc,bjn->bjc", memory, c, precision=EXACT)[:, None], memory
 
 
 def in_chunks(memory: jax.Array, new: Tokens, most: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -168,9 +168,8 @@ def test_single_tokens_are_the_same_bits_in_any_slot_beside_any_others():
 
     held = rng.normal(size=(J, N, C))
     token = [rng.normal(size=(1, *shape)) for shape in shapes]
-    for slots in (1, 2, 5, 8):  # each is a program of its own
-        alone = after(slots, 0, [at == 0 for at in range(slots)])
-        assert np.abs(alone[0]).min() > 0
-        for slot in range(slots):
-            beside = after(slots, slot, [at == slot or at % 2 == 0 for at in range(slots)])
-            jax.tree.map(np.testing.assert_array_equal, beside, alone)
+    alone = after(1, 0, [True])
+    assert np.abs(alone[0]).min() > 0
+    for slots, slot in ((2, 1), (4, 0), (5, 2), (8, 5)):
+        beside = after(slots, slot, [at == slot or at % 2 == 0 for at in range(slots)])
+        jax.tree.map(np.testing.assert_array_equal, beside, alone)
