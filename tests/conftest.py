@@ -44,6 +44,19 @@ def shared_path(*parts: str) -> pathlib.Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def native_library() -> None:
+    """The native kernels, built; skips where there is no compiler."""
+    from packlight.quant.kernels import native_build  # behind the settings above
+
+    try:
+        native_build.library()
+    except native_build.NativeBuildError as error:
+        if "no C++ compiler" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not SHARED.exists():
         items[:] = [item for item in items if item.get_closest_marker("shared") is None]

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from packlight.model.network.collectives import gathered
+from packlight.model.network.mixers import recurrence
 from packlight.model.network.mixers.convolution import convolve, follow
-from packlight.model.network.mixers.deltanet_native import has_native, remember_native
 from packlight.model.network.norms import norm
 from packlight.model.network.products import closing, linears
 from packlight.model.network.state import Rows
@@ -57,7 +57,7 @@ def mix(
     v = v.reshape(*v.shape[:2], -1, S)
     fade = jax.nn.softplus(alpha + weights["ssm_dt.bias"][index][None, None]) * weights["ssm_a"][index][None, None]
     q, beta = q / jnp.float32(S**0.5), jax.nn.sigmoid(beta)
-    if step.numerics.native and has_native(part):
+    if step.numerics.native and recurrence.has_native(part.width):
         o, matrices = remember_native(state.matrices, index, (q, k, v, beta, fade), step.rows, part.consecutive)
     else:
         q, k = (_of_heads(part, x) for x in (q, k))
@@ -107,23 +107,23 @@ def _of_heads(part: DeltaNetPart, x: jax.Array) -> jax.Array:
 
 
 def remember(matrices: jax.Array, index: jax.Array, new: Tokens, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """What the heads answer, (B, T, H, S), and the matrices (L, slots, H, S, S) with what they remember of each active
-    row's real tokens, from zeros where it begins a text.
-    """
-    B, T, H, S = new.q.shape
-    at = (index, rows.slot, *(jnp.int32(0),) * 3)
-    # A barrier, because what is read of the state later than it is written XLA copies the state for.
-    held = lax.optimization_barrier(lax.dynamic_slice(matrices, at, (1, B, H, S, S))[0])
+    """What the heads answer, (B, T, H, S), and the matrices (L, slots, H, S, S) after it."""
+    return recurrence.remember(matrices, index, new, rows, one_token if new.q.shape[1] == 1 else in_chunks)
 
-    def each(x: jax.Array, ndim: int) -> jax.Array:
-        return x.reshape(*x.shape, *(1,) * (ndim - x.ndim))
 
-    real = rows.start[:, None] + jnp.arange(T, dtype=jnp.int32)[None] < rows.end[:, None]
-    new = Tokens(*(jnp.where(each(real, x.ndim), x, jnp.float32(0)) for x in new))
-    before = jnp.where(each(rows.start == 0, 4), jnp.float32(0), held)
-    o, after = one_token(before, new) if T == 1 else in_chunks(before, new)
-    after = jnp.where(each(rows.active, 4), after, held)
-    return o, lax.dynamic_update_slice(matrices, after[None], at)
+def remember_native(
+    matrices: jax.Array,
+    index: jax.Array,
+    new: tuple[jax.Array, ...],  # q and k (B, T, G, S), v (B, T, H, S), beta and fade (B, T, H)
+    rows: Rows,
+    consecutive: bool,
+    *,
+    threads: int = 0,
+    isa: str = "best",
+) -> tuple[jax.Array, jax.Array]:
+    """As `remember`, of queries and keys that value heads share, by `quant/kernels/native/delta.cc`."""
+    shape, target = new[2].shape, "packlight_delta"
+    return recurrence.remember_native(target, matrices, index, new, shape, rows, threads, isa, consecutive=consecutive)
 
 
 def one_token(memory: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from packlight.model.network.collectives import gathered, tensor_number
+from packlight.model.network.mixers import recurrence
 from packlight.model.network.mixers.convolution import convolve, follow
-from packlight.model.network.mixers.mamba2_native import has_native, remember_native
 from packlight.model.network.products import closing, linear
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
@@ -64,7 +64,7 @@ def mix(
     x, b, c = x.reshape(*lead, J, -1), b.reshape(*lead, U, N), c.reshape(*lead, U, N)
     dt = jax.nn.softplus(dt + of_layer("ssm_dt.bias"))
     tokens = Tokens(x * dt[..., None], b, c, dt * of_layer("ssm_a"))
-    native = step.numerics.native and has_native(part)
+    native = step.numerics.native and recurrence.has_native(part.width)
     y, memory = (remember_native if native else remember)(state.memory, index, tokens, step.rows)
     y = y + x * of_layer("ssm_d")[..., None]
     y = y.reshape(*lead, inner) * jax.nn.silu(z)
@@ -91,23 +91,19 @@ def _normed(step: Step, part: Mamba2Part, y: jax.Array, weights: jax.Array) -> j
 
 
 def remember(memory: jax.Array, index: jax.Array, new: Tokens, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """What the heads answer, (B, T, J, C), and the memory (L, slots, J, N, C) with the active rows' real tokens, from
-    zeros where a row begins a text.
-    """
-    B, T = new.x.shape[:2]
-    at = (index, rows.slot, *(jnp.int32(0),) * 3)
-    # A barrier, because what is read of the state later than it is written XLA copies the state for.
-    held = lax.optimization_barrier(lax.dynamic_slice(memory, at, (1, B, *memory.shape[2:]))[0])
+    """What the heads answer, (B, T, J, C), and the memory (L, slots, J, N, C) after it."""
 
-    def each(x: jax.Array, ndim: int) -> jax.Array:
-        return x.reshape(*x.shape, *(1,) * (ndim - x.ndim))
+    def advance(held: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:
+        return one_token(held, new) if new.x.shape[1] == 1 else in_chunks(held, new, jnp.max(rows.end - rows.start))
 
-    real = rows.start[:, None] + jnp.arange(T, dtype=jnp.int32)[None] < rows.end[:, None]
-    new = Tokens(*(jnp.where(each(real, x.ndim), x, jnp.float32(0)) for x in new))
-    before = jnp.where(each(rows.start == 0, 4), jnp.float32(0), held)
-    y, after = one_token(before, new) if T == 1 else in_chunks(before, new, jnp.max(rows.end - rows.start))
-    after = jnp.where(each(rows.active, 4), after, held)
-    return y, lax.dynamic_update_slice(memory, after[None], at)
+    return recurrence.remember(memory, index, new, rows, advance)
+
+
+def remember_native(
+    memory: jax.Array, index: jax.Array, new: Tokens, rows: Rows, *, threads: int = 0, isa: str = "best"
+) -> tuple[jax.Array, jax.Array]:
+    """As `remember`, token by token, by `quant/kernels/native/mamba2.cc`."""
+    return recurrence.remember_native("packlight_mamba2", memory, index, new, new.x.shape, rows, threads, isa)
 
 
 def one_token(memory: jax.Array, new: Tokens) -> tuple[jax.Array, jax.Array]:

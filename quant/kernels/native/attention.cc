@@ -191,8 +191,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
   auto job = std::make_shared<AttentionJob>();
   job->attend.set(units, attend_unit, &call);
   job->finish.set(part ? call.B * call.K : 0, finish_unit, &call);
-  for (int64_t i = 1; i < std::min(threads, units); ++i) pool.Schedule([job] { job->help(); });
-  job->help();
+  share(pool, job, threads, units);
   job->finish.wait();
   return ffi::Error::Success();
 }

@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
 #include "delta.h"
 #include "export.h"
 #include "isa.h"
-#include "work.h"
+#include "recurrence.h"
 #include "workspace.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -16,41 +15,31 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Below so many numbers of the memory, times tokens, a second thread costs more to wake than it saves.
-constexpr int64_t kWorthSharing = 1 << 17;
-
 struct DeltaCall {
   Remember remember;
   const float *q, *k;          // (B, T, G, S)
   const float* v;              // (B, T, H, S)
   const float *beta, *fade;    // (B, T, H)
   float* memory;               // (slots, H, S, S) of the layer, from the first row's slot on
-  const int32_t *start, *end;  // (B,)
-  const bool* active;          // (B,)
+  Rows rows;
   float* out;                  // (B, T, H, S)
   int64_t B, T, G, H, S;
   bool consecutive;  // the value heads of a key head follow each other; else head h reads key head h % G
-
-  int64_t tokens(int64_t b) const {
-    return active[b] ? std::clamp<int64_t>(int64_t{end[b]} - start[b], 0, T) : 0;
-  }
 };
 
 void remember_unit(void* context, int64_t unit) {
   const DeltaCall& call = *static_cast<const DeltaCall*>(context);
-  const int64_t b = unit / call.H, h = unit % call.H, S = call.S, tokens = call.tokens(b);
+  const int64_t b = unit / call.H, h = unit % call.H, S = call.S;
   const int64_t group = call.consecutive ? h / (call.H / call.G) : h % call.G;
   Head head;
   head.key_stride = call.G * S, head.value_stride = call.H * S, head.stride = call.H;
-  head.tokens = tokens, head.width = S;
+  head.width = S;
   const int64_t keys = (b * call.T * call.G + group) * S, at = b * call.T * call.H + h;
   head.q = call.q + keys, head.k = call.k + keys, head.v = call.v + at * S, head.out = call.out + at * S;
   head.beta = call.beta + at, head.fade = call.fade + at;
   head.memory = call.memory + unit * S * S;
-  for (int64_t t = tokens; t < call.T; ++t) std::fill_n(head.out + t * head.value_stride, S, 0.0f);
-  if (!tokens) return;
-  if (!call.start[b]) std::fill_n(head.memory, S * S, 0.0f);
-  call.remember(head, workspace(remember_space(S)));
+  head.tokens = call.rows.begin(b, head.out, head.value_stride, S, head.memory, S * S);
+  if (head.tokens) call.remember(head, workspace(remember_space(S)));
 }
 
 // Null when this CPU lacks the instruction set.
@@ -87,27 +76,15 @@ ffi::Error run_delta(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<
     return ffi::Error::InvalidArgument(
         "want k as q, beta and fade (B, T, H), index and slot (), start, end and active (B,), a result as v");
   }
-  const int64_t layer = *index.typed_data(), first = *slot.typed_data();
-  if (layer < 0 || layer >= held[0] || first < 0 || first + call.B > held[1]) {
-    return ffi::Error::InvalidArgument("the layer or a slot is outside the memory");
-  }
-  if (after->typed_data() != memory.typed_data()) return ffi::Error::Internal("the memory is not updated in place");
+  if (auto error = locate(memory, after, index, slot, call.B, &call.memory); error.failure()) return error;
   call.remember = delta_kernel(static_cast<Isa>(isa));
   if (!call.remember) return ffi::Error::InvalidArgument("this CPU lacks the instruction set asked for");
   call.q = q.typed_data(), call.k = k.typed_data(), call.v = v.typed_data();
   call.beta = beta.typed_data(), call.fade = fade.typed_data(), call.out = out->typed_data();
-  call.memory = after->typed_data() + (layer * held[1] + first) * call.H * call.S * call.S;
-  call.start = start.typed_data(), call.end = end.typed_data(), call.active = active.typed_data();
+  call.rows = {start.typed_data(), end.typed_data(), active.typed_data(), call.T};
   call.consecutive = consecutive;
 
-  const int64_t units = call.B * call.H;
-  if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
-  if (heads * call.S * call.S < kWorthSharing) threads = 1;
-  auto stage = std::make_shared<Stage>();
-  stage->set(units, remember_unit, &call);
-  for (int64_t i = 1; i < std::min(threads, units); ++i) pool.Schedule([stage] { stage->help(); });
-  stage->help();
-  stage->wait();
+  run_heads(pool, threads, call.B * call.H, heads * call.S * call.S, remember_unit, &call);
   return ffi::Error::Success();
 }
 

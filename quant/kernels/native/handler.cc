@@ -169,8 +169,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
   job->quantize.set((call.rows + call.rows_per_chunk - 1) / call.rows_per_chunk, quantize_chunk, &call);
   job->multiply.set(chunks, multiply_chunk, &call);
   // Helpers first: they wake up while this thread quantizes.
-  for (int64_t i = 1; i < std::min(threads, chunks); ++i) pool.Schedule([job] { job->help(); });
-  job->help();
+  share(pool, job, threads, chunks);
   job->multiply.wait();
   return ffi::Error::Success();
 }

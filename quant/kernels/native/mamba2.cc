@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
 #include "export.h"
 #include "isa.h"
 #include "mamba2.h"
-#include "work.h"
+#include "recurrence.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace packlight {
@@ -15,38 +14,28 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// Below so many numbers of the memory, times tokens, a second thread costs more to wake than it saves.
-constexpr int64_t kWorthSharing = 1 << 17;
-
 struct ScanCall {
   Scan scan;
   const float* x;              // (B, T, J, C)
   const float *b, *c;          // (B, T, U, N)
   const float* fade;           // (B, T, J)
   float* memory;               // (slots, J, N, C) of the layer, from the first row's slot on
-  const int32_t *start, *end;  // (B,)
-  const bool* active;          // (B,)
+  Rows rows;
   float* out;                  // (B, T, J, C)
   int64_t B, T, J, C, U, N;
-
-  int64_t tokens(int64_t row) const {
-    return active[row] ? std::clamp<int64_t>(int64_t{end[row]} - start[row], 0, T) : 0;
-  }
 };
 
 void scan_unit(void* context, int64_t unit) {
   const ScanCall& call = *static_cast<const ScanCall*>(context);
-  const int64_t row = unit / call.J, j = unit % call.J, C = call.C, N = call.N, tokens = call.tokens(row);
+  const int64_t row = unit / call.J, j = unit % call.J, C = call.C, N = call.N;
   const int64_t shared = (row * call.T * call.U + j / (call.J / call.U)) * N, at = row * call.T * call.J + j;
   ScanHead head;
   head.stride = call.J * C, head.shared_stride = call.U * N, head.heads = call.J;
-  head.tokens = tokens, head.states = N, head.channels = C;
+  head.states = N, head.channels = C;
   head.x = call.x + at * C, head.b = call.b + shared, head.c = call.c + shared, head.fade = call.fade + at;
   head.memory = call.memory + unit * N * C, head.out = call.out + at * C;
-  for (int64_t t = tokens; t < call.T; ++t) std::fill_n(head.out + t * head.stride, C, 0.0f);
-  if (!tokens) return;
-  if (!call.start[row]) std::fill_n(head.memory, N * C, 0.0f);
-  call.scan(head);
+  head.tokens = call.rows.begin(row, head.out, head.stride, C, head.memory, N * C);
+  if (head.tokens) call.scan(head);
 }
 
 // Null when this CPU lacks the instruction set.
@@ -82,26 +71,14 @@ ffi::Error run_scan(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
     return ffi::Error::InvalidArgument(
         "want c as b, fade (B, T, J), index and slot (), start, end and active (B,), a result as x");
   }
-  const int64_t layer = *index.typed_data(), first = *slot.typed_data();
-  if (layer < 0 || layer >= held[0] || first < 0 || first + call.B > held[1]) {
-    return ffi::Error::InvalidArgument("the layer or a slot is outside the memory");
-  }
-  if (after->typed_data() != memory.typed_data()) return ffi::Error::Internal("the memory is not updated in place");
+  if (auto error = locate(memory, after, index, slot, call.B, &call.memory); error.failure()) return error;
   call.scan = scan_kernel(static_cast<Isa>(isa));
   if (!call.scan) return ffi::Error::InvalidArgument("this CPU lacks the instruction set asked for");
   call.x = x.typed_data(), call.b = b.typed_data(), call.c = c.typed_data(), call.fade = fade.typed_data();
-  call.memory = after->typed_data() + (layer * held[1] + first) * call.J * call.N * call.C;
-  call.start = start.typed_data(), call.end = end.typed_data(), call.active = active.typed_data();
+  call.rows = {start.typed_data(), end.typed_data(), active.typed_data(), call.T};
   call.out = out->typed_data();
 
-  const int64_t units = call.B * call.J;
-  if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
-  if (each * call.N * call.C < kWorthSharing) threads = 1;
-  auto stage = std::make_shared<Stage>();
-  stage->set(units, scan_unit, &call);
-  for (int64_t i = 1; i < std::min(threads, units); ++i) pool.Schedule([stage] { stage->help(); });
-  stage->help();
-  stage->wait();
+  run_heads(pool, threads, call.B * call.J, each * call.N * call.C, scan_unit, &call);
   return ffi::Error::Success();
 }
 

@@ -6,8 +6,10 @@
 #ifndef PACKLIGHT_WORK_H_
 #define PACKLIGHT_WORK_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 
 namespace packlight {
@@ -54,6 +56,13 @@ struct Job {
     multiply.help();
   }
 };
+
+// Has up to `threads` threads help with a job of so many units, the calling one among them.
+template <typename Pool, typename Work>
+void share(Pool& pool, const std::shared_ptr<Work>& job, int64_t threads, int64_t units) {
+  for (int64_t i = 1; i < std::min(threads, units); ++i) pool.Schedule([job] { job->help(); });
+  job->help();
+}
 
 }  // namespace packlight
 

@@ -1,31 +1,21 @@
 """The gated delta net against its recurrence, token by token in float64."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import metadata
-from packed import random_weights
+from one_part import EPSILON, OnePart, equals_float64
 
-from packlight.compile.kernels import product_paths
 from packlight.model.network.mixers import deltanet
-from packlight.model.network.state import Numerics, Rows
-from packlight.model.network.step import Step
-from packlight.model.spec.config import ModelConfig
+from packlight.model.network.state import Rows
 from packlight.model.spec.parts.deltanet import DeltaNetPart
-from packlight.model.spec.state import Room
-from packlight.model.weights.stack import Stack
 
-EPSILON = 1e-3  # large, so that another one shows
 PARTS = {
     "in turn": DeltaNetPart(6, 2, 32, 4),
     "consecutive": DeltaNetPart(6, 2, 32, 4, consecutive=True),
     "one value head each": DeltaNetPart(3, 3, 64, 2),
     "one key head": DeltaNetPart(4, 1, 32, 5),
 }
-D = 256
 
 
 def sigmoid(x):
@@ -65,73 +55,16 @@ def expected(part, weights, x):
     return (out * weights["ssm_norm"] * z * sigmoid(z)).reshape(T, -1) @ weights["ssm_out"].T, memory
 
 
-class Net:
-    """One part with weights of two layers, the last of which runs."""
-
-    def __init__(self, part, fused=False):
-        self.part = part
-        self.cfg = dataclasses.replace(ModelConfig.from_metadata(metadata("llama-gqa")), norm_epsilon=EPSILON)
-        assert self.cfg.embedding_length == D
-        self.weights = {}
-        left_out = ("attn_qkv", "attn_gate") if fused else ("ssm_in",)
-        for number, weight in enumerate(each for each in part.weights(self.cfg) if each.name not in left_out):
-            rng = np.random.default_rng(number)
-            if weight.is_vector:
-                values = rng.normal(size=(2, *weight.shape)).astype(np.float32)
-                self.weights[weight.name] = jnp.asarray(-np.abs(values) if weight.name == "ssm_a" else values)
-            else:
-                packed = random_weights("F32", 2, *weight.shape, seed=number)
-                self.weights[weight.name] = Stack((packed,), ((0, 0), (0, 1)))
-        self.step = jax.jit(self._step)
-
-    def state(self, slots):
-        buffers = self.part.state(self.cfg, 2, Room(slots, 512, 128, "float32"))
-        return jax.tree.map(lambda b: jnp.zeros(b.shape, jnp.float32), buffers)
-
-    def _step(self, state, h, rows):
-        numerics = Numerics(product_paths("reference"), jnp.dtype("float32"), 512, 512)
-        step = Step.of(self.cfg, numerics, {}, rows, h.shape[1])
-        return deltanet.mix(step, self.part, self.weights, jnp.int32(1), state, h)
-
-    def run(self, x, chunks):
-        state, at, parts = self.state(1), 0, []
-        for size in chunks:
-            rows = Rows(jnp.int32(0), jnp.int32([at]), jnp.int32([at + size]), jnp.asarray([True]))
-            y, state = self.step(state, x[None, at : at + size], rows)
-            parts.append(y[0])
-            at += size
-        return np.concatenate(parts), state
-
-    @property
-    def exact(self):
-        unpacked = {name: w.groups[0].unpack()[1] if isinstance(w, Stack) else w[1] for name, w in self.weights.items()}
-        return {name: np.asarray(w, np.float64) for name, w in unpacked.items()}
-
-
-def text(tokens, seed=0):
-    return np.random.default_rng(seed).normal(size=(tokens, D)).astype(np.float32)
-
-
 @pytest.mark.parametrize("chunks", [(1,) * 20, (131,), (64, 3, 1, 65)], ids=str)
 @pytest.mark.parametrize("name", PARTS)
 def test_it_equals_float64(name, chunks):
-    """A sum of 256 float32 products is off by 256 * 2^-24 = 1.5e-5 of what it adds up at most, and some five such sums
-    follow each other: 1e-4 of a deviation."""
-    net = Net(PARTS[name])
-    x = text(sum(chunks))
-    y, state = net.run(x, chunks)
-    wanted, memory = expected(net.part, net.exact, x.astype(np.float64))
-    assert np.abs(y - wanted).max() <= 1e-4 * wanted.std()
-    assert np.abs(state.matrices[1, 0] - memory).max() <= 1e-4 * memory.std()
-    assert not np.asarray(state.matrices[0]).any()
+    equals_float64(OnePart(PARTS[name], ("ssm_in",)), expected, chunks)
 
 
 def test_an_old_file_has_one_tensor_for_each_key_heads_channels():
-    net = Net(PARTS["consecutive"], fused=True)
+    net = OnePart(PARTS["consecutive"], ("attn_qkv", "attn_gate"))
     assert "ssm_in" in net.weights
-    x = text(70)
-    wanted, _ = expected(net.part, net.exact, x.astype(np.float64))
-    assert np.abs(net.run(x, (70,))[0] - wanted).max() <= 1e-4 * wanted.std()
+    equals_float64(net, expected, (70,))
 
 
 def recurrence(q, k, v, beta, fade):

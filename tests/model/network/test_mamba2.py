@@ -1,30 +1,20 @@
 """Mamba-2 against its recurrence, token by token in float64."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_models import metadata
-from packed import random_weights
+from one_part import EPSILON, OnePart, equals_float64
 
-from packlight.compile.kernels import product_paths
 from packlight.model.network.mixers import mamba2
-from packlight.model.network.state import Numerics, Rows
-from packlight.model.network.step import Step
-from packlight.model.spec.config import ModelConfig
+from packlight.model.network.state import Rows
 from packlight.model.spec.parts.mamba2 import Mamba2Part
-from packlight.model.spec.state import Room
-from packlight.model.weights.stack import Stack
 
-EPSILON = 1e-3  # large, so that another one shows
 PARTS = {
     "one group": Mamba2Part(6, 1, 32, 48, 4),
     "groups": Mamba2Part(6, 3, 64, 16, 3),
     "a group each": Mamba2Part(4, 4, 32, 32, 5),
 }
-D = 256
 
 
 def silu(x):
@@ -56,68 +46,15 @@ def expected(part, weights, x):
     return np.array(out) @ weights["ssm_out"].T, memory
 
 
-class Net:
-    """One part with weights of two layers, the last of which runs."""
-
-    def __init__(self, part, without=()):
-        self.part = part
-        self.cfg = dataclasses.replace(ModelConfig.from_metadata(metadata("llama-gqa")), norm_epsilon=EPSILON)
-        assert self.cfg.embedding_length == D
-        self.weights = {}
-        for number, weight in enumerate(each for each in part.weights(self.cfg) if each.name not in without):
-            if weight.is_vector:
-                values = np.random.default_rng(number).normal(size=(2, *weight.shape)).astype(np.float32)
-                self.weights[weight.name] = jnp.asarray(-np.abs(values) if weight.name == "ssm_a" else values)
-            else:
-                packed = random_weights("F32", 2, *weight.shape, seed=number)
-                self.weights[weight.name] = Stack((packed,), ((0, 0), (0, 1)))
-        self.step = jax.jit(self._step)
-
-    def _step(self, state, h, rows):
-        numerics = Numerics(product_paths("reference"), jnp.dtype("float32"), 512, 512)
-        step = Step.of(self.cfg, numerics, {}, rows, h.shape[1])
-        return mamba2.mix(step, self.part, self.weights, jnp.int32(1), state, h)
-
-    def run(self, x, chunks):
-        buffers = self.part.state(self.cfg, 2, Room(1, 512, 256, "float32"))
-        state, at, parts = jax.tree.map(lambda b: jnp.zeros(b.shape, jnp.float32), buffers), 0, []
-        for size in chunks:
-            rows = Rows(jnp.int32(0), jnp.int32([at]), jnp.int32([at + size]), jnp.asarray([True]))
-            y, state = self.step(state, x[None, at : at + size], rows)
-            parts.append(y[0])
-            at += size
-        return np.concatenate(parts), state
-
-    @property
-    def exact(self):
-        unpacked = {name: w.groups[0].unpack()[1] if isinstance(w, Stack) else w[1] for name, w in self.weights.items()}
-        return {name: np.asarray(w, np.float64) for name, w in unpacked.items()}
-
-
-def text(tokens):
-    return np.random.default_rng(0).normal(size=(tokens, D)).astype(np.float32)
-
-
-def check(net, chunks):
-    """A sum of 256 float32 products is off by 256 * 2^-24 = 1.5e-5 of what it adds up at most, and some five such sums
-    follow each other: 1e-4 of a deviation."""
-    x = text(sum(chunks))
-    y, state = net.run(x, chunks)
-    wanted, memory = expected(net.part, net.exact, x.astype(np.float64))
-    assert np.abs(y - wanted).max() <= 1e-4 * wanted.std()
-    assert np.abs(state.memory[1, 0] - memory).max() <= 1e-4 * memory.std()
-    assert not np.asarray(state.memory[0]).any()
-
-
 @pytest.mark.parametrize("chunks", [(1,) * 20, (131,), (64, 3, 1, 65)], ids=str)
 @pytest.mark.parametrize("name", PARTS)
 def test_it_equals_float64(name, chunks):
-    check(Net(PARTS[name]), chunks)
+    equals_float64(OnePart(PARTS[name]), expected, chunks)
 
 
 @pytest.mark.parametrize("without", ["ssm_norm", "ssm_conv1d.bias"])
 def test_a_file_may_lack_the_norm_and_the_bias(without):
-    check(Net(PARTS["groups"], (without,)), (70,))
+    equals_float64(OnePart(PARTS["groups"], (without,)), expected, (70,))
 
 
 def recurrence(x, b, c, fade):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from at_once import assert_eight_devices_finish
+from natives import isas
 
 from packlight.model.network.mixers.attention.native import PART, native_attention
 from packlight.model.network.mixers.attention.scores import PLAIN
@@ -14,8 +15,9 @@ from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.mixers.attention.write import write
 from packlight.model.network.state import Rows
 from packlight.model.spec.parts.attention import KV
-from packlight.quant.kernels import native_build
-from packlight.quant.kernels.native_ops import ISAS, has
+
+pytestmark = pytest.mark.usefixtures("native_library")
+
 
 U = 2.0**-24  # rounding of one float32 operation
 STARTS = (0, 1, 63, 127, 128, 129, 255, 300)
@@ -37,16 +39,6 @@ SHAPES = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiler():
-    try:
-        native_build.library()
-    except native_build.NativeBuildError as error:
-        if "no C++ compiler" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
 @functools.partial(jax.jit, static_argnames=("span", "threads", "isa"))
 def native(q, k, v, index, slot, start, end, span=SPAN, threads=0, isa="best"):
     rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
@@ -57,11 +49,6 @@ def native(q, k, v, index, slot, start, end, span=SPAN, threads=0, isa="best"):
 def tiled(q, k, v, index, slot, start, end, span=SPAN):
     rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
     return tiled_attention(q, KV(k, v), index, rows, span)
-
-
-def isas() -> list[str]:
-    """The instruction sets that this CPU has."""
-    return [isa for isa in ISAS[1:] if has(isa)]
 
 
 def case(shape, start=(0,), pad=0, dtype=np.float32, capacity=CAPACITY):

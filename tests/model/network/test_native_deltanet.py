@@ -5,12 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
+from natives import isas
 
 from packlight.model.network.mixers import deltanet
-from packlight.model.network.mixers.deltanet_native import remember_native
 from packlight.model.network.state import Rows
-from packlight.quant.kernels import native_build
-from packlight.quant.kernels.native_ops import ISAS, has
+
+pytestmark = pytest.mark.usefixtures("native_library")
+
 
 # B, T, G, H, S: single tokens, few, one chunk, several with a rest; widths that are one vector, several and a rest
 SHAPES = (
@@ -23,21 +24,6 @@ SHAPES = (
     (1, 150, 2, 4, 128),
 )
 SLOTS = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler():
-    try:
-        native_build.library()
-    except native_build.NativeBuildError as error:
-        if "no C++ compiler" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
-def isas() -> list[str]:
-    """The instruction sets that this CPU has."""
-    return [isa for isa in ISAS[1:] if has(isa)]
 
 
 def case(shape, start=9, pad=0, seed=0):
@@ -57,7 +43,7 @@ def case(shape, start=9, pad=0, seed=0):
     return memory, np.int32(1), new, Rows(np.int32(1), starts, starts + np.int32(T - pad), np.ones(B, bool))
 
 
-native = jax.jit(remember_native, static_argnames=("consecutive", "threads", "isa"))
+native = jax.jit(deltanet.remember_native, static_argnames=("consecutive", "threads", "isa"))
 
 
 @functools.partial(jax.jit, static_argnames="consecutive")

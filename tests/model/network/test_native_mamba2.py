@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from natives import isas
 
 from packlight.model.network.mixers import mamba2
-from packlight.model.network.mixers.mamba2_native import remember_native
 from packlight.model.network.state import Rows
-from packlight.quant.kernels import native_build
-from packlight.quant.kernels.native_ops import ISAS, has
+
+pytestmark = pytest.mark.usefixtures("native_library")
+
 
 # B, T, J, C, U, N: single tokens, a few, more than a chunk; widths that are one vector, several and a rest
 SHAPES = (
@@ -19,21 +20,6 @@ SHAPES = (
     (1, 150, 4, 64, 2, 128),
 )
 SLOTS = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiler():
-    try:
-        native_build.library()
-    except native_build.NativeBuildError as error:
-        if "no C++ compiler" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
-def isas() -> list[str]:
-    """The instruction sets that this CPU has."""
-    return [isa for isa in ISAS[1:] if has(isa)]
 
 
 def case(shape, start=9, pad=0, seed=0):
@@ -49,7 +35,7 @@ def case(shape, start=9, pad=0, seed=0):
     return memory, np.int32(1), new, Rows(np.int32(1), starts, starts + np.int32(T - pad), np.ones(B, bool))
 
 
-native = jax.jit(remember_native, static_argnames=("threads", "isa"))
+native = jax.jit(mamba2.remember_native, static_argnames=("threads", "isa"))
 by_xla = jax.jit(mamba2.remember)
 
 

@@ -1,0 +1,8 @@
+"""The instruction sets that native kernels are tested with."""
+
+from packlight.quant.kernels.native_ops import ISAS, has
+
+
+def isas() -> list[str]:
+    """Those that this CPU has."""
+    return [isa for isa in ISAS[1:] if has(isa)]
