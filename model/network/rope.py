@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from packlight.model.spec.config import ModelConfig, RopeScaling
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.positions import RopeScaling
 from packlight.model.weights.params import Params
 
 

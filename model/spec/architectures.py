@@ -116,9 +116,8 @@ class Experts:
     stated: Literal["never", "may", "must"] = "never"
     # Models with one of these numbers of layers and so many tokens have sigmoids unless the file states something else.
     sigmoids_if: tuple[tuple[int, ...], int] = ((), 0)
-    choice_bias: Literal["never", "may", "must"] = (
-        "never"  # biases that choose experts and do not count in their weights
-    )
+    # Whether a file has biases that choose experts and do not count in their weights.
+    choice_bias: Literal["never", "may", "must"] = "never"
     normed: bool | None = True  # the chosen experts' weights are made to sum to 1; None: if the file says so
     scaled: bool = False  # a file may scale them (expert_weights_scale)
     grouped: bool = False  # a file may let only the best groups of experts be chosen from
@@ -155,9 +154,7 @@ class Ffn:
 class Ranking:
     """The head of a reranker, which a file may have. Source: llama.cpp's `build_pooling`."""
 
-    of: Literal["cls", "last", "mean"] = (
-        "cls"  # the pooling whose vector it reads, unless a file says that it is "mean"
-    )
+    of: Literal["cls", "last", "mean"] = "cls"  # the pooling whose vector it reads, unless a file says "mean"
     pooler: Literal["tanh", "gelu"] = "tanh"  # what goes over the outputs of `cls`, where a file has it
     one: bool = False  # `cls` has one output, the score, and there is no `cls.output`
     softmax: bool = False  # scores are shares of 1

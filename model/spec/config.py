@@ -9,14 +9,16 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 
 from packlight.common.errors import GGUFError, UnsupportedError
-from packlight.common.text import naming, near, shown
+from packlight.common.text import naming, shown
 from packlight.model.gguf.reader import GGUFFile
-from packlight.model.spec.architectures import ARCHITECTURES, Architecture, Experts, Ffn, Ranking, RouterScores
+from packlight.model.spec.architectures import Architecture, Ffn, Ranking
+from packlight.model.spec.experts import read_experts
+from packlight.model.spec.keys import MAX_LAYERS, Keys, unless_equal
 from packlight.model.spec.layers import MAX_TRACED, Layer, traced
 from packlight.model.spec.parts import Mixer, Part
 from packlight.model.spec.parts.altup import AltUpPart, LaurelPart
@@ -28,44 +30,25 @@ from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.parts.perlayer import PerLayerPart
 from packlight.model.spec.parts.shortconv import ShortConvPart
+from packlight.model.spec.positions import (
+    RopeScaling,
+    Sharpening,
+    read_rope_scaling,
+    read_rope_sections,
+    read_rotating_layers,
+    read_sharpening,
+    read_sliding_rope_base,
+)
 
 # What the Mosaic attention kernel is made for: tensor cores take whole pieces of 128 bytes, and of float32 they would
 # read 11 bits. The registers of a block hold no wider heads.
 MOSAIC_WIDTHS = (64, 128, 192, 256)
 MOSAIC_CACHES = ("bfloat16", "float16")
-_GATINGS: dict[int, RouterScores] = {1: "softmax", 2: "sigmoid"}
-_PROJECTORS = ("clip", "mmproj")  # `general.architecture` of files beside multimodal models
-# Keys of what is not run here, images, and of how a converter laid out what a file's tensors say themselves.
-_UNNEEDED = ("n_deepstack_layers", "tensor_data_layout")
-_USUAL = ("llama", "qwen3", "gemma3", "phi3", "gpt-oss")
 MEAN, RANK = 1, 4  # `llama_pooling_type`
 _ACTIVATIONS: dict[str, Literal["geglu", "swiglu"]] = {
     **{"gelu": "geglu", "geglu": "geglu"},
     **{"silu": "swiglu", "swish": "swiglu", "swiglu": "swiglu"},
 }
-MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS: nothing sound is above it
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How positions are stretched. Source: llama.cpp `llama-hparams`, YaRN (2309.00071)."""
-
-    kind: str = "none"  # "none" (with factor 1), "linear" or "yarn"
-    factor: float = 1.0  # positions are divided by it
-    original_context: int = 0  # positions that the model was first trained with; 0: not known
-    attn_factor: float = 1.0  # cos and sin are multiplied by it
-    beta_fast: float = 32.0  # YaRN keeps pairs that turn more often than this within the original context
-    beta_slow: float = 1.0  # YaRN stretches pairs in full that turn less often than this
-    sharpening: float = 1.0  # multiplier of YaRN's sharpening, which is 1 + 0.1 * multiplier * ln(factor)
-    log_multiplier: float = 0.0  # multiplier of what it is divided by; 0: nothing
-
-
-class Sharpening(NamedTuple):
-    """Queries at position p are multiplied with 1 + scale * ln(1 + (p + offset) // length)."""
-
-    scale: float = 0.0  # 0: no query is
-    length: int = 1
-    offset: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +243,7 @@ class ModelConfig:
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "ModelConfig":
         """As `from_gguf`; the errors name no file."""
-        keys = _Keys(metadata)
+        keys = Keys(metadata)
         arch = dataclasses.replace(keys.architecture, ffn=_feed_forward(keys), ranking=_ranking(keys))
         blocks = keys.integer("block_count", high=MAX_LAYERS)
         skipped = keys.integer("nextn_predict_layers", 0, low=0, high=blocks - 1)
@@ -281,7 +264,7 @@ class ModelConfig:
             arch.ffn.experts and not arch.ffn.experts.beside_dense
         )
         ffn = _ffn_lengths(keys, all_experts, kv_heads)
-        experts = _experts(keys, ffn)
+        experts = read_experts(keys, ffn)
         window, slides = _windows(keys)
         taps = keys.integer("shortconv.l_cache", low=2, high=1024) if arch.without_kv_heads and 0 in kv_heads else 0
         # at base 1 every pair would turn alike, and YaRN divide by its logarithm
@@ -300,12 +283,12 @@ class ModelConfig:
             context_length=keys.integer("context_length"),
             embedding_length=embed,
             feed_forward_length=max(ffn),
-            ffn_lengths=_unless_equal(ffn),
+            ffn_lengths=unless_equal(ffn),
             **experts,
             head_count=max(heads),
-            heads=_unless_equal(heads),
+            heads=unless_equal(heads),
             head_count_kv=max(kv_heads),
-            kv_heads=_unless_equal(kv_heads),
+            kv_heads=unless_equal(kv_heads),
             latent=latent,
             delta_net=DeltaNetPart.read(keys, arch.delta_net == "consecutive") if arch.delta_net else None,
             remembers=_remembers(keys) if arch.delta_net else (),
@@ -320,15 +303,15 @@ class ModelConfig:
             rope_dimension_count=rotated,
             rope_dimension_count_swa=rotated_swa if rotated_swa != rotated else 0,
             rope_freq_base=base,
-            rope_freq_base_swa=_sliding_rope_base(keys, base),
-            rope_scaling=_rope_scaling(keys),
-            rope_sections=_rope_sections(keys, rotated),
-            rotates=_rotates(keys, slides),
+            rope_freq_base_swa=read_sliding_rope_base(keys, base),
+            rope_scaling=read_rope_scaling(keys),
+            rope_sections=read_rope_sections(keys, rotated),
+            rotates=read_rotating_layers(keys, slides),
             sliding_window=window,
             slides=slides,
             softcaps=_softcaps(keys),
             **_scales(keys, embed, max(heads)),
-            sharpening=_sharpening(keys),
+            sharpening=read_sharpening(keys),
             side_by_side=_side_by_side(keys),
             xielu=_xielu(keys) if arch.ffn.kind == "xielu" else (),
             causal=_causal(keys),
@@ -352,143 +335,6 @@ class ModelConfig:
         return cfg
 
 
-class _Keys:
-    """Typed reads of one architecture's keys that remember what was read and what was defaulted."""
-
-    layers = blocks = 0  # of the model, and with those that are skipped: what arrays of the file are as long as
-
-    def __init__(self, metadata: Mapping[str, Any]):
-        self._metadata = metadata
-        self._read: set[str] = set()
-        self.defaulted: list[tuple[str, Any]] = []
-        name = metadata.get("general.architecture")
-        if not isinstance(name, str):
-            raise GGUFError("key 'general.architecture' is missing or no string")
-        if name not in ARCHITECTURES:
-            if name in _PROJECTORS:
-                raise UnsupportedError(
-                    f"key 'general.architecture': '{name}' is the half of a model that reads images or sound (mmproj); "
-                    "the file beside it holds the language model"
-                )
-            others = near(name[:64], ARCHITECTURES) or f"; among them are {', '.join(_USUAL)}"
-            raise UnsupportedError(
-                f"key 'general.architecture': unknown architecture '{shown(name)}'; {len(ARCHITECTURES)} are supported "
-                f"(docs/models.md){others}"
-            )
-        self.architecture = ARCHITECTURES[name]
-
-    def fail(self, key: str, why: str) -> NoReturn:
-        raise GGUFError(f"key '{self.full(key)}': {why}")
-
-    def full(self, key: str) -> str:
-        return f"{self.architecture.name}.{key}"
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value at `key`; `default` (recorded as such) when absent; an error when there is no default either."""
-        full = self.full(key)
-        self._read.add(full)
-        if full in self._metadata:
-            return self._metadata[full]
-        if default is None:
-            raise GGUFError(f"mandatory key '{full}' is missing")
-        self.defaulted.append((full, default))
-        return default
-
-    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> int:
-        return self._checked(key, self.get(key, default), low, high)
-
-    def integers(self, key: str, default: int | None = None, low: int = 1, high: int = 2**31 - 1) -> tuple[int, ...]:
-        """A number for each layer, from an array with one for each block or from one number for all."""
-        value = self.get(key, default)
-        if not isinstance(value, np.ndarray):
-            return (self._checked(key, value, low, high),) * self.layers
-        return tuple(self._checked(key, each, low, high) for each in self._array(key, value).tolist())[: self.layers]
-
-    def truths(self, key: str) -> tuple[bool, ...]:
-        """Whether something is so, for each layer, from an array with one value for each block."""
-        found = self.get(key)
-        if not isinstance(found, np.ndarray) or len(found) != self.blocks or found.dtype.kind not in "biu":
-            self.fail(key, f"is no array of {self.blocks} truth values, one for each layer")
-        return tuple(bool(each) for each in found)[: self.layers]
-
-    def _array(self, key: str, value: np.ndarray) -> np.ndarray:
-        if len(value) != self.blocks:
-            self.fail(key, f"has {len(value)} elements for {self.blocks} layers")
-        return value
-
-    def _checked(self, key: str, value: Any, low: int, high: int) -> int:
-        if type(value) is not int:
-            self.fail(key, f"is {_kind(value)}, an integer is needed")
-        if not low <= value <= high:
-            self.fail(key, f"{value} is outside {low}..{high}")
-        return value
-
-    def number(self, key: str, default: float | None, low: float, high: float) -> float:
-        value = self.get(key, default)
-        if type(value) is not float:
-            self.fail(key, f"is {_kind(value)}, a floating-point number is needed")
-        if not low <= value <= high:  # NaN is not either
-            self.fail(key, f"{value} is outside {low}..{high}")
-        return value
-
-    def boolean(self, key: str, default: bool | None = None) -> bool:
-        value = self.get(key, default)
-        if type(value) is not bool:
-            self.fail(key, f"is {_kind(value)}, a bool is needed")
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        value = self.get(key, default)
-        if not isinstance(value, str):
-            self.fail(key, f"is {_kind(value)}, a string is needed")
-        return value
-
-    def has(self, key: str) -> bool:
-        return self.full(key) in self._metadata
-
-    def numbers(self, key: str) -> list[float]:
-        """A number for each layer, from a key that does not begin with the architecture's name."""
-        value = self._metadata.get(key)
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or not np.isfinite(value).all():
-            raise GGUFError(f"key '{key}' is missing or no array of finite numbers")
-        if len(value) != self.blocks:
-            raise GGUFError(f"key '{key}': has {len(value)} elements for {self.blocks} layers")
-        return value.tolist()[: self.layers]
-
-    @property
-    def tokens(self) -> Any:
-        return self._metadata.get("tokenizer.ggml.tokens")
-
-    @property
-    def token_types(self) -> int:
-        """How many types of tokens there are."""
-        key = "tokenizer.ggml.token_type_count"
-        found = self._metadata.get(key)
-        if type(found) is not int or not 1 <= found <= 1024:
-            raise GGUFError(f"key '{key}' is missing or no integer from 1 to 1024")
-        return found
-
-    @property
-    def model_name(self) -> str:
-        """The model's own name, "" if it has none: nothing depends on it."""
-        name = self._metadata.get("general.name")
-        return name if isinstance(name, str) else ""
-
-    def unread(self) -> tuple[str, ...]:
-        prefix, known = self.full(""), {*self._read, *map(self.full, _UNNEEDED)}
-        return tuple(sorted(key for key in self._metadata if key.startswith(prefix) and key not in known))
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "a bool", int: "an integer", float: "a floating-point number", str: "a string"}
-    return kinds.get(type(value), "an array")
-
-
-def _unless_equal(values: tuple[int, ...]) -> tuple[int, ...]:
-    """A number for each layer, () where all are the same."""
-    return values if len(set(values)) > 1 else ()
-
-
 def _named(layers: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """The parts of all layers, with the fields in which those of one name differ added to the name."""
     fields: dict[str, dict[str, set[Any]]] = {}
@@ -506,7 +352,7 @@ def _named(layers: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     return [tuple(map(named, parts)) for parts in layers]
 
 
-def _norm_epsilon(keys: _Keys) -> float:
+def _norm_epsilon(keys: Keys) -> float:
     """Of the family's kind of norm, or of the kind for which a file has it."""
     norms, rms, layer = keys.architecture.norms, "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
     key = layer if norms.kind == "layer" or norms.either_epsilon else rms
@@ -514,7 +360,7 @@ def _norm_epsilon(keys: _Keys) -> float:
     return keys.number(rms, found, low=1e-30, high=1.0) if norms.either_epsilon else found
 
 
-def _ffn_lengths(keys: _Keys, all_experts: bool, kv_heads: Sequence[int]) -> tuple[int, ...]:
+def _ffn_lengths(keys: Keys, all_experts: bool, kv_heads: Sequence[int]) -> tuple[int, ...]:
     """F of each layer; 0: it has no feed-forward part, or experts with a width of their own."""
     arch, key = keys.architecture, "feed_forward_length"
     if arch.mamba2 == "alone":
@@ -528,7 +374,7 @@ def _ffn_lengths(keys: _Keys, all_experts: bool, kv_heads: Sequence[int]) -> tup
     return found
 
 
-def _head_dim(keys: _Keys, embed: int, heads: Sequence[int]) -> int:
+def _head_dim(keys: Keys, embed: int, heads: Sequence[int]) -> int:
     """C: `attention.key_length`, or embed / heads as the file format defines it; 0 where nothing attends."""
     if not any(heads):
         return 0
@@ -543,7 +389,7 @@ def _head_dim(keys: _Keys, embed: int, heads: Sequence[int]) -> int:
     return head_dim
 
 
-def _sliding_head_dim(keys: _Keys, head_dim: int) -> int:
+def _sliding_head_dim(keys: Keys, head_dim: int) -> int:
     """C of the layers with a sliding window."""
     if not keys.architecture.windows.own_heads:
         return head_dim
@@ -554,7 +400,7 @@ def _sliding_head_dim(keys: _Keys, head_dim: int) -> int:
     return sliding
 
 
-def _shared_kv_layers(keys: _Keys, slides: tuple[bool, ...], kv_heads: tuple[int, ...]) -> int:
+def _shared_kv_layers(keys: Keys, slides: tuple[bool, ...], kv_heads: tuple[int, ...]) -> int:
     """How many layers, the last ones, attend to keys and values of the last layer before them that sees as much."""
     key = "attention.shared_kv_layers"
     match keys.architecture.attention.shares:
@@ -573,13 +419,13 @@ def _shared_kv_layers(keys: _Keys, slides: tuple[bool, ...], kv_heads: tuple[int
     return count
 
 
-def _per_layer_length(keys: _Keys) -> int:
+def _per_layer_length(keys: Keys) -> int:
     """P, 0 where there is no second embedding."""
     default = keys.architecture.per_layer_inputs
     return 0 if default is None else keys.integer("embedding_length_per_layer_input", default, low=0, high=65536)
 
 
-def _kv_heads(keys: _Keys, heads: Sequence[int]) -> tuple[int, ...]:
+def _kv_heads(keys: Keys, heads: Sequence[int]) -> tuple[int, ...]:
     """K of each layer; 0 where the family has something else than attention in layers without kv heads."""
     key, may_lack = "attention.head_count_kv", keys.architecture.may_lack_kv_heads
     found = keys.integers(key, default=max(heads), low=0 if may_lack else 1, high=max(heads))
@@ -589,83 +435,7 @@ def _kv_heads(keys: _Keys, heads: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def _gating(keys: _Keys, family: Experts) -> RouterScores:
-    """What the router's logits become. Source: llama.cpp's `llama_expert_gating_func_type`."""
-    key, known = "expert_gating_func", _GATINGS
-    depths, tokens = family.sigmoids_if
-    default = "sigmoid" if keys.layers in depths and len(keys.tokens or ()) == tokens else family.scores
-    if family.stated == "never":
-        return default
-    numbers = {scores: number for number, scores in known.items()}
-    stated = keys.integer(key, default=numbers[default] if family.stated == "may" else None, low=0)
-    if stated == 0 and family.stated == "may":  # llama.cpp: not stated
-        return default
-    if stated not in known:
-        said = ", ".join(f"{number} ({name})" for number, name in known.items())
-        raise UnsupportedError(f"key '{keys.full(key)}': unknown function {stated}; supported: {said}")
-    return known[stated]
-
-
-def _experts(keys: _Keys, ffn: tuple[int, ...]) -> dict[str, Any]:
-    """The fields that say how many experts there are, where, how wide, and how they are chosen; none for a dense model.
-
-    ffn: F of each layer, which is an expert's where the file gives them none.
-
-    Sources: llama.cpp's `load_hparams` of each family, and its `build_moe_ffn`.
-    """
-    family = keys.architecture.ffn.experts
-    nothing = {"expert_count": 0, "expert_used_count": 0}
-    if family is None:
-        return nothing
-    count = keys.integer("expert_count", default=None if family.must else 0, low=int(family.must), high=1024)
-    used = keys.integer("expert_used_count", default=None if count else 0, low=min(count, 1), high=count)
-    if not count:
-        return nothing
-    stated = bool(_unless_equal(ffn)) or family.beside_dense
-    width = keys.integer("expert_feed_forward_length", default=None if stated else ffn[0])
-    groups, groups_used = 1, 1
-    if family.grouped and (groups := keys.integer("expert_group_count", 1, low=0, high=count) or 1) > 1:
-        if count % groups:
-            keys.fail("expert_group_count", f"{groups} does not divide {count} experts")
-        groups_used = keys.integer("expert_group_used_count", high=groups)
-        if groups_used * (count // groups) < used:
-            keys.fail("expert_group_used_count", f"{groups_used} groups have fewer than {used} experts")
-    routing = Routing(
-        scores=_gating(keys, family),
-        normed=keys.boolean("expert_weights_norm", default=False) if family.normed is None else family.normed,
-        scale=(keys.number("expert_weights_scale", 0.0, low=0.0, high=1e6) or 1.0) if family.scaled else 1.0,
-        groups=groups,
-        groups_used=groups_used,
-    )
-    return {
-        "expert_count": count,
-        "expert_used_count": used,
-        "expert_feed_forward_length": width,
-        "shared_feed_forward_length": _shared_width(keys, family, width),
-        "latent_length": keys.integer("moe_latent_size", 0, low=0),
-        "routing": routing,
-        "with_experts": _with_experts(keys, family),
-    }
-
-
-def _shared_width(keys: _Keys, family: Experts, width: int) -> int:
-    """F of the experts that every token goes through: by its own key, or that of so many experts."""
-    own_width = keys.has("expert_shared_feed_forward_length")
-    stated = keys.has("expert_shared_count") or (family.shared is None and not own_width)
-    count = keys.integer("expert_shared_count", low=0, high=1024) if stated else family.shared or 0
-    return keys.integer("expert_shared_feed_forward_length", default=width * count, low=0)
-
-
-def _with_experts(keys: _Keys, family: Experts) -> tuple[bool, ...]:
-    """For each layer whether it has experts, () where all have."""
-    dense = keys.integer("leading_dense_block_count", 0, low=0, high=keys.layers) if family.leading_dense else 0
-    every = keys.integer(family.every, low=1, high=MAX_LAYERS) if family.every else 1
-    turn = 1 % every if family.second_of_every else every - 1
-    found = tuple(layer >= dense and layer % every == turn for layer in range(keys.layers))
-    return () if all(found) else found
-
-
-def _windows(keys: _Keys) -> tuple[int, tuple[bool, ...]]:
+def _windows(keys: Keys) -> tuple[int, tuple[bool, ...]]:
     """The sliding window's width, and which layers have it: all but one of n, or as an array says.
 
     Source: llama.cpp `load_swa_pattern`.
@@ -688,23 +458,7 @@ def _windows(keys: _Keys) -> tuple[int, tuple[bool, ...]]:
     return width, tuple(not period or layer % period != whole for layer in range(layers))
 
 
-def _rotates(keys: _Keys, slides: tuple[bool, ...]) -> tuple[bool, ...]:
-    """For each layer whether positions rotate its queries and keys, () where they do in all."""
-    match keys.architecture.rope.layers:
-        case "none":
-            found = (False,) * keys.layers
-        case "stated":
-            found = (keys.boolean("rope.scaling.finetuned", default=True),) * keys.layers
-        case "sliding" if any(slides):
-            found = slides
-        case "three of four" if not (keys.architecture.windows.chunked and not any(slides)):
-            found = tuple(layer % 4 < 3 for layer in range(keys.layers))
-        case _:
-            found = ()
-    return () if all(found) else found
-
-
-def _remembers(keys: _Keys) -> tuple[bool, ...]:
+def _remembers(keys: Keys) -> tuple[bool, ...]:
     """For each layer whether it has a delta net: as an array says, or all but the last of each n."""
     key = "attention.recurrent_layers"
     if keys.has(key):
@@ -713,44 +467,7 @@ def _remembers(keys: _Keys) -> tuple[bool, ...]:
     return tuple((layer + 1) % interval != 0 for layer in range(keys.layers))
 
 
-def _rope_sections(keys: _Keys, rotated: int) -> tuple[int, ...]:
-    """How many pairs each of four kinds of positions rotates; () where the file knows one kind."""
-    key, kind = "rope.dimension_sections", keys.architecture.rope.sections
-    if not kind:
-        return ()
-    if kind == "may" and not keys.has(key):
-        return keys.get(key, default=())
-    found = keys.get(key)
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or not 3 <= len(found) <= 4:
-        keys.fail(key, "is no array of 3 or 4 integers")
-    sections = (*found.tolist(), 0)[:4]
-    if kind == "may" and not any(sections):
-        return ()
-    if min(sections) < 0 or not 0 < sum(sections) <= rotated // 2:
-        keys.fail(key, f"{sections} are not shares of {rotated // 2} pairs")
-    return sections
-
-
-def _sharpening(keys: _Keys) -> Sharpening:
-    """How queries far into a text are scaled. Source: llama.cpp's `build_inp_attn_scale`."""
-    key = "attention.temperature_scale"
-    match keys.architecture.attention.sharpens:
-        case "stated":
-            scale = keys.number(key, 0.0, low=0.0, high=1e6)
-            original = keys.integer("rope.scaling.original_context_length", default=keys.integer("context_length"))
-            return Sharpening(scale, original)
-        case "stated with length":
-            scale = keys.number(key, 0.0, low=0.0, high=1e6)
-            if scale and not keys.has("attention.temperature_length"):
-                keys.fail(key, "is stated without 'attention.temperature_length'")
-            return Sharpening(scale, keys.integer("attention.temperature_length")) if scale else Sharpening()
-        case "llama4":
-            return Sharpening(0.1, 8192, 1)
-        case _:
-            return Sharpening()
-
-
-def _side_by_side(keys: _Keys) -> bool:
+def _side_by_side(keys: Keys) -> bool:
     match keys.architecture.side_by_side:
         case "stated":
             return keys.boolean("use_parallel_residual")
@@ -758,21 +475,13 @@ def _side_by_side(keys: _Keys) -> bool:
             return known == "always"
 
 
-def _xielu(keys: _Keys) -> tuple[tuple[float, float, float, float], ...]:
+def _xielu(keys: Keys) -> tuple[tuple[float, float, float, float], ...]:
     """alpha_n, alpha_p, beta and eps of each layer, from keys without the architecture's name."""
     alpha_n, alpha_p, beta, eps = (keys.numbers(f"xielu.{name}") for name in ("alpha_n", "alpha_p", "beta", "eps"))
     return tuple(zip(alpha_n, alpha_p, beta, eps, strict=True))
 
 
-def _sliding_rope_base(keys: _Keys, base: float) -> float:
-    """The base of the sliding layers' rotation, by default `base`, the model's, or the family's own."""
-    windows = keys.architecture.windows
-    if (windows.period is None and not windows.stated) or windows.rope_base is None:
-        return base
-    return keys.number("rope.freq_base_swa", windows.rope_base or base, low=1.001, high=1e12)
-
-
-def _softcaps(keys: _Keys) -> tuple[float, float]:
+def _softcaps(keys: Keys) -> tuple[float, float]:
     """The soft caps of attention scores and of logits, 0 for none."""
 
     def read(name: str, default: float | None) -> float:
@@ -785,7 +494,7 @@ def _softcaps(keys: _Keys) -> tuple[float, float]:
     return attention, read("final_logit_softcapping", arch.logit_softcap)
 
 
-def _refuse_variants(keys: _Keys, head_dim: int, rotated: int) -> None:
+def _refuse_variants(keys: Keys, head_dim: int, rotated: int) -> None:
     """Raises UnsupportedError for keys that change what is computed, unless they have the family's usual value.
 
     Source: the keys that llama.cpp's `load_hparams` reads for every family, and its granite.
@@ -803,7 +512,7 @@ def _refuse_variants(keys: _Keys, head_dim: int, rotated: int) -> None:
             raise UnsupportedError(f"key '{keys.full(key)}': {shown(str(value))} is not supported; only {values[0]} is")
 
 
-def _scales(keys: _Keys, embed: int, heads: int) -> dict[str, Any]:
+def _scales(keys: Keys, embed: int, heads: int) -> dict[str, Any]:
     """Embedding, residual, attention and logit scales.
 
     Source: llama.cpp; gemma's 27B models, known by their depth, scale attention by the embedding's share of a head.
@@ -830,7 +539,7 @@ def _scales(keys: _Keys, embed: int, heads: int) -> dict[str, Any]:
             return scales
 
 
-def _causal(keys: _Keys) -> bool:
+def _causal(keys: Keys) -> bool:
     """Whether tokens see those before them alone. Encoders see all of a text, whatever their files say."""
     if not keys.architecture.causal:
         keys.boolean("attention.causal", default=False)
@@ -838,7 +547,7 @@ def _causal(keys: _Keys) -> bool:
     return keys.boolean("attention.causal", default=True)
 
 
-def _feed_forward(keys: _Keys) -> Ffn:
+def _feed_forward(keys: Keys) -> Ffn:
     """The family's feed-forward part, with the activation that the file states, where it may."""
     family, key = keys.architecture.ffn, "hidden_activation"
     if not family.stated:
@@ -851,7 +560,7 @@ def _feed_forward(keys: _Keys) -> Ffn:
     return dataclasses.replace(family, kind=_ACTIVATIONS[stated])
 
 
-def _ranking(keys: _Keys) -> Ranking | None:
+def _ranking(keys: Keys) -> Ranking | None:
     """The family's head of a reranker, which reads what the file says."""
     family, key = keys.architecture.ranking, "classifier.pooling_type"
     if family is None or not keys.has(key):
@@ -860,7 +569,7 @@ def _ranking(keys: _Keys) -> Ranking | None:
     return dataclasses.replace(family, of="mean" if stated == MEAN else "cls" if family.of == "mean" else family.of)
 
 
-def _labels(keys: _Keys) -> int:
+def _labels(keys: Keys) -> int:
     """How many scores a reranker's head gives: one for each label that the file has, or one."""
     key = "classifier.output_labels"
     labels = keys.get(key, default=("",))
@@ -869,7 +578,7 @@ def _labels(keys: _Keys) -> int:
     return len(labels)
 
 
-def _dense_lengths(keys: _Keys, embed: int) -> tuple[int, ...]:
+def _dense_lengths(keys: Keys, embed: int) -> tuple[int, ...]:
     """The outputs of the layers that follow a pooling, each of which reads what the one before it gives."""
     found = [embed]
     for layer in (2, 3):
@@ -882,7 +591,7 @@ def _dense_lengths(keys: _Keys, embed: int) -> tuple[int, ...]:
     return tuple(found[1:])
 
 
-def _vocab_size(keys: _Keys) -> int:
+def _vocab_size(keys: Keys) -> int:
     """V: the number of tokens; a `vocab_size` key must agree with it, as the tensors' shapes must later."""
     tokens = keys.tokens
     if not isinstance(tokens, list) or not tokens:
@@ -892,50 +601,3 @@ def _vocab_size(keys: _Keys) -> int:
         if stated != len(tokens):
             keys.fail("vocab_size", f"{stated} differs from the {len(tokens)} tokens of the file")
     return len(tokens)
-
-
-def _rope_scaling(keys: _Keys) -> RopeScaling:
-    """The `rope.scaling.*` keys, with llama.cpp's defaults: a type left out is linear; the factor has an older name.
-
-    "longrope" says of a file that it divides frequencies by numbers of its own, and stretches them no other way.
-    """
-    stated = keys.has("rope.scaling.type")
-    kind = keys.text("rope.scaling.type", default="linear")
-    known = ("none", "linear", "yarn", *(["longrope"] if keys.architecture.rope.two_contexts else []))
-    if kind not in known:
-        raise UnsupportedError(
-            f"key '{keys.full('rope.scaling.type')}': unknown scaling '{shown(kind)}'; supported: {', '.join(known)}"
-        )
-    latent = keys.architecture.attention.latent
-    attn_factor = keys.number("rope.scaling.attn_factor", default=1.0, low=1e-6, high=1e6)
-    context = keys.integer("context_length")
-    original = 0
-    sharpens = keys.architecture.attention.sharpens == "stated"
-    if kind == "yarn" or sharpens or keys.architecture.rope.two_contexts:
-        original = keys.integer("rope.scaling.original_context_length", default=context)
-    if kind == "none":
-        return RopeScaling(attn_factor=attn_factor, original_context=original)
-    older = keys.has("rope.scale_linear") and not keys.has("rope.scaling.factor")
-    factor_key = "rope.scale_linear" if older else "rope.scaling.factor"
-    needed = stated and kind != "longrope"
-    factor = keys.number(factor_key, default=None if needed else 1.0, low=1e-6, high=1e6)
-    if kind in ("linear", "longrope"):
-        if latent and factor != 1.0:
-            raise UnsupportedError(
-                f"key '{keys.full(factor_key)}': {factor} is not supported; with latent attention only YaRN's is"
-            )
-        return RopeScaling("none" if factor == 1.0 else "linear", factor, original, attn_factor)
-    key, log_multiplier = "rope.scaling.yarn_log_multiplier", 0.0
-    if sharpens or latent:
-        log_multiplier = keys.number(key, default=0.0, low=0.0, high=1e6) / (0.1 if latent else 1.0)
-    back = log_multiplier if keys.architecture.rope.takes_all_back else 0.0
-    return RopeScaling(
-        kind,
-        factor,
-        original_context=original,
-        attn_factor=attn_factor,
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", default=32.0, low=1e-6, high=1e6),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", default=1.0, low=1e-6, high=1e6),
-        sharpening=back or 1.0,
-        log_multiplier=log_multiplier,
-    )

@@ -37,9 +37,7 @@ class Weight:
     optional: bool = False  # a file may lack it, then in all these layers
     suffix: str = ".weight"  # behind the name in the file
     replaces: tuple[str, ...] = ()  # names of weights of the part that a file with this one does not have
-    fill: float | None = (
-        None  # what stands for it in layers without it, where not all layers lack it; None: all have it
-    )
+    fill: float | None = None  # what stands for it in layers without it, where others have it; None: all have it
 
     def __post_init__(self):
         if self.cut and not (self.is_vector and self.cut == "inputs"):

@@ -23,9 +23,9 @@ from packlight.model.network.norms import norm
 from packlight.model.network.products import closing, linear, linears
 from packlight.model.network.rope import magnitude
 from packlight.model.network.step import Step
-from packlight.model.spec.config import RopeScaling
 from packlight.model.spec.parts.attention import KV
 from packlight.model.spec.parts.mla import Latent, MlaPart
+from packlight.model.spec.positions import RopeScaling
 from packlight.model.spec.state import CACHE_TILE
 from packlight.model.weights.params import Params
 from packlight.model.weights.stack import stacked_matmul_each, stacked_unpacked

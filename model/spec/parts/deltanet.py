@@ -9,7 +9,8 @@ from packlight.model.spec.state import Buffer, Room
 from packlight.model.spec.weight import Segment, Weight
 
 if TYPE_CHECKING:
-    from packlight.model.spec.config import ModelConfig, _Keys
+    from packlight.model.spec.config import ModelConfig
+    from packlight.model.spec.keys import Keys
 
 
 class Memory(NamedTuple):
@@ -33,7 +34,7 @@ class DeltaNetPart:
     name: str = "deltanet"
 
     @classmethod
-    def read(cls, keys: "_Keys", consecutive: bool) -> "DeltaNetPart":
+    def read(cls, keys: "Keys", consecutive: bool) -> "DeltaNetPart":
         """Raises GGUFError or UnsupportedError naming the key that is wrong."""
         width = keys.integer("ssm.state_size", high=65536)
         groups = keys.integer("ssm.group_count", high=65536)

@@ -8,7 +8,8 @@ from packlight.model.spec.state import Buffer, Room
 from packlight.model.spec.weight import Segment, Weight
 
 if TYPE_CHECKING:
-    from packlight.model.spec.config import ModelConfig, _Keys
+    from packlight.model.spec.config import ModelConfig
+    from packlight.model.spec.keys import Keys
 
 
 class Scan(NamedTuple):
@@ -34,7 +35,7 @@ class Mamba2Part:
         return self.name
 
     @classmethod
-    def read(cls, keys: "_Keys") -> Self:
+    def read(cls, keys: "Keys") -> Self:
         """Raises GGUFError naming the key that is missing, impossible or at odds with another."""
         heads = keys.integer("ssm.time_step_rank", high=65536)
         groups = keys.integer("ssm.group_count", high=65536)

@@ -8,7 +8,8 @@ from packlight.model.spec.state import Buffer, Room
 from packlight.model.spec.weight import Segment, Weight
 
 if TYPE_CHECKING:
-    from packlight.model.spec.config import ModelConfig, _Keys
+    from packlight.model.spec.config import ModelConfig
+    from packlight.model.spec.keys import Keys
 
 
 class Latent(NamedTuple):
@@ -54,7 +55,7 @@ class MlaPart:
         return Segment("H", self.heads * self.value_length, self.value_length)
 
     @classmethod
-    def read(cls, keys: "_Keys", heads: int) -> Self:
+    def read(cls, keys: "Keys", heads: int) -> Self:
         """The part that a file's keys describe.
 
         Raises GGUFError or UnsupportedError naming the key that is missing, impossible or at odds with another.
@@ -113,6 +114,6 @@ class MlaPart:
         return tokens * saved > self.kv_rank * (self.plain + self.value_length)
 
 
-def _is_lite(keys: "_Keys") -> bool:
+def _is_lite(keys: "Keys") -> bool:
     """Whether queries are made in one product whatever the file says of a rank: known by the depth, as in llama.cpp."""
     return keys.layers in (26, 27) or (keys.layers == 48 and len(keys.tokens or ()) == 128256)

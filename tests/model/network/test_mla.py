@@ -14,8 +14,9 @@ from packlight.compile.kernels import product_paths
 from packlight.model.network.mixers import mla
 from packlight.model.network.state import Numerics, Rows
 from packlight.model.network.step import Step
-from packlight.model.spec.config import ModelConfig, RopeScaling, Sharpening
+from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.mla import Latent, MlaPart
+from packlight.model.spec.positions import RopeScaling, Sharpening
 from packlight.model.spec.state import Room
 from packlight.model.weights.stack import Stack
 

@@ -12,8 +12,9 @@ from packlight.compile.kernels import product_paths
 from packlight.model.network.ffn import moe as moe_module
 from packlight.model.network.ffn.moe import moe, route
 from packlight.model.spec.architectures import ARCHITECTURES
-from packlight.model.spec.config import ModelConfig, RopeScaling
+from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.moe import Routing
+from packlight.model.spec.positions import RopeScaling
 from packlight.model.weights.stack import Stack
 
 D, F, E = 256, 512, 8

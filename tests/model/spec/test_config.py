@@ -13,8 +13,9 @@ from packlight.model.network.forward import layers
 from packlight.model.network.rope import inverse_frequencies, magnitude
 from packlight.model.network.state import Numerics, Rows
 from packlight.model.network.step import Step
-from packlight.model.spec.config import ModelConfig, RopeScaling
+from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import KV
+from packlight.model.spec.positions import RopeScaling
 from packlight.model.spec.weights import declare
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import place

@@ -8,7 +8,8 @@ from golden_models import metadata
 from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.model.network.mixers.mla import score_scale
 from packlight.model.network.rope import magnitude
-from packlight.model.spec.config import ModelConfig, Sharpening
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.positions import Sharpening
 
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 40.0}
 

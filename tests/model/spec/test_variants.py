@@ -10,7 +10,8 @@ from golden_models import metadata
 
 from packlight.common.errors import GGUFError, UnsupportedError
 from packlight.model.network.rope import Turns, rope_divisors
-from packlight.model.spec.config import ModelConfig, RopeScaling
+from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.positions import RopeScaling
 from packlight.prepared import prepare
 
 POSITIONS = [0, 1, 7, 40, 300]
