@@ -9,6 +9,7 @@ import functools
 from collections.abc import Mapping
 
 from packlight.common.errors import GGUFError
+from packlight.model.text.lookup import Lookup
 
 _ESCAPES = {ord("t"): ord("\t"), ord("n"): ord("\n"), ord("r"): ord("\r")}
 
@@ -44,17 +45,8 @@ class Greedy:
         self._vocab, self._unknown = vocab, unknown
 
     @functools.cached_property
-    def _ids(self) -> dict[bytes, int]:
-        return {piece(token): i for token, i in self._vocab.items()}
-
-    @functools.cached_property
-    def _lengths(self) -> dict[int, list[int]]:
-        """What tokens begin with -> how long those are, descending."""
-        lengths: dict[int, set[int]] = {}
-        for token in self._ids:
-            if token:
-                lengths.setdefault(token[0], set()).add(len(token))
-        return {first: sorted(found, reverse=True) for first, found in lengths.items()}
+    def _ids(self) -> Lookup:
+        return Lookup.of({piece(token): i for token, i in self._vocab.items()})
 
     def encode(self, text: str, begins: bool = True) -> list[int]:
         """The ids of `text`, which is not searched for special tokens; the same wherever it stands.
@@ -64,15 +56,10 @@ class Greedy:
         """
         raw, ids, at = text.encode(), [], 0
         while at < len(raw):
-            for length in self._lengths.get(raw[at], ()):
-                # near the end this may be a shorter token than asked for: all that is left of the text
-                if (found := self._ids.get(raw[at : at + length])) is not None:
-                    ids.append(found)
-                    at += length
-                    break
-            else:
-                if self._unknown is None or raw[at] in self._lengths:
-                    raise GGUFError(f"key 'tokenizer.ggml.tokens' has no token for the byte 0x{raw[at]:02X}")
-                ids.append(self._unknown)
-                at += 1
+            found = self._ids.longest(raw, at)
+            if found is None and (self._unknown is None or raw[at] in self._ids.lengths):
+                raise GGUFError(f"key 'tokenizer.ggml.tokens' has no token for the byte 0x{raw[at]:02X}")
+            token, length = found or (self._unknown, 1)
+            ids.append(token)
+            at += length
         return ids

@@ -13,6 +13,7 @@ import numpy as np
 
 from packlight.common.errors import GGUFError
 from packlight.model.text.bpe import byte_token
+from packlight.model.text.lookup import Lookup
 
 _SCALE = 1e4
 _UNKNOWN = -10_000_000  # of a character in bytes
@@ -39,20 +40,12 @@ class Plamo:
         self._vocab, self._scores, self._is_byte = vocab, scores, is_byte
 
     @functools.cached_property
-    def _rows(self) -> dict[str, tuple[int, int]]:
-        """Token -> id and score, of those that text may become."""
+    def _table(self) -> Lookup:
+        """Of tokens that text may become, id and score."""
         scores = np.where(np.isfinite(self._scores), self._scores, _INVALID).astype(np.float64) * _SCALE
         scores = np.trunc(scores + np.copysign(0.5, scores))  # to the nearest, ties away from zero
         rows = zip(self._vocab.items(), scores.tolist(), self._is_byte.tolist(), strict=True)
-        return {t: (i, int(score)) for (t, i), score, byte in rows if not byte and score > _INVALID}
-
-    @functools.cached_property
-    def _lengths(self) -> dict[str, list[int]]:
-        """What tokens begin with -> how long those are, descending."""
-        lengths: dict[str, set[int]] = {}
-        for token in self._rows:
-            lengths.setdefault(token[0], set()).add(len(token))
-        return {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        return Lookup.of({t: (i, int(score)) for (t, i), score, byte in rows if not byte and score > _INVALID})
 
     def encode(self, text: str, begins: bool = True) -> list[int]:
         """The ids of `text`, which is not searched for special tokens; the same wherever it stands, but that U+FEFF is
@@ -61,7 +54,7 @@ class Plamo:
         return list(self._cut(text.removeprefix(_BYTE_ORDER_MARK)))
 
     def _cut(self, text: str) -> Iterator[int]:
-        n, rows, lengths = len(text), self._rows, self._lengths
+        n, rows, lengths = len(text), self._table.rows, self._table.lengths
         scores, ends, ids = [0] * (n + 1), [0] * n, [-1] * n  # of the best cut from here on, and of its first token
         for at in range(n - 1, -1, -1):
             best = None

@@ -126,7 +126,7 @@ class Specials:
         tokens: Sequence[str],
         vocab: Mapping[str, int],
         types: np.ndarray,
-        frame: "Frame",
+        frame: Frame,
     ) -> "Specials":
         """The special tokens of a file. kind: its `tokenizer.ggml.model`. vocab: token -> id. types: as the file says.
 

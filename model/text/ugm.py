@@ -11,12 +11,13 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from packlight.common.errors import GGUFError
 from packlight.model.text.bpe import SPACE, cached
+from packlight.model.text.lookup import Lookup
 from packlight.model.text.specials import TokenType
 from packlight.model.text.spm import between_words
 
@@ -135,16 +136,16 @@ class UGM:
         return ids
 
     @functools.cached_property
-    def _table(self) -> "_Table":
-        """The tokens that plain text may become."""
+    def _table(self) -> Lookup:
+        """Of tokens that plain text may become, id and score."""
         usable = np.isin(self._types, (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)).tolist()
         rows = zip(self._vocab.items(), self._scores.tolist(), usable, strict=True)
-        return _Table.of({token: (i, score) for (token, i), score, use in rows if use})
+        return Lookup.of({token: (i, score) for (token, i), score, use in rows if use})
 
     @functools.cached_property
-    def _byte_table(self) -> "_Table":
+    def _byte_table(self) -> Lookup:
         """The same tokens, for a text that is not UTF-8."""
-        return _Table.of({token.encode(): row for token, row in self._table.rows.items()})
+        return Lookup.of({token.encode(): row for token, row in self._table.rows.items()})
 
     @functools.cached_property
     def _between_words(self) -> re.Pattern[str]:
@@ -209,22 +210,7 @@ class UGM:
         return (_MARK if prefixed else b"") + _MARK.join(words)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Tokens, as str or as bytes, to look up in a text of the same type."""
-
-    rows: Mapping[Any, tuple[int, float]]  # token -> id, score
-    lengths: Mapping[Any, Sequence[int]]  # what tokens begin with -> how long those are, ascending
-
-    @classmethod
-    def of(cls, rows: Mapping[Any, tuple[int, float]]) -> "_Table":
-        lengths: dict[Any, set[int]] = {}
-        for token in rows:
-            lengths.setdefault(token[0], set()).add(len(token))
-        return cls(rows, {first: sorted(found) for first, found in lengths.items()})
-
-
-def _best(text: str | bytes, table: _Table, unknown: int, unknown_score: float) -> Sequence[int]:
+def _best(text: str | bytes, table: Lookup, unknown: int, unknown_score: float) -> Sequence[int]:
     """The ids of the cut of `text` that scores highest. Of equal ones that counts which is met first from the left.
 
     A character that is no token may also be unknown, and each by itself.
@@ -241,9 +227,7 @@ def _best(text: str | bytes, table: _Table, unknown: int, unknown_score: float) 
         single = False
         for length in lengths.get(first, ()):
             end = at + length
-            if end > n:
-                break
-            row = rows.get(text[at:end])
+            row = rows.get(text[at:end]) if end <= n else None
             if row is not None:
                 single = single or length == width
                 if score + row[1] > scores[end]:

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from packlight.model.text.bpe import cached
+from packlight.model.text.lookup import Lookup
 from packlight.model.text.pretokenizers import SPACES, class_of
 
 _WORD = "\u2581"  # before what begins a word
@@ -36,12 +37,8 @@ class WPM:
         """`vocab`: token -> id, where a word's first token begins with U+2581; `unknown`: the id of a word that the
         tokens do not spell.
         """
-        self._vocab, self._unknown = vocab, unknown
+        self._ids, self._unknown = Lookup.of(vocab), unknown
         self._normal = _Normal(lowercase, strip_accents)
-        lengths: dict[str, set[int]] = {}
-        for token in vocab:
-            lengths.setdefault(token[0], set()).add(len(token))
-        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         self._word_ids = cached(self._spelled)
 
     def encode(self, text: str, begins: bool = True) -> list[int]:
@@ -59,14 +56,12 @@ class WPM:
         word = _WORD + word
         ids, at = [], 0
         while at < len(word):
-            for length in self._lengths.get(word[at], ()):
-                # near the end this may be a shorter token than asked for: all that is left of the word
-                if (token := self._vocab.get(word[at : at + length])) is not None:
-                    ids.append(token)
-                    at += length
-                    break
-            else:
+            found = self._ids.longest(word, at)
+            if found is None:
                 return (self._unknown,)
+            token, length = found
+            ids.append(token)
+            at += length
         return tuple(ids)
 
 
