@@ -8,7 +8,7 @@ layouts.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -95,25 +95,18 @@ def unpacked(w: QTensor, index: Sequence[jax.Array | int], dtype: jnp.dtype) -> 
     """A matrix, or the stack of them that `index` picks, as a whole and in `dtype`: (..., out, in). The layout must be
     ggml's.
 
-    On a CPU it is unpacked tile after tile, for the reason that `_tiled` gives.
+    On a CPU it is unpacked tile after tile, for the reason that `_over_tiles` gives.
     """
     *lead, out, width = w.shape
     picked = lead[len(index) :]
     flat = dataclasses.replace(w, blocks=w.blocks.reshape(*lead[: len(index)], -1, *w.blocks.shape[-2:]))
     every = flat.shape[-2]
-    rows = tile_rows(every, width)
-
-    def start(tile):
-        return jnp.minimum(tile * rows, every - rows)
 
     def tiled(*index: jax.Array) -> jax.Array:
-        def body(tile, carry):
-            blocks, whole = carry
-            whole = lax.dynamic_update_slice(whole, _weights(blocks, w, dtype), (start(tile), jnp.int32(0)))
-            return _rows(flat, index, start(tile + 1), rows), whole
+        def put(whole: jax.Array, blocks: jax.Array, start: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice(whole, _weights(blocks, w, dtype), (start, jnp.int32(0)))
 
-        carry = _rows(flat, index, 0, rows), jnp.zeros((every, width), dtype)
-        return lax.fori_loop(0, -(-every // rows), body, carry)[1]
+        return _over_tiles(flat, index, put, jnp.zeros((every, width), dtype))
 
     def at_once(*index: jax.Array) -> jax.Array:
         return _weights(_rows(flat, index, 0, every), w, dtype)
@@ -148,25 +141,36 @@ def tile_rows(out: int, width: int) -> int:
 
 
 def _tiled(x: jax.Array, w: QTensor, index: Sequence[jax.Array | int]) -> jax.Array:
-    """The loop over tiles of rows.
+    """The product with a tile of rows after the other."""
+
+    def put(y: jax.Array, blocks: jax.Array, start: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(y, _dot(x, _weights(blocks, w, x.dtype)), (jnp.int32(0), start))
+
+    return _over_tiles(w, index, put, jnp.zeros((x.shape[0], w.shape[-2]), jnp.float32))
+
+
+def _over_tiles(
+    w: QTensor,
+    index: Sequence[jax.Array | int],
+    put: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    result: jax.Array,
+) -> jax.Array:
+    """`result` after put(result, packed rows of a tile, the first of them) has added to it what each tile gives.
 
     The packed bytes of the next tile are part of the loop's state: unpacking then reads a buffer. Read where it is
     sliced, XLA:CPU fuses the slice's clamped offset into every byte's address and is 10 times slower.
     """
     *_, out, width = w.shape
     rows = tile_rows(out, width)
-    tiles = -(-out // rows)
 
     def start(tile):
         return jnp.minimum(tile * rows, out - rows)  # a ragged last tile recomputes rows, to the same values
 
     def body(tile, carry):
-        blocks, y = carry
-        y = lax.dynamic_update_slice(y, _dot(x, _weights(blocks, w, x.dtype)), (jnp.int32(0), start(tile)))
-        return _rows(w, index, start(tile + 1), rows), y
+        blocks, result = carry
+        return _rows(w, index, start(tile + 1), rows), put(result, blocks, start(tile))
 
-    y = jnp.zeros((x.shape[0], out), jnp.float32)
-    return lax.fori_loop(0, tiles, body, (_rows(w, index, 0, rows), y))[1]
+    return lax.fori_loop(0, -(-out // rows), body, (_rows(w, index, 0, rows), result))[1]
 
 
 def _rows(w: QTensor, index: Sequence[jax.Array | int], start: jax.Array | int, rows: int) -> jax.Array:

@@ -71,8 +71,6 @@ def stacked_matmul_each(x: jax.Array, stack: Stack, index: jax.Array, paths: Map
         return lambda at, x: matmul_each(x, group, paths[group.qtype], (at,))
 
     which, at = jnp.asarray(stack.places, jnp.int32)[index]
-    if len(stack.groups) == 1:
-        return branch(stack.groups[0])(at, x)
     return lax.switch(which, [branch(group) for group in stack.groups], at, x)
 
 
@@ -83,6 +81,4 @@ def stacked_unpacked(stack: Stack, index: jax.Array, dtype: jnp.dtype) -> jax.Ar
         return lambda at: unpacked(group, (at,), dtype)
 
     which, at = jnp.asarray(stack.places, jnp.int32)[index]
-    if len(stack.groups) == 1:
-        return branch(stack.groups[0])(at)
     return lax.switch(which, [branch(group) for group in stack.groups], at)
