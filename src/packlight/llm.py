@@ -228,9 +228,7 @@ class LLM:
         Source: llama.cpp's `llama_pooling_type` and `common_embd_normalize`.
         """
         kind = pooling_of(self.model, pooling)
-        given = [] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
-        if not given:
-            raise ConfigError("embed wants a list of texts, and at least one")
+        given = _several(prompts, "embed wants a list of texts, and at least one")
         rows = self._pooled([self._prompts.fitting(prompt) for prompt in given], kind)
         if normalize and kind != "rank":
             rows = [row / np.maximum(np.linalg.norm(row, axis=-1, keepdims=True), 1e-12) for row in rows]
@@ -256,9 +254,7 @@ class LLM:
         Source: llama.cpp's server, `/rerank`.
         """
         pooling_of(self.model, "rank")
-        given = [] if isinstance(documents, str) or not isinstance(documents, Iterable) else list(documents)
-        if not given:
-            raise ConfigError("rerank wants a list of documents, and at least one")
+        given = _several(documents, "rerank wants a list of documents, and at least one")
         return np.stack(self._pooled([self._prompts.pair(query, document) for document in given], "rank"))[:, 0]
 
     def _pooled(self, texts: list[list[int]], pooling: str) -> list[np.ndarray]:
@@ -495,3 +491,11 @@ class LLM:
     def _run(self, ids: list[int], config: SamplingConfig, reuse_prefix: bool) -> Run:
         keep = Keep.TOKENS if reuse_prefix else Keep.CHUNKS
         return Run(ids, config, self.tokenizer, self._prompts.steering(config), keep)
+
+
+def _several(given: Any, wanted: str) -> list[Any]:
+    """What a list or the like holds; a text is none. Raises ConfigError with `wanted` where that is nothing."""
+    found = [] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if not found:
+        raise ConfigError(wanted)
+    return found
