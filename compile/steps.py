@@ -159,9 +159,11 @@ class Steps:
     def function(self, key: StepKey) -> Callable[[Params, Cache | None, Any], Any]:
         """The traceable step, as one device runs it; see `prefill`, `head_step`, `decode` and `encode`."""
         split, config = self.placement.split, self.config
-        queries = key.rows if key.phase is Phase.PREFILL else 1
-        kernel = self.kernels.attention(queries, has_wgmma(self.placement.flat[0]))
-        kernel = self.kernels.whole_texts if key.phase is Phase.ENCODE else kernel
+        if key.phase is Phase.ENCODE:
+            kernel = self.kernels.whole_texts
+        else:
+            queries = key.rows if key.phase is Phase.PREFILL else 1
+            kernel = self.kernels.attention(queries, has_wgmma(self.placement.flat[0]))
         dtype = jnp.dtype(config.activation_dtype)
         native = self.kernels.path == "native"
         numerics = Numerics(self.kernels.products, dtype, key.length, self.plan.context, split, kernel, native)

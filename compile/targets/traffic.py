@@ -13,20 +13,22 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.mla import MlaPart
-from packlight.model.spec.weights import read_tensors
-
-LOOKED_UP = ("token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
+from packlight.model.spec.weights import declare, read_tensors
 
 
 def weight_bytes(file: GGUFFile, cfg: ModelConfig, rows: int, head: bool = True) -> float:
     """Packed bytes that one pass over `rows` tokens reads."""
-    total = 0.0
+    total, looked_up = 0.0, _looked_up(cfg)
     for info in read_tensors(file, cfg):
-        if info.name in LOOKED_UP:
+        if info.name in looked_up:
             total += min(rows, info.shape[0]) * info.nbytes / info.shape[0]
         elif info.name != "output.weight":
             total += info.nbytes * _chosen(cfg, info.name, rows)
     return total + (head_bytes(file) if head else 0)
+
+
+def _looked_up(cfg: ModelConfig) -> set[str]:
+    return {name for weight in declare(cfg) if weight.looked_up for name in weight.tensors}
 
 
 def head_bytes(file: GGUFFile) -> int:
@@ -36,7 +38,8 @@ def head_bytes(file: GGUFFile) -> int:
 
 def matrix_flops(file: GGUFFile, cfg: ModelConfig) -> float:
     """Multiplications and additions of one token in every matrix but the head and those that are looked up."""
-    rest = (info for info in read_tensors(file, cfg) if info.name not in (*LOOKED_UP, "output.weight"))
+    others = {"output.weight", *_looked_up(cfg)}
+    rest = (info for info in read_tensors(file, cfg) if info.name not in others)
     return sum(2.0 * _used(cfg, info.name, info) for info in rest if len(info.shape) > 1)
 
 

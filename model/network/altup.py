@@ -3,8 +3,6 @@
 Sources: AltUp (2301.13310), LAuReL (2411.07501), Gemma 3n's reference code; llama.cpp's `gemma3n` graph.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -64,7 +62,7 @@ def _modalities(step: Step, weights: Params, index: jax.Array, x: jax.Array) -> 
 
 def _linear(step: Step, weights: Params, name: str, index: jax.Array, x: jax.Array) -> jax.Array:
     """In float32, whatever other activations are: a few numbers weigh all streams."""
-    return linear(x, weights, name, index, dataclasses.replace(step.numerics, dtype=jnp.dtype(jnp.float32)))
+    return linear(x, weights, name, index, step.numerics.in_float32())
 
 
 def laurel(step: Step, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:

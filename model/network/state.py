@@ -39,3 +39,7 @@ class Numerics:
     split: Split = WHOLE  # how devices share the model
     kernel: str = "tiled"  # which kernel computes attention (`model.network.mixers.attention.attention`)
     native: bool = False  # whether a CPU's C++ kernels run, which other mixers may have too
+
+    def in_float32(self) -> "Numerics":
+        """The same but for activations, which stay float32: for a few numbers that weigh or choose much."""
+        return dataclasses.replace(self, dtype=jnp.dtype(jnp.float32))

@@ -3,7 +3,6 @@
 Sources: Mixtral (2401.04088), DeepSeek-V3 (2412.19437); llama.cpp's `build_moe_ffn` for what is chosen and weighed.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -58,8 +57,7 @@ def _beside_dense(
 
 def _router(step: Step, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:
     """Logits (B, T, E)."""
-    in_float32 = dataclasses.replace(step.numerics, dtype=jnp.dtype(jnp.float32))
-    return linear(h, weights, "ffn_gate_inp", index, in_float32)
+    return linear(h, weights, "ffn_gate_inp", index, step.numerics.in_float32())
 
 
 def _routed(step: Step, weights: Params, index: jax.Array, h: jax.Array, router: jax.Array) -> jax.Array:
