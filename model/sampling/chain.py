@@ -32,6 +32,7 @@ from packlight.model.sampling.rank import (
     finite,
     first_true,
     leading,
+    log_probabilities,
     mass,
     prefix_sums,
     ranked,
@@ -111,7 +112,7 @@ def pick(
     ids, mu = sample(adjusted(logits, adjustment), sampling, position)
 
     def logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
-        logp = jax.nn.log_softmax(logits, axis=1)
+        logp = log_probabilities(logits)
         _, top = lax.top_k(logits, min(MOST_LOGPROBS, logits.shape[1]))
         return value_at(logp, ids), jnp.take_along_axis(logp, top, axis=1), top
 
@@ -354,7 +355,7 @@ def _mirostat(
     m = min(MIROSTAT_TOKENS, n)
     t = jnp.log((jnp.arange(m - 1, dtype=jnp.float32) + 2) / (jnp.arange(m - 1, dtype=jnp.float32) + 1))
     falls = heated[:, : m - 1] - heated[:, 1:m]
-    slope = jnp.sum(t[None, :] * jnp.where(jnp.isfinite(falls), falls, HUGE**0.5), axis=1) / jnp.sum(t * t)
+    slope = total_of(t[None, :] * jnp.where(jnp.isfinite(falls), falls, HUGE**0.5))[:, 0] / jnp.sum(t * t)
     epsilon = slope - 1
     k = ((epsilon * 2**s.mirostat_mu) / (1 - vocab**-epsilon)) ** (1 / slope)
     k = jnp.clip(jnp.where(jnp.isnan(k), 1.0, k), 1, vocab).astype(jnp.int32)  # NaN: a slope of 0 or 1

@@ -65,10 +65,17 @@ def prefix_sums(
 def total_of(
     x: jax.Array,  # (B, N) f32, zero behind what an N of `cap` would hold
 ) -> jax.Array:  # (B, 1) f32
-    """Sums in pieces of CAP, so that a longer row adds only pieces of zeros."""
-    batch, n = x.shape
-    pieces = jnp.pad(x, ((0, 0), (0, -n % CAP))).reshape(batch, -1, CAP)
-    return jnp.sum(jnp.sum(pieces, axis=2), axis=1, keepdims=True)
+    """The sum of each row, in one order for every B, and N: in pieces of CAP, of which a longer row adds zeros.
+
+    `jnp.sum` leaves the order to the backend, which chooses it by the shape.
+    """
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % CAP)))
+
+    def add(number: jax.Array, sums: jax.Array) -> jax.Array:
+        return sums + lax.dynamic_slice_in_dim(x, number * CAP, CAP, axis=1)
+
+    pieces = lax.fori_loop(0, x.shape[1] // CAP, add, jnp.zeros((len(x), CAP), x.dtype))
+    return prefix_sums(pieces)[:, -1:]
 
 
 def first_true(
@@ -111,7 +118,7 @@ def mass(
 ) -> jax.Array:  # (B,) f32
     """The sum of exp((logit - best) / temperature)."""
     weights = jnp.where(logits == best, 1.0, jnp.exp((logits - best) / temperature[:, None]))
-    return jnp.sum(jnp.where(logits == -jnp.inf, 0.0, weights), axis=1)
+    return total_of(jnp.where(logits == -jnp.inf, 0.0, weights))[:, 0]
 
 
 def deviation(
@@ -120,5 +127,13 @@ def deviation(
     """The standard deviation of the finite logits."""
     known = jnp.isfinite(logits)
     count = jnp.maximum(jnp.sum(known, axis=1, keepdims=True, dtype=jnp.int32), 1).astype(jnp.float32)
-    mean = jnp.sum(jnp.where(known, logits, 0.0), axis=1, keepdims=True) / count
-    return jnp.sqrt(jnp.sum(jnp.where(known, (logits - mean) ** 2, 0.0), axis=1) / count[:, 0])
+    mean = total_of(jnp.where(known, logits, 0.0)) / count
+    return jnp.sqrt(total_of(jnp.where(known, (logits - mean) ** 2, 0.0)) / count)[:, 0]
+
+
+def log_probabilities(
+    logits: jax.Array,  # (B, V) f32
+) -> jax.Array:  # (B, V) f32
+    """The log-softmax of each row."""
+    below = logits - jnp.max(logits, axis=1, keepdims=True)
+    return below - jnp.log(total_of(jnp.exp(below)))
