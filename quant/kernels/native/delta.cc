@@ -7,7 +7,6 @@
 #include "export.h"
 #include "isa.h"
 #include "recurrence.h"
-#include "workspace.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace packlight {
@@ -39,7 +38,7 @@ void remember_unit(void* context, int64_t unit) {
   head.beta = call.beta + at, head.fade = call.fade + at;
   head.memory = call.memory + unit * S * S;
   head.tokens = call.rows.begin(b, head.out, head.value_stride, S, head.memory, S * S);
-  if (head.tokens) call.remember(head, workspace(remember_space(S)));
+  if (head.tokens) call.remember(head);
 }
 
 // Null when this CPU lacks the instruction set.

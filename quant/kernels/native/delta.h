@@ -6,8 +6,6 @@
 
 namespace packlight {
 
-constexpr int64_t kChunk = 64;  // tokens whose changes of the memory are made at once
-constexpr int64_t kFew = 8;     // below so many tokens they are taken one after the other
 constexpr int64_t kWidth = 16;  // channels of a head are a multiple of it: of every instruction set's vector
 
 struct Head {
@@ -19,18 +17,13 @@ struct Head {
   int64_t key_stride, value_stride, stride, tokens, width;
 };
 
-// Floats of scratch memory for a head: keys transposed, two triangles, changes, and five numbers a token or channel.
-constexpr int64_t remember_space(int64_t width) {
-  return 2 * kChunk * width + 2 * kChunk * kChunk + 4 * kChunk + width;
-}
-
 // Each is compiled for one instruction set; call it only where that is present.
-using Remember = void (*)(const Head& head, float* space);
+using Remember = void (*)(const Head& head);
 
-void remember_portable(const Head& head, float* space);
+void remember_portable(const Head& head);
 #if defined(__x86_64__)
-void remember_avx2(const Head& head, float* space);
-void remember_avx512(const Head& head, float* space);
+void remember_avx2(const Head& head);
+void remember_avx512(const Head& head);
 #endif
 
 }  // namespace packlight

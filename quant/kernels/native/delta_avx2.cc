@@ -14,13 +14,13 @@ namespace {
 
 #include "floats_avx2.h"
 
-constexpr int kTall = 4, kWide = 2, kRow = 4;
+constexpr int kRow = 4;
 
 #include "delta_kernel.h"
 
 }  // namespace
 
-void remember_avx2(const Head& head, float* space) { remember(head, space); }
+void remember_avx2(const Head& head) { remember(head); }
 
 }  // namespace packlight
 

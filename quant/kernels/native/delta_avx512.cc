@@ -14,13 +14,13 @@ namespace {
 
 #include "floats_avx512.h"
 
-constexpr int kTall = 4, kWide = 4, kRow = 8;
+constexpr int kRow = 8;
 
 #include "delta_kernel.h"
 
 }  // namespace
 
-void remember_avx512(const Head& head, float* space) { remember(head, space); }
+void remember_avx512(const Head& head) { remember(head); }
 
 }  // namespace packlight
 

@@ -15,15 +15,15 @@ namespace {
 #include "floats_portable.h"
 
 #if defined(__aarch64__)  // 32 registers
-constexpr int kTall = 4, kWide = 4, kRow = 8;
+constexpr int kRow = 8;
 #else
-constexpr int kTall = 4, kWide = 2, kRow = 4;
+constexpr int kRow = 4;
 #endif
 
 #include "delta_kernel.h"
 
 }  // namespace
 
-void remember_portable(const Head& head, float* space) { remember(head, space); }
+void remember_portable(const Head& head) { remember(head); }
 
 }  // namespace packlight
