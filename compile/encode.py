@@ -37,6 +37,6 @@ def encode(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, a
     step = Step.of(cfg, numerics, params, rows, tokens.shape[1])
     hidden, _ = hidden_states(step, params, tokens, {})
     vectors = rows_of_all(pooled(params, hidden, real, args.pooling, numerics), numerics.split)
-    ranked = scores(cfg, params, hidden, real, numerics)
+    ranked = scores(step, params, hidden, real)
     ranked = None if ranked is None else rows_of_all(ranked, numerics.split)
     return EncodeResult(vectors, ranked, unpooled(params, hidden, args.pooling, numerics))

@@ -209,7 +209,7 @@ def forward(ids):
     past = positions[:, None] >= positions[None, :]  # causal: a query sees keys up to its own
     for number, layer in enumerate(cfg.layers):
         index, ((mixer,), ffn) = jnp.int32(number), (layer.mixers, layer.ffn)
-        h = norm(cfg, x, blk["layer"], "attn_norm", index)
+        h = norm(step, x, blk["layer"], "attn_norm", index)
         q, k, v, _ = project(step, mixer, blk[mixer.name], index, h)
         q, k = step.turns.rotate(q, False), step.turns.rotate(k, False)
         k, v = (jnp.repeat(each, cfg.head_count // cfg.head_count_kv, axis=2) for each in (k, v))
@@ -217,10 +217,10 @@ def forward(ids):
         attention = jax.nn.softmax(jnp.where(past[None, None], scores, -jnp.inf), axis=-1)
         mixed = jnp.einsum("bhts,bshc->bthc", attention, v).reshape(1, len(ids), -1)
         x = x + linear(mixed, blk[mixer.name], "attn_output", index, numerics)
-        h = norm(cfg, x, blk["layer"], "ffn_norm", index)
+        h = norm(step, x, blk["layer"], "ffn_norm", index)
         x = x + feed_forward(step, ffn, blk[ffn.name], index, h)
         kept.append(attention[0])
-    return np.asarray(head(cfg, params, norm(cfg, x, params, "output_norm")[0], numerics)), np.stack(kept)
+    return np.asarray(head(cfg, params, norm(step, x, params, "output_norm")[0], numerics)), np.stack(kept)
 
 
 SENTENCE = "The function takes a list and returns the list"

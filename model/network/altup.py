@@ -6,7 +6,7 @@ Sources: AltUp (2301.13310), LAuReL (2411.07501), Gemma 3n's reference code; lla
 import jax
 import jax.numpy as jnp
 
-from packlight.model.network.norms import norm
+from packlight.model.network.norms import dots, norm
 from packlight.model.network.products import linear
 from packlight.model.network.step import Step
 from packlight.model.spec.parts.altup import STREAMS
@@ -16,7 +16,7 @@ from packlight.quant.matmul import matmul
 
 def begin(step: Step, params: Params, x: jax.Array) -> jax.Array:
     """The streams: embeddings (B, T, D), and projections as large as they are -> (STREAMS, B, T, D)."""
-    others = [_as_large(_projected(step, params, "altup_proj", number, x), x) for number in range(STREAMS - 1)]
+    others = [_as_large(step, _projected(step, params, "altup_proj", number, x), x) for number in range(STREAMS - 1)]
     return jnp.stack([x, *others])
 
 
@@ -24,7 +24,7 @@ def end(step: Step, params: Params, streams: jax.Array) -> jax.Array:
     """The mean of the streams, projected back and made as large as the first: (B, T, D)."""
     first = streams[0]
     others = [_projected(step, params, "altup_unembd_proj", number, x) for number, x in enumerate(streams[1:])]
-    return sum((_as_large(x, first) for x in others), first) * jnp.float32(1 / STREAMS)
+    return sum((_as_large(step, x, first) for x in others), first) * jnp.float32(1 / STREAMS)
 
 
 def _projected(step: Step, params: Params, name: str, number: int, x: jax.Array) -> jax.Array:
@@ -33,9 +33,9 @@ def _projected(step: Step, params: Params, name: str, number: int, x: jax.Array)
     return matmul(flat, weights, numerics.paths[weights.qtype], (number,)).reshape(x.shape)
 
 
-def _as_large(x: jax.Array, like: jax.Array) -> jax.Array:
+def _as_large(step: Step, x: jax.Array, like: jax.Array) -> jax.Array:
     """x, made as long as `like` along the last axis."""
-    length, wanted = (jnp.sqrt(jnp.square(each).sum(-1, keepdims=True)) for each in (x, like))
+    length, wanted = (jnp.sqrt(dots(step.numerics, each, each)) for each in (x, like))
     return x * wanted / length
 
 
@@ -56,7 +56,7 @@ def correct(step: Step, weights: Params, index: jax.Array, predicted: jax.Array,
 
 def _modalities(step: Step, weights: Params, index: jax.Array, x: jax.Array) -> jax.Array:
     """What predictions and corrections depend on: (B, T, D) -> (B, T, STREAMS)."""
-    h = norm(step.cfg, x, weights, "altup_router_norm", index) * jnp.float32(1 / x.shape[-1])
+    h = norm(step, x, weights, "altup_router_norm", index) * jnp.float32(1 / x.shape[-1])
     return jnp.tanh(_linear(step, weights, "altup_router", index, h))
 
 
@@ -69,4 +69,4 @@ def laurel(step: Step, weights: Params, index: jax.Array, h: jax.Array) -> jax.A
     """What goes beside attention: normed h (B, T, D), and what a narrow way makes of it."""
     narrow = linear(h, weights, "laurel_l", index, step.numerics)
     made = linear(narrow, weights, "laurel_r", index, step.numerics)
-    return h + norm(step.cfg, made, weights, "laurel_post_norm", index)
+    return h + norm(step, made, weights, "laurel_post_norm", index)

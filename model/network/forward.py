@@ -63,7 +63,7 @@ def embed(step: Step, params: Params, tokens: jax.Array) -> jax.Array:
         x = x + gather_rows(params["position_embd"], jnp.minimum(step.positions, cfg.context_length - 1))
     if "token_types" in params:
         x = x + gather_rows(params["token_types"], jnp.zeros_like(tokens))
-    return norm(cfg, x, params, name) if (name := cfg.architecture.norms.embedding) else x
+    return norm(step, x, params, name) if (name := cfg.architecture.norms.embedding) else x
 
 
 def hidden_states(step: Step, params: Params, tokens: jax.Array, state: State) -> tuple[jax.Array, State]:
@@ -88,7 +88,7 @@ def layers(step: Step, params: Params, x: jax.Array, state: State) -> tuple[jax.
         first.update({name: period.repeats * count for name, count in period.counts.items()})
     x, state = carry
     x = altup.end(step, params, x) if arch.streams else x
-    return (norm(step.cfg, x, params, arch.norms.last) if arch.norms.last else x), state
+    return (norm(step, x, params, arch.norms.last) if arch.norms.last else x), state
 
 
 def _period(step: Step, blk: Params, period: Period, first: Mapping[str, int], repeat: jax.Array, carry: Any) -> Any:
@@ -131,7 +131,7 @@ def layer(
 
     def normed(x, name):
         before = int(norms.bare_first and name == norms.before_attention)  # layers that have no such norm
-        return norm(cfg, x, every, name, index - jnp.int32(before)) if name in every else x
+        return norm(step, x, every, name, index - jnp.int32(before)) if name in every else x
 
     def add(x, y, after):
         y = y if norms.of_sums else normed(y, after)

@@ -25,7 +25,7 @@ def inputs(step: Step, params: Params, tokens: jax.Array, x: jax.Array) -> jax.A
     P, shape = cfg.per_layer_length, (*tokens.shape, cfg.block_count, cfg.per_layer_length)
     flat = x.reshape(-1, x.shape[-1]).astype(numerics.dtype)
     made = gathered(matmul(flat, weights, numerics.paths[weights.qtype]), cfg.block_count * P, numerics.split)
-    made = norm(cfg, made.reshape(shape) * jnp.float32(x.shape[-1] ** -0.5), params, "per_layer_proj_norm")
+    made = norm(step, made.reshape(shape) * jnp.float32(x.shape[-1] ** -0.5), params, "per_layer_proj_norm")
     rows = look_up(params["per_layer_token_embd"], tokens, numerics.split).reshape(shape)
     return jnp.moveaxis((made + rows * jnp.float32(P**0.5)) * jnp.float32(0.5**0.5), 2, 0)
 
@@ -44,4 +44,4 @@ def added(
         read = own_part(read, split.branch(part.features).kept, split)
     gate = linear(x, weights, "inp_gate", index, step.numerics)
     y = closing(step, activate("geglu", gate, read), weights, "proj", index, part.features)
-    return norm(step.cfg, y, weights, "post_norm", index)
+    return norm(step, y, weights, "post_norm", index)

@@ -10,7 +10,7 @@ from jax import lax
 from packlight.model.network.norms import norm
 from packlight.model.network.products import single
 from packlight.model.network.state import Numerics
-from packlight.model.spec.config import ModelConfig
+from packlight.model.network.step import Step
 from packlight.model.spec.pooling import NONE, POOLED
 from packlight.model.weights.params import Params
 
@@ -49,18 +49,16 @@ def _dense(params: Params, x: jax.Array, numerics: Numerics) -> jax.Array:
     return x
 
 
-def scores(
-    cfg: ModelConfig, params: Params, hidden: jax.Array, real: jax.Array, numerics: Numerics
-) -> jax.Array | None:
+def scores(step: Step, params: Params, hidden: jax.Array, real: jax.Array) -> jax.Array | None:
     """What a reranker's head says of each text, float32 (B, labels); None where the file has no head."""
-    ranking = cfg.architecture.ranking
+    ranking, numerics = step.cfg.architecture.ranking, step.numerics
     if ranking is None or not ("cls" in params or "cls.output" in params):
         return None
     x = _pool(ranking.of, hidden, real)
     if "cls" in params:
         x = single(x, params, "cls", numerics)
         x = jnp.tanh(x) if ranking.pooler == "tanh" else jax.nn.gelu(x, approximate=True)
-        x = norm(cfg, x, params, "cls.norm") if "cls.norm" in params else x
+        x = norm(step, x, params, "cls.norm") if "cls.norm" in params else x
     x = single(x, params, "cls.output", numerics) if "cls.output" in params else x
     return jax.nn.softmax(x, axis=-1) if ranking.softmax else x
 

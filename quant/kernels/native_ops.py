@@ -18,7 +18,14 @@ from packlight.quant.kernels import native_build
 from packlight.quant.kernels.native_build import ISAS
 from packlight.quant.layouts import FIELDS, LANES
 
-HANDLERS = ("packlight_matmul", "packlight_attention", "packlight_delta", "packlight_mamba2")
+HANDLERS = (
+    "packlight_matmul",
+    "packlight_attention",
+    "packlight_delta",
+    "packlight_mamba2",
+    "packlight_norm",
+    "packlight_dots",
+)
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 
 

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from packlight.model.network.collectives import summed, tensor_number
+from packlight.model.network.norms import dots
 from packlight.model.network.products import closing, linear, linears
+from packlight.model.network.state import Numerics
 from packlight.model.network.step import Step
 from packlight.model.spec.parts.dense import DensePart
-from packlight.model.spec.sharding import Split
 from packlight.model.weights.params import Params
 
 OAI_ALPHA, OAI_LIMIT = 1.702, 7.0
@@ -25,7 +26,7 @@ def feed_forward(
         gate, up = linears(h, weights, (part.gate, part.up), index, numerics)
     else:
         gate = up = linear(h, weights, part.up, index, numerics)
-    gate = highest(gate, part, numerics.split) if part.sparse else gate
+    gate = highest(gate, part, numerics) if part.sparse else gate
     if family.kind == "xielu":
         hidden = xielu(up, jnp.asarray(step.cfg.xielu, jnp.float32)[index])
     else:
@@ -33,16 +34,16 @@ def feed_forward(
     return closing(step, hidden, weights, part.down, index, part.features)
 
 
-def highest(gate: jax.Array, part: DensePart, split: Split) -> jax.Array:
+def highest(gate: jax.Array, part: DensePart, numerics: Numerics) -> jax.Array:
     """How far each of a token's gates (B, T, F) is above the highest twentieth's bound, were they normal; or 0.
 
     Source: Gemma 3n's reference code.
     """
-    first = tensor_number(split) * gate.shape[-1]
-    real = (first + jnp.arange(gate.shape[-1], dtype=jnp.int32) < part.width)[None, None, :]  # a mesh pads
-    mean = summed(gate.sum(-1, keepdims=True), split) / jnp.float32(part.width)
-    squares = jnp.square(jnp.where(real, gate - mean, 0)).sum(-1, keepdims=True)
-    deviation = jnp.sqrt(summed(squares, split) / jnp.float32(part.width - 1))
+    split, here = numerics.split, gate.shape[-1]
+    real = tensor_number(split) * here + jnp.arange(here, dtype=jnp.int32) < part.width  # a mesh pads
+    mean = summed(dots(numerics, gate, real.astype(jnp.float32)), split) / jnp.float32(part.width)
+    off = jnp.where(real[None, None, :], gate - mean, 0)
+    deviation = jnp.sqrt(summed(dots(numerics, off, off), split) / jnp.float32(part.width - 1))
     return jax.nn.relu(gate - (mean + jnp.float32(TWENTIETH) * deviation))
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from packlight.model.network.collectives import summed, tensor_number
 from packlight.model.network.ffn import dense
 from packlight.model.network.ffn.dense import activate
-from packlight.model.network.norms import norm
+from packlight.model.network.norms import dots, norm
 from packlight.model.network.products import finished, linear
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
@@ -37,8 +37,8 @@ def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h
         return y
     shared = dense.feed_forward(step, part.shared, weights, index, h)
     if "ffn_gate_inp_shexp" in weights:
-        gate = weights["ffn_gate_inp_shexp"][index][None, None, :]
-        shared = shared * jax.nn.sigmoid((h * gate).sum(-1, keepdims=True))
+        gate = weights["ffn_gate_inp_shexp"][index]
+        shared = shared * jax.nn.sigmoid(dots(step.numerics, h, gate))
     return y + shared
 
 
@@ -46,13 +46,12 @@ def _beside_dense(
     step: Step, part: MoePart, weights: Params, index: jax.Array, h: jax.Array, x: jax.Array
 ) -> jax.Array:
     """Experts and a dense MLP, each with norms of its own, and a router with a third. Source: llama.cpp's `gemma4`."""
-    cfg = step.cfg
     assert part.shared is not None
-    beside = norm(cfg, dense.feed_forward(step, part.shared, weights, index, h), weights, "post_ffw_norm_1", index)
-    read = norm(cfg, x, weights, "ffn_gate_inp.scale", index) * jnp.float32(x.shape[-1] ** -0.5)
+    beside = norm(step, dense.feed_forward(step, part.shared, weights, index, h), weights, "post_ffw_norm_1", index)
+    read = norm(step, x, weights, "ffn_gate_inp.scale", index) * jnp.float32(x.shape[-1] ** -0.5)
     router = _router(step, {"ffn_gate_inp": weights["ffn_gate_inp"]}, index, read)
-    y = _routed(step, weights, index, norm(cfg, x, weights, "pre_ffw_norm_2", index), router)
-    return beside + norm(cfg, y, weights, "post_ffw_norm_2", index)
+    y = _routed(step, weights, index, norm(step, x, weights, "pre_ffw_norm_2", index), router)
+    return beside + norm(step, y, weights, "post_ffw_norm_2", index)
 
 
 def _router(step: Step, weights: Params, index: jax.Array, h: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from jax import lax
 from packlight.model.network.collectives import gathered
 from packlight.model.network.mixers import recurrence
 from packlight.model.network.mixers.convolution import convolve, follow
-from packlight.model.network.norms import norm
+from packlight.model.network.norms import norm, unit
 from packlight.model.network.products import closing, linears
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
@@ -53,7 +53,7 @@ def mix(
     qkv = jax.nn.silu(convolve(inputs, weights["ssm_conv1d"][index]))
     G, S = step.numerics.split.local_groups(part.groups), part.width
     q, k, v = jnp.split(qkv, [G * S, 2 * G * S], axis=-1)
-    q, k = (_unit(x.reshape(*x.shape[:2], G, S), step.cfg.norm_epsilon) for x in (q, k))
+    q, k = (unit(step, x.reshape(*x.shape[:2], G, S)) for x in (q, k))
     v = v.reshape(*v.shape[:2], -1, S)
     fade = jax.nn.softplus(alpha + weights["ssm_dt.bias"][index][None, None]) * weights["ssm_a"][index][None, None]
     q, beta = q / jnp.float32(S**0.5), jax.nn.sigmoid(beta)
@@ -62,7 +62,7 @@ def mix(
     else:
         q, k = (_of_heads(part, x) for x in (q, k))
         o, matrices = remember(state.matrices, index, Tokens(q, k, v, beta, fade), step.rows)
-    y = norm(step.cfg, o, weights, "ssm_norm", index) * jax.nn.silu(z.reshape(o.shape))
+    y = norm(step, o, weights, "ssm_norm", index) * jax.nn.silu(z.reshape(o.shape))
     y = closing(step, y.reshape(*h.shape[:2], -1), weights, "ssm_out", index, part.of_heads(S)[0])
     return y, Memory(columns, matrices)
 
@@ -94,11 +94,6 @@ def project(
         made = [*made[:2], *by_group(made[2], shared)]
     qkv, z, beta, alpha = made
     return qkv, z, beta, alpha
-
-
-def _unit(x: jax.Array, epsilon: float) -> jax.Array:
-    """x / |x|, along the last axis."""
-    return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.float32(epsilon))
 
 
 def _of_heads(part: DeltaNetPart, x: jax.Array) -> jax.Array:

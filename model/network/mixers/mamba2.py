@@ -16,6 +16,7 @@ from jax import lax
 from packlight.model.network.collectives import gathered, tensor_number
 from packlight.model.network.mixers import recurrence
 from packlight.model.network.mixers.convolution import convolve, follow
+from packlight.model.network.norms import norm
 from packlight.model.network.products import closing, linear
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
@@ -69,17 +70,19 @@ def mix(
     y = y + x * of_layer("ssm_d")[..., None]
     y = y.reshape(*lead, inner) * jax.nn.silu(z)
     if "ssm_norm" in weights:
-        y = _normed(step, part, y, weights["ssm_norm"][index])
+        y = _normed(step, part, y, weights, index)
     return closing(step, y, weights, "ssm_out", index, part.channels), Scan(columns, memory)
 
 
-def _normed(step: Step, part: Mamba2Part, y: jax.Array, weights: jax.Array) -> jax.Array:
-    """RMS norm of each group's channels, some of which other devices may have. y (B, T, inner), weights (groups, each).
+def _normed(step: Step, part: Mamba2Part, y: jax.Array, weights: Params, index: jax.Array) -> jax.Array:
+    """RMS norm of each group's channels, some of which other devices may have. y (B, T, inner).
 
     Source: llama.cpp's `build_mamba2_layer`.
     """
     split, number = step.numerics.split, tensor_number(step.numerics.split)
     groups = y.reshape(*y.shape[:2], split.local_groups(part.groups), -1)
+    if split.tensor == 1:
+        return norm(step, groups, weights, "ssm_norm", index).reshape(y.shape)
     square = jnp.mean(groups * groups, axis=-1, keepdims=True)
     if split.groups and split.tensor > part.groups:  # equal parts of a group lie on consecutive devices
         sharers = split.tensor // part.groups
@@ -87,7 +90,7 @@ def _normed(step: Step, part: Mamba2Part, y: jax.Array, weights: jax.Array) -> j
         square = lax.dynamic_slice_in_dim(jnp.mean(of_groups, axis=-1), number // sharers, 1, axis=2)[..., None]
     y = (groups * lax.rsqrt(square + jnp.float32(step.cfg.norm_epsilon))).reshape(y.shape)
     first = number * y.shape[-1] if split.groups else jnp.int32(0)
-    return y * lax.dynamic_slice_in_dim(weights.reshape(-1), first, y.shape[-1])[None, None]
+    return y * lax.dynamic_slice_in_dim(weights["ssm_norm"][index].reshape(-1), first, y.shape[-1])[None, None]
 
 
 def remember(memory: jax.Array, index: jax.Array, new: Tokens, rows: Rows) -> tuple[jax.Array, jax.Array]:

@@ -57,13 +57,13 @@ def project(step: Step, part: MlaPart, weights: Params, index: jax.Array, h: jax
     first = "attn_q_a" if part.q_rank else "attn_q"
     q, new = linears(h, weights, (first, "attn_kv_a_mqa"), index, numerics)
     if part.q_rank:
-        q = linear(norm(cfg, q, weights, "attn_q_a_norm", index), weights, "attn_q_b", index, numerics)
+        q = linear(norm(step, q, weights, "attn_q_a_norm", index), weights, "attn_q_b", index, numerics)
     if not numerics.split.heads:
         q = gathered(q, heads * part.key_length, numerics.split)
     q = q.reshape(*q.shape[:-1], heads, part.key_length)
     q = jnp.concatenate([q[..., : part.plain], turns.rotate(q[..., part.plain :], False)], -1)
     latent, rotated = new[..., : part.kv_rank], turns.rotate(new[..., None, part.kv_rank :], False)[..., 0, :]
-    new = jnp.concatenate([norm(cfg, latent, weights, "attn_kv_a_norm", index), rotated], -1)
+    new = jnp.concatenate([norm(step, latent, weights, "attn_kv_a_norm", index), rotated], -1)
     return turns.sharpen(q) * jnp.float32(score_scale(part, cfg.rope_scaling)), new
 
 

@@ -54,7 +54,7 @@ def mix(
         source = jnp.int32(part.reads.layer)
         mixed = attention(q, state, source, step.rows, numerics.span, numerics.kernel, scores)
     else:
-        k, v = placed(k, "attn_k_norm"), unweighted_norm(step.cfg, v) if family.values_normed else v
+        k, v = placed(k, "attn_k_norm"), unweighted_norm(step, v) if family.values_normed else v
         if state is None:
             mixed = full_attention(q, k, v, step.rows.end, step.cfg.causal, scores, numerics)
         else:
@@ -105,13 +105,13 @@ def _normed(step: Step, part: AttentionPart, weights: Params, index: jax.Array, 
     kind = cfg.architecture.attention.qk_norm
     if kind == "unweighted":
         without = not part.rotation or cfg.expert_count == 128
-        return x if without else unweighted_norm(cfg, x)
+        return x if without else unweighted_norm(step, x)
     if name not in weights:
         return x
     if kind != "whole":
-        return norm(cfg, x, weights, name, index)
+        return norm(step, x, weights, name, index)
     flat = x.reshape(*x.shape[:-2], -1)
-    return norm(cfg, flat, weights, name, index, split if split.heads else WHOLE).reshape(x.shape)
+    return norm(step, flat, weights, name, index, split if split.heads else WHOLE).reshape(x.shape)
 
 
 def scaled(cfg: ModelConfig, q: jax.Array) -> jax.Array:
