@@ -69,13 +69,14 @@ def total_of(
 
     `jnp.sum` leaves the order to the backend, which chooses it by the shape.
     """
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % CAP)))
+    pieces = max(1, -(-x.shape[1] // CAP))
+    x = jnp.pad(x, ((0, 0), (0, pieces * CAP - x.shape[1])))
 
     def add(number: jax.Array, sums: jax.Array) -> jax.Array:
         return sums + lax.dynamic_slice_in_dim(x, number * CAP, CAP, axis=1)
 
-    pieces = lax.fori_loop(0, x.shape[1] // CAP, add, jnp.zeros((len(x), CAP), x.dtype))
-    return prefix_sums(pieces)[:, -1:]
+    sums = lax.fori_loop(0, pieces, add, jnp.zeros((len(x), CAP), x.dtype))
+    return prefix_sums(sums)[:, -1:]
 
 
 def first_true(
