@@ -158,15 +158,7 @@ class Steps:
 
     def function(self, key: StepKey) -> Callable[[Params, Cache | None, Any], Any]:
         """The traceable step, as one device runs it; see `prefill`, `head_step`, `decode` and `encode`."""
-        split, config = self.placement.split, self.config
-        if key.phase is Phase.ENCODE:
-            kernel = self.kernels.whole_texts
-        else:
-            queries = key.rows if key.phase is Phase.PREFILL else 1
-            kernel = self.kernels.attention(queries, has_wgmma(self.placement.flat[0]))
-        dtype = jnp.dtype(config.activation_dtype)
-        native = self.kernels.path == "native"
-        numerics = Numerics(self.kernels.products, dtype, key.length, self.plan.context, split, kernel, native)
+        numerics = self.numerics(key)
         run = {
             Phase.PREFILL: prefill,
             Phase.HEAD: head_step,
@@ -178,6 +170,17 @@ class Steps:
             return run[key.phase](self.model, numerics, params, cache, args)
 
         return step
+
+    def numerics(self, key: StepKey) -> Numerics:
+        """What the plan decided for a step's traced code."""
+        if key.phase is Phase.ENCODE:
+            kernel = self.kernels.whole_texts
+        else:
+            queries = key.rows if key.phase is Phase.PREFILL else 1
+            kernel = self.kernels.attention(queries, has_wgmma(self.placement.flat[0]))
+        dtype, split = jnp.dtype(self.config.activation_dtype), self.placement.split
+        native = self.kernels.path == "native"
+        return Numerics(self.kernels.products, dtype, key.length, self.plan.context, split, kernel, native)
 
     def lower(self, key: StepKey, params: Params) -> jax.stages.Lowered:
         """The step, lowered for the devices; its cache is donated. params: as for `arguments`."""

@@ -10,8 +10,9 @@ import numpy as np
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import Phase, Plan, StepKey
 from packlight.compile.steps import PrefillArgs, Steps
-from packlight.model.network.forward import head
-from packlight.model.network.state import Cache, Numerics
+from packlight.model.network.forward import head, hidden_states
+from packlight.model.network.state import Cache, Numerics, Rows
+from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import Params, place
@@ -44,6 +45,24 @@ class Loaded:
         cache, hidden, last = self.step(Phase.PREFILL, rows)(self.params, cache, args)
         np.testing.assert_array_equal(np.asarray(last[0]), np.asarray(hidden[len(ids) - 1]))
         return cache, hidden[: len(ids)]
+
+    @functools.cache  # noqa: B019  one test's model
+    def _decoded(self, batch: int):
+        numerics = self.steps.numerics(StepKey(Phase.DECODE, batch, self.plan.capacity))
+
+        def run(params, cache, tokens, running):
+            start = jnp.where(running, cache.length[:batch], 0)
+            rows = Rows(jnp.int32(0), start, start + 1, running)
+            step = Step.of(self.cfg, numerics, params, rows, 1)
+            hidden, state = hidden_states(step, params, tokens[:, None], cache.state)
+            return Cache(cache.length.at[:batch].add(running.astype(jnp.int32)), state), hidden[:, 0]
+
+        return jax.jit(run)
+
+    def decoded(self, cache, tokens, running):
+        """Runs a token of each of the first slots as a decode step does: (cache, hidden states (B, D))."""
+        tokens, running = np.array(tokens, np.int32), np.array(running)
+        return self._decoded(len(tokens))(self.params, cache, tokens, running)
 
     def logits(self, hidden):
         dtype = jnp.dtype(self.steps.config.activation_dtype)
