@@ -4,12 +4,16 @@ Imports no jax.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 from packlight.compile.config import CompileConfig
 from packlight.model.spec.config import MOSAIC_CACHES, ModelConfig
+from packlight.model.spec.parts.deltanet import DeltaNetPart
+from packlight.model.spec.parts.mamba2 import Mamba2Part
+from packlight.model.spec.parts.moe import MoePart
+from packlight.model.spec.state import has_native_recurrence
 from packlight.model.spec.weights import is_tied, used_weights
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import native_build
@@ -68,6 +72,7 @@ class KernelPlan:
     products: Mapping[str, str]  # format -> the kernel path of products, as `product_paths` gives it
     tensors: Mapping[str, str]  # tensor -> what reads it: a path; "gather", "gather+PATH" an embedding; "f32" a vector
     multiplied: Mapping[str, str]  # tensor that a product reads -> its format
+    varying: tuple[str, ...]  # why a text's bits may depend on more than its tokens; () where they do not
     plain: bool  # attention has neither windows nor soft caps nor sinks
     mosaic: bool  # Mosaic's attention has heads of this width and a cache of this type
 
@@ -91,7 +96,9 @@ class KernelPlan:
                 if is_head or not weight.looked_up:
                     multiplied[name] = formats[name]
         mosaic = cfg.mosaic_attention and config.kv_dtype in MOSAIC_CACHES
-        return cls(config.kernel_path, products, tensors, multiplied, cfg.plain_attention, mosaic)
+        by_xla = {formats[name] for name, by in tensors.items() if by == "xla"}
+        varying = tuple(_varying(config.kernel_path, cfg, by_xla))
+        return cls(config.kernel_path, products, tensors, multiplied, varying, cfg.plain_attention, mosaic)
 
     @cached_property
     def layout(self) -> str:
@@ -144,6 +151,23 @@ class KernelPlan:
         chosen = (self.attention(tokens, has_wgmma(device)) for tokens in (2, 1))
         prompts, single = (made_by_xla.get(kernel, kernel) for kernel in chosen)
         return prompts if prompts == single else f"{prompts} for prompts, {single} for single tokens"
+
+
+def _varying(path: str, cfg: ModelConfig, by_xla: Collection[str]) -> Iterator[str]:
+    """What adds up in an order that depends on a step's shape. by_xla: formats of matrices that XLA multiplies."""
+    if path != "native":
+        yield f"kernels are {path}"
+        return
+    if by_xla:
+        yield f"XLA multiplies {', '.join(sorted(by_xla))}"
+    if not cfg.plain_attention:
+        yield "XLA computes attention"
+    parts = {part for layer in cfg.layers for part in layer.parts}
+    if any(isinstance(part, MoePart) for part in parts):
+        yield "XLA chooses experts"
+    widths = {part.width for part in parts if isinstance(part, DeltaNetPart | Mamba2Part)}
+    for width in sorted(width for width in widths if not has_native_recurrence(width)):
+        yield f"XLA runs recurrences with heads of {width} channels"
 
 
 def has_wgmma(device: Any) -> bool:

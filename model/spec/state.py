@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from packlight.model.spec.weight import Segment
 
 CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
+RECURRENCE_LANES = 16  # native kernels know recurrences whose heads have a multiple of so many channels
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4}
 
 
@@ -31,6 +32,11 @@ class Room(NamedTuple):
     capacity: int  # positions of each slot
     chunk: int  # the most tokens of a slot that one step runs
     dtype: str  # of keys and values
+
+
+def has_native_recurrence(width: int) -> bool:
+    """Whether native kernels know a recurrence whose heads have so many channels."""
+    return width % RECURRENCE_LANES == 0
 
 
 def whole_tiles(positions: int) -> int:

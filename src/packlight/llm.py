@@ -326,7 +326,8 @@ class LLM:
             parse_special: control tokens that a text spells are tokens, as in llama.cpp's completion; False: they are
                 text.
             reuse_prefix: of what the cache still has of the last text, take every token that the prompt begins with,
-                and not only chunks that it alone would be read in. Less is read; numbers may change in their last bits.
+                even where that may change the last bits of numbers (`varying`). Without it, only chunks that the
+                prompt alone would be read in are taken there.
             sampling: how tokens are drawn and when the text ends, such as max_tokens=64, temperature=0 (greedy), seed=1
                 or stop=["."]; `help(packlight.Sampling)` says what each means.
 
@@ -478,6 +479,14 @@ class LLM:
         """What computes attention: native or xla, on a GPU mosaic for prompts where it can."""
         return self._kernels.attention_names(self.device)
 
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Why the last bits of an answer may depend on more than its tokens, parameters and seed, in words.
+
+        () where they do not: docs/same-answer.md.
+        """
+        return self._kernels.varying if self.placement.single else (*self._kernels.varying, "several devices add up")
+
     def layouts(self) -> dict[str, str]:
         """Tensor -> the layout of its packed bytes, ggml's or "rowsN" (`quant.layouts`)."""
         return dict(self._kernels.layouts)
@@ -489,7 +498,7 @@ class LLM:
         return config
 
     def _run(self, ids: list[int], config: SamplingConfig, reuse_prefix: bool) -> Run:
-        keep = Keep.TOKENS if reuse_prefix else Keep.CHUNKS
+        keep = Keep.TOKENS if reuse_prefix or not self.varying else Keep.CHUNKS
         return Run(ids, config, self.tokenizer, self._prompts.steering(config), keep)
 
 

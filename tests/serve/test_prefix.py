@@ -49,13 +49,14 @@ def llm(request, tmp_path_factory):
     return packlight.load(path, dataclasses.replace(CONFIG, cpu_kernels=kernels, tokens_per_launch=4), slots=1)
 
 
-def test_whole_chunks_are_kept_and_change_no_bit(llm):
-    """Of 150 tokens two chunks of 64 are read by the same steps whatever follows; what was generated is read anew."""
+def test_what_is_kept_changes_no_bit(llm):
+    """All of 150 tokens where their bits are their own; elsewhere two chunks of 64, which the same steps read whatever
+    follows."""
     alone = fresh(llm, IDS[:190])
     llm.generate(OTHER, max_tokens=1)
     first = llm.generate(IDS[:150], **GREEDY)
     again, rows = rows_run(llm, lambda: llm.generate(IDS[:190], **GREEDY))
-    assert (first.cached_tokens, again.cached_tokens, rows) == (0, 128, 64)
+    assert (first.cached_tokens, again.cached_tokens, rows) == (0, 128 if llm.varying else 150, 64)
     assert again == dataclasses.replace(alone, timings=again.timings)
     assert logprobs(again).tobytes() == logprobs(alone).tobytes()
 
@@ -90,13 +91,13 @@ def test_a_shorter_prompt_goes_back(llm):
 
 
 def test_bits_stay_after_a_prefix_of_other_steps(llm):
-    """Tokens kept by the first turn were read in other chunks than the whole: without `reuse_prefix` none is taken."""
+    """Tokens kept by the first turn were read in other chunks than the whole: where that is seen, none is taken."""
     alone = fresh(llm, IDS[:190])
     llm.generate(OTHER, max_tokens=1)
     llm.generate(IDS[:50], **GREEDY)
     assert llm.generate(IDS[:150], reuse_prefix=True, **GREEDY).cached_tokens == 50
     again = llm.generate(IDS[:190], **GREEDY)
-    assert again.cached_tokens == 0
+    assert again.cached_tokens == (0 if llm.varying else 150)
     assert logprobs(again).tobytes() == logprobs(alone).tobytes()
 
 
@@ -109,7 +110,7 @@ def test_bits_stay_where_a_text_ends_with_a_chunk(llm):
     llm.generate(IDS[:50], **answer)
     assert llm.generate(turn, reuse_prefix=True, **GREEDY).cached_tokens == 64
     again = llm.generate(turn, **GREEDY)
-    assert again.cached_tokens == 0
+    assert again.cached_tokens == (0 if llm.varying else 189)
     assert logprobs(again).tobytes() == logprobs(alone).tobytes()
 
 

@@ -23,6 +23,7 @@ from packlight.model.network.products import closing, linears
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
 from packlight.model.spec.parts.deltanet import DeltaNetPart, Memory
+from packlight.model.spec.state import has_native_recurrence
 from packlight.model.weights.params import Params
 
 CHUNK = 64  # tokens whose changes of the memory are made at once
@@ -57,7 +58,7 @@ def mix(
     v = v.reshape(*v.shape[:2], -1, S)
     fade = jax.nn.softplus(alpha + weights["ssm_dt.bias"][index][None, None]) * weights["ssm_a"][index][None, None]
     q, beta = q / jnp.float32(S**0.5), jax.nn.sigmoid(beta)
-    if step.numerics.native and recurrence.has_native(part.width):
+    if step.numerics.native and has_native_recurrence(part.width):
         o, matrices = remember_native(state.matrices, index, (q, k, v, beta, fade), step.rows, part.consecutive)
     else:
         q, k = (_of_heads(part, x) for x in (q, k))

@@ -21,6 +21,7 @@ from packlight.model.network.products import closing, linear
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
 from packlight.model.spec.parts.mamba2 import Mamba2Part, Scan
+from packlight.model.spec.state import has_native_recurrence
 from packlight.model.weights.params import Params
 
 CHUNK = 64  # tokens that are brought together at once
@@ -65,7 +66,7 @@ def mix(
     x, b, c = x.reshape(*lead, J, -1), b.reshape(*lead, U, N), c.reshape(*lead, U, N)
     dt = jax.nn.softplus(dt + of_layer("ssm_dt.bias"))
     tokens = Tokens(x * dt[..., None], b, c, dt * of_layer("ssm_a"))
-    native = step.numerics.native and recurrence.has_native(part.width)
+    native = step.numerics.native and has_native_recurrence(part.width)
     y, memory = (remember_native if native else remember)(state.memory, index, tokens, step.rows)
     y = y + x * of_layer("ssm_d")[..., None]
     y = y.reshape(*lead, inner) * jax.nn.silu(z)

@@ -11,13 +11,6 @@ from jax import lax
 from packlight.model.network.state import Rows
 from packlight.quant.kernels import native_ops
 
-LANES = 16  # channels of a head that a native kernel knows are a multiple of it: as in native/delta.h, native/mamba2.h
-
-
-def has_native(width: int) -> bool:
-    """Whether native kernels know heads of so many channels."""
-    return width % LANES == 0
-
 
 def remember(
     memory: jax.Array,  # float32 (L, slots, heads, ...)

@@ -136,6 +136,7 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"context {llm.plan.context}{slots}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
         *([f"native kernels: {llm.native}"] if llm.native else []),
+        *([f"last bits may depend on chunks and neighbours: {'; '.join(llm.varying)}"] if llm.varying else []),
         *([f"layers: {in_words(layers)}"] if traced(layers) > 1 else []),
         *([] if llm.placement.single else [f"{llm.placement.split}"]),
     ]
