@@ -73,7 +73,6 @@ class KernelPlan:
     tensors: Mapping[str, str]  # tensor -> what reads it: a path; "gather", "gather+PATH" an embedding; "f32" a vector
     multiplied: Mapping[str, str]  # tensor that a product reads -> its format
     varying: tuple[str, ...]  # why a text's bits may depend on more than its tokens; () where they do not
-    plain: bool  # attention has neither windows nor soft caps nor sinks
     mosaic: bool  # Mosaic's attention has heads of this width and a cache of this type
 
     @classmethod
@@ -98,7 +97,7 @@ class KernelPlan:
         mosaic = cfg.mosaic_attention and config.kv_dtype in MOSAIC_CACHES
         by_xla = {formats[name] for name, by in tensors.items() if by == "xla"}
         varying = tuple(_varying(config.kernel_path, cfg, by_xla))
-        return cls(config.kernel_path, products, tensors, multiplied, varying, cfg.plain_attention, mosaic)
+        return cls(config.kernel_path, products, tensors, multiplied, varying, mosaic)
 
     @cached_property
     def layout(self) -> str:
@@ -131,7 +130,7 @@ class KernelPlan:
         wgmma: whether the device has the tensor-core instructions that "mosaic" is made of (`has_wgmma`).
         """
         match self.path:
-            case "native" if self.plain:
+            case "native":
                 return "native"
             case "mosaic_gpu" if tokens == 1:
                 return "whole"
@@ -160,8 +159,6 @@ def _varying(path: str, cfg: ModelConfig, by_xla: Collection[str]) -> Iterator[s
         return
     if by_xla:
         yield f"XLA multiplies {', '.join(sorted(by_xla))}"
-    if not cfg.plain_attention:
-        yield "XLA computes attention"
     parts = {part for layer in cfg.layers for part in layer.parts}
     if any(isinstance(part, MoePart) for part in parts):
         yield "XLA chooses experts"

@@ -111,12 +111,6 @@ class ModelConfig:
     unread: tuple[str, ...] = ()  # keys of this architecture that nothing here reads, so that none is dropped unseen
 
     @property
-    def plain_attention(self) -> bool:
-        """Whether attention has no windows, soft caps, sinks or slopes. The native kernel knows no other."""
-        family = self.architecture.attention
-        return not any(self.slides) and not self.softcaps[0] and not family.sinks and not family.alibi
-
-    @property
     def mosaic_attention(self) -> bool:
         """Whether the Mosaic attention kernel knows every layer's heads and what they see."""
         parts = [mixer for mixer in self.mixers if isinstance(mixer, AttentionPart)]

@@ -20,6 +20,7 @@ namespace ffi = xla::ffi;
 
 // Below this many products a second thread costs more to wake (5 to 10 us) than it saves.
 constexpr int64_t kProductsWorthSharing = 1 << 20;
+constexpr float kLog2E = 1.44269504088896341f;
 constexpr int64_t kMemoryProducts = 8;  // reading a key or value takes as long as this many products with it
 
 // Rows of queries and their results; everything a chunk needs.
@@ -31,80 +32,124 @@ struct Call {
   const int32_t *start, *end;  // (B,)
   float* out;  // (B, T, H * value_width)
   int64_t B, T, H, K, S, C, value_width, group, block_tokens, blocks;
-  int64_t part;     // positions per part, or 0 when a block's positions are not split
+  bool split;       // the parts of a single block's positions are shared out
   float* partials;  // (B, K, parts) of Partial, when they are
   int64_t parts;    // room for so many of each head
-  bool causal;      // a token sees those before it; otherwise all up to its row's end
+  Sight sight;
+  const float *sinks, *slopes;  // (H,); null: none
   std::vector<int64_t> first_unit;  // per row of q, and the end: its units are (head, block) or (head, part)
 
-  int64_t rows_end(int64_t b) const { return std::clamp<int64_t>(end[b], 0, S); }
+  int64_t length(int64_t b) const { return std::max<int64_t>(end[b], 0); }
+  int64_t position(int64_t b, int64_t token) const { return std::max<int64_t>(start[b], 0) + token; }
+  int64_t tokens(int64_t token) const { return std::min(block_tokens, T - token); }
 
-  // Positions that some token of the block sees; 0 when all of its tokens are padding.
-  int64_t positions(int64_t b, int64_t token) const {
-    const int64_t from = std::max<int64_t>(start[b], 0) + token, tokens = std::min(block_tokens, T - token);
-    if (from >= rows_end(b)) return 0;
-    return causal ? std::min(from + tokens, rows_end(b)) : rows_end(b);
+  // Positions first .. last - 1 are those that some token of the block sees; none when all of its tokens are padding.
+  int64_t last(int64_t b, int64_t token) const {
+    const int64_t from = position(b, token);
+    return from < length(b) ? sight.visible(from + tokens(token) - 1, length(b)) : 0;
   }
-  int64_t parts_of(int64_t b) const { return (positions(b, 0) + part - 1) / part; }
+  int64_t first(int64_t b, int64_t token) const { return sight.oldest(position(b, token)); }
+  // Parts first_part .. end_part - 1 hold them.
+  int64_t first_part(int64_t b, int64_t token) const { return first(b, token) / kPart; }
+  int64_t end_part(int64_t b, int64_t token) const {
+    return std::max(first_part(b, token), (last(b, token) + kPart - 1) / kPart);
+  }
+  int64_t parts_of(int64_t b) const { return end_part(b, 0) - first_part(b, 0); }
   float* partial(int64_t b, int64_t head, int64_t i) const {
     return partials + ((b * K + head) * parts + i) * Partial::floats(block_tokens * group, value_width);
   }
+
+  // The block of a head's tokens from `token` on.
+  Block block(int64_t b, int64_t head, int64_t token) const {
+    Block block;
+    block.q = q + ((b * T + token) * H + head * group) * C;
+    block.token_stride = H * C;
+    block.tokens = tokens(token), block.group = group, block.width = C, block.value_width = value_width;
+    const int64_t offset = (b * K + head) * S * C * (type == KvType::f32 ? 4 : 2);
+    block.k = k + offset, block.v = v + offset, block.type = type, block.places = S;
+    block.position = position(b, token), block.length = length(b);
+    block.sight = sight, block.slopes = slopes ? slopes + head * group : nullptr;
+    block.scale = kLog2E / std::sqrt(static_cast<float>(C));  // weights are powers of 2
+    block.turned = false;
+    return block;
+  }
+
+  // Makes `block` look at a part.
+  void look_at(Block& block, int64_t b, int64_t token, int64_t part) const {
+    block.first = std::max(first(b, token), part * kPart), block.last = std::min(last(b, token), (part + 1) * kPart);
+  }
 };
 
-// Writes a block's rows from its parts: their sums, brought to one top, divided. No part, all padding: zeros.
-void finish(const Call& call, int64_t b, int64_t head, int64_t token, const float* parts, int64_t count) {
-  const int64_t tokens = std::min(call.block_tokens, call.T - token), rows = tokens * call.group;
-  const int64_t floats = Partial::floats(rows, call.value_width), width = call.value_width;
+// Sums so far: nothing, or the sinks, which are scores seen before all others and have no values.
+void begin(const Call& call, int64_t head, int64_t rows, const Partial& sums) {
+  for (int64_t row = 0; row < rows; ++row) {
+    sums.top[row] = call.sinks ? call.sinks[head * call.group + row % call.group] * kLog2E : Partial::kLowest;
+    sums.total[row] = call.sinks ? 1.0f : 0.0f;
+  }
+  std::fill_n(sums.mixed, rows * padded(call.value_width), 0.0f);
+}
+
+// Adds the sums of the next part, brought to one top. What has seen nothing adds nothing, to the last bit.
+void add(const Partial& sums, const Partial& part, int64_t rows, int64_t pitch) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float top = std::max(sums.top[row], part.top[row]);
+    const float before = std::exp2(sums.top[row] - top), weight = std::exp2(part.top[row] - top);
+    sums.top[row] = top;
+    sums.total[row] = sums.total[row] * before + part.total[row] * weight;
+    float* mixed = sums.mixed + row * pitch;
+    const float* more = part.mixed + row * pitch;
+    for (int64_t c = 0; c < pitch; ++c) mixed[c] = mixed[c] * before + more[c] * weight;
+  }
+}
+
+// Writes a block's rows from their sums; a row that saw nothing, as padding may, becomes zeros.
+void finish(const Call& call, int64_t b, int64_t head, int64_t token, int64_t rows, const Partial& sums) {
+  const int64_t width = call.value_width;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = (b * call.T + token + row / call.group) * call.H + head * call.group + row % call.group;
-    float* out = call.out + at * width;
-    float top = 0, total = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const Partial p(const_cast<float*>(parts) + i * floats, rows);
-      top = i ? std::max(top, p.top[row]) : p.top[row];
-    }
-    std::fill(out, out + width, 0.0f);
-    for (int64_t i = 0; i < count; ++i) {
-      const Partial p(const_cast<float*>(parts) + i * floats, rows);
-      const float weight = std::exp2(p.top[row] - top);
-      const float* mixed = p.mixed + row * padded(width);
-      total += weight * p.total[row];
-      for (int64_t c = 0; c < width; ++c) out[c] += weight * mixed[c];
-    }
-    for (int64_t c = 0; count && c < width; ++c) out[c] /= total;
+    const float* mixed = sums.mixed + row * padded(width);
+    const float total = sums.total[row] ? sums.total[row] : 1.0f;
+    for (int64_t c = 0; c < width; ++c) call.out[at * width + c] = mixed[c] / total;
   }
 }
 
 void attend_unit(void* context, int64_t unit) {
   const Call& call = *static_cast<const Call*>(context);
   const int64_t b = std::upper_bound(call.first_unit.begin(), call.first_unit.end(), unit) - call.first_unit.begin() - 1;
-  const int64_t each = call.part ? call.parts_of(b) : call.blocks;
+  const int64_t each = call.split ? call.parts_of(b) : call.blocks;
   const int64_t head = (unit - call.first_unit[b]) / each, i = (unit - call.first_unit[b]) % each;
+  const int64_t most = call.block_tokens * call.group, floats = Partial::floats(most, call.value_width);
+  const int64_t room = attend_space(most, call.C);
+  float* space = workspace(room + 2 * floats);
+  if (call.split) {
+    Block block = call.block(b, head, 0);
+    call.look_at(block, b, 0, call.first_part(b, 0) + i);
+    return call.attend(block, space, Partial(call.partial(b, head, i), block.rows()));
+  }
   // long blocks first: what is left for the end is short
-  const int64_t token = call.part ? 0 : (call.blocks - 1 - i) * call.block_tokens;
-  const int64_t last = call.positions(b, token), most_rows = call.block_tokens * call.group;
-  if (!last) return finish(call, b, head, token, nullptr, 0);
-  Block block;
-  block.q = call.q + ((b * call.T + token) * call.H + head * call.group) * call.C;
-  block.token_stride = call.H * call.C;
-  block.tokens = std::min(call.block_tokens, call.T - token), block.group = call.group;
-  block.width = call.C, block.value_width = call.value_width;
-  const int64_t offset = (b * call.K + head) * call.S * call.C * (call.type == KvType::f32 ? 4 : 2);
-  block.k = call.k + offset, block.v = call.v + offset, block.type = call.type;
-  block.first = call.part ? i * call.part : 0;
-  block.last = call.part ? std::min(last, block.first + call.part) : last;
-  block.visible = call.causal ? std::max<int64_t>(call.start[b], 0) + token + 1 : last;
-  block.scale = 1.44269504088896341f / std::sqrt(static_cast<float>(call.C));  // with log2(e): weights are powers of 2
-  float* space = workspace(attend_space(most_rows, call.C) + Partial::floats(most_rows, call.value_width));
-  float* result = call.part ? call.partial(b, head, i) : space + attend_space(most_rows, call.C);
-  call.attend(block, space, Partial(result, block.rows()));
-  if (!call.part) finish(call, b, head, token, result, 1);
+  const int64_t token = (call.blocks - 1 - i) * call.block_tokens;
+  Block block = call.block(b, head, token);
+  const int64_t rows = block.rows();
+  const Partial sums(space + room, rows), part(space + room + floats, rows);
+  begin(call, head, rows, sums);
+  for (int64_t at = call.first_part(b, token); at < call.end_part(b, token); ++at) {
+    call.look_at(block, b, token, at);
+    call.attend(block, space, part);
+    add(sums, part, rows, padded(call.value_width));
+    block.turned = true;
+  }
+  finish(call, b, head, token, rows, sums);
 }
 
 void finish_unit(void* context, int64_t unit) {
   const Call& call = *static_cast<const Call*>(context);
-  const int64_t b = unit / call.K, head = unit % call.K;
-  finish(call, b, head, 0, call.partial(b, head, 0), call.parts_of(b));
+  const int64_t b = unit / call.K, head = unit % call.K, rows = call.T * call.group;
+  const Partial sums(workspace(Partial::floats(rows, call.value_width)), rows);
+  begin(call, head, rows, sums);
+  for (int64_t i = 0; i < call.parts_of(b); ++i) {
+    add(sums, Partial(call.partial(b, head, i), rows), rows, padded(call.value_width));
+  }
+  finish(call, b, head, 0, rows, sums);
 }
 
 // Two stages, the second adding up what the first made. Lives on the heap, owned by the caller and every helper.
@@ -132,9 +177,10 @@ Attend kernel(Isa asked) {
 
 ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, ffi::AnyBuffer v,
                ffi::Buffer<ffi::S32> index, ffi::Buffer<ffi::S32> slot, ffi::Buffer<ffi::S32> start,
-               ffi::Buffer<ffi::S32> end, ffi::Result<ffi::Buffer<ffi::F32>> out,
-               ffi::Result<ffi::Buffer<ffi::F32>> partials, int64_t value_width, int64_t block_rows, int64_t part,
-               bool causal, int64_t threads, int64_t isa) {
+               ffi::Buffer<ffi::S32> end, ffi::Buffer<ffi::F32> sinks, ffi::Buffer<ffi::F32> slopes,
+               ffi::Result<ffi::Buffer<ffi::F32>> out, ffi::Result<ffi::Buffer<ffi::F32>> partials,
+               int64_t value_width, int64_t block_rows, bool split, bool causal, int64_t window, bool chunked,
+               float softcap, int64_t threads, int64_t isa) {
   const auto x = q.dimensions(), cache = k.dimensions();
   const auto same = v.dimensions();
   if (x.size() != 4 || cache.size() != 5 || !std::equal(cache.begin(), cache.end(), same.begin(), same.end()) ||
@@ -172,25 +218,36 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
   call.start = start.typed_data(), call.end = end.typed_data();
   call.block_tokens = std::clamp<int64_t>(block_rows / call.group, 1, call.T);
   call.blocks = (call.T + call.block_tokens - 1) / call.block_tokens;
-  if (part < 0 || part % kTile || (part && call.blocks > 1)) {
-    return ffi::Error::InvalidArgument("parts are whole tiles, of a single block");
+  if (split && call.blocks > 1) return ffi::Error::InvalidArgument("parts are of a single block");
+  if (window < 0) return ffi::Error::InvalidArgument("a window has no fewer positions than none");
+  for (const auto& per_head : {sinks, slopes}) {
+    const int64_t count = static_cast<int64_t>(per_head.element_count());
+    if (count && count != call.H) return ffi::Error::InvalidArgument("want a sink and a slope for each head, or none");
   }
-  call.part = part, call.causal = causal, call.partials = partials->typed_data();
+  call.split = split, call.partials = partials->typed_data();
+  call.sight = {causal, window, chunked, softcap};
+  call.sinks = sinks.element_count() ? sinks.typed_data() : nullptr;
+  call.slopes = slopes.element_count() ? slopes.typed_data() : nullptr;
   call.parts = partials->element_count() / (call.B * call.K * Partial::floats(call.block_tokens * call.group, value_width));
 
   int64_t units = 0, products = 0;
   for (int64_t b = 0; b < call.B; ++b) {
     call.first_unit.push_back(units);
-    const int64_t each = part ? call.parts_of(b) : call.blocks;
-    if (part && each > call.parts) return ffi::Error::InvalidArgument("more positions in use than the step's span");
+    // a window's positions go around, in whole tiles
+    if (call.length(b) > call.S && (!window || call.S % kTile)) {
+      return ffi::Error::InvalidArgument("a row ends behind the cache");
+    }
+    const int64_t each = split ? call.parts_of(b) : call.blocks;
+    if (split && each > call.parts) return ffi::Error::InvalidArgument("more positions in use than the step's span");
     units += call.K * each;
-    products += call.K * call.C * std::max(kMemoryProducts, call.T * call.group) * call.positions(b, 0);
+    const int64_t seen = std::max<int64_t>(0, call.last(b, 0) - call.first(b, 0));
+    products += call.K * call.C * std::max(kMemoryProducts, call.T * call.group) * seen;
   }
   if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
   if (products < kProductsWorthSharing) threads = 1;
   auto job = std::make_shared<AttentionJob>();
   job->attend.set(units, attend_unit, &call);
-  job->finish.set(part ? call.B * call.K : 0, finish_unit, &call);
+  job->finish.set(split ? call.B * call.K : 0, finish_unit, &call);
   share(pool, job, threads, units);
   job->finish.wait();
   return ffi::Error::Success();
@@ -210,11 +267,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_attention, packlight::run,
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("value_width")
                                   .Attr<int64_t>("block_rows")
-                                  .Attr<int64_t>("part")
+                                  .Attr<bool>("split")
                                   .Attr<bool>("causal")
+                                  .Attr<int64_t>("window")
+                                  .Attr<bool>("chunked")
+                                  .Attr<float>("softcap")
                                   .Attr<int64_t>("threads")
                                   .Attr<int64_t>("isa"));

@@ -9,9 +9,29 @@ namespace packlight {
 enum class KvType { f32, f16, bf16 };
 
 constexpr int64_t kTile = 64;  // positions at a time: with C = 64 their keys or values are 16 KB of f32
+constexpr int64_t kPart = 256;  // positions that are added up before they are added to others: a multiple of kTile
 constexpr int64_t kPad = 16;   // floats; at least every instruction set's vector
 
 constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// What a query sees of a text, and what is done to its scores.
+struct Sight {
+  bool causal;     // a token sees what is before it and itself; otherwise all of its text, or a window half to each side
+  int64_t window;  // positions that a token sees, itself included; 0: all
+  bool chunked;    // of the window's positions a token sees those in its own run of as many
+  float softcap;   // c: scores become c tanh(score / c); 0: they stay
+
+  int64_t oldest(int64_t position) const {
+    if (!window) return 0;
+    const int64_t first = chunked ? position / window * window : position - (causal ? window - 1 : window / 2);
+    return first > 0 ? first : 0;
+  }
+  // One past the last position that is seen of a text of `length`.
+  int64_t visible(int64_t position, int64_t length) const {
+    const int64_t last = causal ? position + 1 : window ? position + window / 2 + 1 : length;
+    return last < length ? last : length;
+  }
+};
 
 // Row r of a block is query head r % group of token r / group.
 struct Block {
@@ -19,12 +39,16 @@ struct Block {
   int64_t token_stride;  // floats from one token to the next
   int64_t tokens, group, width;  // width is C
   int64_t value_width;   // the first channels of a value that count, at most C
-  const uint8_t *k, *v;  // the head's position 0: (S, C) of `type`; both may be the same
+  const uint8_t *k, *v;  // the head's place 0: (places, C) of `type`; both may be the same. Position p is at p % places.
   KvType type;
-  // Positions first .. last - 1 are looked at, and nothing else is read; first is a multiple of kTile. Token t sees
-  // those below visible + t.
-  int64_t first, last, visible;
+  int64_t places;       // a multiple of kTile, or more than any position
+  int64_t first, last;  // positions first .. last - 1 are looked at, and nothing else is read
+  int64_t position;     // of the first token
+  int64_t length;       // of the text
+  Sight sight;
+  const float* slopes;  // (group,), what a score loses for each position between query and key; null: nothing
   float scale;
+  bool turned;          // `space` holds this block's queries from a call before
 
   int64_t rows() const { return tokens * group; }
 };
@@ -38,11 +62,13 @@ struct Partial {
   static int64_t floats(int64_t rows, int64_t value_width) { return 2 * padded(rows) + rows * padded(value_width); }
 
   Partial(float* base, int64_t rows) : top(base), total(base + padded(rows)), mixed(base + 2 * padded(rows)) {}
+
+  static constexpr float kLowest = -3.402823466e38f;  // of a row that has seen nothing
 };
 
 // Floats that `Attend` needs to work in, aligned to 64 bytes.
 constexpr int64_t attend_space(int64_t rows, int64_t width) {
-  return padded(rows) * (width + kTile + 2) + 2 * kTile * padded(width);
+  return padded(rows) * (width + kTile + 5) + 2 * kTile * padded(width);
 }
 
 using Attend = void (*)(const Block& block, float* space, const Partial& result);

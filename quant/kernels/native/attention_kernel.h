@@ -11,7 +11,7 @@
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 
 constexpr int kPanel = 2;  // vectors of rows, or of columns, that one pass keeps in registers
-constexpr float kLowest = -3.402823466e38f;
+constexpr float kLog2E = 1.44269504088896341f;
 
 // Memory that the next step reads, fetched a few lines at a time while this one computes: keys are read in an order
 // that CPUs do not foresee, and without this a thread waits for memory three quarters of its time.
@@ -128,20 +128,49 @@ inline void transpose_queries(const Block& b, int64_t lanes, float* q) {
   }
 }
 
-// Scores of positions first .. first + count - 1, up to a whole strip, where rows of the last key fill up.
-inline void score_tile(const Block& b, const float* keys, int64_t pitch, int64_t count, const float* q, int64_t lanes,
-                       float* scores, Ahead values, Ahead next_keys) {
-  const int64_t lines = (values.lines() * kStrip + count - 1) / count;
-  for (int64_t s = 0; s < count; s += kStrip) {
+// Scores of a tile's positions lead .. count - 1, in whole strips: other positions of these have a neighbour's.
+inline void score_tile(const Block& b, const float* keys, int64_t pitch, int64_t lead, int64_t count, const float* q,
+                       int64_t lanes, float* scores, Ahead values, Ahead next_keys) {
+  const int64_t lines = (values.lines() * kStrip + count - lead - 1) / (count - lead);
+  for (int64_t s = lead / kStrip * kStrip; s < count; s += kStrip) {
     values.fetch(lines);
     next_keys.fetch(lines);
     const float* key[kStrip];
-    for (int64_t i = 0; i < kStrip; ++i) key[i] = keys + (s + i < count ? s + i : count - 1) * pitch;
+    for (int64_t i = 0; i < kStrip; ++i) {
+      const int64_t at = s + i < lead ? lead : s + i < count ? s + i : count - 1;
+      key[i] = keys + at * pitch;
+    }
     int64_t row = 0;
     for (; row + kLanes < lanes; row += kPanel * kLanes) {
       score_strip<kPanel>(key, q + row * b.width, b.width, scores + s * lanes + row, lanes);
     }
     if (row < lanes) score_strip<1>(key, q + row * b.width, b.width, scores + s * lanes + row, lanes);
+  }
+}
+
+// c tanh(x / c), in units of ln 2 as scores are: with t = e^(-2 |x| / c) it is c (1 - t) / (1 + t), and x's sign.
+inline Floats capped(Floats x, float cap) {
+  const Floats size = maximum(x, -x);
+  const Floats t = exp2_of(size * splat(-2.0f * kLog2E / cap));
+  const Floats y = splat(cap) * (splat(1.0f) - t) / (splat(1.0f) + t);
+  return x < 0.0f ? -y : y;
+}
+
+// The family's own changes of a tile's scores.
+inline void change_scores(const Block& b, int64_t at, int64_t from, int64_t filled, int64_t lanes, const float* slopes,
+                          const float* positions, float* scores) {
+  for (int64_t s = from; s < filled; ++s) {
+    const Floats position = splat(static_cast<float>(at + s));
+    for (int64_t row = 0; row < lanes; row += kLanes) {
+      float* score = scores + s * lanes + row;
+      Floats x = load(score);
+      if (b.sight.softcap) x = capped(x, b.sight.softcap * kLog2E);
+      if (b.slopes) {
+        const Floats apart = load(positions + row) - position;
+        x = x - load(slopes + row) * maximum(apart, -apart);
+      }
+      store(score, x);
+    }
   }
 }
 
@@ -168,43 +197,55 @@ inline void soften(float* scores, int64_t lanes, int64_t count, float* top, floa
   store(total, fused(load(total), less, (sum[0] + sum[1]) + (sum[2] + sum[3])));
 }
 
+// Of what `b` looks at: in tiles that begin at multiples of kTile, so that a row's sums have the same order wherever
+// its block begins; a tile of which a row sees nothing leaves that row's sums as they are, bit for bit.
 inline void attend(const Block& b, float* space, const Partial& result) {
   const int64_t rows = b.rows(), lanes = (rows + kLanes - 1) / kLanes * kLanes, pitch = padded(b.width);
   const int64_t mixed_pitch = padded(b.value_width);
   float* q = space;
   float* scores = q + lanes * b.width;
   float* shrink = scores + lanes * kTile;
-  int32_t* visible = reinterpret_cast<int32_t*>(shrink + lanes);
-  float* wide_keys = shrink + 2 * padded(rows);
+  float *slopes = shrink + lanes, *positions = slopes + lanes;
+  int32_t* visible = reinterpret_cast<int32_t*>(positions + lanes);
+  int32_t* oldest = visible + lanes;
+  float* wide_keys = shrink + 5 * padded(rows);
   float* wide_values = wide_keys + kTile * pitch;
   const int64_t bytes = b.width * (b.type == KvType::f32 ? 4 : 2);  // of a key or a value
-  const int64_t first_count = b.last - b.first < kTile ? b.last - b.first : kTile;
-  Ahead{b.k + b.first * bytes, b.k + (b.first + first_count) * bytes}.fetch(INT64_MAX);
-  transpose_queries(b, lanes, q);
+  const int64_t begin = b.first / kTile * kTile, first_end = begin + kTile < b.last ? begin + kTile : b.last;
+  Ahead{b.k + b.first % b.places * bytes, b.k + ((first_end - 1) % b.places + 1) * bytes}.fetch(INT64_MAX);
+  if (!b.turned) transpose_queries(b, lanes, q);
   for (int64_t row = 0; row < lanes; ++row) {
-    visible[row] = static_cast<int32_t>(b.visible + (row < rows ? row : rows - 1) / b.group);
-    result.top[row] = kLowest, result.total[row] = 0.0f;
+    const int64_t real = row < rows ? row : rows - 1, position = b.position + real / b.group;
+    visible[row] = static_cast<int32_t>(b.sight.visible(position, b.length));
+    oldest[row] = static_cast<int32_t>(b.sight.oldest(position));
+    positions[row] = static_cast<float>(position);
+    slopes[row] = b.slopes ? b.slopes[real % b.group] * kLog2E : 0.0f;
+    result.top[row] = Partial::kLowest, result.total[row] = 0.0f;
   }
   std::memset(result.mixed, 0, rows * mixed_pitch * sizeof(float));
 
-  for (int64_t at = b.first; at < b.last; at += kTile) {
-    const int64_t count = b.last - at < kTile ? b.last - at : kTile;
-    const int64_t filled = (count + kStrip - 1) / kStrip * kStrip;
+  for (int64_t at = begin; at < b.last; at += kTile) {
+    const int64_t lead = at < b.first ? b.first - at : 0, count = b.last - at < kTile ? b.last - at : kTile;
+    const int64_t filled = (count + kStrip - 1) / kStrip * kStrip, place = at % b.places;
     const int64_t left = b.last - at - count, next_count = left < kTile ? left : kTile;
-    const uint8_t *k = b.k + at * bytes, *v = b.v + at * bytes, *next_k = k + count * bytes;
-    const Ahead values_ahead{v, v + count * bytes}, keys_ahead{next_k, next_k + next_count * bytes};
-    if (b.type == KvType::f32) {
-      score_tile(b, reinterpret_cast<const float*>(k), b.width, count, q, lanes, scores, values_ahead, keys_ahead);
-    } else {
+    const uint8_t *k = b.k + place * bytes, *v = b.v + place * bytes, *next_k = b.k + (at + kTile) % b.places * bytes;
+    const Ahead values_ahead{v + lead * bytes, v + count * bytes}, keys_ahead{next_k, next_k + next_count * bytes};
+    const float* keys = reinterpret_cast<const float*>(k);
+    int64_t keys_pitch = b.width;
+    if (b.type != KvType::f32) {
       widen(k, b.width, b.type, count, b.width, wide_keys);
-      score_tile(b, wide_keys, pitch, count, q, lanes, scores, values_ahead, keys_ahead);
+      keys = wide_keys, keys_pitch = pitch;
     }
-    if (at + count > b.visible || filled > count) {
+    score_tile(b, keys, keys_pitch, lead, count, q, lanes, scores, values_ahead, keys_ahead);
+    if (b.sight.softcap || b.slopes) {
+      change_scores(b, at, lead / kStrip * kStrip, filled, lanes, slopes, positions, scores);
+    }
+    if (at + count > visible[0] || at < oldest[rows - 1] || lead || filled > count) {
       for (int64_t s = 0; s < filled; ++s) {
-        const int32_t position = s < count ? static_cast<int32_t>(at + s) : INT32_MAX;
+        const int32_t position = s < lead ? -1 : s < count ? static_cast<int32_t>(at + s) : INT32_MAX;
         for (int64_t row = 0; row < lanes; ++row) {
           float& score = scores[s * lanes + row];
-          score = position < visible[row] ? score : -__builtin_inff();
+          score = position >= oldest[row] && position < visible[row] ? score : -__builtin_inff();
         }
       }
     }
@@ -219,7 +260,7 @@ inline void attend(const Block& b, float* space, const Partial& result) {
       widen(v, b.width, b.type, count, b.value_width, wide_values);
       values = wide_values, values_pitch = mixed_pitch;
     }
-    mix_rows<kStrip>(0, rows, scores, lanes, count, values, values_pitch, shrink, result.mixed, mixed_pitch,
-                     b.value_width);
+    mix_rows<kStrip>(0, rows, scores + lead * lanes, lanes, count - lead, values + lead * values_pitch, values_pitch,
+                     shrink, result.mixed, mixed_pitch, b.value_width);
   }
 }

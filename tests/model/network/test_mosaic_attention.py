@@ -10,7 +10,6 @@ from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.state import Rows
 from packlight.model.spec.parts.attention import KV
-from packlight.quant.kernels import native_build
 
 ROUNDING = {jnp.bfloat16: 2.0**-8, np.float16: 2.0**-11}  # to nearest, of 8 and 11 significant bits
 # (B, T, K, G, C), starts, padding at the end, dtype of the cache, scores: blocks of rows that are ragged, that are all
@@ -82,27 +81,10 @@ def test_what_the_kernel_is_not_made_for_is_an_error(width, dtype):
         run(mosaic.mosaic_attention, *case((1, 2, 1, 2, width), dtype=dtype), PLAIN)
 
 
-def test_scores_are_plain_by_what_they_hold():
-    """`native` takes any plain scores, not only the ones that a default gives."""
-    assert Scores().plain
-    assert Scores(softcap=0.0).plain
-    for special in (Scores(window=7), Scores(softcap=5.0), Scores(sinks=jnp.zeros(2))):
-        assert not special.plain
-    q, *rest = case((1, 2, 1, 2, 64))
-    try:
-        native_build.library()
-    except native_build.NativeBuildError as error:
-        pytest.skip(str(error))
-
-    def chosen(*args):
-        return attention(*args[:-1], "native", args[-1])
-
-    assert np.isfinite(run(chosen, q, *rest, Scores())).all()
-
-
 def test_no_kernel_stands_in_for_another():
     q, k, v, index, slot, start, end = case((1, 2, 1, 2, 64))
     cache, rows = KV(k, v), Rows(slot, start, end, np.ones(1, np.bool_))
-    for kernel, special in (("native", Scores(softcap=5.0)), ("mosaic_gpu", PLAIN)):
-        with pytest.raises(ValueError, match=f"attention '{kernel}'"):
-            attention(jnp.asarray(q), cache, index, rows, SPAN, kernel, special)
+    with pytest.raises(ValueError, match="attention 'mosaic_gpu' is unknown"):
+        attention(jnp.asarray(q), cache, index, rows, SPAN, "mosaic_gpu", PLAIN)
+    with pytest.raises(ValueError, match="attention 'mosaic' is unknown, or does not know narrow values"):
+        attention(jnp.asarray(q), cache, index, rows, SPAN, "mosaic", PLAIN, 32)

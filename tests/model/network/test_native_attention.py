@@ -1,6 +1,7 @@
 """Native attention: against float64 numpy and against XLA's formulation, for every instruction set of this CPU."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from at_once import assert_eight_devices_finish
 from natives import isas
 
 from packlight.model.network.mixers.attention.native import PART, native_attention
-from packlight.model.network.mixers.attention.scores import PLAIN
+from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.mixers.attention.write import write
 from packlight.model.network.state import Rows
@@ -39,10 +40,28 @@ SHAPES = (
 )
 
 
-@functools.partial(jax.jit, static_argnames=("span", "threads", "isa"))
-def native(q, k, v, index, slot, start, end, span=SPAN, threads=0, isa="best"):
+class Static(NamedTuple):
+    """Scores, hashable for jit: sinks and slopes are numbers."""
+
+    window: int | None = None
+    softcap: float = 0.0
+    sinks: tuple[float, ...] = ()
+    chunked: bool = False
+    alibi: tuple[float, ...] = ()
+
+    @property
+    def scores(self) -> Scores:
+        sinks, alibi = (jnp.asarray(x, jnp.float32) if x else None for x in (self.sinks, self.alibi))
+        return Scores(self.window, self.softcap, sinks, self.chunked, alibi)
+
+
+NOTHING = Static()
+
+
+@functools.partial(jax.jit, static_argnames=("span", "special", "threads", "isa"))
+def native(q, k, v, index, slot, start, end, span=SPAN, special=NOTHING, threads=0, isa="best"):
     rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
-    return native_attention(q, KV(k, v), index, rows, span, threads=threads, isa=isa)
+    return native_attention(q, KV(k, v), index, rows, span, special.scores, threads=threads, isa=isa)
 
 
 @functools.partial(jax.jit, static_argnames=("span",))
@@ -82,8 +101,8 @@ def oracle(q, k, v, index, slot, start, end, special=PLAIN, rounding=0.0):
     A score is a sum of C products of factors that are each rounded once more: off by (C + 4) U sum |q k|, and by 2 U
     relative when the largest is subtracted. That is the relative error of its weight, next to 2 units of the power. A
     weighted mean of n values moves by twice the weights' error, and by (n + 8) U for the sums above and below. A soft
-    cap passes errors on, never larger, with 4 U of its own. rounding: of each weight, which is at most 1, before it is
-    multiplied, relative, and below 2^-14 as in float16.
+    cap passes errors on, never larger, with 8 U of its own: of 1 - t and 1 + t, where t = e^(-2 |x| / c). rounding: of
+    each weight, which is at most 1, before it is multiplied, relative, and below 2^-14 as in float16.
     """
     B, T, H, C = q.shape
     exact, bound = np.full((2, B, T, H, C), np.nan)
@@ -92,17 +111,22 @@ def oracle(q, k, v, index, slot, start, end, special=PLAIN, rounding=0.0):
         if start[b] + t >= end[b]:
             continue
         n = start[b] + t + 1
-        first = 0 if special.window is None else max(0, n - int(special.window))
+        first = 0 if special.window is None else max(0, n - special.window)
+        first = (n - 1) // special.window * special.window if special.chunked else first
         for h in range(H):
             keys, values = (x[index, slot + b, h // group, first:n].astype(np.float64) for x in (k, v))
             scores = keys @ q[b, t, h].astype(np.float64) / np.sqrt(C)
+            size = np.abs(keys) @ np.abs(q[b, t, h]) / np.sqrt(C)
             if special.softcap:
                 scores = special.softcap * np.tanh(scores / special.softcap)
+            if special.alibi is not None and len(special.alibi):
+                apart = float(special.alibi[h]) * (n - 1 - np.arange(first, n))
+                scores, size = scores - apart, size + apart
             weights = np.exp(scores - scores.max())
-            total = weights.sum() + (0 if special.sinks is None else np.exp(float(special.sinks[h]) - scores.max()))
+            sinks = special.sinks is not None and len(special.sinks)
+            total = weights.sum() + (np.exp(float(special.sinks[h]) - scores.max()) if sinks else 0)
             weights /= total
-            size = np.abs(keys) @ np.abs(q[b, t, h]) / np.sqrt(C)
-            error = ((C + 4) * size + 2 * np.abs(scores - scores.max()) + 4 + 4 * special.softcap) * U
+            error = ((C + 4) * size + 2 * np.abs(scores - scores.max()) + 4 + 8 * special.softcap) * U
             exact[b, t, h] = weights @ values
             bound[b, t, h] = (2 * error * weights) @ np.abs(values) + (2 * error @ weights + (n + 8) * U + rounding) * (
                 weights @ np.abs(values)
@@ -153,6 +177,62 @@ def test_values_may_be_the_first_channels_of_keys(shape, width, dtype):
         assert_near(narrow(native_attention, k, isa=isa), exact, bound)
     if dtype == np.float32:
         assert_near(narrow(tiled_attention, k), exact, bound)
+
+
+HEADS = tuple(np.linspace(-1, 2, 24).tolist())
+SPECIAL = {
+    "window": Static(window=70),
+    "window of one part and more": Static(window=300),
+    "window of itself": Static(window=1),
+    "chunks": Static(window=96, chunked=True),
+    "soft cap": Static(softcap=5.0),
+    "sinks": Static(sinks=HEADS),
+    "slopes": Static(alibi=tuple(2.0**-n for n in range(1, 25))),
+    "all": Static(window=100, softcap=3.0, sinks=HEADS, alibi=tuple(2.0**-n for n in range(1, 25))),
+}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("shape", [(3, 1, 2, 3, 80), (2, 7, 1, 8, 64), (1, 67, 2, 12, 20), (1, 33, 1, 1, 320)], ids=str)
+def test_what_families_do_to_scores_equals_float64(name, shape):
+    """What the windows do not see is no number."""
+    heads = shape[2] * shape[3]
+    special = SPECIAL[name]._replace(sinks=SPECIAL[name].sinks[:heads], alibi=SPECIAL[name].alibi[:heads])
+    for dtype in (np.float32, np.float16):
+        q, k, v, *rest = case(shape, (300, 0, 129), pad=shape[1] // 3, dtype=dtype)
+        exact, bound = oracle(q, k, v, *rest, special._replace(sinks=special.sinks or None))
+        if special.window and not special.chunked:
+            for b, start in enumerate(rest[2]):
+                unseen = slice(0, max(0, int(start) - special.window + 1))
+                k[1, 1 + b, :, unseen], v[1, 1 + b, :, unseen] = np.nan, np.inf
+        for isa in isas():
+            assert_near(native(q, k, v, *rest, special=special, isa=isa), exact, bound)
+
+
+@pytest.mark.parametrize("group", [1, 3, 8])
+@pytest.mark.parametrize("name", ["plain", "window", "all"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+def test_a_querys_bits_do_not_depend_on_how_many_there_are(group, name, dtype):
+    """R31: a prompt of 600 tokens at once, in pieces, and single queries; spans and threads of every kind."""
+    T, C, S = 600, 36, 1024
+    special = SPECIAL.get(name, NOTHING)
+    special = special._replace(sinks=special.sinks[:group], alibi=special.alibi[:group])
+    rng = np.random.default_rng(1)
+    q = rng.normal(size=(1, T, group, C)).astype(np.float32)
+    k, v = (jnp.asarray(rng.normal(size=(1, 1, 1, S, C)), dtype) for _ in range(2))
+
+    def run(first, count, span, threads, isa):
+        start, end = (np.array([x], np.int32) for x in (first, first + count))
+        part = q[:, first : first + count]
+        return np.asarray(native(part, k, v, np.int32(0), np.int32(0), start, end, span, special, threads, isa))
+
+    for isa in isas():
+        whole = run(0, T, S, 1, isa)
+        for count, span, threads in ((1, S, 2), (1, 640, 1), (5, S, 3), (64, 640, 8), (200, S, 2)):
+            for first in (0, 63, 255, 256, 300, T - count):
+                if first + count <= T:
+                    ours = run(first, count, span, threads, isa)
+                    np.testing.assert_array_equal(ours, whole[:, first : first + count], err_msg=f"{count} at {first}")
 
 
 def test_one_position_gives_its_value():

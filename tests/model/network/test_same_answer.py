@@ -22,7 +22,7 @@ from packlight.demo import MODEL
 TOKENS = 22
 SLOT = 2  # of the prompts that are read
 # Ours whose matrices and attention are all native.
-OWN = ("llama-gqa", "qwen35-packed", "granitehybrid-dense")
+OWN = ("llama-gqa", "qwen35-packed", "granitehybrid-dense", "gemma4")
 
 
 def kept(cache, slot):

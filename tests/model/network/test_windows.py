@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from packlight.model.network.mixers.attention import mosaic
+from packlight.model.network.mixers.attention.native import native_attention
 from packlight.model.network.mixers.attention.scores import Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.mixers.attention.whole import whole_attention
@@ -16,7 +17,12 @@ from packlight.model.spec.parts.attention import KV
 L, SLOTS, K, G, C = 2, 3, 2, 3, 64
 WINDOW, KEPT, ALL = 50, 256, 1024  # positions: what a query sees, what is kept, what there is
 STARTS = (3, 255, 256, 700)
-KERNELS = {"tiled": tiled_attention, "whole": whole_attention, "mosaic": mosaic.mosaic_attention}
+KERNELS = {
+    "tiled": tiled_attention,
+    "whole": whole_attention,
+    "mosaic": mosaic.mosaic_attention,
+    "native": native_attention,
+}
 
 
 def filled(dtype):
@@ -41,6 +47,8 @@ def round_the_places(whole, ends):
         ("tiled", 30, np.float32),
         ("whole", 1, np.float32),
         ("mosaic", 30, np.float16),
+        ("native", 1, np.float32),
+        ("native", 30, np.float32),
     ],
 )
 @pytest.mark.parametrize("start", STARTS)

@@ -120,7 +120,7 @@ def test_a_model_without_windows_turns_all_layers_alike():
     cfg = config("gemma3", attention__sliding_window=0)
     np.testing.assert_array_equal(turned(cfg, 0), turned(cfg, 5))
     np.testing.assert_array_equal(turned(cfg, 0), turned(config("gemma3"), 5))
-    assert cfg.plain_attention
+    assert not any(cfg.slides)
 
 
 def test_phi3_takes_the_divisors_of_its_context():

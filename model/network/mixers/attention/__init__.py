@@ -134,8 +134,8 @@ def attention(
     values: Cv, the first channels of each value that count; 0: all.
 
     What lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor padding nor what the
-    slot held before can change a result. `compile.kernels.attention` chooses the kernel: "native" is C++ on a CPU, for
-    plain scores. "mosaic" is a GPU's. "whole" looks at the whole span at once for one token of each row. "tiled" takes
+    slot held before can change a result. `compile.kernels.attention` chooses the kernel: "native" is C++ on a CPU.
+    "mosaic" is a GPU's. "whole" looks at the whole span at once for one token of each row. "tiled" takes
     tile after tile. Raises ValueError for an unknown kernel, and for scores that a kernel does not know.
     """
     match kernel:
@@ -143,16 +143,14 @@ def attention(
             return tiled_attention(q, state, index, rows, span, scores, values)
         case "whole":
             return whole_attention(q, state, index, rows, span, scores, values)
-        case "native" if scores.plain:
-            return native_attention(q, state, index, rows, span, values)
+        case "native":
+            return native_attention(q, state, index, rows, span, scores, values)
         case "mosaic" if not values:
             from packlight.model.network.mixers.attention.mosaic import mosaic_attention  # here: only GPUs need Mosaic
 
             return mosaic_attention(q, state, index, rows, span, scores)
         case _:
-            raise ValueError(
-                f"attention {kernel!r} is unknown, or does not know windows, soft caps, sinks and narrow values"
-            )
+            raise ValueError(f"attention {kernel!r} is unknown, or does not know narrow values")
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:

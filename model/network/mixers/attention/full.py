@@ -28,10 +28,10 @@ def full_attention(
     What a text gets depends on its own tokens and on T alone, not on its neighbours. Queries of padding give something
     finite where there is a token.
     """
-    if numerics.kernel == "native" and special.plain:
-        return native_full_attention(q, k, v, end, causal)
     assert special.sinks is None, "sinks"
     assert not special.chunked, "chunks"
+    if numerics.kernel == "native":
+        return native_full_attention(q, k, v, end, causal, special)
     return blocked_attention(q, k, v, end, causal, special, numerics.dtype)
 
 

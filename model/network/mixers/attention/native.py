@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.state import Rows
 from packlight.model.spec.parts.attention import KV
 from packlight.quant.kernels import native_ops
 
 BLOCK_ROWS = 64  # queries that share a pass over keys and values
-PART = 256  # cached positions that one thread takes at a time when all queries of a head fit a block
-MOST_PARTS = 32  # of a head: a longer span has longer parts, so that adding them up stays small
+PART = 256  # cached positions that are added up before they are added to others: kPart of native/attention.h
 
 
 def native_attention(
@@ -19,46 +19,70 @@ def native_attention(
     index: jax.Array,
     rows: Rows,
     span: int,
+    special: Scores = PLAIN,
     values: int = 0,
     *,
     threads: int = 0,
     isa: str = "best",
 ) -> jax.Array:
-    """As `tiled.tiled_attention` with plain scores, on the whole cache and on XLA's own threads.
+    """As `tiled.tiled_attention`, on the whole cache and on XLA's own threads.
 
-    A few queries (decode) are cut along the cached positions, many (prefill) into blocks of queries: by shapes and the
-    row's own length alone, so that a row's bits depend on no neighbour, slot or number of threads. Queries of padding
-    give something finite. threads 0 takes XLA's pool; isa: one of native_ops.ISAS.
+    A query's bits depend on its own text alone: not on how many queries there are, on neighbours, slot, span or number
+    of threads. Queries of padding give something finite. threads 0 takes XLA's pool; isa: one of native_ops.ISAS.
     """
-    return _call(q, state, index, rows, span, values, True, threads, isa)
+    return _call(q, state, index, rows, span, special, values, True, threads, isa)
 
 
 def native_full_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, end: jax.Array, causal: bool, *, threads: int = 0, isa: str = "best"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    end: jax.Array,
+    causal: bool,
+    special: Scores = PLAIN,
+    *,
+    threads: int = 0,
+    isa: str = "best",
 ) -> jax.Array:
-    """As `full.full_attention` with plain scores: keys and values are a cache of one layer with a slot for each row."""
+    """As `full.full_attention`: keys and values are a cache of one layer with a slot for each row."""
     k, v = (x.transpose(0, 2, 1, 3)[None] for x in (k, v))  # (1, B, K, T, C)
     rows = Rows(jnp.int32(0), jnp.zeros_like(end), end, end > 0)
-    return _call(q, KV(k, v), jnp.int32(0), rows, k.shape[3], 0, causal, threads, isa)
+    return _call(q, KV(k, v), jnp.int32(0), rows, k.shape[3], special, 0, causal, threads, isa)
 
 
 def _call(
-    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, values: int, causal: bool, threads: int, isa: str
+    q: jax.Array,
+    state: KV,
+    index: jax.Array,
+    rows: Rows,
+    span: int,
+    special: Scores,
+    values: int,
+    causal: bool,
+    threads: int,
+    isa: str,
 ) -> jax.Array:
     B, T, H, C = q.shape
     K = state.k.shape[2]
-    group, part, scratch, width = H // K, 0, 0, values or C
-    if T * group <= BLOCK_ROWS or T == 1:
-        part = PART * -(-span // (PART * MOST_PARTS))
-        scratch = B * K * -(-span // part) * _partial_floats(T * group, width)
+    group, width, window = H // K, values or C, special.window or 0
+    split, scratch = T * group <= BLOCK_ROWS or T == 1, 0
+    if split:  # positions are shared out among threads; the last part is not whole, nor is a window's first one
+        seen = min(span, window + T + PART) if window else span
+        scratch = B * K * -(-seen // PART) * _partial_floats(T * group, width)
+    none = jnp.zeros((0,), jnp.float32)
     results = [jax.ShapeDtypeStruct((B, T, H * width), jnp.float32), jax.ShapeDtypeStruct((scratch,), jnp.float32)]
     call = jax.ffi.ffi_call(native_ops.target("packlight_attention"), results)
     out, _ = call(
         *(q, state.k, state.v, index, rows.slot, rows.start, rows.end),
+        none if special.sinks is None else special.sinks,
+        none if special.alibi is None else special.alibi,
         value_width=np.int64(width),
         block_rows=np.int64(BLOCK_ROWS),
-        part=np.int64(part),
+        split=np.bool_(split),
         causal=np.bool_(causal),
+        window=np.int64(window),
+        chunked=np.bool_(special.chunked),
+        softcap=np.float32(special.softcap),
         threads=np.int64(threads),
         isa=np.int64(native_ops.ISAS.index(isa)),
     )

@@ -23,11 +23,6 @@ class Scores(NamedTuple):
     chunked: bool = False  # of the window's positions a query sees those in its own chunk of as many
     alibi: jax.Array | None = None  # float32 (H,), what a score loses for each position between query and key
 
-    @property
-    def plain(self) -> bool:
-        """Whether scores are only causal."""
-        return self.window is None and not self.softcap and self.sinks is None and self.alibi is None
-
     @classmethod
     def of(
         cls, cfg: ModelConfig, part: AttentionPart, weights: Params, index: jax.Array, split: Split = WHOLE
