@@ -25,7 +25,7 @@ from packlight.quant.qtensor import QTensor, gather_rows
 # integer, and its like for minimums: (N + 6) 2^-24 of the terms' magnitudes (Higham, 3.1), 4e-6 at N = 64. A minimum's
 # term is about the size of the scale's, so that the norms of terms and sum differ by less than a factor of 2.
 TWIN = 1e-5
-KEPT = ("Q4_0", "Q4_K")  # a legacy format and a K format: what is proven of a path once is proven on these
+KEPT = ("Q4_0", "Q4_K", "TQ1_0", "NVFP4")  # one of each kind of block: what is proven of a path once is proven on these
 # Rows of x, rows of w, and width in blocks: every tail of a tile of 4 tokens, 8 rows, 4 or 32 blocks.
 SIZES = ((1, 130, 2), (2, 9, 9), (3, 37, 3), (5, 7, 5), (8, 1, 7), (9, 8, 4), (17, 37, 5), (33, 9, 33))
 
