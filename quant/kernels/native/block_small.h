@@ -29,8 +29,8 @@ template <class S, int kG, int kM, int kI>
 
 // part[g][m] = start[m] + quants of a step . x[m].
 template <class S, int kG, int kM, int... kI>
-[[gnu::always_inline]] inline void add_step(const S* source, int step, const int8_t* const* x, const Ints* start, Ints (*part)[kM],
-                     std::integer_sequence<int, kI...>) {
+[[gnu::always_inline]] inline void add_step(const S* source, int step, const int8_t* const* x, const Ints* start,
+                                            Ints (*part)[kM], std::integer_sequence<int, kI...>) {
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
 #pragma GCC unroll 2
@@ -147,7 +147,7 @@ template <int kBlock_, int kStep_, int kZero_, int kScales>
 struct alignas(64) PanelSmall {
   static constexpr int kBlock = kBlock_, kStep = kStep_, kZero = kZero_;
   static constexpr int kSteps = kBlock / kStep, kInner = kStep / 4, kTail = 0;
-  static constexpr int kChunk = 32 * 256 / (kLanes * kBlock);  // a few KB for each group: with 4 tokens' x they stay in L1
+  static constexpr int kChunk = 32 * 256 / (kLanes * kBlock);  // as in block.h
   uint8_t q[kBlock * kLanes];
   Floats scales[kScales];
 

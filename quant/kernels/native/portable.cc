@@ -84,7 +84,7 @@ void ternary(const uint8_t* qs, int n, int digits, int8_t* q) {
 float half_ue4m3(uint8_t x) {
   const int exponent = x >> 3 & 15, mantissa = x & 7;
   if (x == 0x7F) return 0;
-  return exponent ? std::ldexp(static_cast<float>(8 + mantissa), exponent - 11) : static_cast<float>(mantissa) * 0x1p-10f;
+  return std::ldexp(static_cast<float>(exponent ? 8 + mantissa : mantissa), (exponent ? exponent : 1) - 11);
 }
 
 template <Type kType>

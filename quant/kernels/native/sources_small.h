@@ -1,5 +1,5 @@
-// Sources of the formats of 1 and 2 bits, of three values, and of NVFP4; block_small.h says what they give. Byte diagrams:
-// quant/formats/legacy.py, quant/formats/ternary.py, quant/formats/fp4.py.
+// Sources of the formats of 1 and 2 bits, of three values, and of NVFP4; block_small.h says what they give. Byte
+// diagrams: quant/formats/legacy.py, quant/formats/ternary.py, quant/formats/fp4.py.
 
 template <int kBlock_, int kStep_, int kZero_, int kSteps_, int kInner_, int kTail_ = 0>
 struct SourceSmall {
@@ -44,8 +44,8 @@ struct SourceTQ10 : SourceSmall<256, 256, 1, 12, 5, 4> {
   static constexpr int place(int step) {
     return step < 8 ? 32 * kI + 4 * step : step < 12 ? 160 + 16 * kI + 4 * (step - 8) : 240 + 4 * kI;
   }
-  // a byte's first digit is how many of 256 / 3 and 512 / 3 it exceeds; times 3, modulo 256, the next becomes the first.
-  // Less 128 the bytes are signed, as they are compared, and times 3 they stay so.
+  // A byte's first digit is how many of 85 and 170 it exceeds. Times 3, modulo 256, its next digit becomes the first.
+  // 128 less, it is signed, as what compares bytes wants it, and three times that is 128 less again.
   template <int kI>
   static Ints rest(Ints v) {
     if constexpr (kI > 0) {

@@ -58,11 +58,11 @@ constexpr const Format* find_format(int64_t type) {
   return nullptr;
 }
 
-// How x is rounded for a format: so many activations share one scale, and what else is made of them. `crossed`, of 32:
-// the quants of a run stand in columns of 4, at 4 w + i that of activation 8 i + w. `halved`, of 32: sums are of 16.
+// How x is rounded for a format. In all but the first 32 activations share one scale. Crossed, their quants stand in
+// columns of 4: at 4 w + i that of activation 8 i + w. Halved, what is kept of their sum is kept for each 16.
 enum class Rounding { by256, by32, crossed, halved };
 inline constexpr int kRoundings = 4;
-inline constexpr int kCrossedZero = 1, kHalvedZero = 12;  // the quant that means 0, of the formats for which it is done
+inline constexpr int kCrossedZero = 1, kHalvedZero = 12;  // the weight's quant that means 0 in such a format
 
 constexpr Rounding rounding_of(const Format& f) {
   if (f.type == Q1_0 || f.type == Q2_0) return Rounding::crossed;
@@ -77,7 +77,7 @@ struct Weights {
   const uint8_t* data;  // (ceil(out / lanes), blocks, lanes * bytes)
 };
 
-// Sums of a 256-block's int8 activations over runs of 16, of 32, and all: what a weight's minimum or offset multiplies.
+// Sums of a 256-block's int8 activations over runs of 16, of 32, and all: what a weight's minimum or zero multiplies.
 struct Sums {
   int16_t by16[16], by32[8], all;
 };
