@@ -41,6 +41,11 @@ FIELDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "IQ4_NL": ((0, 2, 2), (2, 16, 4)),
     "IQ4_XS": ((0, 2, 2), (2, 2, 2), (4, 132, 4)),
     "MXFP4": ((0, 1, 1), (1, 16, 4)),
+    "Q1_0": ((0, 2, 2), (2, 16, 4)),
+    "Q2_0": ((0, 2, 2), (2, 16, 4)),
+    "TQ1_0": ((0, 52, 4), (52, 2, 2)),
+    "TQ2_0": ((0, 64, 4), (64, 2, 2)),
+    "NVFP4": ((0, 4, 1), (4, 32, 4)),
 }
 # Blocks in a super-block, and the lengths of a block's fields in order, of the formats that the Mosaic kernels read.
 SUPERBLOCKS: dict[str, tuple[int, tuple[int, ...]]] = {

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import pathlib
 import platform
@@ -20,6 +21,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,10 +44,15 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-pthread")
 # Zig's compiler makes code for this very CPU unless told otherwise.
 ZIG_FLAGS = ("c++", "-mcpu=baseline")
 MESSAGE_LINES = 8  # of a compiler's complaint
+REMEMBERED = 24 * 60 * 60  # seconds that a compiler which failed is not tried again
 
 
 class NativeBuildError(PacklightError):
     """The native kernels cannot be built here: no compiler, a failed compile, or no folder to keep them in."""
+
+
+class _CompilerError(NativeBuildError):
+    """A compiler ran to its end and says that it failed."""
 
 
 class Running(NamedTuple):
@@ -62,7 +69,8 @@ def library() -> tuple[pathlib.Path, str]:
     """The shared library's path and its digest; compiles it when this compiler has not built these sources before.
 
     Safe when processes come first at the same time: each builds in a folder of its own and the file appears whole. What
-    killed builds left is removed. Raises NativeBuildError with the compiler's first lines.
+    killed builds left is removed. Raises NativeBuildError with the compiler's first lines, for a day without asking it
+    again.
     """
     path, digest, _, _ = _library()
     return path, digest
@@ -147,12 +155,25 @@ def pack_into(blocks: np.ndarray, type_id: int, lanes: int, packed: np.ndarray) 
     )
 
 
+def obstacle() -> str | None:
+    """What keeps native kernels from running here, as far as it is known without building them; None where nothing."""
+    if packaged().library is not None:
+        return None
+    try:
+        compiler, version = _compiler()
+        path = builds_folder() / f"{_digest(version)}.so"
+    except NativeBuildError as error:
+        return str(error)
+    except RuntimeError:  # no home folder, of which the build will speak
+        return None
+    if path.exists():
+        return f"native kernels: {path} cannot be loaded" if _is_unloadable(path) else None
+    return _failure(path, compiler)
+
+
 def is_likely() -> bool:
     """Whether there is a library, or a C++ compiler to build it with; nothing is built."""
-    try:
-        return packaged().library is not None or bool(_compiler())
-    except NativeBuildError:
-        return False
+    return obstacle() is None
 
 
 def _library() -> tuple[pathlib.Path, str, bool, str]:
@@ -166,12 +187,38 @@ def _library() -> tuple[pathlib.Path, str, bool, str]:
         if path.stat().st_uid != os.geteuid():
             raise NativeBuildError(f"native kernels: {path} belongs to another user")
         return path, digest, False, version
+    if said := _failure(path, compiler):
+        raise NativeBuildError(said)
+    failures = _failures(path)
     try:
         with scratch_folder(str(folder), "build") as build:
             os.replace(_build(compiler, version, pathlib.Path(build)), path)
+        failures.unlink(missing_ok=True)
+    except _CompilerError as error:
+        said = f"{error}; it is tried again in a day, or when {failures} is deleted"
+        with contextlib.suppress(OSError), whole_file(str(failures)) as partial:
+            pathlib.Path(partial).write_text(json.dumps({"compiler": compiler, "said": said}), encoding="ascii")
+        raise NativeBuildError(said) from None
     except OSError as error:
         raise NativeBuildError(f"native kernels: {folder}: {reason(error)}") from None
     return path, digest, True, version
+
+
+def _failures(path: pathlib.Path) -> pathlib.Path:
+    """The file that says how the last build of a library failed."""
+    return path.with_suffix(".failed")
+
+
+def _failure(path: pathlib.Path, compiler: tuple[str, ...]) -> str | None:
+    """How this compiler failed to build the library at `path` less than a day ago, or None."""
+    file = _failures(path)
+    try:
+        if not 0 <= time.time() - file.stat().st_mtime < REMEMBERED:
+            return None
+        kept = json.loads(file.read_text(encoding="ascii"))
+        return str(kept["said"]) if kept["compiler"] == [*compiler] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _opened(path: pathlib.Path) -> prebuilt.Library:
@@ -350,7 +397,8 @@ def _run(command: list[str], work: _Work) -> str:
     if process.returncode:
         lines = [line for line in errors.splitlines() if line.strip()][:MESSAGE_LINES]
         said = " | ".join(lines) or f"exit code {process.returncode}"
-        raise NativeBuildError(f"native kernels: {command[0]} failed: {said}")
+        error = _CompilerError if process.returncode > 0 else NativeBuildError  # or it was killed
+        raise error(f"native kernels: {command[0]} failed: {said}")
     return out
 
 

@@ -27,6 +27,7 @@ HANDLERS = (
     "packlight_dots",
 )
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
+ROUNDINGS = {"Q1_0": "crossed", "Q2_0": "crossed", "NVFP4": "halved"}  # the others': by their blocks; native/weights.h
 
 
 @functools.cache
@@ -96,8 +97,8 @@ def matmul_many(
     rows, width = x.shape
     matrices = list(zip(blocks, qtypes, layouts, outs, strict=True))
     results = [jax.ShapeDtypeStruct((rows, _out(*one, width)), jnp.float32) for one in matrices]
-    kinds = len({format_named(qtype).elements for qtype in qtypes})  # x once per size of block
-    scratch = jax.ShapeDtypeStruct((kinds * (-(-rows * width * 21 // 16) + 64),), jnp.uint8)
+    kinds = len({ROUNDINGS.get(qtype, rounded_by(qtype)) for qtype in qtypes})  # x is rounded once for each
+    scratch = jax.ShapeDtypeStruct((kinds * (-(-rows * width * 11 // 8) + 64),), jnp.uint8)
     call = jax.ffi.ffi_call(target("packlight_matmul"), [*results, scratch])
     *products, _ = call(
         x,
@@ -127,6 +128,11 @@ def _out(blocks: jax.Array, qtype: str, layout: str, out: int | None, width: int
     if -(-out // lanes) != blocks.shape[-3]:
         raise ValueError(f"native matmul: {qtype} {layout} blocks {blocks.shape} do not hold {out} rows")
     return out
+
+
+def rounded_by(qtype: str) -> int:
+    """How many consecutive activations share one scale where they meet weights of this format."""
+    return 256 if format_named(qtype).elements == 256 else 32
 
 
 def round_activations(x: jax.Array, block: int) -> jax.Array:

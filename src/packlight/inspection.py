@@ -24,7 +24,7 @@ from packlight.model.text import chat
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.prepared import Changes
 from packlight.quant.formats.table import FORMATS
-from packlight.quant.kernels.native_build import Running, running_if_built
+from packlight.quant.kernels.native_build import Running, obstacle, running_if_built
 from packlight.sources.find import find
 
 
@@ -133,7 +133,7 @@ class _Planned:
         cache = {"context": plan.context, "slots": plan.slots, "kv_type": config.kv_dtype, "bytes": memory.cache}
         slow = []
         if config.cpu_kernels != "native":
-            slow = ["there are no built kernels and no C++ compiler: the xla kernels run"]
+            slow = [f"{obstacle()}; the xla kernels run"]
         elif others := sorted({name for name in kernels.multiplied.values() if kernels.products[name] != "native"}):
             slow = [f"the xla kernels read {', '.join(others)}"]
         skipped = f", {model.skipped_blocks} more for predicting further tokens that are not run"

@@ -80,6 +80,8 @@ def _in_folder(folder: pathlib.Path, library: pathlib.Path | None) -> Iterator[K
             elif path.suffix == ".aot":
                 by = made_by(path) or {}
                 yield _kept(path, "executable", by, _other(by))
+            elif folder == builds_folder() and path.suffix == ".failed":
+                yield _kept(path, "kernels", {}, "a compiler failed")
             elif folder == builds_folder() and path.suffix in (".so", ".unloadable"):
                 ours = library is not None and path.stem == library.stem
                 yield _kept(path, "kernels", {}, None if ours else "another compiler, or other sources")

@@ -22,6 +22,12 @@ inline Ints products(Ints w, Ints magnitude, Ints x) {
   return _mm256_maddubs_epi16(w, x);
 }
 
+// The products of a run of unsigned quants, added up: begun with what they are added to, then each vector, then ended.
+// In int16 between: 2 * vectors * max q * 127 < 2^15.
+inline Ints begun(Ints) { return zero(); }
+inline Ints with_products(Ints part, Ints w, Ints x) { return _mm256_add_epi16(part, _mm256_maddubs_epi16(w, x)); }
+inline Ints ended(Ints part, Ints start) { return pairs_dot(part, splat16(1), start); }
+
 // One of a pair's two int16 to both halves of each lane.
 template <int kWhich>
 inline Ints half_of_pair(Ints pair) {

@@ -20,6 +20,11 @@ inline Ints spread(const void* p) {
   return splat32(word);
 }
 
+// The products of a run of unsigned quants, added up: begun with what they are added to, then each vector, then ended.
+inline Ints begun(Ints start) { return start; }
+inline Ints with_products(Ints part, Ints w, Ints x) { return dot4(w, x, part); }
+inline Ints ended(Ints part, Ints) { return part; }
+
 template <class S, int kI>
 inline Ints scale_of(const S& source, int outer) {
   const Ints pair = source.scales((outer * S::kInner + kI) / 2);

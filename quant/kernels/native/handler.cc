@@ -35,8 +35,8 @@ struct Call {
   int64_t rows, width, rows_per_chunk;
   int64_t each;  // consecutive matrices of every argument, which share x's rows out evenly
   Quantize quantize;
-  Activations by32, by256;
-  bool use32 = false, use256 = false;
+  Activations rounded[kRoundings];
+  bool uses[kRoundings] = {};
   std::vector<Matrix> matrices;
 };
 
@@ -45,8 +45,9 @@ void quantize_chunk(void* context, int64_t chunk) {
   const int64_t last = std::min(call.rows, (chunk + 1) * call.rows_per_chunk);
   for (int64_t row = chunk * call.rows_per_chunk; row < last; ++row) {
     const float* values = call.x + row * call.width;
-    if (call.use32) call.quantize(values, call.by32, row);
-    if (call.use256) call.quantize(values, call.by256, row);
+    for (int r = 0; r < kRoundings; ++r) {
+      if (call.uses[r]) call.quantize(values, call.rounded[r], row);
+    }
   }
 }
 
@@ -94,7 +95,7 @@ std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t
       shape[0] != (result[1] + lanes - 1) / lanes) {
     return "the result's shape does not fit the weights";
   }
-  (format->elements == 32 ? call.use32 : call.use256) = true;
+  call.uses[static_cast<int>(rounding_of(*format))] = true;
   const uint8_t* data = static_cast<const uint8_t*>(blocks.untyped_data()) + index * matrix_bytes;
   const int64_t groups = (result[1] + kernels.lanes - 1) / kernels.lanes, rows = call.rows / call.each;
   float* to = static_cast<float*>(y.untyped_data());
@@ -147,7 +148,8 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
   }
   auto scratch = results.get<ffi::AnyBuffer>(count);
   const int64_t bytes = Activations::bytes(call.rows, call.width);
-  if (!scratch.has_value() || static_cast<int64_t>((*scratch)->size_bytes()) < bytes * (call.use32 + call.use256)) {
+  const int64_t roundings = std::count(call.uses, call.uses + kRoundings, true);
+  if (!scratch.has_value() || static_cast<int64_t>((*scratch)->size_bytes()) < bytes * roundings) {
     return ffi::Error::InvalidArgument("the scratch is too small");
   }
   if (!products) {  // rows, columns or width 0: what results there are have nothing to add up
@@ -155,10 +157,12 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
     return ffi::Error::Success();
   }
   auto* base = static_cast<uint8_t*>((*scratch)->untyped_data());
-  call.by32.place(base, call.rows, call.width, 32);
-  call.by256.place(base + bytes * call.use32, call.rows, call.width, 256);
+  for (int r = 0; r < kRoundings; ++r) {
+    call.rounded[r].place(base, call.rows, call.width, static_cast<Rounding>(r));
+    base += bytes * call.uses[r];
+  }
   for (Matrix& m : call.matrices) {
-    m.x = (m.weights.format->elements == 32 ? call.by32 : call.by256).part(m.first_row, m.rows);
+    m.x = call.rounded[static_cast<int>(rounding_of(*m.weights.format))].part(m.first_row, m.rows);
   }
 
   if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());

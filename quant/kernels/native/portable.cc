@@ -4,10 +4,12 @@
 //
 //   32 elements    weight = d * q + m
 //   256 elements   weight = d * sc[s] * q - dmin * mn[s],  s the sub-block of 16 or 32
+//   64, 128        weight = d * q, of NVFP4 scale[s] * q,  s the sub-block of 16
 //
 // so that a block's dot product is integer arithmetic, exact, times f32 scales. Byte diagrams: quant/formats/legacy.py,
-// quant/formats/kquants.py, quant/formats/iquants.py, quant/formats/fp4.py.
+// quant/formats/kquants.py, quant/formats/iquants.py, quant/formats/ternary.py, quant/formats/fp4.py.
 
+#include <cmath>
 #include <cstring>
 
 #include "weights.h"
@@ -23,7 +25,7 @@ constexpr int kRows = 8;  // of a piece of work
 struct Unpacked {
   int8_t q[256];
   int16_t sc[16], mn[16];
-  float d, dmin, m;
+  float d, dmin, m, scale[4];
 };
 
 float half(const uint8_t* at) {
@@ -68,6 +70,23 @@ void scale_min(const uint8_t* s, Unpacked& u) {
   }
 }
 
+// The first `digits` base-3 digits of n bytes, less 1: the first of all, then the second of all.
+void ternary(const uint8_t* qs, int n, int digits, int8_t* q) {
+  for (int i = 0; i < n; ++i) {
+    uint8_t rest = qs[i];
+    for (int digit = 0; digit < digits; ++digit, rest = static_cast<uint8_t>(3 * rest)) {
+      q[n * digit + i] = static_cast<int8_t>((rest * 3 >> 8) - 1);
+    }
+  }
+}
+
+// Half of 0 EEEEMMM.
+float half_ue4m3(uint8_t x) {
+  const int exponent = x >> 3 & 15, mantissa = x & 7;
+  if (x == 0x7F) return 0;
+  return std::ldexp(static_cast<float>(exponent ? 8 + mantissa : mantissa), (exponent ? exponent : 1) - 11);
+}
+
 template <Type kType>
 void unpack(const uint8_t* b, Unpacked& u) {
   u.m = 0, u.dmin = 0;
@@ -98,6 +117,30 @@ void unpack(const uint8_t* b, Unpacked& u) {
     std::memcpy(&u.d, &bits, 4);
     nibbles(b + 1, u.q);
     look_up(kFp4, u.q, 32);
+  } else if constexpr (kType == Q1_0) {
+    u.d = half(b);
+    for (int e = 0; e < 128; ++e) u.q[e] = static_cast<int8_t>(2 * (b[2 + e / 8] >> e % 8 & 1) - 1);
+  } else if constexpr (kType == Q2_0) {
+    u.d = half(b);
+    for (int e = 0; e < 64; ++e) u.q[e] = static_cast<int8_t>((b[2 + e / 4] >> 2 * (e % 4) & 3) - 1);
+  } else if constexpr (kType == NVFP4) {
+    for (int s = 0; s < 4; ++s) {
+      u.scale[s] = half_ue4m3(b[s]);
+      nibbles(b + 4 + 8 * s, u.q + 16 * s, 8);
+    }
+    look_up(kFp4, u.q, 64);
+  } else if constexpr (kType == TQ1_0 || kType == TQ2_0) {
+    u.d = half(b + (kType == TQ1_0 ? 52 : 64));
+    for (auto& scale : u.sc) scale = 1;
+    if constexpr (kType == TQ1_0) {
+      ternary(b, 32, 5, u.q);
+      ternary(b + 32, 16, 5, u.q + 160);
+      ternary(b + 48, 4, 4, u.q + 240);
+    } else {
+      for (int e = 0; e < 256; ++e) {
+        u.q[e] = static_cast<int8_t>((b[e / 128 * 32 + e % 32] >> (e / 32 % 4 * 2) & 3) - 1);
+      }
+    }
   } else if constexpr (kType == Q2_K) {
     u.d = half(b + 80), u.dmin = half(b + 82);
     for (int s = 0; s < 16; ++s) u.sc[s] = b[s] & 15, u.mn[s] = b[s] >> 4;
@@ -149,9 +192,18 @@ inline int dot(const int8_t* a, const int8_t* b) {
 
 template <Type kType>
 float dot_block(const Unpacked& u, const Activations& x, int64_t row, int64_t b) {
-  const int8_t* q = x.q + row * x.width + b * x.block;
+  constexpr int elements = find_format(kType)->elements;
+  const int8_t* q = x.q + row * x.width + b * elements;
   const int64_t at = row * (x.width / x.block) + b;
-  if constexpr (find_format(kType)->elements == 32) {
+  if constexpr (elements == 64 || elements == 128) {
+    const float* d = x.d + row * (x.width / 32) + b * (elements / 32);
+    float sum = 0;
+    for (int s = 0; s < elements / 16; ++s) {
+      const float scale = kType == NVFP4 ? u.scale[s] : u.d;
+      sum += scale * d[s / 2] * static_cast<float>(dot<16>(u.q + 16 * s, q + 16 * s));
+    }
+    return sum;
+  } else if constexpr (elements == 32) {
     return u.d * x.d[at] * static_cast<float>(dot<32>(u.q, q)) + u.m * x.d_sum[at];
   } else {
     constexpr int sub = kType == Q2_K || kType == Q3_K || kType == Q6_K ? kSub16 : kSub32;
@@ -176,6 +228,15 @@ void take_row(const uint8_t* group, int lanes, int lane, uint8_t* block) {
   }
 }
 
+// A block's weights in the order of x.
+template <Type kType>
+void unpack_for(const uint8_t* b, Unpacked& u) {
+  unpack<kType>(b, u);
+  if constexpr (rounding_of(*find_format(kType)) == Rounding::crossed) {
+    for (int e = 0; e < find_format(kType)->elements; e += 32) cross(u.q + e);
+  }
+}
+
 template <Type kType>
 void multiply(const Weights& w, const Activations& x, int64_t first, int64_t last, float* y) {
   constexpr int bytes = find_format(kType)->bytes;
@@ -187,9 +248,9 @@ void multiply(const Weights& w, const Activations& x, int64_t first, int64_t las
       if (w.lanes > 1) {
         const uint8_t* group = w.data + (row / w.lanes * w.blocks + b) * w.lanes * bytes;
         take_row<kType>(group, w.lanes, static_cast<int>(row % w.lanes), block);
-        unpack<kType>(block, u);
+        unpack_for<kType>(block, u);
       } else {
-        unpack<kType>(w.data + (row * w.blocks + b) * bytes, u);
+        unpack_for<kType>(w.data + (row * w.blocks + b) * bytes, u);
       }
       for (int64_t t = 0; t < x.rows; ++t) y[t * w.out + row] += dot_block<kType>(u, x, t, b);
     }
@@ -211,6 +272,11 @@ Multiply find(Type type) {
     case IQ4_NL: return multiply<IQ4_NL>;
     case IQ4_XS: return multiply<IQ4_XS>;
     case MXFP4: return multiply<MXFP4>;
+    case Q1_0: return multiply<Q1_0>;
+    case Q2_0: return multiply<Q2_0>;
+    case TQ1_0: return multiply<TQ1_0>;
+    case TQ2_0: return multiply<TQ2_0>;
+    case NVFP4: return multiply<NVFP4>;
   }
   return nullptr;
 }

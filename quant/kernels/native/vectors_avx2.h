@@ -13,6 +13,12 @@ inline Ints widen_i8_16(const uint8_t* p) { return _mm256_cvtepi8_epi16(_mm_load
 inline Ints widen_u16_32(const uint8_t* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline Ints widen_u8_32(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline Floats halves(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+// Bytes 0 EEEEMMM as floats, 2^-7 of their value; 0x7F is 0, and the top bit of others is ignored.
+inline Floats eighths(const uint8_t* p) {
+  const __m128i bits = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)p));
+  const __m128i half = _mm_and_si128(_mm_slli_epi16(bits, 7), _mm_set1_epi16(0x3F80));
+  return _mm256_cvtph_ps(_mm_andnot_si128(_mm_cmpeq_epi16(bits, _mm_set1_epi16(0x7F)), half));
+}
 
 inline Ints zero() { return _mm256_setzero_si256(); }
 inline Ints splat8(int v) { return _mm256_set1_epi8(static_cast<char>(v)); }
@@ -35,6 +41,11 @@ inline Ints shr16_by(Ints v, int k) { return _mm256_srl_epi16(v, _mm_cvtsi32_si1
 inline Ints shl32_each(Ints v, Ints k) { return _mm256_sllv_epi32(v, k); }
 inline Ints shuffle(Ints v, Ints order) { return _mm256_shuffle_epi8(v, order); }  // within 16 bytes
 inline Ints bytes_with(Ints v, Ints bits) { return _mm256_cmpeq_epi8(_mm256_and_si256(v, bits), bits); }  // 0 or -1
+// How many of kA < kB each signed byte exceeds.
+template <int kA, int kB>
+inline Ints exceeded8(Ints v) {
+  return sub8(sub8(zero(), _mm256_cmpgt_epi8(v, splat8(kA))), _mm256_cmpgt_epi8(v, splat8(kB)));
+}
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) {
   return _mm256_blendv_epi8(no, yes, _mm256_cmpgt_epi32(b, a));
 }

@@ -13,6 +13,12 @@ inline Ints widen_i8_16(const uint8_t* p) { return _mm512_cvtepi8_epi16(_mm256_l
 inline Ints widen_u16_32(const uint8_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 inline Ints widen_u8_32(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline Floats halves(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+// Bytes 0 EEEEMMM as floats, 2^-7 of their value; 0x7F is 0, and the top bit of others is ignored.
+inline Floats eighths(const uint8_t* p) {
+  const __m256i bits = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(bits, 7), _mm256_set1_epi16(0x3F80));
+  return _mm512_cvtph_ps(_mm256_andnot_si256(_mm256_cmpeq_epi16(bits, _mm256_set1_epi16(0x7F)), half));
+}
 
 inline Ints zero() { return _mm512_setzero_si512(); }
 inline Ints splat8(int v) { return _mm512_set1_epi8(static_cast<char>(v)); }
@@ -35,6 +41,12 @@ inline Ints shr16_by(Ints v, int k) { return _mm512_srl_epi16(v, _mm_cvtsi32_si1
 inline Ints shl32_each(Ints v, Ints k) { return _mm512_sllv_epi32(v, k); }
 inline Ints shuffle(Ints v, Ints order) { return _mm512_shuffle_epi8(v, order); }  // within 16 bytes
 inline Ints bytes_with(Ints v, Ints bits) { return _mm512_movm_epi8(_mm512_test_epi8_mask(v, bits)); }  // one bit a byte
+// How many of kA < kB each signed byte exceeds.
+template <int kA, int kB>
+inline Ints exceeded8(Ints v) {
+  const Ints some = _mm512_maskz_mov_epi8(_mm512_cmpgt_epi8_mask(v, splat8(kA)), splat8(1));
+  return _mm512_mask_mov_epi8(some, _mm512_cmpgt_epi8_mask(v, splat8(kB)), splat8(2));
+}
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) {
   return _mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(a, b), no, yes);
 }

@@ -28,6 +28,12 @@ inline Ints widen_i8_16(const uint8_t* p) { return ints(vmovl_s8(vreinterpret_s8
 inline Ints widen_u16_32(const uint8_t* p) { return ints(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p)))); }
 inline Ints widen_u8_32(const uint8_t* p) { return ints(vmovl_u16(vget_low_u16(vmovl_u8(four_bytes(p))))); }
 inline Floats halves(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+// Bytes 0 EEEEMMM as floats, 2^-7 of their value; 0x7F is 0, and the top bit of others is ignored.
+inline Floats eighths(const uint8_t* p) {
+  const uint16x4_t bits = vget_low_u16(vmovl_u8(four_bytes(p)));
+  const uint16x4_t half = vand_u16(vshl_n_u16(bits, 7), vdup_n_u16(0x3F80));
+  return vcvt_f32_f16(vreinterpret_f16_u16(vbic_u16(half, vceq_u16(bits, vdup_n_u16(0x7F)))));
+}
 
 inline Ints zero() { return vdupq_n_u8(0); }
 inline Ints splat8(int v) { return vdupq_n_u8(static_cast<uint8_t>(v)); }
@@ -57,6 +63,12 @@ inline Ints shr16_by(Ints v, int k) { return ints(vshlq_u16(u16(v), vdupq_n_s16(
 inline Ints shl32_each(Ints v, Ints k) { return ints(vshlq_u32(u32(v), s32(k))); }
 inline Ints shuffle(Ints v, Ints order) { return vqtbl1q_u8(v, order); }
 inline Ints bytes_with(Ints v, Ints bits) { return vtstq_u8(v, bits); }  // of one bit a byte: 0 or -1
+// How many of kA < kB each signed byte exceeds.
+template <int kA, int kB>
+inline Ints exceeded8(Ints v) {
+  const int8x16_t b = vreinterpretq_s8_u8(v);
+  return sub8(sub8(zero(), vcgtq_s8(b, vdupq_n_s8(kA))), vcgtq_s8(b, vdupq_n_s8(kB)));
+}
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) { return vbslq_u8(ints(vcltq_s32(s32(a), s32(b))), yes, no); }
 
 inline Floats zero_floats() { return vdupq_n_f32(0); }

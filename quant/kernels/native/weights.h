@@ -11,6 +11,7 @@ enum Type : int64_t {
   Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
   Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
   IQ4_NL = 20, IQ4_XS = 23, MXFP4 = 39,
+  TQ1_0 = 34, TQ2_0 = 35, NVFP4 = 40, Q1_0 = 41, Q2_0 = 42,
 };
 
 // A run of equal-sized pieces of a block: bytes offset .. offset + length - 1, cut into units of `unit` bytes.
@@ -22,7 +23,7 @@ struct Field {
 
 struct Format {
   Type type;
-  int elements;  // weights per block, and activations that share one scale
+  int elements;  // weights per block
   int bytes;     // per block
   Field fields[5];  // cover the block; unused ones have length 0
 };
@@ -43,6 +44,11 @@ inline constexpr Format kFormats[] = {
     {IQ4_NL, 32, 18, {{0, 2, 2}, {2, 16, 4}}},
     {IQ4_XS, 256, 136, {{0, 2, 2}, {2, 2, 2}, {4, 132, 4}}},
     {MXFP4, 32, 17, {{0, 1, 1}, {1, 16, 4}}},
+    {Q1_0, 128, 18, {{0, 2, 2}, {2, 16, 4}}},
+    {Q2_0, 64, 18, {{0, 2, 2}, {2, 16, 4}}},
+    {TQ1_0, 256, 54, {{0, 52, 4}, {52, 2, 2}}},
+    {TQ2_0, 256, 66, {{0, 64, 4}, {64, 2, 2}}},
+    {NVFP4, 64, 36, {{0, 4, 1}, {4, 32, 4}}},
 };
 
 constexpr const Format* find_format(int64_t type) {
@@ -52,6 +58,18 @@ constexpr const Format* find_format(int64_t type) {
   return nullptr;
 }
 
+// How x is rounded for a format. In all but the first 32 activations share one scale. Crossed, their quants stand in
+// columns of 4: at 4 w + i that of activation 8 i + w. Halved, what is kept of their sum is kept for each 16.
+enum class Rounding { by256, by32, crossed, halved };
+inline constexpr int kRoundings = 4;
+inline constexpr int kCrossedZero = 1, kHalvedZero = 12;  // the weight's quant that means 0 in such a format
+
+constexpr Rounding rounding_of(const Format& f) {
+  if (f.type == Q1_0 || f.type == Q2_0) return Rounding::crossed;
+  if (f.type == NVFP4) return Rounding::halved;
+  return f.elements == 256 ? Rounding::by256 : Rounding::by32;
+}
+
 struct Weights {
   const Format* format;
   int lanes;            // rows interleaved: 1 is ggml's own layout
@@ -59,38 +77,44 @@ struct Weights {
   const uint8_t* data;  // (ceil(out / lanes), blocks, lanes * bytes)
 };
 
-// Sums of a 256-block's int8 activations over runs of 16 and of 32: what a weight's minimum or offset multiplies.
+// Sums of a 256-block's int8 activations over runs of 16, of 32, and all: what a weight's minimum or zero multiplies.
 struct Sums {
-  int16_t by16[16], by32[8];
+  int16_t by16[16], by32[8], all;
 };
 
 // The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q.
 struct Activations {
   int64_t rows, width;
+  Rounding rounding;
   int block;
   int8_t* q;     // (rows, width)
   float* d;      // (rows, width / block)
   Sums* sums;    // (rows, width / 256), when block is 256
-  float* d_sum;  // (rows, width / 32), d * sum of the block's q, when block is 32
+  float* d_sum;  // (rows, width / 32), d * sum of the block's q, by32
   int16_t* sum;  // (rows, width / 32), that sum
+  int32_t* start;  // (rows, width / 32) crossed, (rows, width / 16) halved: -zero * sum of the q of so many
 
   // Bytes of scratch that hold all this; native_ops.py reserves as much.
-  static int64_t bytes(int64_t rows, int64_t width) { return (rows * width * 21 / 16 + 63) / 64 * 64; }
+  static int64_t bytes(int64_t rows, int64_t width) { return (rows * width * 11 / 8 + 63) / 64 * 64; }
 
-  void place(uint8_t* scratch, int64_t rows_, int64_t width_, int block_) {
-    rows = rows_, width = width_, block = block_;
+  void place(uint8_t* scratch, int64_t rows_, int64_t width_, Rounding rounding_) {
+    rows = rows_, width = width_, rounding = rounding_, block = rounding == Rounding::by256 ? 256 : 32;
     q = reinterpret_cast<int8_t*>(scratch);
     d = reinterpret_cast<float*>(scratch + rows * width);
     uint8_t* rest = scratch + rows * width + rows * (width / block) * 4;
     sums = reinterpret_cast<Sums*>(rest);
     d_sum = reinterpret_cast<float*>(rest);
     sum = reinterpret_cast<int16_t*>(rest + rows * (width / block) * 4);
+    start = reinterpret_cast<int32_t*>(rest);
   }
 
   // Rows first .. first + count - 1 of these.
   Activations part(int64_t first, int64_t count) const {
     const int64_t blocks = first * (width / block);
-    return {count, width, block, q + first * width, d + blocks, sums + blocks, d_sum + blocks, sum + blocks};
+    Activations part = *this;
+    part.rows = count, part.q += first * width, part.d += blocks, part.sums += blocks;
+    part.d_sum += blocks, part.sum += blocks, part.start += rounding == Rounding::halved ? 2 * blocks : blocks;
+    return part;
   }
 };
 
@@ -112,14 +136,17 @@ extern const Kernels kAvx2, kAvx512;
 Multiply avx2_sub16(Type type);  // in parts that compile side by side; null for other types
 Multiply avx2_sub32(Type type);
 Multiply avx2_block32(Type type);
+Multiply avx2_small(Type type);
 Multiply avx512_sub16(Type type);
 Multiply avx512_sub32(Type type);
 Multiply avx512_block32(Type type);
+Multiply avx512_small(Type type);
 #elif defined(__aarch64__)
 extern const Kernels kNeon;
 Multiply neon_sub16(Type type);
 Multiply neon_sub32(Type type);
 Multiply neon_block32(Type type);
+Multiply neon_small(Type type);
 #endif
 
 }  // namespace packlight

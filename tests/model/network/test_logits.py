@@ -15,7 +15,6 @@ import packlight
 from packlight.model.gguf.reader import open_gguf
 from packlight.model.network.ffn import moe
 from packlight.model.spec.config import ModelConfig
-from packlight.quant.formats.table import format_named
 from packlight.quant.kernels import native_ops
 from packlight.quant.kernels.native_ops import QTYPES
 from packlight.quant.matmul import matmul
@@ -115,7 +114,7 @@ def rounding(product, ties):
     def rounded(x, w, *args):
         if w.qtype not in QTYPES:
             return product(x, w, *args)
-        runs = x.reshape(x.shape[0], -1, format_named(w.qtype).elements)
+        runs = x.reshape(x.shape[0], -1, native_ops.rounded_by(w.qtype))
         steps = runs * 127 / jnp.maximum(jnp.abs(runs).max(-1, keepdims=True), 1e-30)
         jax.debug.callback(ties.append, jnp.abs(steps - jnp.floor(steps) - 0.5).min())
         return product(native_ops.round_activations(x, runs.shape[-1]), w, *args)

@@ -74,11 +74,12 @@ def test_too_little_memory_is_a_reason_with_the_context_that_would_fit(file, mon
 
 def test_what_makes_it_slow_is_said(tmp_path, monkeypatch):
     path = write_llama(tmp_path / "m.gguf", formats={"default": "F16"}, **SHAPE)
-    monkeypatch.setattr(native_build, "is_likely", lambda: True)
+    monkeypatch.setattr(native_build, "obstacle", lambda: None)
     monkeypatch.setattr(inspection, "running_if_built", lambda: None)
     assert rows(summary_text(inspection.inspect(path)))["runs here"] == "yes, but slowly; the xla kernels read F16"
-    monkeypatch.setattr(native_build, "is_likely", lambda: False)
-    why = "there are no built kernels and no C++ compiler: the xla kernels run"
+    for module in (native_build, inspection):
+        monkeypatch.setattr(module, "obstacle", lambda: "c++ failed: no such vector")
+    why = "c++ failed: no such vector; the xla kernels run"
     assert rows(summary_text(inspection.inspect(path)))["runs here"] == f"yes, but slowly; {why}"
     named = rows(summary_text(inspection.inspect(path)))
     assert (named["chat template"], named["quantization"][:10]) == ("none: it continues texts", "F16: F16 x")

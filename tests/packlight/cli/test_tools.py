@@ -111,13 +111,21 @@ def folder(tmp_path, monkeypatch):
     if own is not None:
         own.write_bytes(b"kernels")
     (builds / f"{'e' * 32}.so").write_bytes(b"other kernels")
+    (builds / f"{'f' * 32}.failed").write_bytes(b"{}")
     (builds / "build.01234567.tmp").mkdir()
     (builds / "build.01234567.tmp" / "a.o").write_bytes(b"object")
     (tmp_path / "packlight" / "history").write_text("of no concern")
     return tmp_path / "packlight"
 
 
-GOING = {"b" * 64 + ".aot", "c" * 64 + ".aot", "d" * 64 + ".aot", "e" * 32 + ".so", "build.01234567.tmp"}
+GOING = {
+    "b" * 64 + ".aot",
+    "c" * 64 + ".aot",
+    "d" * 64 + ".aot",
+    "e" * 32 + ".so",
+    "f" * 32 + ".failed",
+    "build.01234567.tmp",
+}
 
 
 def names(folder) -> set[str]:

@@ -24,7 +24,9 @@ struct Halves {
 
 Halves halves_of(Type type) {
   switch (type) {
-    case MXFP4: return {-1, -1};
+    case MXFP4: case NVFP4: return {-1, -1};
+    case TQ1_0: return {52, -1};
+    case TQ2_0: return {64, -1};
     case Q2_K: return {80, 82};
     case Q3_K: return {108, -1};
     case Q6_K: return {208, -1};
@@ -51,7 +53,7 @@ std::vector<float> product(const Kernels& kernels, const Weights& w, const std::
   const int64_t width = w.blocks * w.format->elements;
   std::vector<uint8_t> scratch(Activations::bytes(rows, width));
   Activations activations;
-  activations.place(scratch.data(), rows, width, w.format->elements);
+  activations.place(scratch.data(), rows, width, rounding_of(*w.format));
   for (int64_t row = 0; row < rows; ++row) kernels.quantize(&x[row * width], activations, row);
   std::vector<float> y(rows * w.out);
   kernels.multiply(w.format->type)(w, activations, 0, (w.out + kernels.lanes - 1) / kernels.lanes, y.data());

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from at_once import assert_eight_devices_finish
+from blocks import SPECIAL_HALVES, plant
 from gguf import GGMLQuantizationType, quants
 from tiers import tiered
 
@@ -24,7 +25,7 @@ from packlight.quant.qtensor import QTensor, gather_rows
 # integer, and its like for minimums: (N + 6) 2^-24 of the terms' magnitudes (Higham, 3.1), 4e-6 at N = 64. A minimum's
 # term is about the size of the scale's, so that the norms of terms and sum differ by less than a factor of 2.
 TWIN = 1e-5
-KEPT = ("Q4_0", "Q4_K")  # a legacy format and a K format: what is proven of a path once is proven on these
+KEPT = ("Q4_0", "Q4_K", "TQ1_0", "NVFP4")  # one of each kind of block: what is proven of a path once is proven on these
 # Rows of x, rows of w, and width in blocks: every tail of a tile of 4 tokens, 8 rows, 4 or 32 blocks.
 SIZES = ((1, 130, 2), (2, 9, 9), (3, 37, 3), (5, 7, 5), (8, 1, 7), (9, 8, 4), (17, 37, 5), (33, 9, 33))
 
@@ -83,11 +84,13 @@ round_activations = jax.jit(native_ops.round_activations, static_argnums=1)
 
 def rounded(x: np.ndarray, qtype: str) -> np.ndarray:
     """float64 (rows, K), what the kernels should multiply with."""
-    return np.asarray(round_activations(x, FORMATS[qtype].elements)).astype(np.float64)
+    return np.asarray(round_activations(x, native_ops.rounded_by(qtype))).astype(np.float64)
 
 
 def weights(blocks: np.ndarray, qtype: str) -> np.ndarray:
-    """float64 (out, K) by gguf-py, which shares no code with ours."""
+    """float64 (out, K) by gguf-py, which shares no code with ours; of the formats that it lacks, by our reference."""
+    if qtype in ("Q1_0", "Q2_0"):
+        return np.asarray(FORMATS[qtype].unpack(jnp.asarray(blocks))).reshape(len(blocks), -1).astype(np.float64)
     values = quants.dequantize(blocks.reshape(len(blocks), -1), GGMLQuantizationType[qtype])
     return values.astype(np.float64)
 
@@ -114,8 +117,9 @@ def test_equals_the_twin_and_full_precision(qtype):
             assert_near(y, exact)
         # Rounding moves an activation by at most half a step of max / 127, plus 2^-23 * 127 of a step for x * (127 /
         # max) in f32; the f32 sum is TWIN as above.
-        step = np.abs(x).reshape(rows, -1, elements).max(-1, keepdims=True).astype(np.float64) / 127
-        half = np.broadcast_to(0.5001 * step, (rows, blocks, elements)).reshape(rows, -1)
+        by = native_ops.rounded_by(qtype)
+        step = np.abs(x).reshape(rows, -1, by).max(-1, keepdims=True).astype(np.float64) / 127
+        half = np.broadcast_to(0.5001 * step, (rows, blocks * elements // by, by)).reshape(rows, -1)
         bound = half @ np.abs(w).T + TWIN * np.linalg.norm(exact)
         assert np.all(np.abs(np.asarray(results[0]) - x.astype(np.float64) @ w.T) <= bound)
 
@@ -140,6 +144,8 @@ def test_largest_quants_do_not_saturate(qtype):
         matrix = np.full((8, 2, fmt.bytes), fill, np.uint8)
         if qtype == "MXFP4":
             matrix[..., 0] = 120
+        elif qtype == "NVFP4":
+            matrix[..., :4] = 0x38
         else:
             for at in (SCALES[qtype].at, SCALES[qtype].minimum):
                 if at is not None:
@@ -155,6 +161,27 @@ def test_largest_quants_do_not_saturate(qtype):
             y = np.asarray(product(x, matrix, qtype, isa=isa))
             # minimums may cancel: to the size of the largest scale's terms, 64 * 64 / 4 per weight at most
             assert np.all(np.abs(y - exact) <= TWIN * np.maximum(terms, 16 * 3 * x.shape[1]))
+
+
+@pytest.mark.parametrize("qtype", [qtype for qtype in QTYPES if qtype not in SCALES or SCALES[qtype].minimum is None])
+def test_scales_at_their_ends(qtype):
+    """A row of w for each: zeros, subnormal, smallest and largest halves; of the others every byte. Minimums cancel,
+    and their formats are left out."""
+    if halves := qtype in SCALES:
+        matrix = np.repeat(random_matrix(qtype, 1, 2), len(SPECIAL_HALVES), axis=0)
+        plant(qtype, matrix[:, 0], SPECIAL_HALVES)
+        plant(qtype, matrix[:, 1], SPECIAL_HALVES)
+    else:
+        matrix = np.repeat(random_matrix(qtype, 1, 2), 256, axis=0)
+        matrix[..., : 1 if qtype == "MXFP4" else 4] = np.arange(256).reshape(-1, 1, 1)
+    if qtype == "MXFP4":
+        matrix = matrix[10:240]  # of the others products may be subnormal, or none
+    x = activations(3, matrix.shape[1] * FORMATS[qtype].elements)
+    w, by = weights(matrix, qtype), rounded(x, qtype)
+    assert halves or qtype == "MXFP4" or not w[[0, 0x7F]].any()
+    for isa in HERE:
+        y = np.asarray(product(x, matrix, qtype, isa=isa))
+        assert np.all(np.abs(y - by @ w.T) <= TWIN * (np.abs(by) @ np.abs(w).T))
 
 
 def test_what_is_not_finite_shows():
@@ -306,7 +333,7 @@ def test_scratch_is_the_rounded_activations():
     x = jax.ShapeDtypeStruct((16, 2048), jnp.float32)
     blocks = jax.ShapeDtypeStruct((512, 8, 144), jnp.uint8)
     memory = product.lower(x, blocks, "Q4_K").compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= 16 * 2048 * 21 / 16 + 256
+    assert memory.temp_size_in_bytes <= 16 * 2048 * 11 / 8 + 256
 
 
 def test_refusals():

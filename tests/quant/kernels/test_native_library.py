@@ -145,11 +145,66 @@ def test_a_library_that_cannot_be_loaded_is_built_once(fake_compiler, tmp_path):
             native_build.loaded.__wrapped__()
         assert fake_compiler() == 2
     path, _ = native_build.library()
+    assert native_build.obstacle() == f"native kernels: {path} cannot be loaded"
     path.write_text("damaged\n")  # another than the one that was judged
+    assert native_build.is_likely()
     for _ in range(2):
         with pytest.raises(native_build.NativeBuildError, match="was built and cannot be loaded"):
             native_build.loaded.__wrapped__()
         assert fake_compiler() == 4
+
+
+@pytest.fixture
+def failing_compiler(tiny_sources, tmp_path, monkeypatch):
+    """A compiler that fails as the file `fails` says, and writes a line to `log` for each call."""
+    (tmp_path / "fails").write_text("echo 'one.cc:1: no such vector' >&2; exit 1\n")
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\necho >> {tmp_path}/log\n. {tmp_path}/fails\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    return lambda: (tmp_path / "log").read_text().count("\n")
+
+
+def refusal() -> str:
+    with pytest.raises(native_build.NativeBuildError) as raised:
+        native_build.loaded.__wrapped__()
+    return str(raised.value)
+
+
+def test_a_compiler_that_fails_is_asked_once_a_day(failing_compiler, tmp_path, monkeypatch):
+    """And with the same words each time; sooner when the file that they name goes, or with another compiler."""
+    assert native_build.is_likely()
+    first = refusal()
+    (file,) = (tmp_path / "cache" / "packlight" / "native").iterdir()
+    why = f"compiler failed: one.cc:1: no such vector; it is tried again in a day, or when {file} is deleted"
+    assert first == f"native kernels: {tmp_path}/{why}"
+    assert [refusal(), refusal(), native_build.obstacle(), failing_compiler()] == [first, first, first, 1]
+    assert native_build.running_if_built() is None
+    file.unlink()
+    assert native_build.is_likely()
+    assert [refusal(), failing_compiler()] == [first, 2]
+    os.utime(file, (0, time.time() - native_build.REMEMBERED - 1))
+    assert [refusal(), failing_compiler()] == [first, 3]
+    shutil.copy(tmp_path / "compiler", tmp_path / "other")
+    monkeypatch.setenv("CXX", str(tmp_path / "other"))
+    assert [refusal() != first, failing_compiler()] == [True, 4]
+    file.write_text("damaged\n")
+    assert [refusal() != first, failing_compiler()] == [True, 5]
+
+
+def test_a_build_that_succeeds_forgets_the_one_that_failed(failing_compiler, tmp_path):
+    refusal()
+    (file,) = (tmp_path / "cache" / "packlight" / "native").iterdir()
+    os.utime(file, (0, 0))
+    (tmp_path / "fails").write_text(f'exec {shutil.which("c++")} "$@"\n')
+    assert native_build.loaded.__wrapped__()[0].one() == 1
+    assert not file.exists()
+
+
+def test_a_compiler_that_is_killed_is_asked_again(failing_compiler, tmp_path):
+    (tmp_path / "fails").write_text("kill -9 $$\n")
+    assert [refusal() == refusal(), failing_compiler()] == [True, 2]
+    assert not [*(tmp_path / "cache" / "packlight" / "native").iterdir()]
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
