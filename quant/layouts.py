@@ -41,6 +41,9 @@ FIELDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "IQ4_NL": ((0, 2, 2), (2, 16, 4)),
     "IQ4_XS": ((0, 2, 2), (2, 2, 2), (4, 132, 4)),
     "MXFP4": ((0, 1, 1), (1, 16, 4)),
+    "F32": ((0, 4, 4),),
+    "F16": ((0, 2, 2),),
+    "BF16": ((0, 2, 2),),
 }
 # Blocks in a super-block, and the lengths of a block's fields in order, of the formats that the Mosaic kernels read.
 SUPERBLOCKS: dict[str, tuple[int, tuple[int, ...]]] = {

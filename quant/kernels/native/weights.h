@@ -8,6 +8,7 @@ namespace packlight {
 
 // ggml's type ids.
 enum Type : int64_t {
+  F32 = 0, F16 = 1, BF16 = 30,
   Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
   Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
   IQ4_NL = 20, IQ4_XS = 23, MXFP4 = 39,
@@ -22,7 +23,7 @@ struct Field {
 
 struct Format {
   Type type;
-  int elements;  // weights per block, and activations that share one scale
+  int elements;  // weights per block, and activations that share one scale; 1 of plain numbers
   int bytes;     // per block
   Field fields[5];  // cover the block; unused ones have length 0
 };
@@ -43,6 +44,9 @@ inline constexpr Format kFormats[] = {
     {IQ4_NL, 32, 18, {{0, 2, 2}, {2, 16, 4}}},
     {IQ4_XS, 256, 136, {{0, 2, 2}, {2, 2, 2}, {4, 132, 4}}},
     {MXFP4, 32, 17, {{0, 1, 1}, {1, 16, 4}}},
+    {F32, 1, 4, {{0, 4, 4}}},
+    {F16, 1, 2, {{0, 2, 2}}},
+    {BF16, 1, 2, {{0, 2, 2}}},
 };
 
 constexpr const Format* find_format(int64_t type) {
@@ -64,7 +68,15 @@ struct Sums {
   int16_t by16[16], by32[8];
 };
 
-// The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q.
+constexpr int kBlockOfPairs = 2;
+
+// Two neighbouring activations of a row in bfloat16.
+struct Pair {
+  uint16_t first, second;
+};
+
+// The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q. With plain numbers, whose blocks have
+// one element, x is as it is, or rounded to bfloat16 where an instruction set says so.
 struct Activations {
   int64_t rows, width;
   int block;
@@ -73,24 +85,38 @@ struct Activations {
   Sums* sums;    // (rows, width / 256), when block is 256
   float* d_sum;  // (rows, width / 32), d * sum of the block's q, when block is 32
   int16_t* sum;  // (rows, width / 32), that sum
+  const float* values;  // (rows, width), when block is 1
+  Pair* pairs;          // (rows, ceil(width / 2)), when block is kBlockOfPairs: 0 after the last of an odd width
 
   // Bytes of scratch that hold all this; native_ops.py reserves as much.
-  static int64_t bytes(int64_t rows, int64_t width) { return (rows * width * 21 / 16 + 63) / 64 * 64; }
+  static int64_t bytes(int64_t rows, int64_t width, int block) {
+    if (block == 1) return 0;
+    const int64_t bytes = block == kBlockOfPairs ? rows * pairs_of(width) * 4 : rows * width * 21 / 16;
+    return (bytes + 63) / 64 * 64;
+  }
+  static int64_t pairs_of(int64_t width) { return (width + 1) / 2; }
 
-  void place(uint8_t* scratch, int64_t rows_, int64_t width_, int block_) {
-    rows = rows_, width = width_, block = block_;
+  void place(const float* x, uint8_t* scratch, int64_t rows_, int64_t width_, int block_) {
+    rows = rows_, width = width_, block = block_, values = x;
+    if (block == 1) return;
     q = reinterpret_cast<int8_t*>(scratch);
     d = reinterpret_cast<float*>(scratch + rows * width);
     uint8_t* rest = scratch + rows * width + rows * (width / block) * 4;
     sums = reinterpret_cast<Sums*>(rest);
     d_sum = reinterpret_cast<float*>(rest);
     sum = reinterpret_cast<int16_t*>(rest + rows * (width / block) * 4);
+    pairs = reinterpret_cast<Pair*>(scratch);
   }
 
   // Rows first .. first + count - 1 of these.
   Activations part(int64_t first, int64_t count) const {
+    Activations some = *this;
+    some.rows = count, some.values += first * width;
+    if (block == 1) return some;
     const int64_t blocks = first * (width / block);
-    return {count, width, block, q + first * width, d + blocks, sums + blocks, d_sum + blocks, sum + blocks};
+    some.q += first * width, some.d += blocks, some.sums += blocks, some.d_sum += blocks, some.sum += blocks;
+    some.pairs += first * pairs_of(width);
+    return some;
   }
 };
 
@@ -104,22 +130,29 @@ struct Kernels {
   int lanes;
   Quantize quantize;
   Multiply (*multiply)(Type type);  // for every type of kFormats
+  bool pairs = false;  // BF16 weights want activations in bfloat16
+
+  // The `block` of the activations that weights of a format meet.
+  int block(const Format& format) const { return pairs && format.type == BF16 ? kBlockOfPairs : format.elements; }
 };
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvx512;
+extern const Kernels kAvx2, kAvx512, kAvx512Bf16;
 Multiply avx2_sub16(Type type);  // in parts that compile side by side; null for other types
 Multiply avx2_sub32(Type type);
 Multiply avx2_block32(Type type);
+Multiply avx2_numbers(Type type);
 Multiply avx512_sub16(Type type);
 Multiply avx512_sub32(Type type);
 Multiply avx512_block32(Type type);
+Multiply avx512_numbers(Type type);
 #elif defined(__aarch64__)
 extern const Kernels kNeon;
 Multiply neon_sub16(Type type);
 Multiply neon_sub32(Type type);
 Multiply neon_block32(Type type);
+Multiply neon_numbers(Type type);
 #endif
 
 }  // namespace packlight
