@@ -15,7 +15,7 @@ namespace {
 
 #include "floats_avx2.h"
 
-constexpr int kPanelGroups = 2;  // with 6 tokens 12 sums, of 16 registers
+constexpr int kManyGroups = 2;  // with 6 tokens 12 sums, of 16 registers
 inline __m128i words(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 inline Floats load_f16(const uint8_t* p) { return _mm256_cvtph_ps(words(p)); }
 inline Floats load_bf16(const uint8_t* p) {

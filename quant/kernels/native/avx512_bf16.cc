@@ -16,13 +16,13 @@ namespace {
 
 #include "floats_avx512.h"
 
-constexpr int kPanelGroups = 4;  // with 6 tokens 24 sums, of 32 registers
+constexpr int kManyGroups = 4;  // with 6 tokens 24 sums, of 32 registers
 
 #include "numbers.h"
 
 // Two columns, the first of each row in the lower half of its lane. The unit rounds after each of the two products and
 // takes subnormals for zeros, weights and activations alike.
-struct Pairs {
+struct ReadPairs {
   using Unit = __m512i;
   using Value = Pair;
   static constexpr int kColumns = 2, kBytes = 4 * kLanes;
@@ -35,16 +35,6 @@ struct Pairs {
   static Floats add(Floats sum, Unit weights, Unit value) {
     return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)value);
   }
-  static void put(uint8_t* to, Unit weights) { _mm512_storeu_si512(to, weights); }
-};
-
-struct PanelOfPairs : Pairs {
-  static Unit unit(const uint8_t* at) { return _mm512_loadu_si512(at); }
-  static Unit last(const uint8_t* at) { return unit(at); }
-};
-
-struct ReadPairs : Pairs {
-  using Panel = PanelOfPairs;
   static Unit unit(const uint8_t* at) {
     const Unit order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);

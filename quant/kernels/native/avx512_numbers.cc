@@ -15,7 +15,7 @@ namespace {
 
 #include "floats_avx512.h"
 
-constexpr int kPanelGroups = 4;  // with 6 tokens 24 sums, of 32 registers
+constexpr int kManyGroups = 4;  // with 6 tokens 24 sums, of 32 registers
 inline __m256i words(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Floats load_f16(const uint8_t* p) { return _mm512_cvtph_ps(words(p)); }
 inline Floats load_bf16(const uint8_t* p) {

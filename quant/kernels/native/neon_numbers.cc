@@ -15,7 +15,7 @@ namespace {
 
 #include "floats_portable.h"
 
-constexpr int kPanelGroups = 4;  // with 6 tokens 24 sums, of 32 registers
+constexpr int kManyGroups = 4;  // with 6 tokens 24 sums, of 32 registers
 inline Floats load_f16(const uint8_t* p) { return (Floats)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
 inline Floats load_bf16(const uint8_t* p) {
   return (Floats)vshlq_n_u32(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p))), 16);

@@ -7,24 +7,20 @@ struct Column {
   static const float* values(const Activations& x) { return x.values; }
   static Floats spread(const float* value) { return splat(*value); }
   static Floats add(Floats sum, Floats weights, Floats value) { return fused(weights, value, sum); }
-  static void put(uint8_t* to, Floats weights) { store(reinterpret_cast<float*>(to), weights); }
   static Floats last(const uint8_t*) { return splat(0.0f); }  // of one column there is no odd number
 };
 
 struct ReadF32 : Column {
-  using Panel = ReadF32;
   static constexpr int kBytes = 4 * kLanes;
   static Floats unit(const uint8_t* at) { return load(reinterpret_cast<const float*>(at)); }
 };
 
 struct ReadF16 : Column {
-  using Panel = ReadF32;
   static constexpr int kBytes = 2 * kLanes;
   static Floats unit(const uint8_t* at) { return load_f16(at); }
 };
 
 struct ReadBF16 : Column {
-  using Panel = ReadF32;
   static constexpr int kBytes = 2 * kLanes;
   static Floats unit(const uint8_t* at) { return load_bf16(at); }
 };
