@@ -46,6 +46,9 @@ FIELDS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "TQ1_0": ((0, 52, 4), (52, 2, 2)),
     "TQ2_0": ((0, 64, 4), (64, 2, 2)),
     "NVFP4": ((0, 4, 1), (4, 32, 4)),
+    "F32": ((0, 4, 4),),
+    "F16": ((0, 2, 2),),
+    "BF16": ((0, 2, 2),),
 }
 # Blocks in a super-block, and the lengths of a block's fields in order, of the formats that the Mosaic kernels read.
 SUPERBLOCKS: dict[str, tuple[int, tuple[int, ...]]] = {

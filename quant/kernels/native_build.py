@@ -36,8 +36,8 @@ from packlight.quant.kernels import prebuilt
 
 SOURCES = pathlib.Path(__file__).parent / "native"
 COMPILERS = ("c++", "g++", "clang++")
-ISAS = ("best", "portable", "avx2", "avx512", "neon")  # native/isa.h
-INSTRUCTIONS = ("", "portable", "avx2", "avx512-vnni", "neon")  # what is said of each
+ISAS = ("best", "portable", "avx2", "avx512", "neon", "avx512bf16")  # native/isa.h
+INSTRUCTIONS = ("", "portable", "avx2", "avx512-vnni", "neon", "avx512-vnni-bf16")  # what is said of each
 # No -march=native: functions that need AVX2 say so themselves. Contraction would fuse x * s + c on CPUs with FMA and
 # round activations differently from their twin in jnp.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-pthread")

@@ -1,4 +1,7 @@
-"""Native CPU kernels as traceable functions: packed weights times activations rounded to int8. Knows no models.
+"""Native CPU kernels as traceable functions: packed weights times activations. Knows no models.
+
+Activations are rounded to int8 by blocks as large as the weights'; with plain numbers they are as they are, or in
+bfloat16 where BF16 weights meet a unit for that (`round_activations`).
 
 The C++ in `quant/native` is called through XLA's FFI on XLA's own thread pool. Weights come in ggml's layout or with
 as many rows side by side as a vector of this CPU has 32-bit lanes (`quant.layouts`).
@@ -28,6 +31,7 @@ HANDLERS = (
 )
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 ROUNDINGS = {"Q1_0": "crossed", "Q2_0": "crossed", "NVFP4": "halved"}  # the others': by their blocks; native/weights.h
+PAIRS = 2  # the block of activations in bfloat16
 
 
 @functools.cache
@@ -64,7 +68,8 @@ def matmul(
     threads: int = 0,
     isa: str = "best",
 ) -> jax.Array:  # float32 (M, out)
-    """`round_activations(x) @ unpack(blocks).T` with exact integer products in a block and float32 sums over blocks.
+    """`round_activations(x) @ unpack(blocks).T` with exact integer products in a block and float32 sums over blocks;
+    plain numbers are multiplied and added in float32.
 
     `index` picks the matrix, counted over all leading axes, when `blocks` stacks several. `out` is needed when rows are
     side by side and no multiple of that. `threads` 0 takes XLA's pool; `isa` forces one of ISAS.
@@ -97,8 +102,9 @@ def matmul_many(
     rows, width = x.shape
     matrices = list(zip(blocks, qtypes, layouts, outs, strict=True))
     results = [jax.ShapeDtypeStruct((rows, _out(*one, width)), jnp.float32) for one in matrices]
-    kinds = len({ROUNDINGS.get(qtype, rounded_by(qtype)) for qtype in qtypes})  # x is rounded once for each
-    scratch = jax.ShapeDtypeStruct((kinds * (-(-rows * width * 11 // 8) + 64),), jnp.uint8)
+    kinds = {ROUNDINGS.get(qtype, "") or activation_block(qtype, isa) for qtype in qtypes}  # x is rounded once for each
+    sizes = [_scratch(rows, width, kind) for kind in kinds]
+    scratch = jax.ShapeDtypeStruct((max(1, sum(sizes)),), jnp.uint8)
     call = jax.ffi.ffi_call(target("packlight_matmul"), [*results, scratch])
     *products, _ = call(
         x,
@@ -130,16 +136,32 @@ def _out(blocks: jax.Array, qtype: str, layout: str, out: int | None, width: int
     return out
 
 
-def rounded_by(qtype: str) -> int:
-    """How many consecutive activations share one scale where they meet weights of this format."""
-    return 256 if format_named(qtype).elements == 256 else 32
+def activation_block(qtype: str, isa: str = "best") -> int:
+    """Activations of a row that are rounded together where they meet a format's weights: `round_activations`' block."""
+    if qtype == "BF16" and isa in ("best", "avx512bf16") and has("avx512bf16"):
+        return PAIRS
+    elements = format_named(qtype).elements
+    return elements if elements in (1, 256) else 32
+
+
+def _scratch(rows: int, width: int, kind: str | int) -> int:
+    """Bytes that x takes when it is rounded: `Activations::bytes` in native/weights.h."""
+    if kind == 1:
+        return 0
+    size = 4 * rows * -(-width // 2) if kind == PAIRS else rows * width * 11 // 8
+    return -(-size // 64) * 64
 
 
 def round_activations(x: jax.Array, block: int) -> jax.Array:
     """What a kernel computes with in place of x: float32 (M, K) -> float32 (M, K), int8 times a scale per `block`.
 
-    The twin of native/quantize.h, operation for operation: d = max / 127, q = round_half_even(x * (127 / max)).
+    The twin of native/quantize.h, operation for operation: d = max / 127, q = round_half_even(x * (127 / max)). A block
+    of 1 is x itself, and PAIRS are bfloat16.
     """
+    if block == 1:
+        return x
+    if block == PAIRS:
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     runs = x.reshape(x.shape[0], -1, block)
     top = jnp.max(jnp.abs(runs), axis=-1, keepdims=True)
     used = top >= np.float32(2.0**-100)

@@ -37,6 +37,7 @@ struct Call {
   Quantize quantize;
   Activations rounded[kRoundings];
   bool uses[kRoundings] = {};
+  bool rounds = false;  // some of them are not x as it is
   std::vector<Matrix> matrices;
 };
 
@@ -46,7 +47,7 @@ void quantize_chunk(void* context, int64_t chunk) {
   for (int64_t row = chunk * call.rows_per_chunk; row < last; ++row) {
     const float* values = call.x + row * call.width;
     for (int r = 0; r < kRoundings; ++r) {
-      if (call.uses[r]) call.quantize(values, call.rounded[r], row);
+      if (call.uses[r] && r != static_cast<int>(Rounding::none)) call.quantize(values, call.rounded[r], row);
     }
   }
 }
@@ -62,6 +63,7 @@ void multiply_chunk(void* context, int64_t chunk) {
 
 const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::avx512bf16) return kAvx512Bf16;
   if (isa == Isa::avx512) return kAvx512;
   if (isa == Isa::avx2) return kAvx2;
 #elif defined(__aarch64__)
@@ -95,16 +97,30 @@ std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t
       shape[0] != (result[1] + lanes - 1) / lanes) {
     return "the result's shape does not fit the weights";
   }
-  call.uses[static_cast<int>(rounding_of(*format))] = true;
   const uint8_t* data = static_cast<const uint8_t*>(blocks.untyped_data()) + index * matrix_bytes;
   const int64_t groups = (result[1] + kernels.lanes - 1) / kernels.lanes, rows = call.rows / call.each;
   float* to = static_cast<float*>(y.untyped_data());
   for (int64_t i = 0; i < call.each; ++i) {
     Weights weights{format, static_cast<int>(lanes), result[1], shape[1], data + i * matrix_bytes};
     call.matrices.push_back({weights, kernels.multiply(format->type), i * rows, rows, to + i * rows * result[1],
-                             Activations{}, groups, 1, 0});
+                             Activations{call.rows, call.width, kernels.rounding(*format)}, groups, 1, 0});
   }
   return "";
+}
+
+// Gives every matrix its rows of x, rounded into the scratch once for each rounding. Whether that is large enough.
+bool place(Call& call, uint8_t* scratch, int64_t size) {
+  for (Matrix& m : call.matrices) {
+    const int r = static_cast<int>(m.x.rounding);
+    if (!call.uses[r]) {
+      const int64_t bytes = Activations::bytes(call.rows, call.width, m.x.rounding);
+      if (bytes > size) return false;
+      call.rounded[r].place(call.x, scratch, call.rows, call.width, m.x.rounding);
+      scratch += bytes, size -= bytes, call.uses[r] = true, call.rounds |= m.x.rounding != Rounding::none;
+    }
+    m.x = call.rounded[r].part(m.first_row, m.rows);
+  }
+  return true;
 }
 
 // Chunks of all matrices together, `wanted` of them if the rows allow it.
@@ -127,10 +143,10 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
   Call call;
   call.x = x.typed_data(), call.rows = x.dimensions()[0], call.width = x.dimensions()[1], call.each = each;
   if (each < 1 || call.rows % each) return ffi::Error::InvalidArgument("the rows of x cannot be shared out evenly");
-  if (isa < 0 || isa > static_cast<int64_t>(Isa::neon) || !has(static_cast<Isa>(isa))) {
+  if (isa < 0 || isa > static_cast<int64_t>(Isa::avx512bf16) || !has(static_cast<Isa>(isa))) {
     return ffi::Error::InvalidArgument("this CPU has not the instruction set that is asked for");
   }
-  const Kernels& set = kernels(chosen(static_cast<Isa>(isa)));
+  const Kernels& set = kernels(chosen_for_products(static_cast<Isa>(isa)));
   call.quantize = set.quantize;
   const size_t count = types.size();
   if (!count || weights.size() != count || results.size() != count + 1 || lanes.size() != count ||
@@ -147,30 +163,21 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
     products += call.rows * call.width * call.matrices.back().weights.out;
   }
   auto scratch = results.get<ffi::AnyBuffer>(count);
-  const int64_t bytes = Activations::bytes(call.rows, call.width);
-  const int64_t roundings = std::count(call.uses, call.uses + kRoundings, true);
-  if (!scratch.has_value() || static_cast<int64_t>((*scratch)->size_bytes()) < bytes * roundings) {
+  if (!scratch.has_value() ||
+      !place(call, static_cast<uint8_t*>((*scratch)->untyped_data()), static_cast<int64_t>((*scratch)->size_bytes()))) {
     return ffi::Error::InvalidArgument("the scratch is too small");
   }
   if (!products) {  // rows, columns or width 0: what results there are have nothing to add up
     for (const Matrix& m : call.matrices) std::fill_n(m.y, m.rows * m.weights.out, 0.0f);
     return ffi::Error::Success();
   }
-  auto* base = static_cast<uint8_t*>((*scratch)->untyped_data());
-  for (int r = 0; r < kRoundings; ++r) {
-    call.rounded[r].place(base, call.rows, call.width, static_cast<Rounding>(r));
-    base += bytes * call.uses[r];
-  }
-  for (Matrix& m : call.matrices) {
-    m.x = call.rounded[static_cast<int>(rounding_of(*m.weights.format))].part(m.first_row, m.rows);
-  }
-
   if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
   if (products < kProductsWorthSharing) threads = 1;
   call.rows_per_chunk = std::max<int64_t>(8, (call.rows + 4 * threads - 1) / (4 * threads));
   const int64_t chunks = cut(call, threads == 1 ? 1 : threads * kChunksPerThread);
   auto job = std::make_shared<Job>();
-  job->quantize.set((call.rows + call.rows_per_chunk - 1) / call.rows_per_chunk, quantize_chunk, &call);
+  const int64_t parts = (call.rows + call.rows_per_chunk - 1) / call.rows_per_chunk;
+  job->quantize.set(call.rounds ? parts : 0, quantize_chunk, &call);
   job->multiply.set(chunks, multiply_chunk, &call);
   // Helpers first: they wake up while this thread quantizes.
   share(pool, job, threads, chunks);
@@ -185,12 +192,12 @@ PACKLIGHT_EXPORT int packlight_has(int isa) { return packlight::has(static_cast<
 
 // Rows that the layout which this CPU's kernels read fastest has side by side.
 PACKLIGHT_EXPORT int packlight_lanes() {
-  const packlight::Kernels& best = packlight::kernels(packlight::chosen(packlight::Isa::best));
+  const packlight::Kernels& best = packlight::kernels(packlight::chosen_for_products(packlight::Isa::best));
   return &best == &packlight::kPortable ? 1 : best.lanes;
 }
 
 // The number of the instruction set whose kernels run here when none is asked for.
-PACKLIGHT_EXPORT int packlight_best() { return static_cast<int>(packlight::chosen(packlight::Isa::best)); }
+PACKLIGHT_EXPORT int packlight_best() { return static_cast<int>(packlight::chosen_for_products(packlight::Isa::best)); }
 
 // The version of XLA's FFI that this was built for.
 PACKLIGHT_EXPORT int packlight_ffi_major() { return XLA_FFI_API_MAJOR; }

@@ -10,8 +10,8 @@ namespace {
 
 // Runs of `kUnit` bytes of each of `lanes` rows, one after the other.
 template <int kUnit>
-void interleave(const uint8_t* const* rows, int64_t lanes, int length, uint8_t* to) {
-  for (int at = 0; at < length; at += kUnit) {
+void interleave(const uint8_t* const* rows, int64_t lanes, int64_t length, uint8_t* to) {
+  for (int64_t at = 0; at < length; at += kUnit) {
     for (int64_t r = 0; r < lanes; ++r, to += kUnit) std::memcpy(to, rows[r] + at, kUnit);
   }
 }
@@ -26,7 +26,16 @@ PACKLIGHT_EXPORT void packlight_pack(int64_t type, int64_t lanes, int64_t out, i
   constexpr int64_t kMostLanes = 16, kMostBytes = 256;
   static const uint8_t zeros[kMostBytes] = {};
   const Format& format = *find_format(type);
+  const bool plain = format.elements == 1;  // a row of plain numbers is one field
   for (int64_t group = 0; group * lanes < out; ++group) {
+    if (plain && (group + 1) * lanes <= out) {
+      const uint8_t* rows[kMostLanes];
+      for (int64_t r = 0; r < lanes; ++r) rows[r] = blocks + (group * lanes + r) * n * format.bytes;
+      if (format.bytes == 4) interleave<4>(rows, lanes, n * 4, packed);
+      if (format.bytes == 2) interleave<2>(rows, lanes, n * 2, packed);
+      packed += lanes * n * format.bytes;
+      continue;
+    }
     for (int64_t b = 0; b < n; ++b, packed += lanes * format.bytes) {
       for (const Field& field : format.fields) {
         const uint8_t* rows[kMostLanes];

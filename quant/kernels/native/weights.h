@@ -8,6 +8,7 @@ namespace packlight {
 
 // ggml's type ids.
 enum Type : int64_t {
+  F32 = 0, F16 = 1, BF16 = 30,
   Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
   Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
   IQ4_NL = 20, IQ4_XS = 23, MXFP4 = 39,
@@ -23,7 +24,7 @@ struct Field {
 
 struct Format {
   Type type;
-  int elements;  // weights per block
+  int elements;  // weights per block; 1 of plain numbers
   int bytes;     // per block
   Field fields[5];  // cover the block; unused ones have length 0
 };
@@ -49,6 +50,9 @@ inline constexpr Format kFormats[] = {
     {TQ1_0, 256, 54, {{0, 52, 4}, {52, 2, 2}}},
     {TQ2_0, 256, 66, {{0, 64, 4}, {64, 2, 2}}},
     {NVFP4, 64, 36, {{0, 4, 1}, {4, 32, 4}}},
+    {F32, 1, 4, {{0, 4, 4}}},
+    {F16, 1, 2, {{0, 2, 2}}},
+    {BF16, 1, 2, {{0, 2, 2}}},
 };
 
 constexpr const Format* find_format(int64_t type) {
@@ -58,15 +62,16 @@ constexpr const Format* find_format(int64_t type) {
   return nullptr;
 }
 
-// How x is rounded for a format. In all but the first 32 activations share one scale. Crossed, their quants stand in
+// How x is rounded for a format: not at all, to bfloat16, or to int8, of which 32 or 256 share one scale. Crossed, their quants stand in
 // columns of 4: at 4 w + i that of activation 8 i + w. Halved, what is kept of their sum is kept for each 16.
-enum class Rounding { by256, by32, crossed, halved };
-inline constexpr int kRoundings = 4;
+enum class Rounding { none, pairs, by256, by32, crossed, halved };
+inline constexpr int kRoundings = 6;
 inline constexpr int kCrossedZero = 1, kHalvedZero = 12;  // the weight's quant that means 0 in such a format
 
 constexpr Rounding rounding_of(const Format& f) {
   if (f.type == Q1_0 || f.type == Q2_0) return Rounding::crossed;
   if (f.type == NVFP4) return Rounding::halved;
+  if (f.elements == 1) return Rounding::none;
   return f.elements == 256 ? Rounding::by256 : Rounding::by32;
 }
 
@@ -82,7 +87,13 @@ struct Sums {
   int16_t by16[16], by32[8], all;
 };
 
-// The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q.
+// Two neighbouring activations of a row in bfloat16.
+struct Pair {
+  uint16_t first, second;
+};
+
+// The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q. With plain numbers, whose blocks have
+// one element, x is as it is, or rounded to bfloat16 where an instruction set says so.
 struct Activations {
   int64_t rows, width;
   Rounding rounding;
@@ -93,12 +104,20 @@ struct Activations {
   float* d_sum;  // (rows, width / 32), d * sum of the block's q, by32
   int16_t* sum;  // (rows, width / 32), that sum
   int32_t* start;  // (rows, width / 32) crossed, (rows, width / 16) halved: -zero * sum of the q of so many
+  const float* values;  // (rows, width), x as it is
+  Pair* pairs;          // (rows, ceil(width / 2)), in pairs: 0 after the last of an odd width
 
   // Bytes of scratch that hold all this; native_ops.py reserves as much.
-  static int64_t bytes(int64_t rows, int64_t width) { return (rows * width * 11 / 8 + 63) / 64 * 64; }
+  static int64_t bytes(int64_t rows, int64_t width, Rounding rounding) {
+    if (rounding == Rounding::none) return 0;
+    const int64_t bytes = rounding == Rounding::pairs ? rows * pairs_of(width) * 4 : rows * width * 11 / 8;
+    return (bytes + 63) / 64 * 64;
+  }
+  static int64_t pairs_of(int64_t width) { return (width + 1) / 2; }
 
-  void place(uint8_t* scratch, int64_t rows_, int64_t width_, Rounding rounding_) {
-    rows = rows_, width = width_, rounding = rounding_, block = rounding == Rounding::by256 ? 256 : 32;
+  void place(const float* x, uint8_t* scratch, int64_t rows_, int64_t width_, Rounding rounding_) {
+    rows = rows_, width = width_, rounding = rounding_, block = rounding == Rounding::by256 ? 256 : 32, values = x;
+    if (rounding == Rounding::none) return;
     q = reinterpret_cast<int8_t*>(scratch);
     d = reinterpret_cast<float*>(scratch + rows * width);
     uint8_t* rest = scratch + rows * width + rows * (width / block) * 4;
@@ -106,15 +125,18 @@ struct Activations {
     d_sum = reinterpret_cast<float*>(rest);
     sum = reinterpret_cast<int16_t*>(rest + rows * (width / block) * 4);
     start = reinterpret_cast<int32_t*>(rest);
+    pairs = reinterpret_cast<Pair*>(scratch);
   }
 
   // Rows first .. first + count - 1 of these.
   Activations part(int64_t first, int64_t count) const {
+    Activations some = *this;
+    some.rows = count, some.values += first * width;
+    if (rounding == Rounding::none) return some;
     const int64_t blocks = first * (width / block);
-    Activations part = *this;
-    part.rows = count, part.q += first * width, part.d += blocks, part.sums += blocks;
-    part.d_sum += blocks, part.sum += blocks, part.start += rounding == Rounding::halved ? 2 * blocks : blocks;
-    return part;
+    some.q += first * width, some.d += blocks, some.sums += blocks, some.d_sum += blocks, some.sum += blocks;
+    some.start += rounding == Rounding::halved ? 2 * blocks : blocks, some.pairs += first * pairs_of(width);
+    return some;
   }
 };
 
@@ -128,11 +150,16 @@ struct Kernels {
   int lanes;
   Quantize quantize;
   Multiply (*multiply)(Type type);  // for every type of kFormats
+  bool pairs = false;  // BF16 weights want activations in bfloat16
+
+  Rounding rounding(const Format& format) const {
+    return pairs && format.type == BF16 ? Rounding::pairs : rounding_of(format);
+  }
 };
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvx512;
+extern const Kernels kAvx2, kAvx512, kAvx512Bf16;
 Multiply avx2_sub16(Type type);  // in parts that compile side by side; null for other types
 Multiply avx2_sub32(Type type);
 Multiply avx2_block32(Type type);
@@ -141,12 +168,15 @@ Multiply avx512_sub16(Type type);
 Multiply avx512_sub32(Type type);
 Multiply avx512_block32(Type type);
 Multiply avx512_small(Type type);
+Multiply avx2_numbers(Type type);
+Multiply avx512_numbers(Type type);
 #elif defined(__aarch64__)
 extern const Kernels kNeon;
 Multiply neon_sub16(Type type);
 Multiply neon_sub32(Type type);
 Multiply neon_block32(Type type);
 Multiply neon_small(Type type);
+Multiply neon_numbers(Type type);
 #endif
 
 }  // namespace packlight

@@ -112,12 +112,16 @@ def rounding(product, ties):
     to half a step."""
 
     def rounded(x, w, *args):
-        if w.qtype not in QTYPES:
+        block = native_ops.activation_block(w.qtype) if w.qtype in QTYPES else 1
+        if block == 1:
             return product(x, w, *args)
-        runs = x.reshape(x.shape[0], -1, native_ops.rounded_by(w.qtype))
-        steps = runs * 127 / jnp.maximum(jnp.abs(runs).max(-1, keepdims=True), 1e-30)
+        if block == native_ops.PAIRS:  # bfloat16 has the upper 16 of 32 bits
+            steps = (jax.lax.bitcast_convert_type(x, jnp.uint32) & 0xFFFF).astype(jnp.float32) / 65536
+        else:
+            runs = x.reshape(x.shape[0], -1, block)
+            steps = runs * 127 / jnp.maximum(jnp.abs(runs).max(-1, keepdims=True), 1e-30)
         jax.debug.callback(ties.append, jnp.abs(steps - jnp.floor(steps) - 0.5).min())
-        return product(native_ops.round_activations(x, runs.shape[-1]), w, *args)
+        return product(native_ops.round_activations(x, block), w, *args)
 
     return rounded
 

@@ -25,6 +25,9 @@ static_assert(gives(x86(kLeaf1 & ~(1u << 12), k512, kVnni, kZmm), false, false),
 static_assert(gives(x86(kLeaf1, k512, kVnni, 0x03), false, false), "a system that does not keep YMM registers");
 static_assert(gives(x86(kLeaf1, k512, kVnni, 0), false, false), "nor says what it keeps");
 static_assert(gives(x86(0, 0, 0, kZmm), false, false), "nothing");
+static_assert(!x86(kLeaf1, k512, kVnni, kZmm).bf16, "Ice Lake");
+static_assert(x86(kLeaf1, k512, kVnni, kZmm, 1u << 5).bf16, "Zen 4");
+static_assert(!x86(kLeaf1, k512, kVnni, kYmm, 1u << 5).bf16, "where the system does not keep ZMM registers");
 
 }  // namespace
 }  // namespace packlight

@@ -24,10 +24,24 @@ from packlight.quant.qtensor import QTensor, gather_rows
 # Against the twin. Integer sums are exact, so what is left is the f32 sum over N = K / block blocks of d * x_d times an
 # integer, and its like for minimums: (N + 6) 2^-24 of the terms' magnitudes (Higham, 3.1), 4e-6 at N = 64. A minimum's
 # term is about the size of the scale's, so that the norms of terms and sum differ by less than a factor of 2.
+# Plain numbers: chains of 256 products, whose roundings are independent: sqrt(256) 2^-24 = 1e-6.
 TWIN = 1e-5
-KEPT = ("Q4_0", "Q4_K", "TQ1_0", "NVFP4")  # one of each kind of block: what is proven of a path once is proven on these
+PLAIN = tuple(qtype for qtype in QTYPES if FORMATS[qtype].elements == 1)
+# one of each kind of block, and plain numbers: what is proven of a path once is proven on these
+KEPT = ("Q4_0", "Q4_K", "TQ1_0", "NVFP4", "F16", "BF16")
 # Rows of x, rows of w, and width in blocks: every tail of a tile of 4 tokens, 8 rows, 4 or 32 blocks.
 SIZES = ((1, 130, 2), (2, 9, 9), (3, 37, 3), (5, 7, 5), (8, 1, 7), (9, 8, 4), (17, 37, 5), (33, 9, 33))
+# The same of plain numbers: 6 tokens, 16 to 64 rows, 256 columns, pairs of columns.
+PLAIN_SIZES = (
+    (1, 130, 31),
+    (2, 67, 512),
+    (3, 37, 80),
+    (5, 7, 1),
+    (6, 65, 257),
+    (9, 8, 256),
+    (17, 7, 600),
+    (40, 129, 99),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,8 +60,10 @@ def test_the_library_names_the_best_instruction_set_of_this_cpu():
     avx2 = {"avx2", "fma", "f16c"} <= features
     avx512 = avx2 and {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"} <= features
     neon = "asimddp" in features
-    assert [native_ops.has(isa) for isa in ISAS] == [True, True, avx2, avx512, neon]
-    best = "avx512-vnni" if avx512 else "avx2" if avx2 else "neon" if neon else "portable"
+    bf16 = avx512 and "avx512_bf16" in features
+    assert [native_ops.has(isa) for isa in ISAS] == [True, True, avx2, avx512, neon, bf16]
+    names = {"avx512-vnni-bf16": bf16, "avx512-vnni": avx512, "avx2": avx2, "neon": neon, "portable": True}
+    best = next(name for name, there in names.items() if there)
     assert native_build.running().instructions == best
     assert native_build.running_if_built() == native_build.running()
 
@@ -71,6 +87,7 @@ def layouts_of(isa: str) -> list[str]:
         "avx2": ["ggml", "rows8"],
         "avx512": ["ggml", "rows16"],
         "neon": ["ggml", "rows4"],
+        "avx512bf16": ["ggml", "rows16"],
     }[isa]
 
 
@@ -82,9 +99,14 @@ def product(x, blocks, qtype, layout="ggml", out=None, threads=0, isa="best"):
 round_activations = jax.jit(native_ops.round_activations, static_argnums=1)
 
 
-def rounded(x: np.ndarray, qtype: str) -> np.ndarray:
+def rounded(x: np.ndarray, qtype: str, isa: str = "best") -> np.ndarray:
     """float64 (rows, K), what the kernels should multiply with."""
-    return np.asarray(round_activations(x, native_ops.rounded_by(qtype))).astype(np.float64)
+    return np.asarray(round_activations(x, native_ops.activation_block(qtype, isa))).astype(np.float64)
+
+
+def width_of(qtype: str, blocks: int) -> int:
+    """Elements in so many blocks; of plain numbers, whose blocks have one, 7 times as many."""
+    return blocks * (7 if qtype in PLAIN else FORMATS[qtype].elements)
 
 
 def weights(blocks: np.ndarray, qtype: str) -> np.ndarray:
@@ -104,30 +126,33 @@ def assert_near(y, exact: np.ndarray) -> None:
 @pytest.mark.parametrize("qtype", QTYPES)
 def test_equals_the_twin_and_full_precision(qtype):
     elements = FORMATS[qtype].elements
-    for rows, out, blocks in SIZES:
+    for rows, out, blocks in PLAIN_SIZES if qtype in PLAIN else SIZES:
         matrix, x = random_matrix(qtype, out, blocks), activations(rows, blocks * elements)
         w = weights(matrix, qtype)
-        exact = rounded(x, qtype) @ w.T
-        results = [
-            product(x, pack(matrix, qtype, layout), qtype, layout, out, isa=isa)
-            for isa in HERE
-            for layout in layouts_of(isa)
-        ]
-        for y in results:
-            assert_near(y, exact)
-        # Rounding moves an activation by at most half a step of max / 127, plus 2^-23 * 127 of a step for x * (127 /
-        # max) in f32; the f32 sum is TWIN as above.
-        by = native_ops.rounded_by(qtype)
-        step = np.abs(x).reshape(rows, -1, by).max(-1, keepdims=True).astype(np.float64) / 127
-        half = np.broadcast_to(0.5001 * step, (rows, blocks * elements // by, by)).reshape(rows, -1)
-        bound = half @ np.abs(w).T + TWIN * np.linalg.norm(exact)
-        assert np.all(np.abs(np.asarray(results[0]) - x.astype(np.float64) @ w.T) <= bound)
+        for isa in HERE:
+            exact = rounded(x, qtype, isa) @ w.T
+            for layout in layouts_of(isa):
+                y = product(x, pack(matrix, qtype, layout), qtype, layout, out, isa=isa)
+                assert_near(y, exact)
+            # Rounding to int8 moves an activation by at most half a step of max / 127, plus 2^-23 * 127 of a step for
+            # x * (127 / max) in f32, rounding to bfloat16 by half of 2^-7; the f32 sum is TWIN as above.
+            match native_ops.activation_block(qtype, isa):
+                case 1:
+                    moved = np.zeros(x.shape)
+                case native_ops.PAIRS:
+                    moved = 2.0**-8 * np.abs(x)
+                case block:
+                    step = np.abs(x).reshape(rows, -1, block).max(-1, keepdims=True).astype(np.float64) / 127
+                    moved = np.repeat(0.5001 * step[..., 0], block, axis=1)
+            bound = moved @ np.abs(w).T + TWIN * np.linalg.norm(exact)
+            assert np.all(np.abs(np.asarray(y) - x.astype(np.float64) @ w.T) <= bound)
 
 
 @pytest.mark.parametrize("qtype", tiered(QTYPES, KEPT))
 def test_layouts_and_numbers_of_rows_give_the_same_bits(qtype):
     """A row's product depends on nothing but that row of x: not its neighbours, the tile, the layout or the threads."""
-    matrix, x = random_matrix(qtype, 21, 40), activations(14, 40 * FORMATS[qtype].elements)
+    width = width_of(qtype, 41)
+    matrix, x = random_matrix(qtype, 21, width // FORMATS[qtype].elements), activations(14, width)
     for isa in HERE:
         y = np.asarray(product(x, matrix, qtype, isa=isa))
         for layout in layouts_of(isa):
@@ -136,7 +161,7 @@ def test_layouts_and_numbers_of_rows_give_the_same_bits(qtype):
                 np.testing.assert_array_equal(product(x[-rows:], packed, qtype, layout, 21, isa=isa), y[-rows:])
 
 
-@pytest.mark.parametrize("qtype", QTYPES)
+@pytest.mark.parametrize("qtype", [qtype for qtype in QTYPES if qtype not in PLAIN])
 def test_largest_quants_do_not_saturate(qtype):
     """Every integer at its end, activations all +-127: the worst case of the 16-bit sums inside a kernel."""
     fmt = FORMATS[qtype]
@@ -163,7 +188,10 @@ def test_largest_quants_do_not_saturate(qtype):
             assert np.all(np.abs(y - exact) <= TWIN * np.maximum(terms, 16 * 3 * x.shape[1]))
 
 
-@pytest.mark.parametrize("qtype", [qtype for qtype in QTYPES if qtype not in SCALES or SCALES[qtype].minimum is None])
+SCALED = [q for q in QTYPES if q not in PLAIN and (q not in SCALES or SCALES[q].minimum is None)]
+
+
+@pytest.mark.parametrize("qtype", SCALED)
 def test_scales_at_their_ends(qtype):
     """A row of w for each: zeros, subnormal, smallest and largest halves; of the others every byte. Minimums cancel,
     and their formats are left out."""
@@ -194,6 +222,33 @@ def test_what_is_not_finite_shows():
             y = np.asarray(product(x, matrix, qtype, isa=isa))
             assert np.isnan(y[4]).all()
             assert np.isfinite(np.delete(y, 4, axis=0)).all()
+
+
+@pytest.mark.parametrize("qtype", PLAIN)
+def test_plain_numbers_that_are_not_finite_show_and_tiny_ones_count(qtype):
+    """A weight moves its own row alone, an activation its own token. float16's subnormals are exact; those of float32,
+    which XLA flushes, are zeros or themselves."""
+    dtype = {"F32": np.uint32}.get(qtype, np.uint16)
+    infinite, nan, tiny = {
+        "F32": (0x7F800000, 0x7FC00000, 0x400000),
+        "F16": (0x7C00, 0x7E00, 0x0001),
+        "BF16": (0x7F80, 0x7FC0, 0x0040),
+    }[qtype]
+    matrix = random_matrix(qtype, 40, 35)
+    numbers = matrix.view(dtype)
+    numbers[3, 7], numbers[18, 34], numbers[20] = infinite, nan, 0
+    numbers[20, 2] = tiny
+    x = np.ones((9, 35), np.float32)
+    x[4, 5], x[8, 0] = np.inf, np.nan
+    for isa in HERE:
+        layout = layouts_of(isa)[-1]
+        y = np.asarray(product(x, pack(matrix, qtype, layout), qtype, layout, 40, isa=isa))
+        assert not np.isfinite(y[[4, 8]]).any()
+        fine = np.delete(y, [4, 8], axis=0)
+        assert np.isposinf(fine[:, 3]).all()
+        assert np.isnan(fine[:, 18]).all()
+        assert np.isfinite(np.delete(fine, [3, 18], axis=1)).all()
+        assert (fine[:, 20] == 2.0**-24).all() if qtype == "F16" else (np.abs(fine[:, 20]) <= 2.0**-126).all()
 
 
 def test_empty_matrices():
@@ -235,18 +290,18 @@ def test_activations_round_half_to_even_as_the_kernel_does():
 
 def test_many_products_share_one_call():
     x = activations(6, 512)
-    qtypes = ["Q4_K", "Q8_0", "Q6_K", "Q4_0"]
-    outs = [40, 9, 17, 8]
+    qtypes = ["Q4_K", "Q8_0", "F16", "Q6_K", "BF16", "Q4_0", "F32"]
+    outs = [40, 9, 50, 17, 21, 8, 1]
     matrices = [random_matrix(q, out, 512 // FORMATS[q].elements) for q, out in zip(qtypes, outs, strict=True)]
     rows = next(name for name, lanes in LANES.items() if lanes == native_build.lanes())
-    layouts = [rows, "ggml", rows, rows]
+    layouts = [rows, "ggml", rows, rows, rows, rows, "ggml"]
     packed = [pack(m, q, at) for m, q, at in zip(matrices, qtypes, layouts, strict=True)]
     ys = jax.jit(lambda x, bs: native_ops.matmul_many(x, bs, qtypes, layouts, outs))(x, packed)
     for y, matrix, qtype in zip(ys, matrices, qtypes, strict=True):
         np.testing.assert_array_equal(y, product(x, matrix, qtype))
 
 
-@pytest.mark.parametrize("qtype", ["Q5_0", "Q4_K"])
+@pytest.mark.parametrize("qtype", ["Q5_0", "Q4_K", "F16", "BF16"])
 @pytest.mark.parametrize(("rows", "out", "width"), [(1, 40, 256), (3, 17, 512), (9, 300, 512)])
 def test_each_matrix_multiplies_its_own_rows(qtype, rows, out, width):
     """Three of a stack of five, from the second on, with rows that are no whole tile."""
@@ -287,7 +342,7 @@ def test_any_number_of_threads_gives_the_same_bits(qtype):
             packed = pack(matrix, qtype, layout)
             for _ in range(3):
                 one, *others = by_threads(x, packed, qtype, layout, out, isa)
-                assert_near(one, rounded(x, qtype) @ w.T)
+                assert_near(one, rounded(x, qtype, isa) @ w.T)
                 for other in others:
                     np.testing.assert_array_equal(other, one)
 
@@ -334,6 +389,10 @@ def test_scratch_is_the_rounded_activations():
     blocks = jax.ShapeDtypeStruct((512, 8, 144), jnp.uint8)
     memory = product.lower(x, blocks, "Q4_K").compile().memory_analysis()
     assert memory.temp_size_in_bytes <= 16 * 2048 * 11 / 8 + 256
+    plain = jax.ShapeDtypeStruct((512, 2048, 2), jnp.uint8)
+    for qtype, size in (("F16", 0), ("BF16", 2)):
+        memory = product.lower(x, plain, qtype).compile().memory_analysis()
+        assert memory.temp_size_in_bytes <= 16 * 2048 * size + 256
 
 
 def test_refusals():
