@@ -6,6 +6,7 @@ Sources: AltUp (2301.13310), LAuReL (2411.07501), Gemma 3n's reference code; lla
 import jax
 import jax.numpy as jnp
 
+from packlight.model.division import over
 from packlight.model.network.norms import dots, norm
 from packlight.model.network.products import linear
 from packlight.model.network.step import Step
@@ -35,8 +36,8 @@ def _projected(step: Step, params: Params, name: str, number: int, x: jax.Array)
 
 def _as_large(step: Step, x: jax.Array, like: jax.Array) -> jax.Array:
     """x, made as long as `like` along the last axis."""
-    length, wanted = (jnp.sqrt(dots(step.numerics, each, each)) for each in (x, like))
-    return x * wanted / length
+    length, wanted = (jnp.sqrt(dots(step.numerics.native, each, each)) for each in (x, like))
+    return over(x * wanted, length)
 
 
 def predict(step: Step, weights: Params, index: jax.Array, streams: jax.Array) -> jax.Array:

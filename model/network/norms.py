@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from packlight.model.division import over
 from packlight.model.network.collectives import summed
-from packlight.model.network.state import Numerics
 from packlight.model.network.step import Step
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
@@ -74,12 +74,21 @@ def _native(
     return native_rows.norm(flat, weights, biases, at, epsilon=step.cfg.norm_epsilon, **how).reshape(x.shape)
 
 
-def dots(numerics: Numerics, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The sums over the last axis of a * b, which has a's shape or is a vector: (..., W) -> (..., 1)."""
-    if not numerics.native:
+def dots(native: bool, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The sums over the last axis of a * b, which has a's shape or is a vector: (..., W) -> (..., 1).
+
+    native: whether a CPU's native kernels run (`Numerics.native`).
+    """
+    if not native:
         return (a * b.reshape((1,) * (a.ndim - b.ndim) + b.shape)).sum(-1, keepdims=True)
     width = a.shape[-1]
     return native_rows.dots(a.reshape(-1, width), b.reshape(-1, width)).reshape(*a.shape[:-1], 1)
+
+
+def softmax(native: bool, x: jax.Array) -> jax.Array:
+    """The softmax of the last axis."""
+    weights = jnp.exp(x - x.max(-1, keepdims=True))
+    return over(weights, dots(native, weights, jnp.ones(x.shape[-1:], x.dtype)))
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

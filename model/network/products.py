@@ -37,11 +37,13 @@ def single(x: jax.Array, params: Params, name: str, numerics: Numerics) -> jax.A
 def finished(y: jax.Array, weights: Params, name: str, at: Any = ()) -> jax.Array:
     """A product (..., out) with the matrix `name`, scaled and biased as the file says: float32 (..., out).
 
-    at: the layer's index, and the expert's where a layer has a matrix for each; () where the model has one.
+    at: the layer's index, and the expert's where a layer has a matrix for each, or each row's expert's; () where the
+    model has one.
     """
     scale, bias = weights.get(f"{name}.scale"), weights.get(f"{name}.bias")
-    y = y if scale is None else y * scale[at].reshape((1,) * y.ndim)
-    return y if bias is None else y + bias[at].reshape((1,) * (y.ndim - 1) + (-1,))
+    lead = (1,) * (y.ndim - 2)
+    y = y if scale is None else y * scale[at].reshape(*lead, -1, 1)
+    return y if bias is None else y + bias[at].reshape(*lead, -1, y.shape[-1])
 
 
 def closing(step: Step, x: jax.Array, weights: Params, name: str, index: jax.Array, inputs: Segment) -> jax.Array:

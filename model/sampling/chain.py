@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from packlight.model import division
 from packlight.model.sampling.adjust import Adjustment, adjusted
 from packlight.model.sampling.config import MOST_LOGPROBS, PARAMETERS, SamplingConfig
 from packlight.model.sampling.rank import (
@@ -230,7 +231,9 @@ def _weights(
     settled = jnp.where(s.mirostat > 0, mirostat[1], settled)
     temperature = jnp.where(s.mirostat > 0, s.temperature, temperature)
     weights = jnp.where(
-        keep, jnp.exp(below_best(values, best_kept(values, keep)) / jnp.clip(temperature, TINY, HUGE)[:, None]), 0.0
+        keep,
+        jnp.exp(division.over(below_best(values, best_kept(values, keep)), jnp.clip(temperature, TINY, HUGE)[:, None])),
+        0.0,
     )
     weights = jnp.where(temperature[:, None] >= TINY, weights, (rank == first_true(keep)[:, None]).astype(jnp.float32))
     return weights, settled | (values.shape[1] == vocab)
@@ -287,7 +290,7 @@ def _typical(below: jax.Array, rank: jax.Array, keep: jax.Array, p: Array) -> ja
     """The tokens whose surprise is nearest the expected one, until their probabilities exceed p."""
     weights = jnp.where(keep, jnp.exp(below), 0.0)
     total = total_of(weights)
-    probability, surprise = weights / total, jnp.log(total) - below
+    probability, surprise = division.over(weights, total), jnp.log(total) - below
     expected = total_of(jnp.where(weights > 0, probability * surprise, 0.0))
     distance = jnp.where(weights > 0, jnp.abs(surprise - expected), jnp.inf)
     _, by_rank, probability = lax.sort((distance, rank, probability), dimension=1, is_stable=True, num_keys=1)
@@ -334,7 +337,7 @@ def _xtc(below: jax.Array, rank: jax.Array, keep: jax.Array, threshold: Array) -
 def _dynamic(values: jax.Array, keep: jax.Array, s: SlotSampling) -> jax.Array:  # (B,) f32
     """The temperature between temperature -/+ range that the entropy of what is kept asks for; one token needs none."""
     weights = jnp.where(keep, jnp.exp(below_best(values, best_kept(values, keep))), 0.0)
-    p = weights / total_of(weights)
+    p = division.over(weights, total_of(weights))
     entropy = total_of(jnp.where(p > 0, -p * jnp.log(p), 0.0))[:, 0]
     share = entropy / jnp.log(jnp.maximum(jnp.sum(keep, axis=1, dtype=jnp.int32), 2).astype(jnp.float32))
     low, high = jnp.maximum(s.temperature - s.dynatemp_range, 0.0), s.temperature + s.dynatemp_range
@@ -348,7 +351,7 @@ def _mirostat(
     tokens whose surprise is at most mu. Source: 2007.14966.
     """
     n = values.shape[1]
-    heated = below_best(values, values[:, :1]) / jnp.clip(s.temperature, TINY, HUGE)[:, None]
+    heated = division.over(below_best(values, values[:, :1]), jnp.clip(s.temperature, TINY, HUGE)[:, None])
     surprise = (jnp.log(whole.heated)[:, None] - heated) / jnp.log(jnp.float32(2))
     within = jnp.maximum(leading(surprise <= s.mirostat_mu[:, None], vocab), 1)
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from packlight.model.division import over
+
 CAP = 256  # ranks that the short path looks at
 TINY = float(np.finfo(np.float32).tiny)
 HUGE = float(np.finfo(np.float32).max)
@@ -118,7 +120,7 @@ def mass(
     temperature: jax.Array,  # (B,) f32
 ) -> jax.Array:  # (B,) f32
     """The sum of exp((logit - best) / temperature)."""
-    weights = jnp.where(logits == best, 1.0, jnp.exp((logits - best) / temperature[:, None]))
+    weights = jnp.where(logits == best, 1.0, jnp.exp(over(logits - best, temperature[:, None])))
     return total_of(jnp.where(logits == -jnp.inf, 0.0, weights))[:, 0]
 
 

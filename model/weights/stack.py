@@ -1,13 +1,13 @@
 """`Stack`: one tensor of every layer, grouped by format, and products with one layer's matrices."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from packlight.quant.matmul import matmul_each, matmul_many, unpacked
+from packlight.quant.matmul import matmul_chosen, matmul_each, matmul_many, unpacked
 from packlight.quant.qtensor import QTensor
 
 
@@ -38,22 +38,42 @@ def stacked_matmul_many(
     Layers whose matrices have the same formats share a branch of a switch. In it, one call multiplies all the matrices
     that go the same kernel path.
     """
+
+    def products(ws: Sequence[QTensor], places: jax.Array, x: jax.Array) -> list[jax.Array]:
+        results: dict[int, jax.Array] = {}
+        for each in dict.fromkeys(paths[w.qtype] for w in ws):
+            at = [i for i, w in enumerate(ws) if paths[w.qtype] == each]
+            made = matmul_many(x, [ws[i] for i in at], each, [(places[i], *inner) for i in at])
+            results |= dict(zip(at, made, strict=True))
+        return [results[i] for i in range(len(ws))]
+
+    return _of_layer(stacks, index, products, x)
+
+
+def stacked_matmul_chosen(
+    x: jax.Array, stacks: Sequence[Stack], index: jax.Array, chosen: jax.Array
+) -> list[jax.Array]:
+    """x (1, in), or (n, in) with a row for each, times n matrices of layer `index`: float32 (n, out) of each stack.
+
+    chosen: int32 (n,), the matrices' numbers in the layer. The `native` path knows all their formats.
+    """
+    return _of_layer(stacks, index, lambda ws, places, x: matmul_chosen(x, ws, places, chosen), x)
+
+
+def _of_layer(
+    stacks: Sequence[Stack],
+    index: jax.Array,
+    products: Callable[[Sequence[QTensor], jax.Array, jax.Array], list[jax.Array]],
+    x: jax.Array,
+) -> list[jax.Array]:
+    """products(each stack's tensor that holds layer `index`, where in them, x)."""
     groups = [tuple(stack.places[layer][0] for stack in stacks) for layer in range(len(stacks[0].places))]
     signatures = list(dict.fromkeys(groups))
     places = jnp.asarray([[p[1] for p in stack.places] for stack in stacks], jnp.int32)[:, index]
 
     def branch(signature: tuple[int, ...]):
         ws = [stack.groups[group] for stack, group in zip(stacks, signature, strict=True)]
-
-        def products(places: jax.Array, x: jax.Array) -> list[jax.Array]:
-            results: dict[int, jax.Array] = {}
-            for each in dict.fromkeys(paths[w.qtype] for w in ws):
-                at = [i for i, w in enumerate(ws) if paths[w.qtype] == each]
-                made = matmul_many(x, [ws[i] for i in at], each, [(places[i], *inner) for i in at])
-                results |= dict(zip(at, made, strict=True))
-            return [results[i] for i in range(len(ws))]
-
-        return products
+        return lambda places, x: products(ws, places, x)
 
     if len(signatures) == 1:
         return branch(signatures[0])(places, x)

@@ -92,7 +92,8 @@ def matmul_many(
 ) -> list[jax.Array]:  # float32 (M, out) each
     """Several products of one `x` in one call: x is rounded once and the pool is woken once (q, k, v; gate, up).
 
-    each: `index` picks the first of so many matrices of a stack, and each multiplies its own run of M / each rows.
+    each: `index` picks the first of so many matrices of a stack, or all of them if it is int32 (each,), and each
+    multiplies its own run of M / each rows.
     """
     layouts = layouts or ["ggml"] * len(blocks)
     outs = outs or [None] * len(blocks)

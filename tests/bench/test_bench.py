@@ -228,8 +228,8 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def told(model, tmp_path_factory):
-    """What every line of MISTAKES gives, in one process for all of them."""
+def told(model, native_library, tmp_path_factory):
+    """What every line of MISTAKES gives, in one process for all of them, in which no library has to be built."""
     folder = tmp_path_factory.mktemp("told")
     empty = folder / "empty.json"
     empty.write_text('[{"results": []}]')

@@ -41,9 +41,9 @@ def highest(gate: jax.Array, part: DensePart, numerics: Numerics) -> jax.Array:
     """
     split, here = numerics.split, gate.shape[-1]
     real = tensor_number(split) * here + jnp.arange(here, dtype=jnp.int32) < part.width  # a mesh pads
-    mean = summed(dots(numerics, gate, real.astype(jnp.float32)), split) / jnp.float32(part.width)
+    mean = summed(dots(numerics.native, gate, real.astype(jnp.float32)), split) / jnp.float32(part.width)
     off = jnp.where(real[None, None, :], gate - mean, 0)
-    deviation = jnp.sqrt(summed(dots(numerics, off, off), split) / jnp.float32(part.width - 1))
+    deviation = jnp.sqrt(summed(dots(numerics.native, off, off), split) / jnp.float32(part.width - 1))
     return jax.nn.relu(gate - (mean + jnp.float32(TWENTIETH) * deviation))
 
 

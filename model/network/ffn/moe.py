@@ -3,26 +3,28 @@
 Sources: Mixtral (2401.04088), DeepSeek-V3 (2412.19437); llama.cpp's `build_moe_ffn` for what is chosen and weighed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from packlight.model.division import over
 from packlight.model.network.collectives import summed, tensor_number
 from packlight.model.network.ffn import dense
 from packlight.model.network.ffn.dense import activate
-from packlight.model.network.norms import dots, norm
+from packlight.model.network.norms import dots, norm, softmax
 from packlight.model.network.products import finished, linear
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
-from packlight.model.weights.stack import stacked_matmul_many
+from packlight.model.weights.stack import stacked_matmul_chosen, stacked_matmul_many
 
 # Of the chosen experts' scores, as far as it divides them: the least normal float16, as in llama.cpp.
 LEAST_SUM = 2.0**-14
+OPENING = ("ffn_gate_up_exps", "ffn_gate_exps", "ffn_up_exps")  # what a file may have of matrices that read x
 
 
 def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h: jax.Array, x: jax.Array) -> jax.Array:
@@ -38,7 +40,7 @@ def feed_forward(step: Step, part: MoePart, weights: Params, index: jax.Array, h
     shared = dense.feed_forward(step, part.shared, weights, index, h)
     if "ffn_gate_inp_shexp" in weights:
         gate = weights["ffn_gate_inp_shexp"][index]
-        shared = shared * jax.nn.sigmoid(dots(step.numerics, h, gate))
+        shared = shared * jax.nn.sigmoid(dots(step.numerics.native, h, gate))
     return y + shared
 
 
@@ -65,7 +67,16 @@ def _routed(step: Step, weights: Params, index: jax.Array, h: jax.Array, router:
     latent = "ffn_latent_down" in weights
     x = linear(h, weights, "ffn_latent_down", index, numerics) if latent else h
     flat = x.reshape(-1, x.shape[-1]).astype(numerics.dtype)
-    y = moe(step.cfg, flat, router.reshape(flat.shape[0], -1), weights, index, numerics.paths, numerics.split)
+    y = moe(
+        step.cfg,
+        flat,
+        router.reshape(flat.shape[0], -1),
+        weights,
+        index,
+        numerics.paths,
+        numerics.split,
+        numerics.native,
+    )
     y = y.reshape(x.shape)
     return linear(y, weights, "ffn_latent_up", index, numerics) if latent else y
 
@@ -75,6 +86,7 @@ def route(
     used: int,
     routing: Routing,
     bias: jax.Array | None = None,
+    native: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X).
 
@@ -82,15 +94,15 @@ def route(
     """
     if routing.scores == "chosen":
         chosen, experts = lax.top_k(router, used)
-        return experts, jax.nn.softmax(chosen, axis=-1)
-    scores = jax.nn.softmax(router, axis=-1) if routing.scores == "softmax" else jax.nn.sigmoid(router)
+        return experts, softmax(native, chosen)
+    scores = softmax(native, router) if routing.scores == "softmax" else jax.nn.sigmoid(router)
     by = scores if bias is None else scores + bias[None, :]
     if routing.groups > 1:
         by = _of_best_groups(by, routing)
     _, experts = lax.top_k(by, used)
     chosen = jnp.take_along_axis(scores, experts, axis=-1)
     if routing.normed:
-        chosen = chosen / jnp.maximum(chosen.sum(-1, keepdims=True), LEAST_SUM)
+        chosen = over(chosen, jnp.maximum(dots(native, chosen, jnp.ones_like(chosen[0])), LEAST_SUM))
     return experts, chosen if routing.scale == 1 else chosen * jnp.float32(routing.scale)
 
 
@@ -98,7 +110,7 @@ def _of_best_groups(scores: jax.Array, routing: Routing) -> jax.Array:
     """Scores (M, E), -inf outside each row's best groups. Source: DeepSeek-V3 (2412.19437)."""
     M, E = scores.shape
     grouped = scores.reshape(M, routing.groups, E // routing.groups)
-    best_two = lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(-1)
+    best_two = sum(lax.top_k(grouped, min(2, grouped.shape[-1]))[0][..., at] for at in range(min(2, grouped.shape[-1])))
     _, groups = lax.top_k(best_two, routing.groups_used)
     kept = (groups[:, :, None] == jnp.arange(routing.groups)[None, None, :]).any(1)
     return jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(M, E)
@@ -112,19 +124,23 @@ def moe(
     index: jax.Array,  # int32 (), the layer
     paths: Mapping[str, str],  # format -> kernel path
     split: Split = WHOLE,
+    native: bool = False,  # whether a CPU's native kernels run
 ) -> jax.Array:  # float32 (M, D)
     """Sum over each row's chosen experts of weight * expert(row), or of expert(weight * row) as the family has it; with
     a split, each device computes its own experts.
 
     The (row, expert) pairs are sorted by expert and cut into tiles of one expert each; a tile gathers its rows,
-    runs them through that expert and adds the results back. Every expert is unpacked at most once more than
-    its rows fill tiles, and one that nobody chose not at all.
+    runs them through that expert and adds the results back: those of a row in the order of its experts' numbers.
+    Every expert is unpacked at most once more than its rows fill tiles, and one that nobody chose not at all. Native
+    kernels run the experts of a single row together.
     """
     M, D = x.shape
     bias, family = blk.get("exp_probs_b.bias"), cfg.architecture.ffn
-    experts, weights = route(router, cfg.expert_used_count, cfg.routing, None if bias is None else bias[index])
+    experts, weights = route(router, cfg.expert_used_count, cfg.routing, None if bias is None else bias[index], native)
     scales_input = family.experts is not None and family.experts.scales_input
     pairs = M * cfg.expert_used_count
+    if M == 1 and native and split.tensor == 1 and all(paths[each] == "native" for each in _formats(blk)):
+        return _of_one_row(family.kind, x, experts[0], weights[0], blk, index, scales_input)
     held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
     flat = experts.reshape(-1) - tensor_number(split) * held
     flat = jnp.where((flat >= 0) & (flat < held), flat, held)  # behind all others, and in no tile
@@ -151,6 +167,36 @@ def moe(
     return summed(lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32)), split)
 
 
+def _formats(blk: Params) -> set[str]:
+    """Of the experts' matrices."""
+    stacks = (blk[name] for name in (*OPENING, "ffn_down_exps") if name in blk)
+    return {group.qtype for stack in stacks for group in stack.groups}
+
+
+def _of_one_row(
+    kind: str,
+    x: jax.Array,  # (1, D)
+    experts: jax.Array,  # int32 (X,)
+    weights: jax.Array,  # float32 (X,)
+    blk: Params,
+    index: jax.Array,
+    scales_input: bool,
+) -> jax.Array:  # float32 (1, D)
+    """What a row's chosen experts give, in two native calls."""
+    order = jnp.argsort(experts)  # as tiles follow each other, so that sums have the same bits
+    experts, shares = experts[order], weights[order][:, None]
+    x = (x * shares).astype(x.dtype) if scales_input else x
+
+    def products(x: jax.Array, *names: str) -> list[jax.Array]:
+        ys = stacked_matmul_chosen(x, [blk[name] for name in names], index, experts)
+        return [finished(y, blk, name, (index, experts)) for y, name in zip(ys, names, strict=True)]
+
+    y = _through(kind, x, blk, products)
+    y = y if scales_input else y * shares
+    # scattered as tiles are: what is added as it is multiplied, XLA rounds once
+    return jnp.zeros_like(x, jnp.float32).at[jnp.zeros(len(y), jnp.int32)].add(y)
+
+
 def _expert(
     kind: str, x: jax.Array, blk: Params, index: jax.Array, expert: jax.Array, paths: Mapping[str, str]
 ) -> jax.Array:
@@ -160,10 +206,14 @@ def _expert(
         ys = stacked_matmul_many(x, [blk[name] for name in names], index, paths, (expert,))
         return [finished(y, blk, name, (index, expert)) for y, name in zip(ys, names, strict=True)]
 
+    return _through(kind, x, blk, products)
+
+
+def _through(kind: str, x: jax.Array, blk: Params, products: Callable[..., list[jax.Array]]) -> jax.Array:
+    """The feed-forward of an expert, or of several side by side. products(x, *names): with their matrices."""
+    opened = products(x, *(name for name in OPENING if name in blk))
     if "ffn_gate_up_exps" in blk:
-        gate, up = jnp.split(products(x, "ffn_gate_up_exps")[0], 2, axis=-1)
-    elif "ffn_gate_exps" in blk:
-        gate, up = products(x, "ffn_gate_exps", "ffn_up_exps")
+        gate, up = jnp.split(opened[0], 2, axis=-1)
     else:
-        (gate,) = (up,) = products(x, "ffn_up_exps")
+        gate, up = opened[0], opened[-1]
     return products(activate(kind, gate, up).astype(x.dtype), "ffn_down_exps")[0]

@@ -72,10 +72,11 @@ const Kernels& kernels(Isa isa) {
   return kPortable;
 }
 
-// Matrix `index` of one argument, or as many from there on as a call has of each, which may stack several on leading axes: a loop over layers passes the whole stack,
-// because XLA would copy a slice of it for the call. Or what is wrong with it.
+// Matrices of one argument, as many as a call has of each: those at `places`, one after the other from places[0] on if
+// there is only that. An argument may stack many on leading axes: a loop over layers passes the whole stack, because XLA
+// would copy a slice of it for the call. Or what is wrong with it.
 std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t lanes, ffi::AnyBuffer blocks,
-                       int64_t index, ffi::AnyBuffer y) {
+                       const int32_t* places, bool in_a_row, ffi::AnyBuffer y) {
   const Format* format = find_format(type);
   if (!format) return "no native kernel for ggml type " + std::to_string(type);
   const auto whole = blocks.dimensions();
@@ -89,19 +90,21 @@ std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t
     return "the packed weights do not fit x or their format";
   }
   const int64_t matrix_bytes = shape[0] * shape[1] * shape[2];
-  if (index < 0 || (matrix_bytes && (index + call.each) * matrix_bytes > static_cast<int64_t>(blocks.size_bytes()))) {
-    return "the index is outside the stack";
+  const auto place = [=](int64_t i) { return in_a_row ? places[0] + i : int64_t{places[i]}; };
+  for (int64_t i = 0; i < call.each; ++i) {
+    const int64_t end = (place(i) + 1) * matrix_bytes;
+    if (place(i) < 0 || end > static_cast<int64_t>(blocks.size_bytes())) return "the index is outside the stack";
   }
   const auto result = y.dimensions();
   if (y.element_type() != ffi::F32 || result.size() != 2 || result[0] != call.rows ||
       shape[0] != (result[1] + lanes - 1) / lanes) {
     return "the result's shape does not fit the weights";
   }
-  const uint8_t* data = static_cast<const uint8_t*>(blocks.untyped_data()) + index * matrix_bytes;
+  const uint8_t* data = static_cast<const uint8_t*>(blocks.untyped_data());
   const int64_t groups = (result[1] + kernels.lanes - 1) / kernels.lanes, rows = call.rows / call.each;
   float* to = static_cast<float*>(y.untyped_data());
   for (int64_t i = 0; i < call.each; ++i) {
-    Weights weights{format, static_cast<int>(lanes), result[1], shape[1], data + i * matrix_bytes};
+    Weights weights{format, static_cast<int>(lanes), result[1], shape[1], data + place(i) * matrix_bytes};
     call.matrices.push_back({weights, kernels.multiply(format->type), i * rows, rows, to + i * rows * result[1],
                              Activations{call.rows, call.width, kernels.rounding(*format)}, groups, 1, 0});
   }
@@ -149,8 +152,9 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
   const Kernels& set = kernels(chosen_for_products(static_cast<Isa>(isa)));
   call.quantize = set.quantize;
   const size_t count = types.size();
+  const int64_t places = count ? static_cast<int64_t>(indices.element_count() / count) : 0;  // of each argument
   if (!count || weights.size() != count || results.size() != count + 1 || lanes.size() != count ||
-      indices.element_count() != count) {
+      (places != 1 && places != each) || indices.element_count() != places * count) {
     return ffi::Error::InvalidArgument("want one type, layout, index and result per matrix, and the scratch");
   }
   int64_t products = 0;
@@ -158,7 +162,8 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
     auto blocks = weights.get<ffi::AnyBuffer>(i);
     auto y = results.get<ffi::AnyBuffer>(i);
     if (!blocks.has_value() || !y.has_value()) return ffi::Error::InvalidArgument("a buffer cannot be read");
-    const std::string wrong = add_matrix(call, set, types[i], lanes[i], *blocks, indices.typed_data()[i], **y);
+    const int32_t* at = indices.typed_data() + i * places;
+    const std::string wrong = add_matrix(call, set, types[i], lanes[i], *blocks, at, places == 1, **y);
     if (!wrong.empty()) return ffi::Error::InvalidArgument("matrix " + std::to_string(i) + ": " + wrong);
     products += call.rows * call.width * call.matrices.back().weights.out;
   }

@@ -150,7 +150,7 @@ def following(route, chosen):
     """`route`, in which the rows of each layer choose the experts that are next in `chosen`."""
     left = iter(chosen)
 
-    def followed(router, used, routing, bias=None):
+    def followed(router, used, routing, bias=None, native=False):
         shape = jax.ShapeDtypeStruct((router.shape[0], used), jnp.int32)
         experts = io_callback(lambda: np.asarray(next(left)), shape, ordered=True)
         lead = jax.nn.one_hot(experts, router.shape[1], dtype=jnp.float32).sum(1) * jnp.float32(1e6)

@@ -35,6 +35,9 @@ from packlight.quant.formats.table import FORMATS
 from packlight.quant.layouts import FIELDS, unpack
 
 IDS = np.random.default_rng(3).integers(3, 250, 21).tolist()
+# A text of which no activation lies at a tie of int8 to within float32's rounding, as one of a quarter of texts does:
+# devices add up in another order, and there the two roundings are a step apart.
+TIELESS = np.random.default_rng(0).integers(3, 300, 21).tolist()
 CONFIG = packlight.CompileConfig(prefill_buckets=(16,), decode_batch=(4,), head_rows=16)
 
 
@@ -59,7 +62,7 @@ def alone(divided):
     found = {}
     for kernels in ("xla", "native"):
         llm = on(divided, 1, 1, cpu_kernels=kernels)
-        found[kernels] = llm.logits(IDS), llm.generate(IDS, max_tokens=6, temperature=0).token_ids
+        found[kernels] = llm.logits(TIELESS), llm.generate(TIELESS, max_tokens=6, temperature=0).token_ids
     return found
 
 
@@ -68,9 +71,9 @@ def test_a_mesh_says_what_one_device_says(divided, alone, data, tensor, kernels)
     """Three prompts in slots of both groups; the cache keeps its parts from step to step."""
     llm = on(divided, data, tensor, cpu_kernels=kernels)
     expected, ids = alone[kernels]
-    assert np.abs(llm.logits(IDS) - expected).max() <= 1e-4 * expected.std()
+    assert np.abs(llm.logits(TIELESS) - expected).max() <= 1e-4 * expected.std()
     before = llm.engine._cache.state["attention"].k.sharding
-    several = llm.generate([IDS, IDS[:9], IDS], max_tokens=6, temperature=0)
+    several = llm.generate([TIELESS, TIELESS[:9], TIELESS], max_tokens=6, temperature=0)
     assert several[0].token_ids == several[2].token_ids == ids
     cache = llm.engine._cache
     k, v = cache.state["attention"]
@@ -82,7 +85,7 @@ def test_a_mesh_says_what_one_device_says(divided, alone, data, tensor, kernels)
 @pytest.mark.parametrize(("data", "tensor"), [product(1, 2), product(1, 4), (4, 1)])
 def test_logits_do_not_depend_on_the_mesh(divided, alone, data, tensor):
     expected, _ = alone["xla"]
-    assert np.abs(logits_alone(divided, IDS, data, tensor) - expected).max() <= 1e-4 * expected.std()
+    assert np.abs(logits_alone(divided, TIELESS, data, tensor) - expected).max() <= 1e-4 * expected.std()
 
 
 # Every branch of the split: experts, some padding, sinks, fused and biased matrices, norms over all heads, windows, one

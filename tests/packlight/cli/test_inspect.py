@@ -12,6 +12,7 @@ from packlight.cli.tables import summary_text
 from packlight.compile.memory import Limit
 from packlight.model.gguf.filetypes import FILE_TYPES
 from packlight.quant.kernels import native_build
+from packlight.quant.layouts import FIELDS
 
 SHAPE = {"layers": 2, "embed": 256, "heads": 4, "kv_heads": 2, "ffn": 256, "vocab": 320, "context": 300}
 
@@ -76,6 +77,7 @@ def test_what_makes_it_slow_is_said(tmp_path, monkeypatch):
     path = write_llama(tmp_path / "m.gguf", formats={"default": "F16"}, **SHAPE)
     monkeypatch.setattr(native_build, "obstacle", lambda: None)
     monkeypatch.setattr(inspection, "running_if_built", lambda: None)
+    monkeypatch.delitem(FIELDS, "F16")  # as if it had no native kernel
     assert rows(summary_text(inspection.inspect(path)))["runs here"] == "yes, but slowly; the xla kernels read F16"
     for module in (native_build, inspection):
         monkeypatch.setattr(module, "obstacle", lambda: "c++ failed: no such vector")
