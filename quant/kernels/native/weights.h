@@ -75,8 +75,8 @@ struct Pair {
   uint16_t first, second;
 };
 
-// The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q. With plain numbers, whose blocks have
-// one element, x is as it is, or rounded to bfloat16 where an instruction set says so.
+// The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q. Where weights are plain numbers, x is
+// as it is, or rounded to bfloat16 if an instruction set has a unit for that.
 struct Activations {
   int64_t rows, width;
   int block;
@@ -99,13 +99,16 @@ struct Activations {
   void place(const float* x, uint8_t* scratch, int64_t rows_, int64_t width_, int block_) {
     rows = rows_, width = width_, block = block_, values = x;
     if (block == 1) return;
+    if (block == kBlockOfPairs) {
+      pairs = reinterpret_cast<Pair*>(scratch);
+      return;
+    }
     q = reinterpret_cast<int8_t*>(scratch);
     d = reinterpret_cast<float*>(scratch + rows * width);
     uint8_t* rest = scratch + rows * width + rows * (width / block) * 4;
     sums = reinterpret_cast<Sums*>(rest);
     d_sum = reinterpret_cast<float*>(rest);
     sum = reinterpret_cast<int16_t*>(rest + rows * (width / block) * 4);
-    pairs = reinterpret_cast<Pair*>(scratch);
   }
 
   // Rows first .. first + count - 1 of these.
@@ -113,9 +116,12 @@ struct Activations {
     Activations some = *this;
     some.rows = count, some.values += first * width;
     if (block == 1) return some;
+    if (block == kBlockOfPairs) {
+      some.pairs += first * pairs_of(width);
+      return some;
+    }
     const int64_t blocks = first * (width / block);
     some.q += first * width, some.d += blocks, some.sums += blocks, some.d_sum += blocks, some.sum += blocks;
-    some.pairs += first * pairs_of(width);
     return some;
   }
 };
