@@ -22,10 +22,11 @@ struct Cpu {
   bool avx2 = false, avx512 = false, neon = false, bf16 = false;
 };
 
-// What an x86 CPU has, by its own words: CPUID's leaves 1, 7 and the next part of 7, and XCR0, which says whose registers the system keeps
-// when it switches threads. `__builtin_cpu_supports` knows other names in each compiler, and answers no to all of them
-// where the compiler comes without the run-time library that fills its table.
-constexpr Cpu x86(uint32_t leaf1_ecx, uint32_t leaf7_ebx, uint32_t leaf7_ecx, uint64_t xcr0, uint32_t leaf71_eax = 0) {
+// What an x86 CPU has, by its own words: CPUID's leaves 1 and 7, of that also part 1, and XCR0, which says whose registers
+// the system keeps when it switches threads. `__builtin_cpu_supports` knows other names in each compiler, and answers no
+// to all of them where the compiler comes without the run-time library that fills its table.
+constexpr Cpu x86(uint32_t leaf1_ecx, uint32_t leaf7_ebx, uint32_t leaf7_ecx, uint64_t xcr0,
+                  uint32_t leaf71_eax = 0) {
   constexpr uint32_t kFma = 1u << 12, kAvx = 1u << 28, kF16c = 1u << 29;                               // leaf 1, ecx
   constexpr uint32_t kAvx2 = 1u << 5, kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;  // leaf 7, ebx
   constexpr uint32_t kVnni = 1u << 11;                                                                 // leaf 7, ecx

@@ -18,7 +18,7 @@ constexpr int kTokens = 6;               // of a block of sums in registers
 constexpr int kFewTokens = 2;            // that wait for memory, whose sums of kFewGroups fit 16 registers
 constexpr int kFewGroups = 4;            // of rows: as many streams from memory
 constexpr int64_t kRun = 256;            // columns
-constexpr int64_t kAhead = 2048;         // bytes to fetch ahead in a stream, of 512 to 4096 the fastest
+constexpr int64_t kAhead = 2048;         // bytes to fetch ahead in a stream, of 1024, 2048, 4096 the fastest
 constexpr int64_t kTile = 86 * kTokens;  // tokens whose sums stay in L2
 
 // Groups of rows in layout "rowsN", `stride` bytes apart.

@@ -92,8 +92,8 @@ struct Pair {
   uint16_t first, second;
 };
 
-// The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q. With plain numbers, whose blocks have
-// one element, x is as it is, or rounded to bfloat16 where an instruction set says so.
+// The rows of x as int8 with one f32 scale per block of 32 or 256: x is about d * q. Where weights are plain numbers, x is
+// as it is, or rounded to bfloat16 if an instruction set has a unit for that.
 struct Activations {
   int64_t rows, width;
   Rounding rounding;
@@ -118,6 +118,10 @@ struct Activations {
   void place(const float* x, uint8_t* scratch, int64_t rows_, int64_t width_, Rounding rounding_) {
     rows = rows_, width = width_, rounding = rounding_, block = rounding == Rounding::by256 ? 256 : 32, values = x;
     if (rounding == Rounding::none) return;
+    if (rounding == Rounding::pairs) {
+      pairs = reinterpret_cast<Pair*>(scratch);
+      return;
+    }
     q = reinterpret_cast<int8_t*>(scratch);
     d = reinterpret_cast<float*>(scratch + rows * width);
     uint8_t* rest = scratch + rows * width + rows * (width / block) * 4;
@@ -125,7 +129,6 @@ struct Activations {
     d_sum = reinterpret_cast<float*>(rest);
     sum = reinterpret_cast<int16_t*>(rest + rows * (width / block) * 4);
     start = reinterpret_cast<int32_t*>(rest);
-    pairs = reinterpret_cast<Pair*>(scratch);
   }
 
   // Rows first .. first + count - 1 of these.
@@ -133,9 +136,13 @@ struct Activations {
     Activations some = *this;
     some.rows = count, some.values += first * width;
     if (rounding == Rounding::none) return some;
+    if (rounding == Rounding::pairs) {
+      some.pairs += first * pairs_of(width);
+      return some;
+    }
     const int64_t blocks = first * (width / block);
     some.q += first * width, some.d += blocks, some.sums += blocks, some.d_sum += blocks, some.sum += blocks;
-    some.start += rounding == Rounding::halved ? 2 * blocks : blocks, some.pairs += first * pairs_of(width);
+    some.start += rounding == Rounding::halved ? 2 * blocks : blocks;
     return some;
   }
 };
