@@ -1,0 +1,34 @@
+// Super-blocks whose quants are entries of a grid, with NEON.
+#if defined(__aarch64__)
+
+#include <arm_neon.h>
+
+#include <cstring>
+#include <initializer_list>
+#include <utility>
+
+#include "grids.h"
+#include "weights.h"
+
+#include "neon_begin.h"
+
+namespace packlight {
+namespace {
+
+#include "vectors_neon.h"
+#include "grids_neon.h"
+#include "sources.h"
+#include "dot_words.h"
+#include "block.h"
+#include "tile.h"
+#include "sources_codebook.h"
+
+}  // namespace
+
+Multiply neon_codebook(Type type) { return find_codebook(type); }
+
+}  // namespace packlight
+
+#include "neon_end.h"
+
+#endif  // defined(__aarch64__)
