@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
 #include <utility>
 
 #include "grids.h"
@@ -16,8 +17,9 @@ namespace packlight {
 namespace {
 
 #include "vectors_avx512.h"
-#include "grids_avx512.h"
 #include "sources.h"
+#include "grids_words.h"
+#include "grids_avx512.h"
 #include "dot_words.h"
 #include "block.h"
 #include "transpose_x86.h"

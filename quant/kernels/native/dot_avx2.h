@@ -36,7 +36,7 @@ inline Ints scale_of(const S& source, int outer) {
   else return half_of_pair<kI % 2>(source.scales((outer * S::kInner + kI) / 2));
 }
 
-// total[g][m] += scale * (quants of sub-block kI . x[m]); x and sums (unused here) are the block's.
+// total[g][m] += scale * (quants of sub-block kI . x[m]); x and sums (of 32 activations, unused here) are the block's.
 template <class S, int kG, int kM, int kI>
 inline void add_sub_block(const S* source, int outer, const int8_t* const* x, const int16_t* const*,
                           Ints (*total)[kM]) {

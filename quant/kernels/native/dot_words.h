@@ -26,11 +26,12 @@ inline Ints scale_of(const S& source, int outer) {
   return sar32<16>(kI % 2 ? pair : shl32<16>(pair));
 }
 
-// total[g][m] += scale * (quants of sub-block kI . x[m]); x and sums (of a sub-block's activations) are the block's.
+// total[g][m] += scale * (quants of sub-block kI . x[m]); x and sums (of 32 activations) are the block's.
 template <class S, int kG, int kM, int kI>
 inline void add_sub_block(const S* source, int outer, const int8_t* const* x, const int16_t* const* sums,
                           Ints (*total)[kM]) {
   const int sub = outer * S::kInner + kI, first = sub * S::kSub;
+  static_assert(!S::kSigned || S::kSub == 32);
   Ints part[kG][kM];
 #pragma GCC unroll 8
   for (int v = 0; v < S::kSub / 4; ++v) {

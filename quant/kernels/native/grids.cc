@@ -23,10 +23,10 @@ Grid* find(Type type) {
 
 void fill(Type type, const int8_t* values, Grid& grid) {
   const int width = grid_width(type), count = grid_entries(type) * width, scale = grid_type(type) == IQ1_S ? 8 : 1;
-  for (int i = 0; i < count; ++i) grid.values[i] = static_cast<int8_t>(scale * values[i]);
+  for (int i = 0; i < count; ++i) grid.values[i] = static_cast<uint8_t>(scale * values[i] + grid_offset(type));
   int levels = 0;
-  for (int value = -128; value < 128 && levels < 8; ++value) {
-    if (std::count(grid.values, grid.values + count, value)) grid.levels[levels++] = static_cast<int8_t>(value);
+  for (int value = 0; value < 256 && levels < 8; ++value) {
+    if (std::count(grid.values, grid.values + count, value)) grid.levels[levels++] = static_cast<uint8_t>(value);
   }
   for (int i = 0; i < count; ++i) {
     const int level = static_cast<int>(std::find(grid.levels, grid.levels + levels, grid.values[i]) - grid.levels);

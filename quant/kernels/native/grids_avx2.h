@@ -1,4 +1,4 @@
-// Entries of a grid, with AVX2. Included inside a namespace and target, after vectors_avx2.h.
+// Entries of a grid, with AVX2. Included inside a namespace and target, after grids_words.h.
 
 // Two 8-byte entries in each of 4: the first 4 bytes of all 8 rows, and the last.
 inline void halves_of_entries(const __m128i* two, Ints* v) {
@@ -10,26 +10,28 @@ inline void halves_of_entries(const __m128i* two, Ints* v) {
 
 #include "grids_x86.h"
 
-inline int32_t word_at(const int8_t* values, int index) {
+template <Type kType, int i>
+inline int32_t word_of(const Numbers<kType>& numbers, int run, int row) {
   int32_t word;
-  std::memcpy(&word, values + 4 * index, 4);
+  std::memcpy(&word, numbers.template entry<i>(run, row), 4);
   return word;
 }
 
-// The two entries of each row that a lane of `index` names as int16: 4 vectors of 4 weights, of IQ3's short ones 2.
+template <Type kType, int... i>
+inline void load_fours(const Numbers<kType>& numbers, int run, Ints* v, std::integer_sequence<int, i...>) {
+  const auto& n = numbers;
+  ((v[i] = _mm256_setr_epi32(word_of<kType, i>(n, run, 0), word_of<kType, i>(n, run, 1), word_of<kType, i>(n, run, 2),
+                             word_of<kType, i>(n, run, 3), word_of<kType, i>(n, run, 4), word_of<kType, i>(n, run, 5),
+                             word_of<kType, i>(n, run, 6), word_of<kType, i>(n, run, 7))),
+   ...);
+}
+
 template <Type kType>
-inline void look_up(Ints index, Ints* v) {
-  if constexpr (grid_width(kType) == 8) {
-    load_eights<kType>(index, v);
-  } else {
-    alignas(32) uint16_t at[2 * kLanes];
-    store(at, index);
-    const int8_t* t = grid_of<kType>.values;
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const uint16_t* r = at + i;
-      v[i] = _mm256_setr_epi32(word_at(t, r[0]), word_at(t, r[2]), word_at(t, r[4]), word_at(t, r[6]), word_at(t, r[8]),
-                               word_at(t, r[10]), word_at(t, r[12]), word_at(t, r[14]));
-    }
-  }
+using Entries = Numbers<kType>;
+
+// Elements 32 * run .. 32 * run + 31 of every row, without their signs: 8 vectors.
+template <Type kType>
+inline void look_up(const Numbers<kType>& numbers, int run, Ints* v) {
+  if constexpr (grid_width(kType) == 8) load_eights<kType>(numbers, run, v);
+  else load_fours<kType>(numbers, run, v, std::make_integer_sequence<int, 8>());
 }

@@ -1,5 +1,5 @@
 // Entries of a grid, with AVX-512: those of up to 1024 entries come from registers as 16-bit codes, 32 entries at a time.
-// Included inside a namespace and target, after vectors_avx512.h.
+// Included inside a namespace and target, after grids_words.h.
 
 inline __m512 joined(__m128i a, __m128i b, __m128i c, __m128i d) {
   const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
@@ -46,23 +46,44 @@ inline Ints four_of_eight(Ints code, Ints levels) {
   return shuffle(levels, (kRight ? shr16<kRight>(code) : code) & splat32(0x0C0C0303));
 }
 
-// The two entries of each row that a lane of `index` names as int16: 4 vectors of 4 weights, of IQ3's short ones 2.
-template <Type kType>
-inline void look_up(Ints index, Ints* v) {
+template <Type kType, int p>
+inline void look_up_pair(const uint8_t* b, int run, Ints* v) {
   const Grid& grid = grid_of<kType>;
-  const int8_t* l = grid.levels;
-  if constexpr (grid_entries(kType) > 1024) {
-    load_eights<kType>(index, v);
-  } else if constexpr (grid_width(kType) == 4) {
-    const Ints codes = codes_at<grid_entries(kType)>(grid.codes, index);
+  const uint8_t* l = grid.levels;
+  const Ints codes = codes_at<grid_entries(kType)>(grid.codes, numbers<kType, p>(b, run));
+  if constexpr (grid_width(kType) == 4) {
     const Ints levels = bytes16(l[0], l[1], l[2], l[3], l[4], l[5], l[6], l[7], 0, 0, 0, 0, 0, 0, 0, 0);
-    v[0] = four_of_four(twice<0>(codes), levels);
-    v[1] = four_of_four(twice<2>(codes), levels);
+    v[2 * p] = four_of_four(twice<0>(codes), levels);
+    v[2 * p + 1] = four_of_four(twice<2>(codes), levels);
   } else {
-    const Ints codes = codes_at<grid_entries(kType)>(grid.codes, index);
     const Ints levels = bytes16(l[0], l[1], l[2], l[3], l[1], 0, 0, 0, l[2], 0, 0, 0, l[3], 0, 0, 0);
-    const Ints a = twice<0>(codes), b = twice<2>(codes);
-    v[0] = four_of_eight<0>(a, levels), v[1] = four_of_eight<4>(a, levels);
-    v[2] = four_of_eight<0>(b, levels), v[3] = four_of_eight<4>(b, levels);
+    const Ints first = twice<0>(codes), second = twice<2>(codes);
+    v[4 * p] = four_of_eight<0>(first, levels), v[4 * p + 1] = four_of_eight<4>(first, levels);
+    v[4 * p + 2] = four_of_eight<0>(second, levels), v[4 * p + 3] = four_of_eight<4>(second, levels);
+  }
+}
+
+// The packed bytes of a block, for numbers in vectors.
+template <Type kType>
+struct Packed {
+  const uint8_t* b;
+  explicit Packed(const uint8_t* b) : b(b) {}
+};
+
+template <Type kType>
+using Entries = std::conditional_t<grid_entries(kType) <= 1024, Packed<kType>, Numbers<kType>>;
+
+// Elements 32 * run .. 32 * run + 31 of every row, without their signs: 8 vectors.
+template <Type kType>
+inline void look_up(const Entries<kType>& entries, int run, Ints* v) {
+  if constexpr (grid_entries(kType) > 1024) {
+    load_eights<kType>(entries, run, v);
+  } else {
+    look_up_pair<kType, 0>(entries.b, run, v);
+    look_up_pair<kType, 1>(entries.b, run, v);
+    if constexpr (grid_width(kType) == 4) {
+      look_up_pair<kType, 2>(entries.b, run, v);
+      look_up_pair<kType, 3>(entries.b, run, v);
+    }
   }
 }

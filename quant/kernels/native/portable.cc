@@ -73,8 +73,11 @@ void scale_min(const uint8_t* s, Unpacked& u) {
 template <Type kType>
 void entry(int index, int signs, int8_t* q) {
   constexpr int n = grid_width(kType);
-  const int8_t* values = grid_of<grid_type(kType)>.values + n * index;
-  for (int i = 0; i < n; ++i) q[i] = static_cast<int8_t>(signs >> i & 1 ? -values[i] : values[i]);
+  const uint8_t* values = grid_of<grid_type(kType)>.values + n * index;
+  for (int i = 0; i < n; ++i) {
+    const int value = values[i] - grid_offset(kType);
+    q[i] = static_cast<int8_t>(signs >> i & 1 ? -value : value);
+  }
 }
 
 int with_parity(int sevens) { return sevens | (__builtin_popcount(sevens) & 1) << 7; }
@@ -118,7 +121,7 @@ void unpack_grid(const uint8_t* b, Unpacked& u) {
         entry<kType>(index, b[74 + 4 * s + g / 2] >> g % 2 * 4, q + 4 * g);
       }
     } else {
-      const int qh = word16(b + (kType == IQ1_S ? 34 : 32) + 2 * s), word = word16(b + 48 + s / 2 * 2);
+      const int qh = word16(b + (kType == IQ1_S ? 34 : 32) + 2 * s), word = kType == IQ1_M ? word16(b + 48 + s / 2 * 2) : 0;
       if constexpr (kType == IQ1_S) u.sc[s] = static_cast<int16_t>(2 * (qh >> 12 & 7) + 1);
       for (int c = 0; kType == IQ1_M && c < 2; ++c) {
         u.sc[2 * s + c] = static_cast<int16_t>(2 * (word >> (s % 2 * 6 + 3 * c) & 7) + 1);

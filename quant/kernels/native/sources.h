@@ -63,7 +63,7 @@ template <int kSub_, int kDepth_, bool kSigned_, int kOuter_, int kInner_>
 struct Source256 {
   static constexpr int kBlock = 256, kSub = kSub_, kDepth = kDepth_, kOuter = kOuter_, kInner = kInner_;
   static constexpr int kPairs = 128 / kSub;
-  static constexpr bool kSigned = kSigned_, kMins = !kSigned, kFolded = false;  // of the formats without a grid only IQ4_XS is signed
+  static constexpr bool kSigned = kSigned_, kMins = !kSigned, kFolded = false;  // of the super-block formats only IQ4_XS is signed
   Ints sc[kPairs], mn[kPairs];
   Floats d, dmin;
   Ints scales(int p) const { return sc[p]; }

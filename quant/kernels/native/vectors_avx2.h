@@ -35,10 +35,10 @@ inline Ints shr16_by(Ints v, int k) { return _mm256_srl_epi16(v, _mm_cvtsi32_si1
 inline Ints shl32_each(Ints v, Ints k) { return _mm256_sllv_epi32(v, k); }
 inline Ints shuffle(Ints v, Ints order) { return _mm256_shuffle_epi8(v, order); }  // within 16 bytes
 inline Ints bytes_with(Ints v, Ints bits) { return _mm256_cmpeq_epi8(_mm256_and_si256(v, bits), bits); }  // 0 or -1
-// v, negative where its byte has the bit.
-inline Ints negative_with(Ints v, Ints bytes, Ints bits) {
-  const Ints minus = bytes_with(bytes, bits);
-  return sub8(v ^ minus, minus);
+// Where its byte has the bit, `sum` - v, elsewhere v.
+inline Ints mirrored(Ints v, int sum, Ints bytes, Ints bits) {
+  const Ints there = bytes_with(bytes, bits);
+  return add8(v ^ there, there & splat8(sum + 1));
 }
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) {
   return _mm256_blendv_epi8(no, yes, _mm256_cmpgt_epi32(b, a));

@@ -35,9 +35,9 @@ inline Ints shr16_by(Ints v, int k) { return _mm512_srl_epi16(v, _mm_cvtsi32_si1
 inline Ints shl32_each(Ints v, Ints k) { return _mm512_sllv_epi32(v, k); }
 inline Ints shuffle(Ints v, Ints order) { return _mm512_shuffle_epi8(v, order); }  // within 16 bytes
 inline Ints bytes_with(Ints v, Ints bits) { return _mm512_movm_epi8(_mm512_test_epi8_mask(v, bits)); }  // one bit a byte
-// v, negative where its byte has the bit.
-inline Ints negative_with(Ints v, Ints bytes, Ints bits) {
-  return _mm512_mask_sub_epi8(v, _mm512_test_epi8_mask(bytes, bits), _mm512_setzero_si512(), v);
+// Where its byte has the bit, `sum` - v, elsewhere v.
+inline Ints mirrored(Ints v, int sum, Ints bytes, Ints bits) {
+  return _mm512_mask_sub_epi8(v, _mm512_test_epi8_mask(bytes, bits), splat8(sum), v);
 }
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) {
   return _mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(a, b), no, yes);

@@ -57,10 +57,10 @@ inline Ints shr16_by(Ints v, int k) { return ints(vshlq_u16(u16(v), vdupq_n_s16(
 inline Ints shl32_each(Ints v, Ints k) { return ints(vshlq_u32(u32(v), s32(k))); }
 inline Ints shuffle(Ints v, Ints order) { return vqtbl1q_u8(v, order); }
 inline Ints bytes_with(Ints v, Ints bits) { return vtstq_u8(v, bits); }  // of one bit a byte: 0 or -1
-// v, negative where its byte has the bit.
-inline Ints negative_with(Ints v, Ints bytes, Ints bits) {
-  const Ints minus = bytes_with(bytes, bits);
-  return sub8(v ^ minus, minus);
+// Where its byte has the bit, `sum` - v, elsewhere v.
+inline Ints mirrored(Ints v, int sum, Ints bytes, Ints bits) {
+  const Ints there = bytes_with(bytes, bits);
+  return add8(v ^ there, there & splat8(sum + 1));
 }
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) { return vbslq_u8(ints(vcltq_s32(s32(a), s32(b))), yes, no); }
 
