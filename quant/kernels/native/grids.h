@@ -41,10 +41,11 @@ constexpr int grid_offset(Type type) {
 //   8 weights: byte 0 has weights 0, 2, 4, 6 in two bits each, byte 1 weights 1, 3, 5, 7
 // so that a byte shuffle of a 4-byte word and one shift put 4 consecutive weights into its bytes (grids_avx512.h).
 struct Grid {
-  alignas(64) uint8_t values[2048 * 8];  // with the offset
   alignas(64) uint16_t codes[2048];
   uint8_t levels[8];
   bool set;
+  alignas(64) uint8_t values[2048 * 8];  // with the offset
+  uint8_t after[64];                     // loads of more than an entry end here
 };
 
 // That of formats with `grid_type` kType.

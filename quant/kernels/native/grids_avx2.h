@@ -10,19 +10,23 @@ inline void halves_of_entries(const __m128i* two, Ints* v) {
 
 #include "grids_x86.h"
 
-template <Type kType, int i>
-inline int32_t word_of(const Numbers<kType>& numbers, int run, int row) {
-  int32_t word;
-  std::memcpy(&word, numbers.template entry<i>(run, row), 4);
-  return word;
+// 16 bytes such that row's entry i of 4 bytes is word row % 4: a blend takes that word and needs no shuffle.
+template <Type kType, int i, int row>
+inline __m128i around(const Numbers<kType>& numbers, int run) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers.template entry<i>(run, row) - row % 4 * 4));
+}
+
+template <Type kType, int i, int row>
+inline __m128i four_rows(const Numbers<kType>& numbers, int run) {
+  const __m128i first = _mm_blend_epi32(around<kType, i, row>(numbers, run), around<kType, i, row + 1>(numbers, run), 2);
+  const __m128i second = _mm_blend_epi32(first, around<kType, i, row + 2>(numbers, run), 4);
+  return _mm_blend_epi32(second, around<kType, i, row + 3>(numbers, run), 8);
 }
 
 template <Type kType, int... i>
 inline void load_fours(const Numbers<kType>& numbers, int run, Ints* v, std::integer_sequence<int, i...>) {
-  const auto& n = numbers;
-  ((v[i] = _mm256_setr_epi32(word_of<kType, i>(n, run, 0), word_of<kType, i>(n, run, 1), word_of<kType, i>(n, run, 2),
-                             word_of<kType, i>(n, run, 3), word_of<kType, i>(n, run, 4), word_of<kType, i>(n, run, 5),
-                             word_of<kType, i>(n, run, 6), word_of<kType, i>(n, run, 7))),
+  ((v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(four_rows<kType, i, 0>(numbers, run)),
+                                   four_rows<kType, i, 4>(numbers, run), 1)),
    ...);
 }
 
