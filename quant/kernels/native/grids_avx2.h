@@ -16,18 +16,24 @@ inline __m128i around(const Numbers<kType>& numbers, int run) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers.template entry<i>(run, row) - row % 4 * 4));
 }
 
+// Rows row .. row + 3. With names for what is blended: some compilers' blends are macros.
 template <Type kType, int i, int row>
 inline __m128i four_rows(const Numbers<kType>& numbers, int run) {
-  const __m128i first = _mm_blend_epi32(around<kType, i, row>(numbers, run), around<kType, i, row + 1>(numbers, run), 2);
-  const __m128i second = _mm_blend_epi32(first, around<kType, i, row + 2>(numbers, run), 4);
-  return _mm_blend_epi32(second, around<kType, i, row + 3>(numbers, run), 8);
+  const __m128i a = around<kType, i, row>(numbers, run), b = around<kType, i, row + 1>(numbers, run);
+  const __m128i c = around<kType, i, row + 2>(numbers, run), d = around<kType, i, row + 3>(numbers, run);
+  const __m128i two = _mm_blend_epi32(a, b, 2), three = _mm_blend_epi32(two, c, 4);
+  return _mm_blend_epi32(three, d, 8);
+}
+
+template <Type kType, int i>
+inline Ints all_rows(const Numbers<kType>& numbers, int run) {
+  const __m128i low = four_rows<kType, i, 0>(numbers, run), high = four_rows<kType, i, 4>(numbers, run);
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
 }
 
 template <Type kType, int... i>
 inline void load_fours(const Numbers<kType>& numbers, int run, Ints* v, std::integer_sequence<int, i...>) {
-  ((v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(four_rows<kType, i, 0>(numbers, run)),
-                                   four_rows<kType, i, 4>(numbers, run), 1)),
-   ...);
+  ((v[i] = all_rows<kType, i>(numbers, run)), ...);
 }
 
 template <Type kType>
