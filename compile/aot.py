@@ -134,7 +134,8 @@ def build(
         warnings.append(f"executables are not kept: {store.problem}")
         store = None
     if steps.kernels.path == "native":
-        native_ops.register()  # before an executable that calls the kernels is loaded
+        native_ops.register()  # before an executable that calls the kernels is loaded, or runs
+        native_ops.set_grids(steps.kernels.multiplied.values())
     builder = Builder(steps, params, store, load)
     built = {}
     # For a CPU one at a time: XLA shares each out among the cores, and a second one at work takes 225 MB more.

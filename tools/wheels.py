@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 OLDEST_GLIBC = (2, 28)  # what the tags below promise
 HIDDEN = "-fvisibility=hidden"  # what the library has of libc++ is nobody else's
 SHOWN = (b"packlight_matmul", b"packlight_attention", b"packlight_delta", b"packlight_mamba2")  # to Python
-SHOWN += (b"packlight_pack", b"packlight_ffi_minor")
+SHOWN += (b"packlight_pack", b"packlight_set_grid", b"packlight_ffi_minor")
 INSIDE = "packlight/quant/kernels/prebuilt"  # quant.kernels.prebuilt.FOLDER in a wheel
 
 

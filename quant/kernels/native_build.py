@@ -171,6 +171,16 @@ def obstacle() -> str | None:
     return _failure(path, compiler)
 
 
+def set_grid(type_id: int, values: np.ndarray) -> None:
+    """Hands a format's grid, int8 (entries, weights), to the library, which has none of its own.
+
+    Raises NativeBuildError.
+    """
+    assert values.dtype == np.int8
+    assert values.flags.c_contiguous
+    loaded()[0].packlight_set_grid(ctypes.c_int64(type_id), ctypes.c_void_p(values.ctypes.data))
+
+
 def is_likely() -> bool:
     """Whether there is a library, or a C++ compiler to build it with; nothing is built."""
     return obstacle() is None

@@ -8,7 +8,7 @@ as many rows side by side as a vector of this CPU has 32-bit lanes (`quant.layou
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 
 from packlight.common.errors import UnsupportedError
 from packlight.quant.formats.bits import quotient
+from packlight.quant.formats.iquants import grid_words
 from packlight.quant.formats.table import format_named
 from packlight.quant.kernels import native_build
 from packlight.quant.kernels.native_build import ISAS
@@ -32,6 +33,8 @@ HANDLERS = (
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 ROUNDINGS = {"Q1_0": "crossed", "Q2_0": "crossed", "NVFP4": "halved"}  # the others': by their blocks; native/weights.h
 PAIRS = 2  # the block of activations in bfloat16
+# The formats whose quants are entries of a grid -> the one that it is named for.
+GRIDS = {name: name for name in ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S")} | {"IQ1_M": "IQ1_S"}
 
 
 @functools.cache
@@ -45,6 +48,21 @@ def register() -> str:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
         jax.ffi.register_ffi_target(f"{handler}_{digest}", capsule, platform="cpu")
     return digest
+
+
+def set_grids(qtypes: Iterable[str]) -> None:
+    """Gives the library the grids of those formats that have one. Raises NativeBuildError.
+
+    Must run before a product with such a format: `matmul_many` does so when it is traced, and whoever loads executables
+    that were compiled before does it for their weights.
+    """
+    for name in sorted({GRIDS[qtype] for qtype in qtypes if qtype in GRIDS}):
+        _set_grid(name)
+
+
+@functools.cache
+def _set_grid(name: str) -> None:
+    native_build.set_grid(format_named(name).type_id, grid_words(name).view(np.int8))
 
 
 def target(handler: str) -> str:
@@ -102,6 +120,7 @@ def matmul_many(
         raise ValueError(f"native matmul: want x float32 (M, K), got {x.dtype} {x.shape}")
     rows, width = x.shape
     matrices = list(zip(blocks, qtypes, layouts, outs, strict=True))
+    set_grids(qtypes)
     results = [jax.ShapeDtypeStruct((rows, _out(*one, width)), jnp.float32) for one in matrices]
     kinds = {ROUNDINGS.get(qtype, "") or activation_block(qtype, isa) for qtype in qtypes}  # x is rounded once for each
     sizes = [_scratch(rows, width, kind) for kind in kinds]

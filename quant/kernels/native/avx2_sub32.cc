@@ -30,7 +30,7 @@ Multiply avx2_sub32(Type type) { return find_sub32(type); }
 namespace {
 
 Multiply find(Type type) {
-  for (const auto part : {avx2_sub16, avx2_sub32, avx2_block32, avx2_small, avx2_numbers}) {
+  for (const auto part : {avx2_sub16, avx2_sub32, avx2_block32, avx2_small, avx2_numbers, avx2_codebook}) {
     if (const Multiply multiply = part(type)) return multiply;
   }
   return nullptr;

@@ -30,7 +30,7 @@ Multiply avx512_sub32(Type type) { return find_sub32(type); }
 namespace {
 
 Multiply find(Type type) {
-  for (const auto part : {avx512_sub16, avx512_sub32, avx512_block32, avx512_small, avx512_numbers}) {
+  for (const auto part : {avx512_sub16, avx512_sub32, avx512_block32, avx512_small, avx512_numbers, avx512_codebook}) {
     if (const Multiply multiply = part(type)) return multiply;
   }
   return nullptr;

@@ -85,7 +85,8 @@ struct alignas(64) Panel256 {
     uint8_t* to = q + kLanes * kSub * (outer * S::kInner + kI);
 #pragma GCC unroll 8
     for (int v = 0; v < kSub / 4; ++v) {
-      store(to + 4 * kLanes * v, multiplier<kSigned>(source.template load<kI>(outer, v)));
+      const Ints w = source.template load<kI>(outer, v);
+      store(to + 4 * kLanes * v, S::kFolded ? w : multiplier<kSigned>(w));
     }
   }
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "export.h"
+#include "grids.h"
 #include "isa.h"
 #include "weights.h"
 #include "work.h"
@@ -79,6 +80,7 @@ std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t
                        const int32_t* places, bool in_a_row, ffi::AnyBuffer y) {
   const Format* format = find_format(type);
   if (!format) return "no native kernel for ggml type " + std::to_string(type);
+  if (!has_its_grid(format->type)) return "nobody has set the grid of ggml type " + std::to_string(type);
   const auto whole = blocks.dimensions();
   if (lanes != 1 && lanes != kernels.lanes && &kernels != &kPortable) {
     return "rows interleaved by " + std::to_string(lanes) + ", and these kernels take " + std::to_string(kernels.lanes);

@@ -29,7 +29,7 @@ Multiply neon_sub32(Type type) { return find_sub32(type); }
 namespace {
 
 Multiply find(Type type) {
-  for (const auto part : {neon_sub16, neon_sub32, neon_block32, neon_small, neon_numbers}) {
+  for (const auto part : {neon_sub16, neon_sub32, neon_block32, neon_small, neon_numbers, neon_codebook}) {
     if (const Multiply multiply = part(type)) return multiply;
   }
   return nullptr;

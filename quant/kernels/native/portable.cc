@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "grids.h"
 #include "weights.h"
 
 namespace packlight {
@@ -87,11 +88,84 @@ float half_ue4m3(uint8_t x) {
   return std::ldexp(static_cast<float>(exponent ? 8 + mantissa : mantissa), (exponent ? exponent : 1) - 11);
 }
 
+// Entry `index` of a grid, with signs by its bits from the lowest on.
+template <Type kType>
+void entry(int index, int signs, int8_t* q) {
+  constexpr int n = grid_width(kType);
+  const uint8_t* values = grid_of<grid_type(kType)>.values + n * index;
+  for (int i = 0; i < n; ++i) {
+    const int value = values[i] - grid_offset(kType);
+    q[i] = static_cast<int8_t>(signs >> i & 1 ? -value : value);
+  }
+}
+
+int with_parity(int sevens) { return sevens | (__builtin_popcount(sevens) & 1) << 7; }
+
+int word16(const uint8_t* at) { return at[0] | at[1] << 8; }
+
+template <Type kType>
+void unpack_grid(const uint8_t* b, Unpacked& u) {
+  u.d = half(b) * (kType == IQ3_S ? 1.0f : kType == IQ3_XXS ? 0.25f : 0.125f);
+  for (int s = 0; s < 8; ++s) {  // runs of 32
+    int8_t* q = u.q + 32 * s;
+    if constexpr (kType == IQ2_XXS || kType == IQ3_XXS) {
+      const uint8_t *qs = b + 2 + 8 * s, *words = kType == IQ2_XXS ? qs + 4 : b + 66 + 4 * s;
+      const uint32_t word = static_cast<uint32_t>(word16(words)) | static_cast<uint32_t>(word16(words + 2)) << 16;
+      u.sc[s] = static_cast<int16_t>(2 * (word >> 28) + 1);
+      for (int g = 0; g < 4; ++g) {
+        const int signs = with_parity(word >> 7 * g & 127);
+        if constexpr (kType == IQ2_XXS) {
+          entry<kType>(qs[g], signs, q + 8 * g);
+        } else {
+          entry<kType>(qs[2 * g], signs, q + 8 * g);
+          entry<kType>(qs[2 * g + 1], signs >> 4, q + 8 * g + 4);
+        }
+      }
+    } else if constexpr (kType == IQ2_XS || kType == IQ2_S) {
+      const uint8_t scale = b[(kType == IQ2_XS ? 66 : 74) + s];
+      u.sc[2 * s] = static_cast<int16_t>(2 * (scale & 15) + 1), u.sc[2 * s + 1] = static_cast<int16_t>(2 * (scale >> 4) + 1);
+      for (int g = 0; g < 4; ++g) {
+        const int at = 4 * s + g;
+        if constexpr (kType == IQ2_XS) {
+          const int word = word16(b + 2 + 2 * at);
+          entry<kType>(word & 511, with_parity(word >> 9), q + 8 * g);
+        } else {
+          entry<kType>(b[2 + at] | (b[66 + s] >> 2 * g & 3) << 8, b[34 + at], q + 8 * g);
+        }
+      }
+    } else if constexpr (kType == IQ3_S) {
+      u.sc[s] = static_cast<int16_t>(2 * (b[106 + s / 2] >> s % 2 * 4 & 15) + 1);
+      for (int g = 0; g < 8; ++g) {
+        const int index = b[2 + 8 * s + g] | (b[66 + s] >> g & 1) << 8;
+        entry<kType>(index, b[74 + 4 * s + g / 2] >> g % 2 * 4, q + 4 * g);
+      }
+    } else {
+      const int qh = word16(b + (kType == IQ1_S ? 34 : 32) + 2 * s), word = kType == IQ1_M ? word16(b + 48 + s / 2 * 2) : 0;
+      if constexpr (kType == IQ1_S) u.sc[s] = static_cast<int16_t>(2 * (qh >> 12 & 7) + 1);
+      for (int c = 0; kType == IQ1_M && c < 2; ++c) {
+        u.sc[2 * s + c] = static_cast<int16_t>(2 * (word >> (s % 2 * 6 + 3 * c) & 7) + 1);
+      }
+      for (int g = 0; g < 4; ++g) {
+        const int bits = kType == IQ1_S ? (qh >> 3 * g & 7) | qh >> 15 << 3 : qh >> 4 * g & 15;  // D_hhh
+        entry<kType>(b[(kType == IQ1_S ? 2 : 0) + 4 * s + g] | (bits & 7) << 8, 0, q + 8 * g);
+        for (int i = 0; i < 8; ++i) q[8 * g + i] = static_cast<int8_t>(q[8 * g + i] + (bits & 8 ? -1 : 1));
+      }
+    }
+  }
+  if constexpr (kType == IQ1_M) {
+    uint8_t scale[2];
+    for (int i = 0; i < 2; ++i) scale[i] = static_cast<uint8_t>(b[49 + 4 * i] >> 4 | (b[51 + 4 * i] & 0xF0));
+    u.d = half(scale) * 0.125f;
+  }
+}
+
 template <Type kType>
 void unpack(const uint8_t* b, Unpacked& u) {
   u.m = 0, u.dmin = 0;
   std::memset(u.mn, 0, sizeof u.mn);
-  if constexpr (kType == Q4_0) {
+  if constexpr (grid_entries(kType)) {
+    unpack_grid<kType>(b, u);
+  } else if constexpr (kType == Q4_0) {
     u.d = half(b), u.m = -8 * u.d;
     nibbles(b + 2, u.q);
   } else if constexpr (kType == Q4_1) {
@@ -206,7 +280,8 @@ float dot_block(const Unpacked& u, const Activations& x, int64_t row, int64_t b)
   } else if constexpr (elements == 32) {
     return u.d * x.d[at] * static_cast<float>(dot<32>(u.q, q)) + u.m * x.d_sum[at];
   } else {
-    constexpr int sub = kType == Q2_K || kType == Q3_K || kType == Q6_K ? kSub16 : kSub32;
+    constexpr bool short_grid = kType == IQ2_XS || kType == IQ2_S || kType == IQ1_M;
+    constexpr int sub = kType == Q2_K || kType == Q3_K || kType == Q6_K || short_grid ? kSub16 : kSub32;
     const int16_t* sums = sub == kSub16 ? x.sums[at].by16 : x.sums[at].by32;
     int scaled = 0, minimum = 0;
     for (int s = 0; s < 256 / sub; ++s) {
@@ -305,6 +380,13 @@ Multiply find(Type type) {
     case Q4_K: return multiply<Q4_K>;
     case Q5_K: return multiply<Q5_K>;
     case Q6_K: return multiply<Q6_K>;
+    case IQ2_XXS: return multiply<IQ2_XXS>;
+    case IQ2_XS: return multiply<IQ2_XS>;
+    case IQ2_S: return multiply<IQ2_S>;
+    case IQ3_XXS: return multiply<IQ3_XXS>;
+    case IQ3_S: return multiply<IQ3_S>;
+    case IQ1_S: return multiply<IQ1_S>;
+    case IQ1_M: return multiply<IQ1_M>;
     case IQ4_NL: return multiply<IQ4_NL>;
     case IQ4_XS: return multiply<IQ4_XS>;
     case MXFP4: return multiply<MXFP4>;

@@ -46,6 +46,11 @@ template <int kA, int kB>
 inline Ints exceeded8(Ints v) {
   return sub8(sub8(zero(), _mm256_cmpgt_epi8(v, splat8(kA))), _mm256_cmpgt_epi8(v, splat8(kB)));
 }
+// Where its byte has the bit, `sum` - v, elsewhere v.
+inline Ints mirrored(Ints v, int sum, Ints bytes, Ints bits) {
+  const Ints there = bytes_with(bytes, bits);
+  return add8(v ^ there, there & splat8(sum + 1));
+}
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) {
   return _mm256_blendv_epi8(no, yes, _mm256_cmpgt_epi32(b, a));
 }

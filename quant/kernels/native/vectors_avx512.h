@@ -47,6 +47,10 @@ inline Ints exceeded8(Ints v) {
   const Ints some = _mm512_maskz_mov_epi8(_mm512_cmpgt_epi8_mask(v, splat8(kA)), splat8(1));
   return _mm512_mask_mov_epi8(some, _mm512_cmpgt_epi8_mask(v, splat8(kB)), splat8(2));
 }
+// Where its byte has the bit, `sum` - v, elsewhere v.
+inline Ints mirrored(Ints v, int sum, Ints bytes, Ints bits) {
+  return _mm512_mask_sub_epi8(v, _mm512_test_epi8_mask(bytes, bits), splat8(sum), v);
+}
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) {
   return _mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(a, b), no, yes);
 }

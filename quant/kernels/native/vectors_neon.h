@@ -69,6 +69,11 @@ inline Ints exceeded8(Ints v) {
   const int8x16_t b = vreinterpretq_s8_u8(v);
   return sub8(sub8(zero(), vcgtq_s8(b, vdupq_n_s8(kA))), vcgtq_s8(b, vdupq_n_s8(kB)));
 }
+// Where its byte has the bit, `sum` - v, elsewhere v.
+inline Ints mirrored(Ints v, int sum, Ints bytes, Ints bits) {
+  const Ints there = bytes_with(bytes, bits);
+  return add8(v ^ there, there & splat8(sum + 1));
+}
 inline Ints where_less32(Ints a, Ints b, Ints yes, Ints no) { return vbslq_u8(ints(vcltq_s32(s32(a), s32(b))), yes, no); }
 
 inline Floats zero_floats() { return vdupq_n_f32(0); }

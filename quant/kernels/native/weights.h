@@ -11,6 +11,7 @@ enum Type : int64_t {
   F32 = 0, F16 = 1, BF16 = 30,
   Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
   Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
+  IQ2_XXS = 16, IQ2_XS = 17, IQ3_XXS = 18, IQ1_S = 19, IQ3_S = 21, IQ2_S = 22, IQ1_M = 29,
   IQ4_NL = 20, IQ4_XS = 23, MXFP4 = 39,
   TQ1_0 = 34, TQ2_0 = 35, NVFP4 = 40, Q1_0 = 41, Q2_0 = 42,
 };
@@ -42,6 +43,13 @@ inline constexpr Format kFormats[] = {
     {Q4_K, 256, 144, {{0, 2, 2}, {2, 2, 2}, {4, 140, 4}}},
     {Q5_K, 256, 176, {{0, 2, 2}, {2, 2, 2}, {4, 172, 4}}},
     {Q6_K, 256, 210, {{0, 192, 4}, {192, 16, 2}, {208, 2, 2}}},
+    {IQ2_XXS, 256, 66, {{0, 2, 2}, {2, 64, 4}}},
+    {IQ2_XS, 256, 74, {{0, 2, 2}, {2, 64, 4}, {66, 8, 1}}},
+    {IQ2_S, 256, 82, {{0, 2, 2}, {2, 64, 4}, {66, 16, 1}}},
+    {IQ3_XXS, 256, 98, {{0, 2, 2}, {2, 96, 4}}},
+    {IQ3_S, 256, 110, {{0, 2, 2}, {2, 64, 4}, {66, 8, 1}, {74, 32, 4}, {106, 4, 1}}},
+    {IQ1_S, 256, 50, {{0, 2, 2}, {2, 32, 4}, {34, 16, 2}}},
+    {IQ1_M, 256, 56, {{0, 32, 4}, {32, 24, 2}}},
     {IQ4_NL, 32, 18, {{0, 2, 2}, {2, 16, 4}}},
     {IQ4_XS, 256, 136, {{0, 2, 2}, {2, 2, 2}, {4, 132, 4}}},
     {MXFP4, 32, 17, {{0, 1, 1}, {1, 16, 4}}},
@@ -177,6 +185,8 @@ Multiply avx512_block32(Type type);
 Multiply avx512_small(Type type);
 Multiply avx2_numbers(Type type);
 Multiply avx512_numbers(Type type);
+Multiply avx2_codebook(Type type);
+Multiply avx512_codebook(Type type);
 #elif defined(__aarch64__)
 extern const Kernels kNeon;
 Multiply neon_sub16(Type type);
@@ -184,6 +194,7 @@ Multiply neon_sub32(Type type);
 Multiply neon_block32(Type type);
 Multiply neon_small(Type type);
 Multiply neon_numbers(Type type);
+Multiply neon_codebook(Type type);
 #endif
 
 }  // namespace packlight

@@ -7,10 +7,12 @@
 #include <random>
 #include <vector>
 
+#include "grids.h"
 #include "weights.h"
 
 extern "C" void packlight_pack(int64_t type, int64_t lanes, int64_t out, int64_t n, const uint8_t* blocks,
                                uint8_t* packed);
+extern "C" void packlight_set_grid(int64_t type, const int8_t* values);
 
 namespace packlight {
 namespace {
@@ -51,9 +53,20 @@ std::vector<uint8_t> random_blocks(const Format& f, int64_t count) {
       const uint16_t half = static_cast<uint16_t>(0x2000 + rng() % 0x800);
       if (offset >= 0) std::memcpy(&blocks[b * f.bytes + offset], &half, 2);
     }
+    if (f.type == IQ1_M) blocks[b * f.bytes + 53] = 0xC5, blocks[b * f.bytes + 55] = 0x19;
     if (f.type == MXFP4) blocks[b * f.bytes] = static_cast<uint8_t>(118 + rng() % 4);
   }
   return blocks;
+}
+
+// A grid with ggml's number of levels: 8 for 4 weights, 3 for 8.
+void set_grid(const Format& f) {
+  std::vector<int8_t> values(grid_entries(f.type) * grid_width(f.type));
+  for (auto& value : values) {
+    if (grid_width(f.type) == 4) value = static_cast<int8_t>(f.type == IQ3_S ? 1 + 2 * (rng() % 8) : 6 + 8 * (rng() % 8));
+    else value = static_cast<int8_t>(grid_type(f.type) == IQ1_S ? rng() % 3 - 1 : 8 + 17 * (rng() % 3));
+  }
+  packlight_set_grid(f.type, values.data());
 }
 
 std::vector<float> product(const Kernels& kernels, const Weights& w, const std::vector<float>& x, int64_t rows) {
@@ -96,6 +109,7 @@ int main() {
   using namespace packlight;
   double worst = 0;
   for (const Format& f : kFormats) {
+    if (grid_entries(f.type)) set_grid(f);
     for (const int64_t rows : {1, 2, 3, 5, 8, 9, 33}) {
       for (const int64_t out : {1, 7, 16, 37}) {
         for (const int64_t blocks : {1, 9}) {

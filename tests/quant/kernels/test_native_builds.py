@@ -50,7 +50,7 @@ def test_neon_kernels_equal_the_portable_ones(tmp_path, compiler):
     if not is_there(compiler):
         pytest.skip(f"needs {' '.join(compiler[-4:])}")
     program = tmp_path / "check"
-    sources = ["neon_*.cc", "portable.cc", "pack.cc"]
+    sources = ["neon_*.cc", "portable.cc", "pack.cc", "grids.cc"]
     build(program, compiler, "check_kernels.cc", sources, "-Wall", "-Wextra", "-Werror", "-static", "-DKERNELS=kNeon")
     done = subprocess.run([EMULATOR, str(program)], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) < TWIN
@@ -65,7 +65,7 @@ def test_kernels_read_and_write_only_their_own(tmp_path, isa, needs):
     program = tmp_path / "check"
     kernels = "kAvx512Bf16" if isa == "avx512" and "avx512_bf16" in host_features().split() else f"k{isa.capitalize()}"
     sanitize = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-DKERNELS={kernels}")
-    build(program, ["g++"], "check_kernels.cc", [f"{isa}_*.cc", "portable.cc", "pack.cc"], *sanitize)
+    build(program, ["g++"], "check_kernels.cc", [f"{isa}_*.cc", "portable.cc", "pack.cc", "grids.cc"], *sanitize)
     done = subprocess.run([str(program)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 0 < float(done.stdout) < TWIN
