@@ -50,9 +50,16 @@ inline void score_strip(const float* const* key, const float* q, int64_t width, 
   }
 }
 
-// mixed = mixed * shrink + weights . values, for kRows rows and kVecs vectors of columns.
-template <int kRows, int kVecs>
-inline void mix_columns(const float* weights, int64_t stride, int64_t count, const float* values, int64_t pitch,
+inline Floats load_as(const uint8_t* p, KvType type) {
+  if (type == KvType::f32) return load(reinterpret_cast<const float*>(p));
+  const auto* halves = reinterpret_cast<const uint16_t*>(p);
+  return type == KvType::f16 ? load_f16(halves) : load_bf16(halves);
+}
+
+// mixed = mixed * shrink + weights . values, for kRows rows and kVecs vectors of columns. Values, of kType, lie `pitch`
+// bytes apart.
+template <int kRows, int kVecs, KvType kType>
+inline void mix_columns(const float* weights, int64_t stride, int64_t count, const uint8_t* values, int64_t pitch,
                         const float* shrink, float* mixed, int64_t mixed_pitch) {
   Floats sum[kRows][kVecs];
 #pragma GCC unroll 8
@@ -60,10 +67,11 @@ inline void mix_columns(const float* weights, int64_t stride, int64_t count, con
 #pragma GCC unroll 2
     for (int v = 0; v < kVecs; ++v) sum[r][v] = load(mixed + r * mixed_pitch + v * kLanes) * splat(shrink[r]);
   }
+  constexpr int64_t kBytes = kType == KvType::f32 ? 4 : 2;
   for (int64_t s = 0; s < count; ++s) {
     Floats x[kVecs];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVecs; ++v) x[v] = load(values + s * pitch + v * kLanes);
+    for (int v = 0; v < kVecs; ++v) x[v] = load_as(values + s * pitch + v * kLanes * kBytes, kType);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Floats w = splat(weights[s * stride + r]);
@@ -79,28 +87,26 @@ inline void mix_columns(const float* weights, int64_t stride, int64_t count, con
 }
 
 // Rows from `row` on, in groups of kRows and then of fewer.
-template <int kRows>
+template <int kRows, KvType kType>
 inline void mix_rows(int64_t row, int64_t rows, const float* weights, int64_t stride, int64_t count,
-                     const float* values, int64_t pitch, const float* shrink, float* mixed, int64_t mixed_pitch,
+                     const uint8_t* values, int64_t pitch, const float* shrink, float* mixed, int64_t mixed_pitch,
                      int64_t width) {
+  constexpr int64_t kBytes = kType == KvType::f32 ? 4 : 2;
   for (; row + kRows <= rows; row += kRows) {
     const float* w = weights + row;
     float* to = mixed + row * mixed_pitch;
     int64_t c = 0;
     for (; c + kLanes < width; c += kPanel * kLanes) {
-      mix_columns<kRows, kPanel>(w, stride, count, values + c, pitch, shrink + row, to + c, mixed_pitch);
+      mix_columns<kRows, kPanel, kType>(w, stride, count, values + c * kBytes, pitch, shrink + row, to + c,
+                                        mixed_pitch);
     }
-    if (c < width) mix_columns<kRows, 1>(w, stride, count, values + c, pitch, shrink + row, to + c, mixed_pitch);
+    if (c < width) {
+      mix_columns<kRows, 1, kType>(w, stride, count, values + c * kBytes, pitch, shrink + row, to + c, mixed_pitch);
+    }
   }
   if constexpr (kRows > 1) {
-    mix_rows<kRows / 2>(row, rows, weights, stride, count, values, pitch, shrink, mixed, mixed_pitch, width);
+    mix_rows<kRows / 2, kType>(row, rows, weights, stride, count, values, pitch, shrink, mixed, mixed_pitch, width);
   }
-}
-
-inline Floats load_as(const uint8_t* p, KvType type) {
-  if (type == KvType::f32) return load(reinterpret_cast<const float*>(p));
-  const auto* halves = reinterpret_cast<const uint16_t*>(p);
-  return type == KvType::f16 ? load_f16(halves) : load_bf16(halves);
 }
 
 // The first `width` channels of `count` keys or values as f32, `padded(width)` floats apart with zeros at the end of
@@ -252,15 +258,20 @@ inline void attend(const Block& b, float* space, const Partial& result) {
     for (int64_t row = 0; row < lanes; row += kLanes) {
       soften(scores + row, lanes, filled, result.top + row, result.total + row, shrink + row);
     }
-    const float* values = reinterpret_cast<const float*>(v);
-    int64_t values_pitch = b.width;
+    // A cache of halves is widened in registers for few rows, and once for all of many.
+    KvType type = b.type;
+    const uint8_t* values = v;
+    int64_t values_pitch = bytes;
     if (b.type != KvType::f32 && b.v == b.k) {
-      values = wide_keys, values_pitch = pitch;
-    } else if (b.type != KvType::f32 || b.value_width % kLanes) {
+      values = reinterpret_cast<const uint8_t*>(wide_keys), values_pitch = pitch * 4, type = KvType::f32;
+    } else if ((b.type != KvType::f32 && rows > kStrip) || b.value_width % kLanes) {
       widen(v, b.width, b.type, count, b.value_width, wide_values);
-      values = wide_values, values_pitch = mixed_pitch;
+      values = reinterpret_cast<const uint8_t*>(wide_values), values_pitch = mixed_pitch * 4, type = KvType::f32;
     }
-    mix_rows<kStrip>(0, rows, scores + lead * lanes, lanes, count - lead, values + lead * values_pitch, values_pitch,
-                     shrink, result.mixed, mixed_pitch, b.value_width);
+    const auto mix = type == KvType::f32   ? mix_rows<kStrip, KvType::f32>
+                     : type == KvType::f16 ? mix_rows<kStrip, KvType::f16>
+                                           : mix_rows<kStrip, KvType::bf16>;
+    mix(0, rows, scores + lead * lanes, lanes, count - lead, values + lead * values_pitch, values_pitch, shrink,
+        result.mixed, mixed_pitch, b.value_width);
   }
 }
