@@ -12,7 +12,6 @@ from packlight.compile.config import CompileConfig
 from packlight.model.spec.config import MOSAIC_CACHES, ModelConfig
 from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.mamba2 import Mamba2Part
-from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.state import has_native_recurrence
 from packlight.model.spec.weights import is_tied, used_weights
 from packlight.quant.formats.table import FORMATS
@@ -160,8 +159,6 @@ def _varying(path: str, cfg: ModelConfig, by_xla: Collection[str]) -> Iterator[s
     if by_xla:
         yield f"XLA multiplies {', '.join(sorted(by_xla))}"
     parts = {part for layer in cfg.layers for part in layer.parts}
-    if any(isinstance(part, MoePart) for part in parts):
-        yield "XLA chooses experts"
     widths = {part.width for part in parts if isinstance(part, DeltaNetPart | Mamba2Part)}
     for width in sorted(width for width in widths if not has_native_recurrence(width)):
         yield f"XLA runs recurrences with heads of {width} channels"

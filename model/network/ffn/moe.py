@@ -193,8 +193,9 @@ def _of_one_row(
 
     y = _through(kind, x, blk, products)
     y = y if scales_input else y * shares
-    # scattered as tiles are: what is added as it is multiplied, XLA rounds once
-    return jnp.zeros_like(x, jnp.float32).at[jnp.zeros(len(y), jnp.int32)].add(y)
+    # Scattered as tiles are: what is added where it is multiplied XLA rounds once. The barrier keeps it from scattering
+    # to what the sum is added to.
+    return lax.optimization_barrier(jnp.zeros((1, y.shape[1]), jnp.float32).at[jnp.zeros(len(y), jnp.int32)].add(y))
 
 
 def _expert(

@@ -13,7 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from families import FAMILIES
+from families import GOLDENS
 from golden_models import golden, shared
 from steps import load
 
@@ -21,8 +21,10 @@ from packlight.demo import MODEL
 
 TOKENS = 22
 SLOT = 2  # of the prompts that are read
-# Ours whose matrices and attention are all native.
-OWN = ("llama-gqa", "qwen35-packed", "granitehybrid-dense", "gemma4")
+# Families that docs/same-answer.md leaves out, as the plan does.
+VARYING = ("arch/deepseek2-lite",)
+# Ours that between them have every kind of layer.
+OWN = ("llama-gqa", "gpt-oss", "qwen2moe", "qwen35-packed", "granitehybrid-dense", "gemma4-e")
 
 
 def kept(cache, slot):
@@ -51,10 +53,13 @@ def decoded(model, ids, batch, slot):
 
 
 @pytest.mark.usefixtures("native_library")
-@pytest.mark.parametrize("name", [*(f"own/{n}" for n in OWN), *shared(f"arch/{n}" for n in FAMILIES)])
+@pytest.mark.parametrize("name", [*(f"own/{n}" for n in OWN), *shared(n for n in GOLDENS if n.startswith("arch/"))])
 def test_any_way_gives_the_same_bits(name, tmp_path):
     told = golden(name, tmp_path)
     model = load(told.path, cpu_kernels="native", decode_batch=(8,))
+    if reasons := model.steps.kernels.varying:
+        assert name in VARYING
+        pytest.skip("; ".join(reasons))
     ids = told.ids[:TOKENS]
     expected = read(model, ids, [TOKENS])
     ways = {
