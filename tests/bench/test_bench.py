@@ -109,6 +109,7 @@ def test_the_record_holds_what_the_contract_names(model, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.product
 def test_every_path_in_one_run(model):
     """R11: dequantize-per-call and f32-resident beside the fused path, with what each covers."""
     record = record_of(*model.flags, "--paths=reference,f32,xla", "--reps=1")

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import FAMILIES
 from ggufs import write_llama
-from golden_models import golden, shared
 from steps import load
 
 from packlight.compile.config import CompileConfig
@@ -99,35 +97,6 @@ def test_neighbours_change_no_bit(model):
         assert other[0] == runs[0][0]
         np.testing.assert_array_equal(other[1], runs[0][1])
         np.testing.assert_array_equal(other[2], runs[0][2])
-
-
-@pytest.mark.parametrize(
-    "name", [*(f"own/{n}" for n in ("gemma3", "lfm2moe", "gemma4-e")), *shared(f"arch/{n}" for n in FAMILIES)]
-)
-def test_a_family_decodes_the_same_bits_in_any_slot(name, tmp_path):
-    """R31 as far as it stands: with native kernels, in one executable, alone and beside neighbours."""
-    told, greedy, runs = golden(name, tmp_path), SamplingConfig(temperature=0, seed=0), []
-    model = load(told.path, cpu_kernels="native")
-    for slot, others in ((0, False), (3, False), (1, True)):
-        cache = model.empty_cache()
-        for other in range(4):
-            if other == slot or others:
-                cache, _ = model.prefill(cache, told.ids[: 20 if other == slot else 9], slot=other, rows=32)
-        ids = []
-        for token in told.ids[20:24]:
-            active = [each == slot or others for each in range(4)]
-            cache, picked = decode(
-                model, cache, [token if each == slot else 9 for each in range(4)], active, [greedy] * 4
-            )
-            ids.append(int(picked[slot]))
-        # windows and padding behind the end hold what nobody sees
-        runs.append(
-            (ids, [np.asarray(x[:, slot, :, :24] if x.ndim == 5 else x[:, slot]) for x in jax.tree.leaves(cache.state)])
-        )
-    for other in runs[1:]:
-        assert other[0] == runs[0][0]
-        for ours, first in zip(other[1], runs[0][1], strict=True):
-            np.testing.assert_array_equal(ours, first)
 
 
 def test_an_inactive_slot_keeps_its_cache(model):

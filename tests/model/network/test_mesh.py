@@ -346,6 +346,7 @@ def test_two_collectives_a_layer_and_an_eighth_of_the_weights(divided):
     assert 0 <= built.argument_bytes - held < 300_000  # tokens, and tables of sampling
 
 
+@pytest.mark.product
 def test_two_processes_write_what_one_does(tmp_path, divided):
     """2 processes x 2 devices on loopback; the first writes the text, the other nothing."""
     config = write_config(tmp_path / "c.toml", cpu_kernels="native", **{"mesh.tensor": 4})

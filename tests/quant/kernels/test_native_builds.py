@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tiers import product
 
 from packlight.compile.aot import host_features
 from packlight.quant.kernels.native_build import FLAGS, SOURCES
@@ -57,7 +58,7 @@ def test_neon_kernels_equal_the_portable_ones(tmp_path, compiler):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
-@pytest.mark.parametrize(("isa", "needs"), [("avx2", "avx2"), ("avx512", "avx512_vnni")])
+@pytest.mark.parametrize(("isa", "needs"), [product("avx2", "avx2"), ("avx512", "avx512_vnni")])
 def test_kernels_read_and_write_only_their_own(tmp_path, isa, needs):
     """Address and undefined-behaviour sanitizers over every format on ragged sizes."""
     if needs not in host_features().split():
