@@ -15,11 +15,12 @@ class Latent(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """Experts of all layers but the first, and one beside them that every token goes through."""
+    """Experts of all layers, or of all but the first and one beside them that every token goes through."""
 
     experts: int
     used: int
     width: int
+    shared: bool = False
 
 
 class Mamba(NamedTuple):
@@ -86,6 +87,31 @@ SHAPES = {
     "llama-3.2-1b": Shape(16, 2048, 8192, 32, 8, 128256, 131072, tied=True, rope_base=500000.0, head_dim=64),
     "llama-2-7b": Shape(32, 4096, 11008, 32, 32, 32000, 4096),
     "llama-3-8b": Shape(32, 4096, 14336, 32, 8, 128256, 8192, rope_base=500000.0),
+    "qwen3-4b": Shape(
+        *(36, 2560, 9728, 32, 8, 151936, 40960),
+        tied=True,
+        rope_base=1e6,
+        head_dim=128,
+        architecture="qwen3",
+        epsilon=1e-6,
+    ),
+    "qwen3-30b-a3b": Shape(
+        *(48, 2048, 6144, 32, 4, 151936, 40960),
+        rope_base=1e6,
+        head_dim=128,
+        architecture="qwen3moe",
+        epsilon=1e-6,
+        mixture=Mixture(128, 8, 768),
+    ),
+    "gpt-oss-20b": Shape(
+        *(24, 2880, 2880, 64, 8, 201088, 131072),
+        rope_base=150000.0,
+        head_dim=64,
+        biases=True,
+        architecture="gpt-oss",
+        window=128,
+        mixture=Mixture(32, 4, 2880),
+    ),
     "gemma-3-4b": Shape(
         *(34, 2560, 10240, 8, 4, 262208, 131072),
         tied=True,
@@ -111,7 +137,7 @@ SHAPES = {
         rope_base=1e6,
         architecture="deepseek2",
         latent=Latent(768, 512, 64, 256, 256),
-        mixture=Mixture(64, 4, 1536),
+        mixture=Mixture(64, 4, 1536, shared=True),
     ),
     "qwen3.5-4b": Shape(
         *(32, 2560, 9216, 16, 4, 248320, 262144),
@@ -140,12 +166,17 @@ ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
 FFN = "ffn_norm ffn_gate ffn_up ffn_down"
 SUM_NORMS = [f"{name} {name}.bias" for name in ("attn_output_norm", "layer_output_norm")]
 LATENT = "attn_norm attn_q_a attn_q_a_norm attn_q_b attn_kv_a_mqa attn_kv_a_norm attn_k_b attn_v_b attn_output"
+ROUTED = "ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps"
 EXPERTS = " ".join(f"ffn_{name}_{ending}" for ending in ("exps", "shexp") for name in ("gate", "up", "down"))
 # Matrices that no quantizer touches
 UNTOUCHED = ("shortconv.conv", "ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "ffn_gate_inp")
 # The tensors of a layer in file order, by architecture and what the layer mixes tokens with, or that it has no experts.
 LAYERS = {
     "llama": f"{ATTENTION} {FFN}",
+    "qwen3": f"{ATTENTION} attn_q_norm attn_k_norm {FFN}",
+    "qwen3moe": f"{ATTENTION} attn_q_norm attn_k_norm ffn_norm {ROUTED}",
+    "gpt-oss": f"{ATTENTION} attn_sinks post_attention_norm "
+    + " ".join(f"{name} {name}.bias" for name in ROUTED.split()),
     "gemma3": f"{ATTENTION} attn_q_norm attn_k_norm post_attention_norm {FFN} post_ffw_norm",
     "lfm2": f"{ATTENTION} attn_q_norm attn_k_norm {FFN}",
     "nomic-bert": f"attn_qkv attn_output {SUM_NORMS[0]} ffn_up ffn_gate ffn_down {SUM_NORMS[1]}",
@@ -175,6 +206,7 @@ def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
         "attn_output": (shape.embed, q),
         "attn_q_norm": (shape.head_size,),
         "attn_k_norm": (shape.head_size,),
+        "attn_sinks": (shape.heads,),
         "shortconv.conv": (shape.embed, CONVOLUTION),
         "shortconv.in_proj": (3 * shape.embed, shape.embed),
         "shortconv.out_proj": (shape.embed, shape.embed),
@@ -197,7 +229,8 @@ def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
         known |= _mamba_shapes(shape, shape.mamba)
     if shape.mixture is not None:
         known |= _expert_shapes(shape, shape.mixture)
-    kind = " dense" if shape.mixture is not None and not layer else "" if shape.attends(layer) else " mixing"
+    leads = shape.mixture is not None and shape.mixture.shared and not layer
+    kind = " dense" if leads else "" if shape.attends(layer) else " mixing"
     names = LAYERS[shape.architecture + kind]
     found = {}
     for name in names.split():
@@ -233,9 +266,9 @@ def _mamba_shapes(shape: Shape, mamba: Mamba) -> dict[str, tuple[int, ...]]:
 
 
 def _expert_shapes(shape: Shape, mixture: Mixture) -> dict[str, tuple[int, ...]]:
-    D, (E, _, X) = shape.embed, mixture
+    D, (E, _, X, _) = shape.embed, mixture
     found: dict[str, tuple[int, ...]] = {"ffn_gate_inp": (E, D), "exp_probs_b.bias": (E,)}
     for name in ("gate", "up", "down"):
         one = (D, X) if name == "down" else (X, D)
-        found |= {f"ffn_{name}_exps": (E, *one), f"ffn_{name}_shexp": one}
+        found |= {f"ffn_{name}_exps": (E, *one), f"ffn_{name}_exps.bias": (E, one[0]), f"ffn_{name}_shexp": one}
     return found

@@ -37,6 +37,7 @@ from packlight.model.spec.mixes import K_MIXES, VALUES, counted, mixed_format
 from packlight.quant.formats.table import FORMATS, Format, format_named
 
 CHUNK_BYTES = 8 << 20
+MOE_MIX = "MXFP4_MOE"
 TOKEN_TYPES, MEAN = 2, 1  # of encoders: types of tokens, and `llama_pooling_type`
 # Fields of a shape that no flag changes.
 STRUCTURED = ("architecture", "attending", "latent", "mixture", "delta", "mamba")
@@ -57,8 +58,11 @@ class Planned:
 
 def shape_format(mix: str, base: str, layer: int, shape: Shape) -> str:
     """`mixed_format` of a shape; of attn_v only the layers that have one count. A head's own matrices are in Q5_0,
-    because llama.cpp aborts on those in a format that it lays out anew for its CPU kernels.
+    because llama.cpp aborts on those in a format that it lays out anew for its CPU kernels. "MXFP4_MOE" is what gpt-oss
+    comes in.
     """
+    if mix == MOE_MIX:
+        return "MXFP4" if base.endswith("_exps") else "Q8_0"
     if base in ("attn_k_b", "attn_v_b") and FORMATS.get(mix, FORMATS["Q4_0"]).elements > 1:
         return "Q5_0"
     with_values = [each for each in range(shape.layers) if any(name in VALUES for name in layer_shapes(shape, each))]
@@ -93,8 +97,8 @@ def plan(shape: Shape, choose: Callable[[str, int], str]) -> list[Planned]:
     for layer in range(shape.layers):
         at = f"blk.{layer}."
         for base, dims in layer_shapes(shape, layer).items():
-            if len(dims) == 1 or base in UNTOUCHED:
-                exact = base in EXACT or base.endswith(".bias")
+            exact = base in EXACT or base.endswith(".bias")
+            if len(dims) == 1 or exact or base in UNTOUCHED:
                 out.append(floats(f"{at}{base}{'' if exact else '.weight'}", *dims))
                 continue
             out.append(matrix(at, base, layer, dims))
@@ -188,6 +192,9 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[str, Any]]:
             "expert_count": ("u32", shape.mixture.experts),
             "expert_used_count": ("u32", shape.mixture.used),
             "expert_feed_forward_length": ("u32", shape.mixture.width),
+        }
+    if shape.mixture is not None and shape.mixture.shared:
+        hyperparameters |= {
             "expert_shared_count": ("u32", 1),
             "leading_dense_block_count": ("u32", 1),
             "expert_gating_func": ("u32", 2),
@@ -292,7 +299,7 @@ def write(path: str | os.PathLike, shape: Shape, mix: str, seed: int = 0) -> int
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m packlight.bench.synthetic", description="write a random GGUF file")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
-    parser.add_argument("--mix", default="Q4_K_M", help=f"{', '.join(K_MIXES)}, a format or pure-FORMAT")
+    parser.add_argument("--mix", default="Q4_K_M", help=f"{', '.join((*K_MIXES, MOE_MIX))}, a format or pure-FORMAT")
     parser.add_argument("--out", required=True, metavar="FILE")
     parser.add_argument("--seed", type=int, default=0)
     fields = [f for f in dataclasses.fields(Shape) if f.name not in STRUCTURED]

@@ -15,7 +15,7 @@ from ggufs import write_llama
 import packlight
 from packlight.bench.blocks import SCALES, UE4M3, random_blocks
 from packlight.bench.shapes import SHAPES, Latent, Mamba, Mixture, Shape
-from packlight.bench.synthetic import main, plan, shape_format, spm_tokens, write
+from packlight.bench.synthetic import MOE_MIX, main, plan, shape_format, spm_tokens, write
 from packlight.model.gguf.reader import open_gguf, read_tensor
 from packlight.model.spec.mixes import more_bits
 from packlight.quant.formats.table import FORMATS
@@ -124,6 +124,18 @@ def test_architectures_have_their_tensors(name, layers, last, small):
     assert file.tensors["token_embd.weight"].format.name == "Q6_K"
 
 
+@pytest.mark.parametrize("name", ["qwen3-4b", "qwen3-30b-a3b", "gpt-oss-20b"])
+def test_packlight_runs_it(name, small):
+    """Nothing is missing and nothing left over."""
+    changes = {"head_dim": 64} | ({} if name == "qwen3-4b" else {"mixture": Mixture(4, 2, 256)})
+    assert packlight.inspect(small(name, **changes).path)["unsupported"] == []
+
+
+def test_experts_and_what_is_beside_them():
+    assert {shape_format(MOE_MIX, base, 0, SHAPES["gpt-oss-20b"]) for base in ("attn_q", "token_embd")} == {"Q8_0"}
+    assert shape_format(MOE_MIX, "ffn_down_exps", 0, SHAPES["gpt-oss-20b"]) == "MXFP4"
+
+
 def test_gemma3_is_what_packlight_runs(small):
     file = small("gemma-3-4b", head_dim=128, window=16)
     report = packlight.inspect(file.path)
@@ -162,7 +174,7 @@ def test_lfm2_mix_counts_the_layers_that_attend():
 
 
 def test_a_mixture_with_latent_attention_is_what_packlight_runs(small):
-    file = small("glm-4.7-flash", latent=Latent(256, 256, 32, 96, 64), mixture=Mixture(6, 2, 256))
+    file = small("glm-4.7-flash", latent=Latent(256, 256, 32, 96, 64), mixture=Mixture(6, 2, 256, shared=True))
     report = packlight.inspect(file.path)
     assert report["unsupported"] == []
     assert report["layers"] == "(mla + dense), 2 (mla + moe)"
