@@ -6,12 +6,12 @@ Sources: AltUp (2301.13310), LAuReL (2411.07501), Gemma 3n's reference code; lla
 import jax
 import jax.numpy as jnp
 
-from packlight.model.division import over
 from packlight.model.network.norms import dots, norm
 from packlight.model.network.products import linear
 from packlight.model.network.step import Step
 from packlight.model.spec.parts.altup import STREAMS
 from packlight.model.weights.params import Params
+from packlight.quant.division import over
 from packlight.quant.matmul import matmul
 
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from packlight.model.division import over
 from packlight.model.network.collectives import summed
 from packlight.model.network.step import Step
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
+from packlight.quant.division import over
 from packlight.quant.kernels import native_rows
 
 

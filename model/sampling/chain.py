@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from packlight.model import division
 from packlight.model.sampling.adjust import Adjustment, adjusted
 from packlight.model.sampling.config import MOST_LOGPROBS, PARAMETERS, SamplingConfig
 from packlight.model.sampling.rank import (
@@ -40,6 +39,7 @@ from packlight.model.sampling.rank import (
     total_of,
     value_at,
 )
+from packlight.quant import division
 
 DTYPES = {parameter.name: np.dtype(parameter.dtype) for parameter in PARAMETERS if parameter.dtype}
 DTYPES |= {"mirostat_mu": np.dtype(np.float32)}  # a state, not a parameter

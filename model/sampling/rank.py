@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from packlight.model.division import over
+from packlight.quant.division import over
 
 CAP = 256  # ranks that the short path looks at
 TINY = float(np.finfo(np.float32).tiny)

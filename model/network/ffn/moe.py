@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from packlight.model.division import over
 from packlight.model.network.collectives import summed, tensor_number
 from packlight.model.network.ffn import dense
 from packlight.model.network.ffn.dense import activate
@@ -21,6 +20,7 @@ from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.model.weights.stack import stacked_matmul_chosen, stacked_matmul_many
+from packlight.quant.division import over
 
 # Of the chosen experts' scores, as far as it divides them: the least normal float16, as in llama.cpp.
 LEAST_SUM = 2.0**-14

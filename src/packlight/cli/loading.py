@@ -127,6 +127,7 @@ def describe(llm: "packlight.LLM") -> list[str]:
     paths = ", ".join(
         f"{path} x{n}" + (f" ({layout})" if layout != "ggml" else "") for (path, layout), n in kinds.most_common()
     )
+    varying = "; ".join(llm.varying)
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
     name, layers = shown_path(os.path.basename(llm.file.path)), llm.model.layers
     slots = f", slots {llm.plan.slots}{launch}" if llm.model.generates else ", no cache"
@@ -136,7 +137,7 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"context {llm.plan.context}{slots}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
         *([f"native kernels: {llm.native}"] if llm.native else []),
-        *([f"last bits may depend on chunks and neighbours: {'; '.join(llm.varying)}"] if llm.varying else []),
+        *([f"last bits may depend on chunks and neighbours: {varying}"] if llm.native and varying else []),
         *([f"layers: {in_words(layers)}"] if traced(layers) > 1 else []),
         *([] if llm.placement.single else [f"{llm.placement.split}"]),
     ]
