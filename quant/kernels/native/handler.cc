@@ -34,7 +34,7 @@ struct Matrix {
 struct Call {
   const float* x;
   int64_t rows, width, rows_per_chunk;
-  int64_t each;  // consecutive matrices of every argument, which share x's rows out evenly
+  int64_t each;  // matrices of every argument, which share x's rows out evenly
   Quantize quantize;
   Activations rounded[kRoundings];
   bool uses[kRoundings] = {};

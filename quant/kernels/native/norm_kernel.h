@@ -55,14 +55,15 @@ inline void norm_rows(const Norm& n, int64_t first, int64_t last) {
     const float squares = sum_over(
         width, [&](Floats sum, int64_t c) { return squared(sum, load(x + c)); },
         [&](Floats sum, int64_t c, int64_t count) { return squared(sum, load_some(x + c, count, mean)); });
-    const Floats scale = splat(1.0f / __builtin_sqrtf(squares / n.divisor + n.epsilon));
+    const float inverse = 1.0f / __builtin_sqrtf(squares / n.divisor + n.epsilon);
+    const Floats scale = splat(inverse);
     const auto made = [&](Floats v, Floats weight, Floats bias) { return (v - middle) * scale * weight + bias; };
     for (int64_t c = 0; c < whole; c += kLanes) {
       const Floats weight = weights ? load(weights + c) : splat(1.0f);
       store(y + c, made(load(x + c), weight, biases ? load(biases + c) : splat(0.0f)));
     }
     for (int64_t c = whole; c < width; ++c) {
-      const float v = (x[c] - mean) * (1.0f / __builtin_sqrtf(squares / n.divisor + n.epsilon));
+      const float v = (x[c] - mean) * inverse;
       y[c] = v * (weights ? weights[c] : 1.0f) + (biases ? biases[c] : 0.0f);
     }
   }
