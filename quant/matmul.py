@@ -71,31 +71,6 @@ def matmul_many(
     )
 
 
-def matmul_chosen(
-    x: jax.Array,  # float32 (1, in), or (n, in): a row for each matrix
-    ws: Sequence[QTensor],  # each (L, E, out, in), of formats that `native` knows
-    layers: jax.Array,  # int32 (len(ws),)
-    chosen: jax.Array,  # int32 (n,), below E
-) -> list[jax.Array]:  # float32 (n, out) each
-    """x's row, or its own, times each of n matrices of a layer of every w, in one call of the `native` path."""
-    n = len(chosen)
-    places = [_flat((layer, chosen), w.shape[:2]) for w, layer in zip(ws, layers, strict=True)]
-    own = len(x) == n
-    many = [
-        (w, place if own else place[i]) for w, place in zip(ws, places, strict=True) for i in range(1 if own else n)
-    ]
-    ys = native_ops.matmul_many(
-        x,
-        [w.blocks for w, _ in many],
-        [w.qtype for w, _ in many],
-        [w.layout for w, _ in many],
-        [w.shape[-2] for w, _ in many],
-        [place for _, place in many],
-        each=n if own else 1,
-    )
-    return ys if own else [jnp.concatenate(ys[at : at + n]) for at in range(0, len(ys), n)]
-
-
 def matmul_each(
     x: jax.Array,  # float (n, M, in)
     w: QTensor,  # blocks (..., n, out, N, block_bytes)

@@ -14,7 +14,6 @@ from packlight.model.network.collectives import summed
 from packlight.model.network.step import Step
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
-from packlight.quant.division import over
 from packlight.quant.kernels import native_rows
 
 
@@ -83,12 +82,6 @@ def dots(native: bool, a: jax.Array, b: jax.Array) -> jax.Array:
         return (a * b.reshape((1,) * (a.ndim - b.ndim) + b.shape)).sum(-1, keepdims=True)
     width = a.shape[-1]
     return native_rows.dots(a.reshape(-1, width), b.reshape(-1, width)).reshape(*a.shape[:-1], 1)
-
-
-def softmax(native: bool, x: jax.Array) -> jax.Array:
-    """The softmax of the last axis."""
-    weights = jnp.exp(x - x.max(-1, keepdims=True))
-    return over(weights, dots(native, weights, jnp.ones(x.shape[-1:], x.dtype)))
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from packlight.quant.matmul import matmul_chosen, matmul_each, matmul_many, unpacked
+from packlight.quant.kernels.native_experts import Experts, experts
+from packlight.quant.matmul import matmul_each, matmul_many, unpacked
 from packlight.quant.qtensor import QTensor
 
 
@@ -50,14 +51,23 @@ def stacked_matmul_many(
     return _of_layer(stacks, index, products, x)
 
 
-def stacked_matmul_chosen(
-    x: jax.Array, stacks: Sequence[Stack], index: jax.Array, chosen: jax.Array
-) -> list[jax.Array]:
-    """x (1, in), or (n, in) with a row for each, times n matrices of layer `index`: float32 (n, out) of each stack.
+def stacked_experts(
+    x: jax.Array,  # float32 (M, D)
+    chosen: jax.Array,  # int32 (M, X)
+    shares: jax.Array,  # float32 (M, X)
+    stacks: Sequence[Stack],  # what reads x, and what closes
+    vectors: Sequence[tuple[jax.Array | None, jax.Array | None]],  # scales and biases of each, of all layers
+    index: jax.Array,
+    kind: str,
+    scales_input: bool,
+) -> jax.Array:  # float32 (M, D)
+    """A mixture's feed-forward in layer `index` by `native_experts.experts`, which knows all the formats."""
 
-    chosen: int32 (n,), the matrices' numbers in the layer. The `native` path knows all their formats.
-    """
-    return _of_layer(stacks, index, lambda ws, places, x: matmul_chosen(x, ws, places, chosen), x)
+    def products(ws: Sequence[QTensor], places: jax.Array, x: jax.Array) -> list[jax.Array]:
+        rows = [Experts(w, places[i], *vectors[i]) for i, w in enumerate(ws)]
+        return [experts(x, chosen, shares, rows[:-1], rows[-1], index, kind, scales_input=scales_input)]
+
+    return _of_layer(stacks, index, products, x)[0]
 
 
 def _of_layer(

@@ -29,6 +29,8 @@ HANDLERS = (
     "packlight_mamba2",
     "packlight_norm",
     "packlight_dots",
+    "packlight_route",
+    "packlight_experts",
 )
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 ROUNDINGS = {"Q1_0": "crossed", "Q2_0": "crossed", "NVFP4": "halved"}  # the others': by their blocks; native/weights.h
@@ -110,8 +112,7 @@ def matmul_many(
 ) -> list[jax.Array]:  # float32 (M, out) each
     """Several products of one `x` in one call: x is rounded once and the pool is woken once (q, k, v; gate, up).
 
-    each: `index` picks the first of so many matrices of a stack, or all of them if it is int32 (each,), and each
-    multiplies its own run of M / each rows.
+    each: `index` picks the first of so many matrices of a stack, and each multiplies its own run of M / each rows.
     """
     layouts = layouts or ["ggml"] * len(blocks)
     outs = outs or [None] * len(blocks)
@@ -121,9 +122,8 @@ def matmul_many(
     rows, width = x.shape
     matrices = list(zip(blocks, qtypes, layouts, outs, strict=True))
     set_grids(qtypes)
-    results = [jax.ShapeDtypeStruct((rows, _out(*one, width)), jnp.float32) for one in matrices]
-    kinds = {ROUNDINGS.get(qtype, "") or activation_block(qtype, isa) for qtype in qtypes}  # x is rounded once for each
-    sizes = [_scratch(rows, width, kind) for kind in kinds]
+    results = [jax.ShapeDtypeStruct((rows, checked_rows(*one, width)), jnp.float32) for one in matrices]
+    sizes = [scratch_bytes(rows, width, kind) for kind in {rounding(qtype, isa) for qtype in qtypes}]
     scratch = jax.ShapeDtypeStruct((max(1, sum(sizes)),), jnp.uint8)
     call = jax.ffi.ffi_call(target("packlight_matmul"), [*results, scratch])
     *products, _ = call(
@@ -139,7 +139,7 @@ def matmul_many(
     return products
 
 
-def _out(blocks: jax.Array, qtype: str, layout: str, out: int | None, width: int) -> int:
+def checked_rows(blocks: jax.Array, qtype: str, layout: str, out: int | None, width: int) -> int:
     """Rows of a packed matrix, after checking that it fits its format and x's width."""
     if qtype not in FIELDS:
         raise UnsupportedError(f"no native kernel for {qtype}; there are: {', '.join(QTYPES)}")
@@ -164,8 +164,13 @@ def activation_block(qtype: str, isa: str = "best") -> int:
     return elements if elements in (1, 256) else 32
 
 
-def _scratch(rows: int, width: int, kind: str | int) -> int:
-    """Bytes that x takes when it is rounded: `Activations::bytes` in native/weights.h."""
+def rounding(qtype: str, isa: str = "best") -> str | int:
+    """How x is rounded for a format, once for all formats of which it is the same: native/weights.h."""
+    return ROUNDINGS.get(qtype) or activation_block(qtype, isa)
+
+
+def scratch_bytes(rows: int, width: int, kind: str | int) -> int:
+    """Bytes that x takes when it is rounded: `Activations::bytes` in native/weights.h. kind: of `rounding`."""
     if kind == 1:
         return 0
     size = 4 * rows * -(-width // 2) if kind == PAIRS else rows * width * 11 // 8

@@ -3,7 +3,8 @@
 Sources: Mixtral (2401.04088), DeepSeek-V3 (2412.19437); llama.cpp's `build_moe_ffn` for what is chosen and weighed.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,15 @@ from jax import lax
 from packlight.model.network.collectives import summed, tensor_number
 from packlight.model.network.ffn import dense
 from packlight.model.network.ffn.dense import activate
-from packlight.model.network.norms import dots, norm, softmax
+from packlight.model.network.norms import dots, norm
 from packlight.model.network.products import finished, linear
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
-from packlight.model.weights.stack import stacked_matmul_chosen, stacked_matmul_many
-from packlight.quant.division import over
+from packlight.model.weights.stack import stacked_experts, stacked_matmul_many
+from packlight.quant.kernels import native_experts
 
 # Of the chosen experts' scores, as far as it divides them: the least normal float16, as in llama.cpp.
 LEAST_SUM = 2.0**-14
@@ -86,23 +87,23 @@ def route(
     used: int,
     routing: Routing,
     bias: jax.Array | None = None,
-    native: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X).
 
     bias: float32 (E,), added to the scores for the choice alone. Groups are chosen by the sum of their two best scores.
+    `native_experts.route` is the same in one call, with sums in one order.
     """
     if routing.scores == "chosen":
         chosen, experts = lax.top_k(router, used)
-        return experts, softmax(native, chosen)
-    scores = softmax(native, router) if routing.scores == "softmax" else jax.nn.sigmoid(router)
+        return experts, jax.nn.softmax(chosen, axis=-1)
+    scores = jax.nn.softmax(router, axis=-1) if routing.scores == "softmax" else jax.nn.sigmoid(router)
     by = scores if bias is None else scores + bias[None, :]
     if routing.groups > 1:
         by = _of_best_groups(by, routing)
     _, experts = lax.top_k(by, used)
     chosen = jnp.take_along_axis(scores, experts, axis=-1)
     if routing.normed:
-        chosen = over(chosen, jnp.maximum(dots(native, chosen, jnp.ones_like(chosen[0])), LEAST_SUM))
+        chosen = chosen / jnp.maximum(chosen.sum(-1, keepdims=True), LEAST_SUM)
     return experts, chosen if routing.scale == 1 else chosen * jnp.float32(routing.scale)
 
 
@@ -110,7 +111,7 @@ def _of_best_groups(scores: jax.Array, routing: Routing) -> jax.Array:
     """Scores (M, E), -inf outside each row's best groups. Source: DeepSeek-V3 (2412.19437)."""
     M, E = scores.shape
     grouped = scores.reshape(M, routing.groups, E // routing.groups)
-    best_two = sum(lax.top_k(grouped, min(2, grouped.shape[-1]))[0][..., at] for at in range(min(2, grouped.shape[-1])))
+    best_two = lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(-1)
     _, groups = lax.top_k(best_two, routing.groups_used)
     kept = (groups[:, :, None] == jnp.arange(routing.groups)[None, None, :]).any(1)
     return jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(M, E)
@@ -132,17 +133,22 @@ def moe(
     The (row, expert) pairs are sorted by expert and cut into tiles of one expert each; a tile gathers its rows,
     runs them through that expert and adds the results back: those of a row in the order of its experts' numbers.
     Every expert is unpacked at most once more than its rows fill tiles, and one that nobody chose not at all. Native
-    kernels run the experts of a single row together.
+    kernels do it all in one call.
     """
     M, D = x.shape
     bias, family = blk.get("exp_probs_b.bias"), cfg.architecture.ffn
-    experts, weights = route(router, cfg.expert_used_count, cfg.routing, None if bias is None else bias[index], native)
+    if native:
+        how = dataclasses.asdict(cfg.routing)
+        experts, weights = native_experts.route(router, cfg.expert_used_count, bias, index, least_sum=LEAST_SUM, **how)
+    else:
+        experts, weights = route(router, cfg.expert_used_count, cfg.routing, None if bias is None else bias[index])
     scales_input = family.experts is not None and family.experts.scales_input
     pairs = M * cfg.expert_used_count
-    if M == 1 and native and split.tensor == 1 and all(paths[each] == "native" for each in _formats(blk)):
-        return _of_one_row(family.kind, x, experts[0], weights[0], blk, index, scales_input)
     held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
-    flat = experts.reshape(-1) - tensor_number(split) * held
+    experts = experts - tensor_number(split) * held
+    if native and all(paths[group.qtype] == "native" for name in _names(blk) for group in blk[name].groups):
+        return summed(_natively(cfg, x, experts, weights, blk, index), split)
+    flat = experts.reshape(-1)
     flat = jnp.where((flat >= 0) & (flat < held), flat, held)  # behind all others, and in no tile
     order = jnp.argsort(flat, stable=True)
     counts = jnp.zeros(held, jnp.int32).at[flat].add(jnp.int32(1), mode="drop")
@@ -167,35 +173,21 @@ def moe(
     return summed(lax.fori_loop(0, tile_ends[-1], body, jnp.zeros((M, D), jnp.float32)), split)
 
 
-def _formats(blk: Params) -> set[str]:
-    """Of the experts' matrices."""
-    stacks = (blk[name] for name in (*OPENING, "ffn_down_exps") if name in blk)
-    return {group.qtype for stack in stacks for group in stack.groups}
+def _natively(
+    cfg: ModelConfig, x: jax.Array, experts: jax.Array, weights: jax.Array, blk: Params, index: jax.Array
+) -> jax.Array:
+    """`moe` in one native call. experts: numbers among those that `blk` holds; others are left out."""
+    family, names = cfg.architecture.ffn, _names(blk)
+    vectors = [(blk.get(f"{name}.scale"), blk.get(f"{name}.bias")) for name in names]
+    scales_input = family.experts is not None and family.experts.scales_input
+    return stacked_experts(
+        x, experts, weights, [blk[name] for name in names], vectors, index, family.kind, scales_input
+    )
 
 
-def _of_one_row(
-    kind: str,
-    x: jax.Array,  # (1, D)
-    experts: jax.Array,  # int32 (X,)
-    weights: jax.Array,  # float32 (X,)
-    blk: Params,
-    index: jax.Array,
-    scales_input: bool,
-) -> jax.Array:  # float32 (1, D)
-    """What a row's chosen experts give, in two native calls."""
-    order = jnp.argsort(experts)  # as tiles follow each other, so that sums have the same bits
-    experts, shares = experts[order], weights[order][:, None]
-    x = (x * shares).astype(x.dtype) if scales_input else x
-
-    def products(x: jax.Array, *names: str) -> list[jax.Array]:
-        ys = stacked_matmul_chosen(x, [blk[name] for name in names], index, experts)
-        return [finished(y, blk, name, (index, experts)) for y, name in zip(ys, names, strict=True)]
-
-    y = _through(kind, x, blk, products)
-    y = y if scales_input else y * shares
-    # Scattered as tiles are: what is added where it is multiplied XLA rounds once. The barrier keeps it from scattering
-    # to what the sum is added to.
-    return lax.optimization_barrier(jnp.zeros((1, y.shape[1]), jnp.float32).at[jnp.zeros(len(y), jnp.int32)].add(y))
+def _names(blk: Params) -> list[str]:
+    """Of the experts' matrices: what reads x, and what closes."""
+    return [name for name in (*OPENING, "ffn_down_exps") if name in blk]
 
 
 def _expert(
@@ -207,11 +199,6 @@ def _expert(
         ys = stacked_matmul_many(x, [blk[name] for name in names], index, paths, (expert,))
         return [finished(y, blk, name, (index, expert)) for y, name in zip(ys, names, strict=True)]
 
-    return _through(kind, x, blk, products)
-
-
-def _through(kind: str, x: jax.Array, blk: Params, products: Callable[..., list[jax.Array]]) -> jax.Array:
-    """The feed-forward of an expert, or of several side by side. products(x, *names): with their matrices."""
     opened = products(x, *(name for name in OPENING if name in blk))
     if "ffn_gate_up_exps" in blk:
         gate, up = jnp.split(opened[0], 2, axis=-1)

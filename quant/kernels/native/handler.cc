@@ -7,11 +7,8 @@
 #include <vector>
 
 #include "export.h"
-#include "grids.h"
-#include "isa.h"
-#include "weights.h"
+#include "kernels.h"
 #include "work.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace packlight {
 namespace {
@@ -62,53 +59,21 @@ void multiply_chunk(void* context, int64_t chunk) {
   at->multiply(at->weights, at->x, first, last, at->y);
 }
 
-const Kernels& kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512bf16) return kAvx512Bf16;
-  if (isa == Isa::avx512) return kAvx512;
-  if (isa == Isa::avx2) return kAvx2;
-#elif defined(__aarch64__)
-  if (isa == Isa::neon) return kNeon;
-#endif
-  return kPortable;
-}
-
-// Matrices of one argument, as many as a call has of each: those at `places`, one after the other from places[0] on if
-// there is only that. An argument may stack many on leading axes: a loop over layers passes the whole stack, because XLA
-// would copy a slice of it for the call. Or what is wrong with it.
+// Matrix `index` of one argument, or as many from there on as a call has of each. Or what is wrong with it.
 std::string add_matrix(Call& call, const Kernels& kernels, int64_t type, int64_t lanes, ffi::AnyBuffer blocks,
-                       const int32_t* places, bool in_a_row, ffi::AnyBuffer y) {
-  const Format* format = find_format(type);
-  if (!format) return "no native kernel for ggml type " + std::to_string(type);
-  if (!has_its_grid(format->type)) return "nobody has set the grid of ggml type " + std::to_string(type);
-  const auto whole = blocks.dimensions();
-  if (lanes != 1 && lanes != kernels.lanes && &kernels != &kPortable) {
-    return "rows interleaved by " + std::to_string(lanes) + ", and these kernels take " + std::to_string(kernels.lanes);
-  }
-  const int64_t bytes = format->bytes * lanes;
-  if (blocks.element_type() != ffi::U8 || whole.size() < 3) return "the packed weights are no stack of matrices";
-  const auto shape = whole.last(3);
-  if (shape[2] != bytes || shape[1] * format->elements != call.width) {
-    return "the packed weights do not fit x or their format";
-  }
-  const int64_t matrix_bytes = shape[0] * shape[1] * shape[2];
-  const auto place = [=](int64_t i) { return in_a_row ? places[0] + i : int64_t{places[i]}; };
-  for (int64_t i = 0; i < call.each; ++i) {
-    const int64_t end = (place(i) + 1) * matrix_bytes;
-    if (place(i) < 0 || end > static_cast<int64_t>(blocks.size_bytes())) return "the index is outside the stack";
-  }
+                       int64_t index, ffi::AnyBuffer y) {
   const auto result = y.dimensions();
-  if (y.element_type() != ffi::F32 || result.size() != 2 || result[0] != call.rows ||
-      shape[0] != (result[1] + lanes - 1) / lanes) {
-    return "the result's shape does not fit the weights";
-  }
-  const uint8_t* data = static_cast<const uint8_t*>(blocks.untyped_data());
+  if (y.element_type() != ffi::F32 || result.size() != 2 || result[0] != call.rows) return "the result has another shape";
+  Stacked stack;
+  const std::string wrong = read_stack(kernels, type, lanes, blocks, call.width, result[1], &stack);
+  if (!wrong.empty()) return wrong;
+  if (index < 0 || index + call.each > stack.count) return "the index is outside the stack";
+  const Format& format = *stack.first.format;
   const int64_t groups = (result[1] + kernels.lanes - 1) / kernels.lanes, rows = call.rows / call.each;
   float* to = static_cast<float*>(y.untyped_data());
   for (int64_t i = 0; i < call.each; ++i) {
-    Weights weights{format, static_cast<int>(lanes), result[1], shape[1], data + place(i) * matrix_bytes};
-    call.matrices.push_back({weights, kernels.multiply(format->type), i * rows, rows, to + i * rows * result[1],
-                             Activations{call.rows, call.width, kernels.rounding(*format)}, groups, 1, 0});
+    call.matrices.push_back({stack[index + i], kernels.multiply(format.type), i * rows, rows, to + i * rows * result[1],
+                             Activations{call.rows, call.width, kernels.rounding(format)}, groups, 1, 0});
   }
   return "";
 }
@@ -148,15 +113,12 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
   Call call;
   call.x = x.typed_data(), call.rows = x.dimensions()[0], call.width = x.dimensions()[1], call.each = each;
   if (each < 1 || call.rows % each) return ffi::Error::InvalidArgument("the rows of x cannot be shared out evenly");
-  if (isa < 0 || isa > static_cast<int64_t>(Isa::avx512bf16) || !has(static_cast<Isa>(isa))) {
-    return ffi::Error::InvalidArgument("this CPU has not the instruction set that is asked for");
-  }
+  if (!is_here(isa)) return ffi::Error::InvalidArgument("this CPU has not the instruction set that is asked for");
   const Kernels& set = kernels(chosen_for_products(static_cast<Isa>(isa)));
   call.quantize = set.quantize;
   const size_t count = types.size();
-  const int64_t places = count ? static_cast<int64_t>(indices.element_count() / count) : 0;  // of each argument
   if (!count || weights.size() != count || results.size() != count + 1 || lanes.size() != count ||
-      (places != 1 && places != each) || indices.element_count() != places * count) {
+      indices.element_count() != count) {
     return ffi::Error::InvalidArgument("want one type, layout, index and result per matrix, and the scratch");
   }
   int64_t products = 0;
@@ -164,8 +126,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S
     auto blocks = weights.get<ffi::AnyBuffer>(i);
     auto y = results.get<ffi::AnyBuffer>(i);
     if (!blocks.has_value() || !y.has_value()) return ffi::Error::InvalidArgument("a buffer cannot be read");
-    const int32_t* at = indices.typed_data() + i * places;
-    const std::string wrong = add_matrix(call, set, types[i], lanes[i], *blocks, at, places == 1, **y);
+    const std::string wrong = add_matrix(call, set, types[i], lanes[i], *blocks, indices.typed_data()[i], **y);
     if (!wrong.empty()) return ffi::Error::InvalidArgument("matrix " + std::to_string(i) + ": " + wrong);
     products += call.rows * call.width * call.matrices.back().weights.out;
   }

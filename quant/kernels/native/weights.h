@@ -3,6 +3,7 @@
 #define PACKLIGHT_WEIGHTS_H_
 
 #include <cstdint>
+#include <cstring>
 
 namespace packlight {
 
@@ -152,6 +153,24 @@ struct Activations {
     some.q += first * width, some.d += blocks, some.sums += blocks, some.d_sum += blocks, some.sum += blocks;
     some.start += rounding == Rounding::halved ? 2 * blocks : blocks;
     return some;
+  }
+
+  // Makes row `to` equal to row `from`, which has been rounded.
+  void copy(int64_t from, int64_t to) const {
+    const Activations a = part(from, 1), b = part(to, 1);
+    if (rounding == Rounding::pairs) {
+      std::memcpy(b.pairs, a.pairs, pairs_of(width) * sizeof(Pair));
+      return;
+    }
+    const int64_t blocks = width / block;
+    std::memcpy(b.q, a.q, width), std::memcpy(b.d, a.d, blocks * sizeof(float));
+    switch (rounding) {
+      case Rounding::by256: std::memcpy(b.sums, a.sums, blocks * sizeof(Sums)); break;
+      case Rounding::by32:
+        std::memcpy(b.d_sum, a.d_sum, blocks * sizeof(float)), std::memcpy(b.sum, a.sum, blocks * sizeof(int16_t));
+        break;
+      default: std::memcpy(b.start, a.start, (rounding == Rounding::halved ? 2 : 1) * blocks * sizeof(int32_t));
+    }
   }
 };
 

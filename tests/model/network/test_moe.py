@@ -66,6 +66,31 @@ def test_moe_equals_the_plain_loop(blk, rows, used, spread):
     assert np.abs(np.asarray(y) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.usefixtures("native_library")
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(("rows", "used"), [(1, 2), (7, 3), (64, 2)])
+def test_natively_it_is_the_tiles(rows, used, layer):
+    """Layers of other formats, and plain numbers, which nothing rounds: sums differ as the plain loop's do."""
+    first, second = (random_weights("F16", 1, E, F, D, seed=seed) for seed in (1, 2))
+    half, whole = (random_weights(qtype, 1, E, D, F, seed=3) for qtype in ("F16", "F32"))
+    both = Stack((random_weights("F32", 2, E, F, D),), ((0, 0), (0, 1)))
+    blk = {
+        "ffn_gate_exps": Stack((first, second), ((1, 0), (0, 0))),
+        "ffn_up_exps": both,
+        "ffn_down_exps": Stack((half, whole), ((0, 0), (1, 0))),
+    }
+    rng = np.random.default_rng(rows)
+    x, router = rng.normal(size=(rows, D)).astype(np.float32), rng.normal(size=(rows, E)).astype(np.float32)
+    cfg, paths = dataclasses.replace(CFG, expert_used_count=used), product_paths("native")
+
+    def made(native):
+        run = jax.jit(lambda x, r, b: moe(cfg, x, r, b, jnp.int32(layer), paths, native=native))
+        return np.asarray(run(x, router, blk))
+
+    tiles, native = made(False), made(True)
+    assert np.abs(native - tiles).max() <= 1e-4 * np.abs(tiles).max()
+
+
 @pytest.mark.parametrize("rows", [1, 40])
 def test_only_the_chosen_experts_are_computed(blk, rows, monkeypatch):
     """Decode and prefill: as many products run as the chosen experts' rows fill tiles, and none for another expert."""
