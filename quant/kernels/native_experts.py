@@ -105,8 +105,7 @@ def _read(pairs: int, width: int, kind: str | int) -> int:
 def route(
     logits: jax.Array,  # float32 (M, E)
     used: int,
-    biases: jax.Array | None,  # float32 (layers, E), added to the scores for the choice alone
-    layer: jax.Array | int,  # int32 ()
+    bias: jax.Array | None,  # float32 (E,), added to the scores for the choice alone
     *,
     scores: str,
     normed: bool,
@@ -129,8 +128,7 @@ def route(
     )
     chosen, weights = call(
         logits,
-        jnp.zeros((0,), jnp.float32) if biases is None else biases,
-        jnp.asarray(layer, jnp.int32),
+        jnp.zeros((0,), jnp.float32) if bias is None else bias,
         scores=np.int64(SCORES.index(scores)),
         normed=np.bool_(normed),
         scale=np.float32(scale),

@@ -87,12 +87,15 @@ def route(
     used: int,
     routing: Routing,
     bias: jax.Array | None = None,
+    native: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Router logits (M, E) -> chosen experts int32 (M, X) and their weights (M, X).
 
     bias: float32 (E,), added to the scores for the choice alone. Groups are chosen by the sum of their two best scores.
-    `native_experts.route` is the same in one call, with sums in one order.
+    native: in one call of a CPU's native kernels, with sums in one order.
     """
+    if native:
+        return native_experts.route(router, used, bias, least_sum=LEAST_SUM, **dataclasses.asdict(routing))
     if routing.scores == "chosen":
         chosen, experts = lax.top_k(router, used)
         return experts, jax.nn.softmax(chosen, axis=-1)
@@ -137,11 +140,7 @@ def moe(
     """
     M, D = x.shape
     bias, family = blk.get("exp_probs_b.bias"), cfg.architecture.ffn
-    if native:
-        how = dataclasses.asdict(cfg.routing)
-        experts, weights = native_experts.route(router, cfg.expert_used_count, bias, index, least_sum=LEAST_SUM, **how)
-    else:
-        experts, weights = route(router, cfg.expert_used_count, cfg.routing, None if bias is None else bias[index])
+    experts, weights = route(router, cfg.expert_used_count, cfg.routing, None if bias is None else bias[index], native)
     scales_input = family.experts is not None and family.experts.scales_input
     pairs = M * cfg.expert_used_count
     held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding

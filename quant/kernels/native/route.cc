@@ -101,25 +101,22 @@ void route_chunk(void* context, int64_t chunk) {
   for (int64_t row = chunk * r.rows_per_chunk; row < end; ++row) route_row(r, row, space);
 }
 
-ffi::Error run_route(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits, ffi::Buffer<ffi::F32> biases,
-                     ffi::Buffer<ffi::S32> layer, ffi::Result<ffi::Buffer<ffi::S32>> chosen_,
+ffi::Error run_route(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits, ffi::Buffer<ffi::F32> bias,
+                     ffi::Result<ffi::Buffer<ffi::S32>> picked,
                      ffi::Result<ffi::Buffer<ffi::F32>> weights, int64_t scores, bool normed, float scale, int64_t groups,
                      int64_t groups_used, float least_sum, int64_t threads, int64_t isa) {
   if (!is_here(isa)) return ffi::Error::InvalidArgument("this CPU has not the instruction set that is asked for");
-  const auto shape = logits.dimensions(), picks = chosen_->dimensions();
+  const auto shape = logits.dimensions(), picks = picked->dimensions();
   if (shape.size() != 2 || picks.size() != 2 || picks[0] != shape[0] || picks[1] > shape[1] || picks[1] < 1 ||
-      weights->element_count() != chosen_->element_count() || layer.element_count() != 1 || scores < 0 || scores > 2 ||
+      weights->element_count() != picked->element_count() || scores < 0 || scores > 2 ||
+      (bias.element_count() && static_cast<int64_t>(bias.element_count()) != shape[1]) ||
       groups < 1 || groups_used < 1 || groups_used > groups || shape[1] % groups) {
     return ffi::Error::InvalidArgument("want logits (rows, experts) in equal groups, and results (rows, used)");
   }
-  Router r{logits.typed_data(), nullptr, chosen_->typed_data(), weights->typed_data(), shape[0], shape[1], picks[1], groups,
+  Router r{logits.typed_data(), nullptr, picked->typed_data(), weights->typed_data(), shape[0], shape[1], picks[1], groups,
            groups_used, 0, static_cast<Scores>(scores), normed, scale, least_sum,
            &activation_kernels(chosen(static_cast<Isa>(isa)))};
-  if (const int64_t count = static_cast<int64_t>(biases.element_count())) {
-    const int64_t at = *layer.typed_data();
-    if (at < 0 || (at + 1) * r.experts > count) return ffi::Error::InvalidArgument("the layer is outside the biases");
-    r.bias = biases.typed_data() + at * r.experts;
-  }
+  if (bias.element_count()) r.bias = bias.typed_data();
   if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
   if (r.rows * r.experts < kNumbersWorthSharing) threads = 1;
   r.rows_per_chunk = std::max<int64_t>(1, (r.rows + kChunksPerThread * threads - 1) / (kChunksPerThread * threads));
@@ -140,7 +137,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_route, packlight::run_route,
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("scores")

@@ -215,16 +215,16 @@ def test_routes_are_xlas(routing, biased):
     """The same choices; weights differ by the roundings of a sum of E numbers, of e^x and of a few products."""
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 2, (40, 64)).astype(np.float32)
-    biases = rng.normal(0, 0.3, (2, 64)).astype(np.float32) if biased else None
-    experts, weights = jax.jit(route, static_argnums=(1, 2))(logits, 6, routing, biases[1] if biased else None)
+    bias = rng.normal(0, 0.3, 64).astype(np.float32) if biased else None
+    experts, weights = jax.jit(route, static_argnums=(1, 2))(logits, 6, routing, bias)
     how = dataclasses.asdict(routing) | {"least_sum": LEAST_SUM}
     for isa in isas():
-        chosen, shares = choose(logits, 6, biases, 1, isa=isa, **how)
+        chosen, shares = choose(logits, 6, bias, isa=isa, **how)
         np.testing.assert_array_equal(chosen, experts)
         np.testing.assert_allclose(shares, weights, rtol=(64 + 16) * 2.0**-24)
         for rows in (slice(3, 4), slice(10, 17)):
             for threads in (1, 2, 3):
-                part = choose(logits[rows], 6, biases, 1, isa=isa, threads=threads, **how)
+                part = choose(logits[rows], 6, bias, isa=isa, threads=threads, **how)
                 for some, all_ in zip(part, (chosen, shares), strict=True):
                     np.testing.assert_array_equal(some, all_[rows])
 
@@ -232,12 +232,12 @@ def test_routes_are_xlas(routing, biased):
 def test_routers_take_the_lower_expert_of_a_tie_and_show_what_is_no_number():
     how = dataclasses.asdict(Routing()) | {"least_sum": LEAST_SUM}
     logits = np.array([[1, 3, 3, 2], [0, 0, 0, 0], [0, 1, np.nan, 2]], np.float32)
-    experts, weights = choose(logits, 2, None, 0, **how)
+    experts, weights = choose(logits, 2, None, **how)
     np.testing.assert_array_equal(experts[:2], [[1, 2], [0, 1]])
     np.testing.assert_array_equal(weights[:2], 0.5)
     assert np.isnan(weights[2]).all()
     by_themselves = how | {"scores": "sigmoid", "normed": False}
-    experts, weights = choose(logits, 2, None, 0, **by_themselves)
+    experts, weights = choose(logits, 2, None, **by_themselves)
     np.testing.assert_array_equal(experts[2], [2, 3])
     assert np.isnan(weights[2, 0])
 
