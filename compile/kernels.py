@@ -12,6 +12,7 @@ from packlight.compile.config import CompileConfig
 from packlight.model.spec.config import MOSAIC_CACHES, ModelConfig
 from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.mamba2 import Mamba2Part
+from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.state import has_native_recurrence
 from packlight.model.spec.weights import is_tied, used_weights
 from packlight.quant.formats.table import FORMATS
@@ -62,7 +63,7 @@ def product_paths(path: str) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class KernelPlan:
-    """Which kernel reads every tensor of a model, in which layout, and which computes attention.
+    """Which kernel reads every tensor of a model, in which layout, and which computes attention and experts.
 
     Loader, memory plan, steps and reports all read it; nothing else decides.
     """
@@ -73,6 +74,7 @@ class KernelPlan:
     multiplied: Mapping[str, str]  # tensor that a product reads -> its format
     varying: tuple[str, ...]  # why a text's bits may depend on more than its tokens; () where they do not
     mosaic: bool  # Mosaic's attention has heads of this width and a cache of this type
+    experts: str | None  # what runs a mixture's: "native", all in one call; "tiles", a loop; None: there are none
 
     @classmethod
     def of(cls, config: CompileConfig, cfg: ModelConfig, formats: Mapping[str, str]) -> "KernelPlan":
@@ -96,7 +98,9 @@ class KernelPlan:
         mosaic = cfg.mosaic_attention and config.kv_dtype in MOSAIC_CACHES
         by_xla = {formats[name] for name, by in tensors.items() if by == "xla"}
         varying = tuple(_varying(config.kernel_path, cfg, by_xla))
-        return cls(config.kernel_path, products, tensors, multiplied, varying, mosaic)
+        loop = "native" if config.kernel_path == "native" else "tiles"
+        experts = loop if any(isinstance(part, MoePart) for layer in cfg.layers for part in layer.parts) else None
+        return cls(config.kernel_path, products, tensors, multiplied, varying, mosaic, experts)
 
     @cached_property
     def layout(self) -> str:

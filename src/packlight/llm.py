@@ -480,6 +480,11 @@ class LLM:
         return self._kernels.attention_names(self.device)
 
     @property
+    def experts_path(self) -> str | None:
+        """What runs a mixture's experts: native (all in one call), tiles (a loop), None where there is none."""
+        return self._kernels.experts
+
+    @property
     def varying(self) -> tuple[str, ...]:
         """Why the last bits of an answer may depend on more than its tokens, parameters and seed, in words.
 

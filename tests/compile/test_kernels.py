@@ -160,6 +160,15 @@ def test_every_tensor_is_in_the_plan_with_what_reads_it_and_its_layout(tmp_path,
         assert plan.tensors["output_norm.weight"] == "f32"
 
 
+@pytest.mark.parametrize(("name", "mixture"), [("deepseek2-lite", True), ("llama", False)])
+def test_a_mixtures_experts_are_in_the_plan(name, mixture, tmp_path):
+    file = open_gguf(model(f"own/{name}", tmp_path))
+    cfg = ModelConfig.from_gguf(file)
+    for kernels, by in (("native", "native"), ("xla", "tiles"), ("reference", "tiles")):
+        plan = KernelPlan.of(CompileConfig(cpu_kernels=kernels), cfg, formats(file))
+        assert plan.experts == (by if mixture else None)
+
+
 @pytest.mark.parametrize("name", ["deepseek2-flash", "deepseek2-lite"])
 def test_the_matrices_of_heads_keep_the_files_layout_unless_a_kernel_reads_each(name, tmp_path):
     """The native kernels do, where a head's keys and values have matrices of their own."""

@@ -128,7 +128,7 @@ def moe(
     index: jax.Array,  # int32 (), the layer
     paths: Mapping[str, str],  # format -> kernel path
     split: Split = WHOLE,
-    native: bool = False,  # whether a CPU's native kernels run
+    native: bool = False,  # whether a CPU's native kernels run, which know every format
 ) -> jax.Array:  # float32 (M, D)
     """Sum over each row's chosen experts of weight * expert(row), or of expert(weight * row) as the family has it; with
     a split, each device computes its own experts.
@@ -145,7 +145,7 @@ def moe(
     pairs = M * cfg.expert_used_count
     held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
     experts = experts - tensor_number(split) * held
-    if native and all(paths[group.qtype] == "native" for name in _names(blk) for group in blk[name].groups):
+    if native:
         return summed(_natively(cfg, x, experts, weights, blk, index), split)
     flat = experts.reshape(-1)
     flat = jnp.where((flat >= 0) & (flat < held), flat, held)  # behind all others, and in no tile
@@ -176,17 +176,13 @@ def _natively(
     cfg: ModelConfig, x: jax.Array, experts: jax.Array, weights: jax.Array, blk: Params, index: jax.Array
 ) -> jax.Array:
     """`moe` in one native call. experts: numbers among those that `blk` holds; others are left out."""
-    family, names = cfg.architecture.ffn, _names(blk)
+    family = cfg.architecture.ffn
+    names = [name for name in (*OPENING, "ffn_down_exps") if name in blk]
     vectors = [(blk.get(f"{name}.scale"), blk.get(f"{name}.bias")) for name in names]
     scales_input = family.experts is not None and family.experts.scales_input
     return stacked_experts(
         x, experts, weights, [blk[name] for name in names], vectors, index, family.kind, scales_input
     )
-
-
-def _names(blk: Params) -> list[str]:
-    """Of the experts' matrices: what reads x, and what closes."""
-    return [name for name in (*OPENING, "ffn_down_exps") if name in blk]
 
 
 def _expert(

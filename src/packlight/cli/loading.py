@@ -128,12 +128,13 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"{path} x{n}" + (f" ({layout})" if layout != "ggml" else "") for (path, layout), n in kinds.most_common()
     )
     varying = "; ".join(llm.varying)
+    experts = f", experts {llm.experts_path}" if llm.experts_path else ""
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
     name, layers = shown_path(os.path.basename(llm.file.path)), llm.model.layers
     slots = f", slots {llm.plan.slots}{launch}" if llm.model.generates else ", no cache"
     return [
         f"{name}: {llm.model.architecture.name}, {megabytes(llm.weights_bytes)}: {mix}",
-        f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}; "
+        f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}{experts}; "
         f"context {llm.plan.context}{slots}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
         *([f"native kernels: {llm.native}"] if llm.native else []),
