@@ -5,6 +5,7 @@ python -m packlight.bench.render      # rewrites what stands between the markers
 
 import json
 import pathlib
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -76,7 +77,9 @@ def _tables(found: dict[str, Record]) -> str:
     runs = {name: record for name, record in found.items() if "results" in record}
     if not runs:
         return _memory(found)
-    parts = [_machine(runs.values()), _models(runs), _unpacked(runs), _formats(runs), _paths(runs)]
+    shaped = [name for name in runs if name.startswith("shape-")]
+    parts = [_machine(runs.values()), _models(runs, (*MODELS, *ACCELERATED)), _unpacked(runs)]
+    parts += [_models(runs, shaped, "shape"), _formats(runs), _paths(runs)]
     parts += [_breakdown(found.get("breakdown")), _startup(found.get("startup")), _memory(found)]
     return "\n".join(part for part in parts if part)
 
@@ -102,21 +105,28 @@ def _machine(runs: Iterable[Record]) -> str:
     )
 
 
-def _models(runs: dict[str, Record]) -> str:
+def _models(runs: dict[str, Record], names: Iterable[str], title: str = "model") -> str:
     rows = []
-    for name in (*MODELS, *ACCELERATED):
+    for name in names:
         if name in runs:
             record = runs[name]
             rows += [[_label(name, record), *_cells(record, row)] for row in record["results"]]
-    head = ("model", "test", "tokens/s", "GB/s", "of bandwidth", "of GEMM", "llama.cpp", "ratio", "range")
+    head = (title, "test", "tokens/s", "GB/s", "of bandwidth", "of GEMM", "llama.cpp", "ratio", "range")
     return _table(head, rows) if rows else ""
 
 
 def _label(name: str, record: Record) -> str:
-    """The model of a record, and the kernels where they are not the usual ones."""
-    model = name.removeprefix("gpu-").removesuffix("-batch").removesuffix("-xla").removesuffix("-pp2048")
+    """The model of a record, what it lacks, and the kernels where they are not the usual ones."""
+    model = name.removeprefix("gpu-").removeprefix("shape-")
+    model = model.removesuffix("-batch").removesuffix("-xla").removesuffix("-pp2048")
     kernels = record.get("kernels", "native")
-    return f"{model} {_mix(record)}" + ("" if kernels == "native" else f", `{kernels}`")
+    return f"{model} {_mix(record)}{_layers(record)}" + ("" if kernels == "native" else f", `{kernels}`")
+
+
+def _layers(record: Record) -> str:
+    """Of a synthetic model that has fewer than its shape: `suite.Entry.file`."""
+    found = re.search(r"-layers(\d+)-", record["file"])
+    return f", {found[1]} layers" if found else ""
 
 
 def _unpacked(runs: dict[str, Record]) -> str:
@@ -168,7 +178,7 @@ def _formats(runs: dict[str, Record]) -> str:
     for name, record in runs.items():
         if name.startswith("format-"):
             tests = [row["test"] for row in record["results"]]
-            cells = [name.removeprefix("format-")]
+            cells = [name.removeprefix("format-") + _layers(record)]
             for row in record["results"]:
                 peer, ratio, _ = _against(record, row["test"])
                 cells += [f"{row['median']:.1f}", peer, ratio]

@@ -43,6 +43,17 @@ class Entry:
 
 
 LONG = (("context", 8192),)
+FEW, DEEP = (("layers", 4), ("vocab", 32000)), ("--gen_tokens=32", "--depth=0,4000")
+SHAPED = {  # what people run beside the Llamas, in so many layers that every kind is among them
+    name: Entry(name, "Q4_K_M", DEEP, FEW) for name in ("qwen3-4b", "gemma-3-4b", "llama-3-8b", "qwen3-30b-a3b")
+} | {
+    "gpt-oss-20b": Entry("gpt-oss-20b", "MXFP4_MOE", DEEP, FEW),
+    "glm-4.7-flash": Entry("glm-4.7-flash", "Q4_K_M", DEEP, FEW),
+    "qwen3.5-4b": Entry("qwen3.5-4b", "Q4_K_M", DEEP, FEW),
+    "granite-4.0-h-micro": Entry("granite-4.0-h-micro", "Q4_K_M", DEEP, (("layers", 6), ("vocab", 32000))),
+    "lfm2-1.2b": Entry("lfm2-1.2b", "Q4_K_M", DEEP, FEW),
+}
+NUMBERS = ("F32", "F16", "BF16")  # formats in which a whole model is large
 GPU = ("--config=gpu", "--paths=bf16")
 BATCHES, PROMPT = (*GPU, "--batch=1,8,32"), (*GPU, "--prompt_tokens=2048", "--gen_tokens=0")
 SUITE = {
@@ -60,7 +71,13 @@ SUITE = {
     "gpu-tinyllama-1.1b-pp2048": Entry("tinyllama-1.1b", "Q4_K_M", PROMPT, LONG, peer=False),
     "gpu-llama-3-8b": Entry("llama-3-8b", "Q4_K_M", BATCHES, peer=False),
     "gpu-llama-3-8b-pp2048": Entry("llama-3-8b", "Q4_K_M", PROMPT, peer=False),
-    **{f"format-{name}": Entry("tinyllama-1.1b", f"pure-{name}", ("--gen_tokens=64",)) for name in FIELDS},
+    **{f"shape-{name}": entry for name, entry in SHAPED.items()},
+    **{
+        f"format-{name}": Entry(
+            "tinyllama-1.1b", f"pure-{name}", ("--gen_tokens=64",), (("layers", 5),) if name in NUMBERS else ()
+        )
+        for name in FIELDS
+    },
     **{
         f"paths-{name}": Entry(
             "tinyllama-1.1b",

@@ -64,6 +64,9 @@ def test_tables_show_losses_and_change_with_a_record(tmp_path):
     assert "XLA's bfloat16 matrix product" in text
     assert "| llama-3-8b Q4_K_M, `mosaic_gpu` | tg8 | 5.0 |" in text
     assert "| Q4_K_M | tg8 | 2.50 | 2.40–2.60 |" in text
+    few = record | {"file": "qwen3-4b-layers4-vocab32000-Q4_K_M.gguf"}
+    (tmp_path / "shape-qwen3-4b.json").write_text(json.dumps([few]))
+    assert "| qwen3-4b Q4_K_M, 4 layers | tg8 | 5.0 |" in render.tables(render.records(tmp_path))
     assert render.tables({}) == render.summary({}) == ""
     with pytest.raises(ValueError, match="bench:begin"):
         render.rendered("no markers", "bench", text)
@@ -114,7 +117,7 @@ def test_the_suite_runs_an_entry(tmp_path):
         suite.run("format-Q8_0", tmp_path, None, tmp_path, ["--reps=1"])
     record = render.records(tmp_path)["format-Q8_0"][-1]
     assert [row["test"] for row in record["results"]] == ["pp8", "tg2"]
-    assert "| Q8_0 |" in render.tables({"format-Q8_0": [record]})
+    assert "| Q8_0, 1 layers |" in render.tables({"format-Q8_0": [record]})
     assert (tmp_path / entry.file).exists()
 
 
