@@ -22,6 +22,7 @@ from packlight.bench.machine import file_facts, machine
 from packlight.bench.render import RESULTS
 from packlight.common.errors import ConfigError, PacklightError
 
+PRODUCTS = ("packlight_matmul", "packlight_experts")
 MIXING = ("packlight_attention", "packlight_delta", "packlight_mamba2")  # attention, and what layers have in its place
 PARTS = ("matrix products", "attention", "rest of the layers", "rest of head and sampling")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) .*\{$")
@@ -55,7 +56,7 @@ def parts_of(text: str) -> dict[str, str]:
         for line in own:
             found = INSTRUCTION.match(line)
             assert found is not None
-            if "packlight_matmul" in line:
+            if any(each in line for each in PRODUCTS):
                 parts[found[1]] = PARTS[0]
             elif any(each in line for each in MIXING):
                 parts[found[1]] = PARTS[1]

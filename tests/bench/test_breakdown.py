@@ -33,9 +33,10 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 @pytest.mark.parametrize("mixing", breakdown.MIXING)
-def test_parts_follow_from_the_program(mixing):
+@pytest.mark.parametrize("product", breakdown.PRODUCTS)
+def test_parts_follow_from_the_program(product, mixing):
     products, attention, layers, rest = breakdown.PARTS
-    parts = breakdown.parts_of(HLO.replace("packlight_attention", mixing))
+    parts = breakdown.parts_of(HLO.replace("packlight_attention", mixing).replace("packlight_matmul", product))
     assert {name for name, part in parts.items() if part == products} == {"ffi_call.3", "ffi_call.7"}
     assert {name for name, part in parts.items() if part == attention} == {"ffi_call.4"}
     assert {name for name, part in parts.items() if part == layers} == {"norm.2", "p", "mul.1"}
