@@ -242,7 +242,7 @@ def head_step(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None
     logits = head(cfg, params, args.hidden, numerics)
     if args.choice is None:
         return HeadResult(logits, None, finite(logits))
-    return HeadResult(logits, pick(logits, *args.choice), None)
+    return HeadResult(logits, pick(logits, *args.choice, numerics.native), None)
 
 
 class Launch(NamedTuple):
@@ -279,7 +279,7 @@ def decode(
         step = Step.of(cfg, numerics, params, rows, 1)
         hidden, state = hidden_states(step, params, tokens[:, None], cache.state)
         logits, sampling = head(cfg, params, hidden[:, 0], numerics), args.sampling._replace(mirostat_mu=mu)
-        picked = pick(logits, args.adjustment, sampling, start + 1, args.is_end)
+        picked = pick(logits, args.adjustment, sampling, start + 1, args.is_end, numerics.native)
         length = cache.length.at[:batch].add(running.astype(jnp.int32))
         return Cache(length, state), picked
 

@@ -6,8 +6,9 @@ and penalties come before: `model.sampling.adjust`. Every step takes tokens out 
 (`model.sampling.rank`). All steps but typical-p and XTC keep a prefix of it.
 
 Two paths give the same ids bit for bit. The short one ranks the `cap` highest logits with `lax.top_k`. The long one
-ranks all V, in 20 to 50 times as long (bench/LOG.md). A row takes the long one only where its kept set may reach
-beyond `cap`: the choice is made from the row itself, never from its neighbours.
+ranks all V, in 20 to 100 times as long, or 4 to 20 times by a CPU's native kernels (bench/LOG.md). A row
+takes the long one only where its kept set may reach beyond `cap`: the choice is made from the row itself, never from
+its neighbours.
 """
 
 from collections.abc import Sequence
@@ -108,9 +109,10 @@ def pick(
     sampling: SlotSampling,  # each (B,)
     position: jax.Array,  # (B,) i32
     is_end: jax.Array,  # (V,) bool
+    native: bool = False,  # whether a CPU's native kernels run
 ) -> Picked:
     """Adjusts the logits, samples, and reports. Log-probabilities are the model's own, before any adjustment."""
-    ids, mu = sample(adjusted(logits, adjustment), sampling, position)
+    ids, mu = sample(adjusted(logits, adjustment), sampling, position, native=native)
 
     def logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
         logp = log_probabilities(logits)
@@ -131,6 +133,7 @@ def sample(
     position: Array,  # (B,) i32
     *,
     cap: int = CAP,
+    native: bool = False,
 ) -> tuple[jax.Array, jax.Array]:  # ids (B,) i32, the next mirostat_mu (B,) f32
     """One token id in [0, V) per slot; a pure function of the slot's own logits, parameters, seed and position.
 
@@ -138,7 +141,7 @@ def sample(
     uniform u in [0, 1) in steps of 2^-23: the draw is the first token in rank order whose cumulative weight exceeds
     u * total; the key's second uniform is XTC's decision. Temperature 0 (below 1.2e-38, negative, NaN) takes
     the first in rank order of what is kept, which is argmax unless typical-p or XTC took that out. `cap` is static and
-    changes time, not ids: cap = V is the reference path.
+    changes time, not ids: cap = V is the reference path. So is `native`, whether a CPU's native kernels rank.
 
     Total on any bits. NaN ranks and weighs as -inf, which is never drawn while the row holds anything else. +inf
     wins: the draw is among the +inf tokens, which weigh the same; greedy takes the first. A row of only -inf and NaN
@@ -162,7 +165,7 @@ def sample(
         whole = lax.cond(jnp.any(~greedy), lambda x: _whole(x, s), _no_whole, cleaned)
 
         def at(n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-            values, ids = ranked(cleaned, n)
+            values, ids = ranked(cleaned, n, native)
             rank, mu, settled = _draw(values, whole, s, uniform, chance, vocab)
             return value_at(ids, jnp.where(greedy, 0, rank)), jnp.where(s.mirostat > 0, mu, s.mirostat_mu), settled
 
@@ -177,9 +180,11 @@ def sample(
 
         return lax.cond(jnp.any(unsettled), long, lambda: (ids, mu))
 
-    return lax.cond(
-        jnp.all(greedy), lambda: (lax.argmax(clean(logits), 1, jnp.int32), jnp.asarray(s.mirostat_mu)), draw
-    )
+    def best() -> jax.Array:
+        cleaned = clean(logits)
+        return ranked(cleaned, 1, native)[1][:, 0] if native else lax.argmax(cleaned, 1, jnp.int32)
+
+    return lax.cond(jnp.all(greedy), lambda: (best(), jnp.asarray(s.mirostat_mu)), draw)
 
 
 class _Whole(NamedTuple):

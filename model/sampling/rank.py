@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from packlight.quant.division import over
+from packlight.quant.kernels import native_rows
 
 CAP = 256  # ranks that the short path looks at
 TINY = float(np.finfo(np.float32).tiny)
@@ -33,15 +34,19 @@ def clean(
 
 
 def ranked(
-    logits: jax.Array,  # (B, V) f32
+    logits: jax.Array,  # (B, V) f32, of `clean`
     n: int,
+    native: bool,
 ) -> tuple[jax.Array, jax.Array]:  # values (B, n) f32, ids (B, n) i32
     """The n highest logits and their ids, equal logits by lower id.
 
-    The barrier keeps the fast kernel: XLA:CPU first sees a full sort and a slice, and turns the pair into its TopK
-    call only if no consumer slices the result further. Without it (32000, n = 256) takes 12 ms instead of 0.3. One for
-    each result: around both, XLA aborts when it partitions the step (it takes the pair for the call's own tuple).
+    native: by a CPU's native kernel, which takes all V in a tenth of XLA's time. The barrier keeps XLA's fast kernel:
+    XLA:CPU first sees a full sort and a slice, and turns the pair into its TopK call only if no consumer slices the
+    result further. Without it (32000, n = 256) takes 12 ms instead of 0.3. One for each result: around both, XLA aborts
+    when it partitions the step (it takes the pair for the call's own tuple).
     """
+    if native:
+        return native_rows.ranked(logits, n)
     values, ids = lax.top_k(logits, n)
     return lax.optimization_barrier(values), lax.optimization_barrier(ids)
 
@@ -84,8 +89,12 @@ def total_of(
 def first_true(
     mask: jax.Array,  # (B, N) bool
 ) -> jax.Array:  # (B,) i32
-    """Index of the first True, 0 where there is none."""
-    return lax.argmax(mask, 1, jnp.int32)
+    """Index of the first True, 0 where there is none. XLA:CPU takes many integers at once for a minimum, one by one for
+    an argmax.
+    """
+    n = mask.shape[1]
+    first = jnp.min(jnp.where(mask, jnp.arange(n, dtype=jnp.int32), n), axis=1)
+    return jnp.where(first == n, 0, first)
 
 
 def value_at(

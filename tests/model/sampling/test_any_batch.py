@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from packlight.model.sampling.adjust import nothing, table_size
 from packlight.model.sampling.chain import pick, slot_sampling
@@ -23,16 +24,19 @@ ASKED = [
 ]
 
 
-def test_any_batch_gives_the_same_bits():
+@pytest.mark.parametrize("native", [False, True])
+def test_any_batch_gives_the_same_bits(native, request):
+    if native:
+        request.getfixturevalue("native_library")
     logits = (np.random.default_rng(0).normal(size=(len(ASKED), VOCAB)) * 3).astype(np.float32)
     is_end = np.zeros(VOCAB, bool)
-    run = jax.jit(pick)
+    run = jax.jit(pick, static_argnames="native")
 
     def picked(slots: slice):
         asked = ASKED[slots]
         neutral = nothing(len(asked), VOCAB, table_size(VOCAB, 512))
         positions = np.arange(len(ASKED), dtype=np.int32)[slots]
-        return run(logits[slots], neutral, slot_sampling(asked), positions, is_end)
+        return run(logits[slots], neutral, slot_sampling(asked), positions, is_end, native)
 
     whole = picked(slice(0, len(ASKED)))
     for rows in (1, 3):

@@ -20,7 +20,7 @@ from packlight.model.sampling.config import SamplingConfig
 from packlight.model.sampling.rank import CAP, finite
 
 OFF = SamplingConfig(temperature=1, top_k=0, top_p=1, min_p=0, seed=0)
-sample_jit = jax.jit(sample, static_argnames="cap")
+sample_jit = jax.jit(sample, static_argnames=("cap", "native"))
 
 
 def ids_of(logits, configs, positions, cap=CAP):
@@ -150,6 +150,18 @@ def test_short_path_equals_the_full_sort(vocab, caps):
         full = ids_of(*slots, cap=vocab)
         for cap in caps:
             np.testing.assert_array_equal(ids_of(*slots, cap=cap), full)
+
+
+@pytest.mark.usefixtures("native_library")
+@pytest.mark.parametrize(("vocab", "cap"), [(1, 1), (701, 701), (701, CAP)])
+def test_native_ranks_give_the_same_ids(vocab, cap):
+    rng = np.random.default_rng(vocab)
+    for slots in (64, 1, 1):
+        logits, configs, positions = random_slots(rng, slots, vocab)
+        args = logits, slot_sampling(configs), positions.astype(np.int32)
+        ours, theirs = (sample_jit(*args, cap=cap, native=native) for native in (True, False))
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(mine, other)
 
 
 def test_a_slot_depends_on_nothing_but_itself():

@@ -46,7 +46,7 @@ def steered(logits, steering, prompt, generated=()):
 def _ranks(logits, sampling):
     """Weights at every rank, the ids that have them, and whether they are exact: one program for every config."""
     logits = clean(logits)
-    values, ids = ranked(logits, logits.shape[1])
+    values, ids = ranked(logits, logits.shape[1], native=False)
     _, chance = _uniforms(sampling.seed, np.zeros(1, np.int32))
     weights, settled = _weights(values, _whole(logits, sampling), sampling, chance, logits.shape[1])
     return weights, ids, settled
