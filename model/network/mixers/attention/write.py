@@ -1,5 +1,7 @@
 """Writing keys, values and latents to their places, without a copy of what lies there."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -35,11 +37,23 @@ def put(
     """
     (B, T), S = new.shape[:2], buffer.shape[3]
     wraps = 0 < window <= S - (T - 1)
+    new = new.astype(buffer.dtype)
+    if B == 1 and not (wraps and T > 1):  # one block
+        return in_blocks(buffer, index, new, rows, wraps)
+    blocks, scatter = (functools.partial(way, wraps=wraps) for way in (in_blocks, scattered))
+    return lax.platform_dependent(buffer, index, new, rows, default=blocks, cuda=scatter)
+
+
+def in_blocks(buffer: jax.Array, index: jax.Array, new: jax.Array, rows: Rows, wraps: bool) -> jax.Array:
+    """`put` by a block of T positions at a time, of which what is not a row's is written as it was. wraps: position p
+    lies at p % S.
+    """
+    (B, T), S = new.shape[:2], buffer.shape[3]
     at = rows.start % S if wraps else rows.start
     place = jnp.minimum(at, S - T)
     late = at - place  # tokens that do not fit behind `at`; before it, as many places of the block are others'
     pieces = 2 if wraps and T > 1 else 1  # the second has those tokens, at the beginning
-    new = new.astype(buffer.dtype).transpose(0, 2, 1, 3)  # (B, K, T, C)
+    new = new.transpose(0, 2, 1, 3)  # (B, K, T, C)
 
     def piece(n, buffer):  # a loop, because XLA:CPU copies the whole cache for a chain of updates in one fusion
         b, first, block = n // pieces, n % pieces == 0, new[n // pieces][None, None]
@@ -52,6 +66,18 @@ def put(
         return in_order(lax.dynamic_update_slice(buffer, block, here))
 
     return lax.fori_loop(0, B * pieces, piece, buffer)
+
+
+def scattered(buffer: jax.Array, index: jax.Array, new: jax.Array, rows: Rows, wraps: bool) -> jax.Array:
+    """`put` at once: the same bits as `in_blocks`. To a GPU it is one kernel, where the loop is two for each block and
+    keeps the rest of a layer out of a CUDA graph.
+    """
+    (B, T), S = new.shape[:2], buffer.shape[3]
+    token, slots = jnp.arange(T, dtype=jnp.int32)[None], rows.slot + jnp.arange(B, dtype=jnp.int32)
+    at = rows.start[:, None] + token
+    at = at % S if wraps else at
+    at = jnp.where(rows.active[:, None], at, S + token)  # what lies outside is dropped; still no place twice
+    return buffer.at[index, slots[:, None], :, at].set(new, mode="drop", unique_indices=True)
 
 
 def in_order(buffer: jax.Array) -> jax.Array:
