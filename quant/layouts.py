@@ -16,14 +16,17 @@ The axis of blocks or super-blocks is one of its own, so sharding any axis but t
 but the middle one of "columns", never cuts a block. `quant.qtensor.gather_rows` reads rows of every layout.
 """
 
+import collections
+import concurrent.futures
 import functools
+import os
 
 import numpy as np
 
 LANES = {"ggml": 1, "rows4": 4, "rows8": 8, "rows16": 16}  # layout -> rows side by side
 SUPERBLOCK = 256  # weights
 GROUP = 128  # rows side by side in "words" and "columns"
-GROUPS_AT_A_TIME = 8  # when they are packed
+GROUPS_AT_A_TIME = 4  # when they are packed
 MOSAIC = {"words": 4, "columns": 8}  # layout -> what the bytes of a super-block are a multiple of
 LAYOUTS = (*LANES, *MOSAIC)
 # (offset, length, unit) of each field of a block: kFormats in native/weights.h, where the cuts are explained.
@@ -109,14 +112,19 @@ def blocks_shape(rows: int, n_blocks: int, block_bytes: int, layout: str, qtype:
     return (count, size, groups * GROUP) if layout == "columns" else (groups, count, GROUP * size)
 
 
-def pack(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
+def pack(blocks: np.ndarray, qtype: str, layout: str, packed: np.ndarray | None = None) -> np.ndarray:
     """From ggml's layout: uint8 (out, N, bytes) -> uint8 of `blocks_shape`, zero rows and blocks at the end.
 
-    For "rowsN" the slow twin of `native_build.pack_into`.
+    packed: where a Mosaic layout is put, if that is there already. For "rowsN" this is the slow twin of
+    `native_build.pack_into`.
     """
+    out, n, size = blocks.shape
     if layout not in LANES:
-        return _pack_superblocks(blocks, qtype, layout)
-    (out, n, size), lanes = blocks.shape, LANES[layout]
+        packed = np.empty(blocks_shape(out, n, size, layout, qtype), np.uint8) if packed is None else packed
+        _pack_superblocks(blocks, qtype, layout, packed)
+        return packed
+    assert packed is None
+    lanes = LANES[layout]
     groups = -(-out // lanes)
     padded = np.zeros((groups * lanes, n, size), np.uint8)
     padded[:out] = blocks
@@ -141,35 +149,39 @@ def unpack(packed: np.ndarray, qtype: str, layout: str, out: int, n_blocks: int 
     return blocks.reshape(groups * lanes, n, -1)[:out]
 
 
-def _pack_superblocks(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
-    """Some groups of rows at a time, so that what is made on the way stays small."""
-    out, n, size = blocks.shape
-    packed = np.empty(blocks_shape(out, n, size, layout, qtype), np.uint8)
-    for at in range(0, -(-out // GROUP), GROUPS_AT_A_TIME):
+def _pack_superblocks(blocks: np.ndarray, qtype: str, layout: str, packed: np.ndarray) -> None:
+    """Some groups of rows at a time, so that what is made on the way is small; as many at once as there are cores, for
+    numpy lets other threads run while it copies.
+    """
+
+    def pack_some(at: int) -> None:
         part = slice(at * GROUP, (at + GROUPS_AT_A_TIME) * GROUP)
-        made = _pack_groups(blocks[part], qtype, layout)
-        if layout == "columns":
-            packed[..., part] = made
-        else:
-            packed[at : at + GROUPS_AT_A_TIME] = made
-    return packed
+        into = packed[..., part] if layout == "columns" else packed[at : at + GROUPS_AT_A_TIME]
+        _pack_groups(blocks[part], qtype, layout, into)
+
+    starts = range(0, -(-blocks.shape[0] // GROUP), GROUPS_AT_A_TIME)
+    with concurrent.futures.ThreadPoolExecutor(max(1, min(len(starts), os.cpu_count() or 1))) as pool:
+        collections.deque(pool.map(pack_some, starts), maxlen=0)  # whose errors are raised here
 
 
-def _pack_groups(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
-    out, n, size = blocks.shape
-    per, order = SUPERBLOCKS[qtype][0], superblock_order(qtype)
-    shape = blocks_shape(out, n, size, layout, qtype)
-    count, whole = shape[:2] if layout == "columns" else (shape[1], shape[2] // GROUP)
-    padded = np.zeros((out, count * per, size), np.uint8)
-    padded[:, :n] = blocks
-    ordered = padded.reshape(out, count, per * size)[..., order]  # (out, S, bytes)
+def _pack_groups(blocks: np.ndarray, qtype: str, layout: str, packed: np.ndarray) -> None:
+    """Rows of some groups to where they belong, every byte of which is written."""
+    (out, n, _), (per, lengths) = blocks.shape, SUPERBLOCKS[qtype]
+    count, whole = packed.shape[:2] if layout == "columns" else (packed.shape[1], packed.shape[2] // GROUP)
+    rows = packed.shape[2] if layout == "columns" else packed.shape[0] * GROUP
+    ordered = np.zeros((rows, count, whole), np.uint8)
+    filled = n // per  # whole super-blocks of a row; of the last one there may be some blocks only
+    starts = np.cumsum((0, *lengths)).tolist()
+    for start, length in zip(starts, lengths, strict=False):
+        to = ordered[:out, :, per * start : per * (start + length)].reshape(out, count, per, length)
+        field = blocks[..., start : start + length]
+        to[:, :filled] = field[:, : filled * per].reshape(out, filled, per, length)
+        to[:, filled:, : n - filled * per] = field[:, None, filled * per :]
     if layout == "columns":
-        packed = np.zeros(shape, np.uint8)
-        packed[:, : order.size, :out] = ordered.transpose(1, 2, 0)
-        return packed
-    rows = np.zeros((shape[0] * GROUP, count, whole), np.uint8)
-    rows[:out, :, : order.size] = ordered
-    return rows.reshape(shape[0], GROUP, count, whole // 4, 4).transpose(0, 2, 3, 1, 4).reshape(shape)
+        packed[...] = ordered.transpose(1, 2, 0)
+    else:
+        words = ordered.view(np.uint32).reshape(-1, GROUP, count, whole // 4)
+        packed.view(np.uint32).reshape(-1, count, whole // 4, GROUP)[...] = words.transpose(0, 2, 3, 1)
 
 
 def _unpack_superblocks(packed: np.ndarray, qtype: str, layout: str, out: int, n_blocks: int) -> np.ndarray:

@@ -253,7 +253,7 @@ def _pack_into(info: TensorInfo, blocks: np.ndarray, layout: str, out: np.ndarra
         if layout in LANES:
             native_build.pack_into(one, info.format.type_id, LANES[layout], packed)
         else:
-            packed[...] = pack(one, info.format.name, layout)
+            pack(one, info.format.name, layout, packed)
 
 
 def _read_vector(info: TensorInfo) -> np.ndarray:

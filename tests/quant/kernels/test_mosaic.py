@@ -11,7 +11,16 @@ from packlight.compile.kernels import product_paths
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.kernels import mosaic_gpu, mosaic_tpu
 from packlight.quant.kernels.recipes import recipe
-from packlight.quant.layouts import GROUP, MOSAIC, SUPERBLOCKS, blocks_shape, pack, superblock_order, unpack
+from packlight.quant.layouts import (
+    GROUP,
+    GROUPS_AT_A_TIME,
+    MOSAIC,
+    SUPERBLOCKS,
+    blocks_shape,
+    pack,
+    superblock_order,
+    unpack,
+)
 from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import QTensor, gather_rows
 from packlight.quant.qtensor import unpack as values_of
@@ -49,6 +58,33 @@ def test_a_layout_is_a_permutation_of_bytes_with_zeros_behind(qtype, layout):
         assert packed.shape == blocks_shape(out, blocks.shape[1], fmt.bytes, layout, qtype)
         assert packed.sum(dtype=np.int64) == blocks.sum(dtype=np.int64)
         np.testing.assert_array_equal(unpack(packed, qtype, layout, out, blocks.shape[1]), blocks)
+
+
+def placed(blocks: np.ndarray, qtype: str, layout: str) -> np.ndarray:
+    """`pack` as its definition has it: each byte looked up by itself."""
+    (out, n, size), per, order = blocks.shape, SUPERBLOCKS[qtype][0], superblock_order(qtype)
+    shape = blocks_shape(out, n, size, layout, qtype)
+    groups, count, whole = (shape[2] // GROUP, *shape[:2]) if layout == "columns" else (*shape[:2], shape[2] // GROUP)
+    padded = np.zeros((groups * GROUP, count * per, size), np.uint8)
+    padded[:out, :n] = blocks
+    rows = np.zeros((groups * GROUP, count, whole), np.uint8)
+    rows[..., : order.size] = padded.reshape(groups * GROUP, count, -1)[..., order]
+    if layout == "columns":
+        return rows.transpose(1, 2, 0)
+    return rows.reshape(groups, GROUP, count, whole // 4, 4).transpose(0, 2, 3, 1, 4).reshape(shape)
+
+
+@pytest.mark.parametrize("layout", MOSAIC)
+@pytest.mark.parametrize("qtype", SUPERBLOCKS)
+def test_many_rows_are_packed_at_once(qtype, layout):
+    """More than a thread takes, the last of them few; into a place that is given, which held something else."""
+    blocks = random_matrix(qtype, 2 * GROUPS_AT_A_TIME * GROUP + 70)
+    want = placed(blocks, qtype, layout)
+    np.testing.assert_array_equal(pack(blocks, qtype, layout), want)
+    given = np.full((3, *want.shape), 255, np.uint8)
+    pack(blocks, qtype, layout, given[1])
+    np.testing.assert_array_equal(given[1], want)
+    assert given[0].min() == given[2].min() == 255
 
 
 @pytest.mark.parametrize("layout", MOSAIC)
