@@ -27,7 +27,7 @@ from packlight.compile.origin import code_hash, host_features, origin
 from packlight.compile.plan import StepKey
 from packlight.compile.steps import Steps
 from packlight.compile.store import EntryError, Store
-from packlight.compile.targets.targets import compiler_version
+from packlight.compile.targets.targets import compiler_options, compiler_version
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import Device, Placement
@@ -225,15 +225,15 @@ class Builder:
             return None, (f"stored executable {key} is compiled again: {shown(words, 200)}",)
 
     def _compile(self, key: StepKey) -> jax.stages.Compiled:
-        options, device = self.steps.config.xla_options, self.steps.placement.flat[0]
+        config, device = self.steps.config, self.steps.placement.flat[0]
         lowered = self.steps.lower(key, self.params)
         try:
-            return lowered.compile(compiler_options=dict(options))
+            return lowered.compile(compiler_options=xla_options(config, device))
         except jax.errors.JaxRuntimeError as error:
             words = str(error).splitlines()[0]
             if words.startswith("RESOURCE_EXHAUSTED"):
                 raise MemoryLimitError(f"{key} does not fit {device.device_kind}: {words}") from None
-            if options:
+            if config.xla_options:
                 raise ConfigError(f"config key 'xla_options': {words}") from None
             raise
 
@@ -249,6 +249,11 @@ class Builder:
         except (OSError, ValueError, RuntimeError) as error:  # the latter two where a backend cannot serialize
             return (f"executables are not kept: {self.store.folder}: {reason(error)}",)
         return ()
+
+
+def xla_options(config: CompileConfig, device: Device) -> dict[str, Any]:
+    """What XLA is told beside the program: the config's options, and before them those of a device that is not here."""
+    return compiler_options(device) | dict(config.xla_options)
 
 
 def entry_digest(steps: Steps, key: StepKey, params: Params) -> str:

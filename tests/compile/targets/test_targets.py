@@ -195,7 +195,9 @@ def test_the_command_compiles_every_step(name, path, tmp_path):
     attention = {"gpu": "mosaic for prompts, xla for single tokens", "tpu": "xla"}[target.platform]
     assert result["attention"] == attention
     rest = [line for line in done.stderr.splitlines() if not line.startswith(("memory", "compile: "))]
-    assert rest == [f"{target.chip.device_kind}: attention {attention}"], done.stderr
+    said = {"gpu": "; XLA's options: xla_gpu_enable_triton_gemm = false", "tpu": ""}[target.platform]
+    assert rest == [f"{target.chip.device_kind}: attention {attention}{said}"], done.stderr
+    assert result["xla_options"] == ({"xla_gpu_enable_triton_gemm": False} if said else {})
 
 
 def test_what_cannot_fit_the_chip_is_refused_before_compiling(path, tmp_path):

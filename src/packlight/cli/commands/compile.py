@@ -1,6 +1,7 @@
 """`packlight compile`: the executables of a config, for this machine or another."""
 
 import dataclasses
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def run(values: flags.FlagValues) -> None:
     limit = _limit(prepared, target)
     say_memory(prepared, limit)
     with CompileCounter() as counter:
-        executables, attention = _build(prepared, target)
+        executables, chosen = _build(prepared, target)
     warn([*prepared.warnings, *executables.warnings])
     memory = dataclasses.replace(prepared.memory, scratch=executables.scratch_bytes)
     say(f"memory with scratch: {memory}")
@@ -37,24 +38,27 @@ def run(values: flags.FlagValues) -> None:
     if values.json:
         counts = compile_counts(executables, counter)
         result = {"executables": rows, "compile": counts, "memory": _memory_report(memory, limit)}
-        result["attention"] = attention
-        write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))
+        write_json(result | chosen | ({"target": dataclasses.asdict(target)} if target else {}))
     else:
         write(compile_text(rows) if target is None else target_text(rows))
     if limit is not None:
         limit.check(memory, os.path.basename(prepared.file.path))
 
 
-def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Executables, str]":
-    """Every executable of the plan, and the name of what computes attention. Those for a chip are not loaded."""
+def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Executables, dict[str, Any]]":
+    """Every executable of the plan, and what was chosen for the device: the name of what computes attention, and XLA's
+    options. Those for a chip are not loaded.
+    """
     from packlight.compile import aot
     from packlight.model.spec.weights import formats
     from packlight.model.weights.params import abstract
 
     placement = _placement(prepared, target)
     params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
-    attention = prepared.kernels.attention_names(placement.flat[0])
-    say(f"{placement.flat[0].device_kind}: attention {attention}")
+    device = placement.flat[0]
+    attention, options = prepared.kernels.attention_names(device), aot.xla_options(prepared.config, device)
+    told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
+    say(f"{device.device_kind}: attention {attention}" + (f"; XLA's options: {told}" if told else ""))
     with Bar() as bar:
         bar.start("compile", len(prepared.plan.steps), unit="step")
         executables = aot.build(
@@ -63,7 +67,7 @@ def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Exec
             lambda _: bar.advance(1),
             load=target is None or target.chip is None,
         )
-    return executables, attention
+    return executables, {"attention": attention, "xla_options": options}
 
 
 def _placement(prepared: "Prepared", target: "targets.Target | None") -> "Placement":
