@@ -149,6 +149,10 @@ def _unpack(
 ) -> jax.Array:  # (S * 256, tile * 128)
     """The groups place[1] ... of matrix place[0], transposed: 128 threads write 128 neighbouring numbers."""
     _, _, count, size, _ = words.shape
+    # A thread writes each number of its column once and reads none of them, and the words that it reads, which the copy
+    # has brought, are written by nobody: so nothing has to be waited for around a store. Pallas cannot know and puts a
+    # barrier of all 128 threads before and behind each, 512 to a super-block.
+    unordered = plgpu.CompilerParams(unsafe_no_auto_barriers=True)
 
     def kernel(place_ref, words_ref, out_ref, buffer, arrived):
         group, at = lax.axis_index("group"), lax.axis_index("at")
@@ -167,5 +171,6 @@ def _unpack(
         grid=(tile, count),
         grid_names=("group", "at"),
         scratch_types=(plgpu.SMEM((size, GROUP), jnp.int32), plgpu.Barrier(num_arrivals=1)),
+        compiler_params=unordered,
         interpret=interpret,
     )(place, words)
