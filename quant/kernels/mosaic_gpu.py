@@ -23,7 +23,9 @@ from packlight.quant.layouts import GROUP, SUPERBLOCK
 FEW_ROWS = 8  # of x; each costs an FMA per weight, and unpacking one costs about five operations
 BUFFER_BYTES = 1 << 16  # of packed words that a block of threads has on their way: three such fit a multiprocessor
 BLOCKS = 4 * 132  # of threads, at least, where the matrix has so many super-blocks: four to each multiprocessor
-TILE_ELEMENTS = 1 << 23  # weights unpacked at a time for many rows of x: 16 MB of bfloat16, which the L2 cache holds
+TILE_BYTES = 1 << 24  # of weights unpacked at a time for many rows of x
+MOST_TILE_BYTES = 1 << 25  # of them where fewer do not fill the card: the L2 cache of a Hopper GPU, 50 MB, holds them
+RESULTS = 128  # pieces of 128 x 128, at least, of a product with a tile: one for almost each of 132 multiprocessors
 
 Word = Callable[[Any], jax.Array]  # word k of the super-block, int32 (128,), of 128 rows
 
@@ -119,7 +121,7 @@ def weights(how: Recipe, word: Word, scales: list[Scale], w: Any):
 def _unpack_and_multiply(x: jax.Array, words: jax.Array, how: Recipe, index: jax.Array, interpret: Any) -> jax.Array:
     """Many rows: as `_multiply`, a tile of the matrix at a time."""
     _, groups, count, _, _ = words.shape
-    tile = tile_groups(groups, count)
+    tile = tile_groups(x.shape[0], groups, count * SUPERBLOCK * x.dtype.itemsize)
 
     def body(at, y):
         begin = jnp.minimum(at * tile, groups - tile)  # a ragged last tile makes some rows again, to the same values
@@ -137,9 +139,15 @@ def _unpack_and_multiply(x: jax.Array, words: jax.Array, how: Recipe, index: jax
     return lax.fori_loop(0, -(-groups // tile), body, y)
 
 
-def tile_groups(groups: int, count: int) -> int:
-    """Groups of rows that are unpacked at a time: equal shares of them all, each at most TILE_ELEMENTS and a half."""
-    most = max(1, min(TILE_ELEMENTS // (count * SUPERBLOCK * GROUP), groups // 2))
+def tile_groups(rows: int, groups: int, row_bytes: int) -> int:
+    """Groups of rows that are unpacked at a time: equal shares of them all, each at most TILE_BYTES, or as many more as
+    their product with `rows` rows of x takes to fill the card, at most MOST_TILE_BYTES.
+
+    row_bytes: of a row of the matrix, unpacked.
+    """
+    enough = -(-RESULTS // -(-rows // 128))  # groups, each of which makes a piece with every 128 rows
+    each = GROUP * row_bytes
+    most = max(1, min(max(TILE_BYTES // each, enough), MOST_TILE_BYTES // each))
     tiles = -(-groups // most)
     return -(-groups // tiles)
 

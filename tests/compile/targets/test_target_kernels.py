@@ -46,7 +46,8 @@ def compiled(target: str, qtype: str, rows: int, dtype=jnp.bfloat16, out: int = 
 
     w = QTensor(spec(shape, jnp.uint8), qtype, layout, out, width)  # pyright: ignore[reportArgumentType]
     step = jax.jit(lambda x, w, i: matmul(x, w, path, (i,)))
-    done = step.lower(spec((rows, width), dtype), w, spec((), jnp.int32)).compile()
+    lowered = step.lower(spec((rows, width), dtype), w, spec((), jnp.int32))
+    done = lowered.compile(compiler_options=targets.compiler_options(device(target)))
     return done, LAYERS * out * (width // fmt.elements) * fmt.bytes
 
 
@@ -107,7 +108,22 @@ def test_the_scratch_of_a_large_matrix_on_a_gpu_is_a_tile():
     whole = 14336 * 4096 * 2
     assert np.isclose(packed, LAYERS * 14336 * 4096 * 4.5 / 8)
     assert max(made(done.as_text()).values()) <= 1024 * 14336 * 4  # the product; the matrix in bfloat16 is twice that
-    assert done.memory_analysis().temp_size_in_bytes < whole / 4
+    assert done.memory_analysis().temp_size_in_bytes < whole / 4 + (4 << 20)  # cuBLAS's workspace
+
+
+def test_a_prompt_fills_the_card_and_no_store_waits(monkeypatch, tmp_path):
+    """512 rows by 4096: cuBLAS multiplies with 4096 columns at once, 128 pieces of 128 x 128. Unpacking them stores 256
+    numbers a thread; the barriers are those for the copy and its end.
+    """
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTX", "1")
+    done, _ = compiled("cuda:h200", "Q4_K", 512, out=4096, width=4096)
+    text = done.as_text()
+    assert re.findall(r"= \((f32\[[\d,]+\]).* custom_call_target=\"__cublas", text) == ["f32[512,4096]"]
+    assert "__triton" not in text
+    (ptx,) = [path.read_text() for path in tmp_path.glob("*.ptx")]
+    assert len(re.findall(r"st\.global", ptx)) == 32  # in a loop of 8 trips
+    assert len(re.findall(r"bar\.sync|barrier\.sync", ptx)) <= 4
 
 
 PROMPT, SPAN, KV_HEADS, DEEP = 512, 2048, 4, 16

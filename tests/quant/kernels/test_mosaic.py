@@ -173,12 +173,16 @@ def test_gpu_kernels(qtype, rows, monkeypatch):
     check(x, values, mosaic_gpu.product(jnp.asarray(x), packed, qtype, jnp.int32(1), 130, interpret=how))
 
 
-def test_tiles_cover_the_groups_and_stay_small():
+def test_tiles_cover_the_groups_fill_the_card_and_stay_small():
     for groups in (1, 2, 3, 44, 250, 251, 1002):
-        for count in (1, 8, 22, 56):
-            tile = mosaic_gpu.tile_groups(groups, count)
-            assert 1 <= tile <= max(1, mosaic_gpu.TILE_ELEMENTS // (count * 256 * GROUP), groups // 2)
-            assert -(-groups // tile) * tile < groups + tile
+        for row_bytes in (512, 8192, 22528, 57344):
+            for rows in (9, 128, 512, 2048):
+                tile = mosaic_gpu.tile_groups(rows, groups, row_bytes)
+                assert 1 <= tile <= max(1, mosaic_gpu.MOST_TILE_BYTES // (row_bytes * GROUP))
+                assert -(-groups // tile) * tile < groups + tile
+    assert mosaic_gpu.tile_groups(512, 32, 2 * 4096) == 32  # 4096 columns: 128 pieces of 128 x 128
+    assert mosaic_gpu.tile_groups(1024, 32, 2 * 4096) == 16  # as many by half of the columns
+    assert mosaic_gpu.tile_groups(512, 112, 2 * 4096) == 28
 
 
 def test_formats_without_a_recipe_take_another_path_by_name():
