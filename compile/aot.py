@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from packlight.common.errors import ConfigError, MemoryLimitError
 from packlight.common.text import reason, shown
 from packlight.compile.config import CompileConfig
-from packlight.compile.origin import code_hash, host_features, origin
+from packlight.compile.origin import code_hash, host_features, origin, python_version
 from packlight.compile.plan import StepKey
 from packlight.compile.steps import Steps
 from packlight.compile.store import EntryError, Store
@@ -268,7 +267,7 @@ def entry_digest(steps: Steps, key: StepKey, params: Params) -> str:
         "config": [steps.plan.context, steps.kernels.path, config.activation_dtype, repr(config.xla_options)],
         "device": [device.platform, device.device_kind, *compiler_version(device)],
         "mesh": [repr(placement.split), [[each.id for each in row] for row in placement.devices], jax.process_index()],
-        "versions": [jax.__version__, importlib.metadata.version("jaxlib"), platform.python_version()],
+        "versions": [jax.__version__, importlib.metadata.version("jaxlib"), python_version()],
         "host": host_features() if device.platform == "cpu" else "",
         "native": native_ops.register() if steps.kernels.path == "native" else "",
         "flags": os.environ.get("XLA_FLAGS", ""),

@@ -19,9 +19,14 @@ def origin(on_cpu: bool) -> dict[str, str]:
         "sources": code_hash()[:16],
         "jax": importlib.metadata.version("jax"),
         "jaxlib": importlib.metadata.version("jaxlib"),
-        "python": platform.python_version(),
+        "python": python_version(),
         "cpu": hashlib.sha256(host_features().encode()).hexdigest()[:16] if on_cpu else "",
     }
+
+
+def python_version() -> str:
+    """Python's version without its patch: an executable is a pickle, which any 3.12 reads that another 3.12 wrote."""
+    return ".".join(platform.python_version_tuple()[:2])
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.metadata
 import importlib.resources
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -15,8 +16,12 @@ from packlight.common.errors import Argument, ConfigError
 from packlight.compile.config import CompileConfig, default_config
 from packlight.compile.targets.chips import CHIPS, Chip
 
-# What each platform's compiler is installed as, and the extra that installs it.
-DISTRIBUTIONS = {"gpu": ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc"), "tpu": ("libtpu",)}
+# What each platform's compiler is installed as: their versions are what executables depend on.
+DISTRIBUTIONS = {"gpu": ("jax-cuda13-plugin", "jax-cuda13-pjrt"), "tpu": ("libtpu",)}
+# What XLA's CUDA compiler also needs, from a package or a CUDA toolkit: an assembler, and a library of functions. What
+# they make runs wherever XLA's version fits, so that their own versions are no part of a stored executable's key.
+ASSEMBLER, TOOLKIT_FILES = "nvidia-cuda-nvcc", ("bin/ptxas", "nvvm/libdevice/libdevice.10.bc")
+TOOLKIT = "/usr/local/cuda"  # where XLA looks, beside the environment's CUDA_HOME
 # Environment variables of the compilers. libtpu asks the cloud what machine this is, and complains where there is none,
 # unless it is told, which does not matter to a topology asked for by name; as it takes no device here, other processes
 # may load it too. XLA's CUDA compiler logs pages about constant folding that takes long; its errors are exceptions.
@@ -67,7 +72,10 @@ class Target:
         """Raises ConfigError naming the extra to install when the compiler is not there. To be called before jax is
         imported, because the compilers get their settings then.
         """
-        missing = [name for name in DISTRIBUTIONS.get(self.platform, ()) if _version(name) is None]
+        needed = DISTRIBUTIONS.get(self.platform, ())
+        if self.platform == "gpu" and not has_toolkit():
+            needed += (ASSEMBLER,)
+        missing = [name for name in needed if _version(name) is None]
         if missing:
             raise ConfigError(
                 *(self.said, f" needs {', '.join(missing)}, not installed here: "),
@@ -75,6 +83,12 @@ class Target:
             )
         for variable, value in SETTINGS.get(self.platform, {}).items():
             os.environ.setdefault(variable, value)
+
+
+def has_toolkit() -> bool:
+    """Whether there is a CUDA toolkit where XLA looks for one."""
+    folders = map(pathlib.Path, filter(None, (os.environ.get("CUDA_HOME"), TOOLKIT)))
+    return any(all((folder / name).is_file() for name in TOOLKIT_FILES) for folder in folders)
 
 
 def parse(text: str) -> Target:
@@ -130,9 +144,10 @@ def compiler_options(device: Any) -> dict[str, bool]:
 
 
 def compiler_version(device: Any) -> list[str]:
-    """What decides, beside jax, how executables for a device come out: versions of its compiler.
+    """What decides, beside jax, which executables can be loaded for a device: versions of its compiler.
 
-    For a GPU or TPU those of its packages, the same on a machine that has the device and on one that compiles for it.
+    For a GPU or TPU those of the packages that hold XLA, the same on a machine that has the device and on one that
+    compiles for it.
     """
     installed = [f"{name} {v}" for name in DISTRIBUTIONS.get(device.platform, ()) if (v := _version(name))]
     return installed or [device.client.platform_version]

@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import pickle
+import platform
 import threading
 
 import jax
@@ -136,6 +137,11 @@ def test_keys_change_with_whatever_changes_the_program(path, fresh, monkeypatch,
         with monkeypatch.context() as patch:
             patch.setattr(aot, name, lambda value=value: value)
             assert build(path, fresh).misses == 1, name
+    major, minor, _ = platform.python_version_tuple()
+    for version, hits in (((major, minor, "99"), 1), ((major, "99", "0"), 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "python_version_tuple", lambda version=version: version)
+            assert build(path, fresh).hits == hits, version
     assert build(path, fresh).hits == 1
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,51 @@ def test_a_missing_compiler_names_the_extra(name, extra, monkeypatch):
     for variable in (v for settings in targets.SETTINGS.values() for v in settings):
         monkeypatch.setenv(variable, "0")  # and so as it was after the test
     parse(name).check_compiler()
+
+
+def test_a_toolkit_does_for_the_package(monkeypatch, tmp_path):
+    for variable in targets.SETTINGS["gpu"]:
+        monkeypatch.setenv(variable, "0")  # and so as it was after the test
+    monkeypatch.setattr(targets, "_version", lambda name: None if name == "nvidia-cuda-nvcc" else "1.0")
+    monkeypatch.setattr(targets, "TOOLKIT", str(tmp_path / "none"))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    target = parse("cuda:h100")
+    with pytest.raises(ConfigError, match="target=cuda:h100 needs nvidia-cuda-nvcc, not installed here"):
+        target.check_compiler()
+    for name in targets.TOOLKIT_FILES:
+        with pytest.raises(ConfigError, match="nvidia-cuda-nvcc"):
+            target.check_compiler()
+        (tmp_path / "cuda" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cuda" / name).touch()
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    target.check_compiler()
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setattr(targets, "TOOLKIT", str(tmp_path / "cuda"))
+    target.check_compiler()
+
+
+def test_what_a_key_holds_of_a_gpus_compiler(monkeypatch):
+    """XLA's own version, which a machine with the GPU has too; not that of an assembler, which may be a toolkit's."""
+    there = {"jax-cuda13-plugin": "0.10.2", "jax-cuda13-pjrt": "0.10.2", "nvidia-cuda-nvcc": "13.0.48"}
+    monkeypatch.setattr(targets, "_version", there.get)
+    gpu = types.SimpleNamespace(platform="gpu")
+    first = targets.compiler_version(gpu)
+    del there["nvidia-cuda-nvcc"]
+    assert targets.compiler_version(gpu) == first
+    there["jax-cuda13-pjrt"] = "0.10.3"
+    assert targets.compiler_version(gpu) != first
+
+
+def test_only_a_gpu_that_is_not_here_gets_options():
+    """XLA tries its products where it has the device."""
+
+    def options(platform, runtime_type):
+        client = types.SimpleNamespace(runtime_type=runtime_type)
+        return targets.compiler_options(types.SimpleNamespace(platform=platform, client=client))
+
+    assert options("gpu", "compile_only_runtime") == {"xla_gpu_enable_triton_gemm": False}
+    assert options("gpu", "pjrt_ifrt") == options("tpu", "compile_only_runtime") == {}
+    assert targets.compiler_options(jax.devices("cpu")[0]) == {}
 
 
 def test_roofline_by_hand():
