@@ -171,12 +171,15 @@ def _pack_groups(blocks: np.ndarray, qtype: str, layout: str, packed: np.ndarray
     rows = packed.shape[2] if layout == "columns" else packed.shape[0] * GROUP
     ordered = np.zeros((rows, count, whole), np.uint8)
     filled = n // per  # whole super-blocks of a row; of the last one there may be some blocks only
-    starts = np.cumsum((0, *lengths)).tolist()
-    for start, length in zip(starts, lengths, strict=False):
+    unit = next(unit for unit in (4, 2, 1) if not any(length % unit for length in (*lengths, whole)))
+    blocks, ordered = (array.view(f"u{unit}") for array in (blocks, ordered))
+    lengths = [length // unit for length in lengths]
+    for start, length in zip(np.cumsum((0, *lengths)).tolist(), lengths, strict=False):
         to = ordered[:out, :, per * start : per * (start + length)].reshape(out, count, per, length)
         field = blocks[..., start : start + length]
         to[:, :filled] = field[:, : filled * per].reshape(out, filled, per, length)
         to[:, filled:, : n - filled * per] = field[:, None, filled * per :]
+    ordered = ordered.view(np.uint8)
     if layout == "columns":
         packed[...] = ordered.transpose(1, 2, 0)
     else:
