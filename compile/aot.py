@@ -40,6 +40,7 @@ class Built:
     key: StepKey
     call: Callable[..., Any]
     warnings: tuple[str, ...]  # what a user should know of its way into the store or out of it
+    xla_options: Mapping[str, Any]  # with which it is compiled here
     hit: bool  # it came from the store
     seconds: float  # that it took
     argument_bytes: int
@@ -201,6 +202,7 @@ class Builder:
             key,
             call,
             (*damaged, *not_kept),
+            xla_options(self.steps.config, self.steps.placement.flat[0], key),
             hit,
             time.perf_counter() - began,
             memory.argument_size_in_bytes if memory else 0,
@@ -227,7 +229,7 @@ class Builder:
         config, device = self.steps.config, self.steps.placement.flat[0]
         lowered = self.steps.lower(key, self.params)
         try:
-            return lowered.compile(compiler_options=xla_options(config, device))
+            return lowered.compile(compiler_options=xla_options(config, device, key))
         except jax.errors.JaxRuntimeError as error:
             words = str(error).splitlines()[0]
             if words.startswith("RESOURCE_EXHAUSTED"):
@@ -250,9 +252,9 @@ class Builder:
         return ()
 
 
-def xla_options(config: CompileConfig, device: Device) -> dict[str, Any]:
-    """What XLA is told beside the program: the config's options, and before them those of a device that is not here."""
-    return compiler_options(device) | dict(config.xla_options)
+def xla_options(config: CompileConfig, device: Device, key: StepKey) -> dict[str, Any]:
+    """What XLA is told beside a step's program: the config's options, and else those of a device that is not here."""
+    return compiler_options(device, key.multiplied) | dict(config.xla_options)
 
 
 def entry_digest(steps: Steps, key: StepKey, params: Params) -> str:

@@ -38,6 +38,11 @@ class StepKey:
     length: int = 0  # cached positions that the step sees, or tokens of each text; 0 for the head
     tokens: int = 1  # that a decode step gives each slot at most
 
+    @property
+    def multiplied(self) -> int:
+        """Rows that a product with a weight has."""
+        return self.rows * (self.length if self.phase is Phase.ENCODE else 1)
+
     def __str__(self) -> str:
         several = f" x{self.tokens}" if self.tokens > 1 else ""
         return f"{self.phase}[{self.rows}{f', {self.length}' if self.length else ''}]{several}"

@@ -35,10 +35,10 @@ SETTINGS = {
     },
 }
 EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
-# What XLA is told where the device is not here. Products of prompts go to cuBLAS, which picks a kernel where it runs:
-# XLA picks among its own by trying them on the GPU, and without it takes the first, tiles of 16 x 8 with one stage.
-# On the GPU itself it tries them, cuBLAS among them, so there it is told nothing.
-UNTRIED = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+# What XLA is told of products of many rows for a GPU that is not here. They go to cuBLAS, which picks a kernel where it
+# runs: XLA picks among its own by trying them on the GPU, and without it takes the first, with tiles of 8 x 16. Of few
+# rows its own are better, as they unpack a weight inside the product.
+BY_CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +133,17 @@ def devices(target: Target) -> list[Any]:
     return list(found.devices)
 
 
-def compiler_options(device: Any) -> dict[str, bool]:
-    """Options that XLA gets for a device because it is not here, by which executables come out faster.
+def compiler_options(device: Any, rows: int) -> dict[str, bool]:
+    """Options that XLA gets for a step because the device is not here. rows: that its products with weights have.
 
-    They are no part of a stored executable's key: one that is compiled where the device is replaces nothing, and one
-    from elsewhere is found.
+    On the GPU itself XLA tries its products, cuBLAS's among them, and is told nothing. The options are no part of a
+    stored executable's key, so that the GPU finds what was compiled elsewhere.
     """
-    absent = device.client.runtime_type == "compile_only_runtime"
-    return dict(UNTRIED.get(device.platform, {})) if absent else {}
+    if device.platform != "gpu" or device.client.runtime_type != "compile_only_runtime":
+        return {}
+    from packlight.quant.kernels.mosaic_gpu import FEW_ROWS  # here, because it takes a third of a second
+
+    return dict(BY_CUBLAS) if rows > FEW_ROWS else {}
 
 
 def compiler_version(device: Any) -> list[str]:

@@ -12,7 +12,8 @@ from running import STEPS, succeed, write_config
 
 from packlight.cli.tables import target_text
 from packlight.common.errors import ConfigError
-from packlight.compile.config import PLATFORMS, default_config
+from packlight.compile import aot
+from packlight.compile.config import PLATFORMS, CompileConfig, default_config
 from packlight.compile.plan import Phase, StepKey
 from packlight.compile.targets import targets
 from packlight.compile.targets.chips import CHIPS, Roofline, roofline
@@ -111,16 +112,19 @@ def test_what_a_key_holds_of_a_gpus_compiler(monkeypatch):
     assert targets.compiler_version(gpu) != first
 
 
-def test_only_a_gpu_that_is_not_here_gets_options():
-    """XLA tries its products where it has the device."""
+def test_only_many_rows_for_a_gpu_that_is_not_here_get_options():
+    """XLA tries its products where it has the device; the config's options come first."""
 
-    def options(platform, runtime_type):
-        client = types.SimpleNamespace(runtime_type=runtime_type)
-        return targets.compiler_options(types.SimpleNamespace(platform=platform, client=client))
+    def options(platform, runtime_type, key, **told):
+        device = types.SimpleNamespace(platform=platform, client=types.SimpleNamespace(runtime_type=runtime_type))
+        return aot.xla_options(CompileConfig(**told), device, key)
 
-    assert options("gpu", "compile_only_runtime") == {"xla_gpu_enable_triton_gemm": False}
-    assert options("gpu", "pjrt_ifrt") == options("tpu", "compile_only_runtime") == {}
-    assert targets.compiler_options(jax.devices("cpu")[0]) == {}
+    name, absent = "xla_gpu_enable_triton_gemm", "compile_only_runtime"
+    many, few = StepKey(Phase.PREFILL, 16, 128), StepKey(Phase.DECODE, 8, 128)
+    assert options("gpu", absent, many) == options("gpu", absent, StepKey(Phase.ENCODE, 1, 16)) == {name: False}
+    assert options("gpu", absent, few) == options("gpu", "pjrt_ifrt", many) == options("tpu", absent, many) == {}
+    assert options("gpu", absent, many, xla_options=((name, True),)) == {name: True}
+    assert aot.xla_options(CompileConfig(), jax.devices("cpu")[0], many) == {}
 
 
 def test_roofline_by_hand():

@@ -131,11 +131,3 @@ def test_a_prompt_is_multiplied_by_cublas(program):
     assert text.count('custom_call_target="__cublas$lt$matmul"') == 6
     assert "gemm_fusion" not in text
     assert "__triton_gemm" not in text
-
-
-def test_options_of_a_config_come_before_those_of_the_target():
-    device = targets.devices(targets.parse("cuda:h100"))[0]
-    config = default_config("gpu")
-    assert aot.xla_options(config, device) == {"xla_gpu_enable_triton_gemm": False}
-    config = dataclasses.replace(config, xla_options=(("xla_gpu_enable_triton_gemm", True),))
-    assert aot.xla_options(config, device) == {"xla_gpu_enable_triton_gemm": True}

@@ -47,7 +47,7 @@ def compiled(target: str, qtype: str, rows: int, dtype=jnp.bfloat16, out: int = 
     w = QTensor(spec(shape, jnp.uint8), qtype, layout, out, width)  # pyright: ignore[reportArgumentType]
     step = jax.jit(lambda x, w, i: matmul(x, w, path, (i,)))
     lowered = step.lower(spec((rows, width), dtype), w, spec((), jnp.int32))
-    done = lowered.compile(compiler_options=targets.compiler_options(device(target)))
+    done = lowered.compile(compiler_options=targets.compiler_options(device(target), rows))
     return done, LAYERS * out * (width // fmt.elements) * fmt.bytes
 
 

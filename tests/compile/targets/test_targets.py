@@ -131,8 +131,10 @@ def test_every_kind_of_layer_compiles(kind, name, tmp_path):
         executables = aot.build(steps, params, load=False)
         assert executables.warnings == ()
         (built,) = executables.built.values()
-        # measured: at most 0.6 MB on a GPU and 4.2 MB on a TPU, which pads each array to tiles of 8 x 128
-        assert built.scratch_bytes < (1e6 if target.platform == "gpu" else 8e6), built.key
+        # measured: at most 0.6 MB on a GPU beside the 4 MB that cuBLAS has to work in, where it multiplies, and 4.2 MB
+        # on a TPU, which pads each array to tiles of 8 x 128
+        cublas = 4 << 20 if built.xla_options else 0
+        assert built.scratch_bytes < (1e6 + cublas if target.platform == "gpu" else 8e6), built.key
 
 
 @pytest.mark.parametrize("tensor", [2, 4])
@@ -195,9 +197,12 @@ def test_the_command_compiles_every_step(name, path, tmp_path):
     attention = {"gpu": "mosaic for prompts, xla for single tokens", "tpu": "xla"}[target.platform]
     assert result["attention"] == attention
     rest = [line for line in done.stderr.splitlines() if not line.startswith(("memory", "compile: "))]
-    said = {"gpu": "; XLA's options: xla_gpu_enable_triton_gemm = false", "tpu": ""}[target.platform]
-    assert rest == [f"{target.chip.device_kind}: attention {attention}{said}"], done.stderr
-    assert result["xla_options"] == ({"xla_gpu_enable_triton_gemm": False} if said else {})
+    prefill, *others = result["executables"]
+    many = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}[target.platform]
+    assert prefill["xla_options"] == many
+    assert all(row["xla_options"] == {} for row in others)  # of 1 and 2 rows
+    said = [f"XLA's option xla_gpu_enable_triton_gemm = false: {prefill['step']}"] if many else []
+    assert rest == [f"{target.chip.device_kind}: attention {attention}", *said], done.stderr
 
 
 def test_what_cannot_fit_the_chip_is_refused_before_compiling(path, tmp_path):

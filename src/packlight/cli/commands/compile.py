@@ -30,7 +30,7 @@ def run(values: flags.FlagValues) -> None:
     limit = _limit(prepared, target)
     say_memory(prepared, limit)
     with CompileCounter() as counter:
-        executables, chosen = _build(prepared, target)
+        executables, attention = _build(prepared, target)
     warn([*prepared.warnings, *executables.warnings])
     memory = dataclasses.replace(prepared.memory, scratch=executables.scratch_bytes)
     say(f"memory with scratch: {memory}")
@@ -38,36 +38,38 @@ def run(values: flags.FlagValues) -> None:
     if values.json:
         counts = compile_counts(executables, counter)
         result = {"executables": rows, "compile": counts, "memory": _memory_report(memory, limit)}
-        write_json(result | chosen | ({"target": dataclasses.asdict(target)} if target else {}))
+        result["attention"] = attention
+        write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))
     else:
         write(compile_text(rows) if target is None else target_text(rows))
     if limit is not None:
         limit.check(memory, os.path.basename(prepared.file.path))
 
 
-def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Executables, dict[str, Any]]":
-    """Every executable of the plan, and what was chosen for the device: the name of what computes attention, and XLA's
-    options. Those for a chip are not loaded.
-    """
+def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Executables, str]":
+    """Every executable of the plan, and the name of what computes attention. Those for a chip are not loaded."""
     from packlight.compile import aot
     from packlight.model.spec.weights import formats
     from packlight.model.weights.params import abstract
 
     placement = _placement(prepared, target)
     params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
-    device = placement.flat[0]
-    attention, options = prepared.kernels.attention_names(device), aot.xla_options(prepared.config, device)
-    told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
-    say(f"{device.device_kind}: attention {attention}" + (f"; XLA's options: {told}" if told else ""))
+    device, steps = placement.flat[0], prepared.steps(placement)
+    attention = prepared.kernels.attention_names(device)
+    told = {key: aot.xla_options(prepared.config, device, key).items() for key in steps.plan.steps}
+    say(f"{device.device_kind}: attention {attention}")
+    for name, value in dict.fromkeys(option for options in told.values() for option in options):
+        of = [str(key) for key, options in told.items() if (name, value) in options]
+        say(f"XLA's option {name} = {json.dumps(value)}: {', '.join(of) if len(of) < len(told) else 'every step'}")
     with Bar() as bar:
         bar.start("compile", len(prepared.plan.steps), unit="step")
         executables = aot.build(
-            prepared.steps(placement),
+            steps,
             params,
             lambda _: bar.advance(1),
             load=target is None or target.chip is None,
         )
-    return executables, {"attention": attention, "xla_options": options}
+    return executables, attention
 
 
 def _placement(prepared: "Prepared", target: "targets.Target | None") -> "Placement":
