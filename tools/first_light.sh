@@ -137,7 +137,7 @@ ncu() { # counters of each product's kernels, one launch each
 
 TESTS_COMPILED=(tests/compile/targets/test_targets.py)
 TESTS_INTERPRETED=(tests/quant/kernels/test_mosaic.py tests/model/network/test_mosaic_attention.py tests/compile/test_kernels.py)
-tests() { # compiled for this chip here and run here; needs the wheel nvidia-cuda-nvcc
+tests() { # compiled for this chip here and run here; needs the wheel nvidia-cuda-nvcc or a CUDA toolkit
     within "$PYTHON" -m pytest -q -p no:cacheprovider -m targets "${TESTS_COMPILED[@]}" -k "one_process_compiles or (h100 and not tpu)" -rs
     within "$PYTHON" -m pytest -q -p no:cacheprovider "${TESTS_INTERPRETED[@]}" -k "not tpu"
 }
