@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+BESIDE = 64  # tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -32,10 +34,12 @@ class Case:
 
     @property
     def context(self) -> int:
-        """Tokens a sequence must hold; one more than is generated, so that no request ends of itself."""
+        """Tokens a sequence must hold; one more than is generated, so that no request ends of itself, and of several
+        those that the first one gets while the others' prompts are read.
+        """
         if self.phase == "emb":
             return self.tokens
-        return self.filled + self.tokens + 2
+        return self.filled + self.tokens + 2 + (BESIDE if self.batch > 1 else 0)
 
     def prompts(self, vocab: int) -> list[list[int]]:
         """The random token ids of each sequence, the same in every program: `tokens` of them, or `filled` ones."""

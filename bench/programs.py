@@ -6,11 +6,14 @@ what `start` took. An idle program waits without using the processor.
 
 import os
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import packlight
 from packlight.bench.cases import Case, Sample
 from packlight.model.spec.pooling import pooling_of
+
+if TYPE_CHECKING:
+    from packlight.serve.engine import Event
 
 
 class Program(Protocol):
@@ -40,9 +43,10 @@ class Packlight:
         self._case, self._prompts = case, case.prompts(self.llm.model.vocab_size)
         self._pooling = pooling_of(self.llm.model, None)
         if case.phase == "tg":
-            self._requests = [self._submit(prompt, case.tokens + 2) for prompt in self._prompts]
-            for _ in self._requests:
-                self._step()
+            self._requests = [self._submit(prompt, case.context - case.filled) for prompt in self._prompts]
+            waiting = set(self._requests)
+            while waiting:
+                waiting -= {event.request for event in self._events()}
 
     def run(self) -> Sample:
         if self._case.phase == "emb":
@@ -75,8 +79,14 @@ class Packlight:
         return self._engine.submit(prompt, greedy, past_end=True)
 
     def _step(self) -> float:
-        """One step of the engine; returns when its last token was there."""
+        """Steps of the engine until one gives tokens; returns when its last one was there."""
+        while not (events := self._events()):
+            pass
+        return events[-1].time
+
+    def _events(self) -> "list[Event]":
+        """What one step of the engine gives."""
         events = self._engine.step()
         if any(event.ended == "error" for event in events):
             raise packlight.NonFiniteLogitsError("the model's logits are NaN or infinite; its speed is not measured")
-        return events[-1].time
+        return events

@@ -65,6 +65,7 @@ class CompileConfig:
     mesh: how many devices, as a table of the axes `data` and `tensor`; decode_batch is then of all groups together.
     context: tokens a slot holds, prompt and answer together; 0 takes the smaller of the file's and 4096.
     prefill_buckets: tokens per prefill executable, ascending; a longer prompt runs in chunks.
+    prefill_rows_while_decoding: the most tokens of a prompt that are read between two tokens of other texts.
     decode_batch: slots that a decode step serves, ascending; the last is the number of slots.
     length_buckets: cached positions a step may look back at, ascending; the whole context is always one.
     tokens_per_launch: tokens that a decode step may give each slot before the host sees them, with the stop test on the
@@ -87,6 +88,7 @@ class CompileConfig:
     mesh: MeshShape = MeshShape()
     context: int = 0
     prefill_buckets: tuple[int, ...] = (16, 128, 512)
+    prefill_rows_while_decoding: int = 128
     decode_batch: tuple[int, ...] = (1, 4)
     length_buckets: tuple[int, ...] = ()
     tokens_per_launch: int = 1
@@ -119,7 +121,7 @@ class CompileConfig:
                 raise ConfigError(
                     f"config key '{key}' is {_shown(getattr(self, key))}; it is one of {', '.join(choices)}"
                 )
-        for key, low in (("context", 0), ("head_rows", 1), ("encode_rows", 1)):
+        for key, low in (("context", 0), ("head_rows", 1), ("encode_rows", 1), ("prefill_rows_while_decoding", 1)):
             _integer(key, getattr(self, key), low)
         _integer("tokens_per_launch", self.tokens_per_launch, 1, MAX_LAUNCH + 1)
         _integer("memory_limit", self.memory_limit, 0, 2**63)

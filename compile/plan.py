@@ -1,8 +1,8 @@
 """The plan: which executables a config means, and which one serves which request. Pure arithmetic, imports no jax.
 
-Four phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
-`decode` runs one token, or several, of every slot it covers, `encode` turns whole texts into vectors. Nothing outside
-the plan is ever executed.
+Five phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
+`decode` runs one token, or several, of every slot it covers, `copy` gives a slot what another one has of a text,
+`encode` turns whole texts into vectors. Nothing outside the plan is ever executed.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ class Phase(enum.StrEnum):
     PREFILL = enum.auto()
     HEAD = enum.auto()
     DECODE = enum.auto()
+    COPY = enum.auto()
     ENCODE = enum.auto()
 
 
@@ -34,7 +35,7 @@ class StepKey:
     """One executable."""
 
     phase: Phase
-    rows: int  # prefill tokens, head rows, decode slots or texts to encode
+    rows: int  # prefill tokens, head rows, decode slots, slots to copy to or texts to encode
     length: int = 0  # cached positions that the step sees, or tokens of each text; 0 for the head
     tokens: int = 1  # that a decode step gives each slot at most
 
@@ -64,7 +65,8 @@ class Plan:
     context: tokens a slot or a text may hold. capacity: cached positions allocated, the context in whole tiles. groups:
     of devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
     generates: whether there are the steps that predict tokens. texts: of each encode step the tokens that a text may
-    have, and how many texts it runs together; none for a model that is not made for embeddings.
+    have, and how many texts it runs together; none for a model that is not made for embeddings. most_beside: rows of a
+    chunk at most while other texts wait for their next token.
     """
 
     context: int
@@ -78,13 +80,15 @@ class Plan:
     tokens_per_launch: int = 1
     generates: bool = True
     texts: tuple[tuple[int, int], ...] = ()
+    most_beside: int = 128
 
     @property
     def steps(self) -> tuple[StepKey, ...]:
         """Every executable, in the order they are listed and built."""
         prefill = [StepKey(Phase.PREFILL, t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
         head = [StepKey(Phase.HEAD, r) for r in self.head_rows]
-        generating = (*prefill, *head, *(self._decode(b, s) for b in self.decode_batch for s in self.lengths))
+        copy = [self.copy_key] if self.slots > self.groups else []
+        generating = (*prefill, *head, *(self._decode(b, s) for b in self.decode_batch for s in self.lengths), *copy)
         encode = (StepKey(Phase.ENCODE, rows, tokens) for tokens, rows in self.texts)
         return (*(generating if self.generates else ()), *encode)
 
@@ -107,25 +111,34 @@ class Plan:
     def _decode(self, batch: int, length: int) -> StepKey:
         return StepKey(Phase.DECODE, batch, length, self.tokens_per_launch)
 
+    @property
+    def copy_key(self) -> StepKey:
+        """The step that copies what one slot has to another one of its group."""
+        return StepKey(Phase.COPY, 1, self.capacity)
+
     def cache(self, model: ModelConfig, kv_dtype: str, split: Split) -> CacheShape:
         """What the slots' cache is, as devices of `split` share it."""
         return CacheShape(model, Room(self.slots, self.capacity, max(self.prefill_buckets, default=1), kv_dtype), split)
 
-    def chunks(self, start: int, count: int) -> tuple[Chunk, ...]:
+    def chunks(self, start: int, count: int, beside: bool = False) -> tuple[Chunk, ...]:
         """How `count` tokens from position `start` are run: full largest buckets, then the cheapest way for the rest.
 
         A chunk costs its rows, padding included, and one pass over the weights. Only the smallest may reach past the
-        capacity, with padding.
+        capacity, with padding. beside: while other texts wait for their next token, with rows to `most_beside`, or the
+        smallest bucket's. What follows a chunk does not depend on those before it.
         Raises ValueError when the tokens do not fit the context.
         """
         if start < 0 or count < 1 or start + count > self.context:
             raise ValueError(f"tokens {start}..{start + count} do not fit a context of {self.context}")
-        end, largest = start + count, self.prefill_buckets[-1]
+        buckets = self.prefill_buckets
+        if beside:
+            buckets = tuple(rows for rows in buckets if rows <= self.most_beside) or buckets[:1]
+        end, largest = start + count, buckets[-1]
         rows_at = {}
         while end - start >= largest and start + largest <= self.capacity:
             rows_at[start] = largest
             start += largest
-        rows_at |= self._cheapest(start, end)
+        rows_at |= self._cheapest(buckets, start, end)
         chunks, at = [], end - count
         while at < end:
             rows = rows_at[at]
@@ -134,11 +147,11 @@ class Plan:
             at += rows
         return tuple(chunks)
 
-    def _cheapest(self, start: int, end: int) -> dict[int, int]:
+    def _cheapest(self, buckets: tuple[int, ...], start: int, end: int) -> dict[int, int]:
         """Position -> rows of the chunk that begins the cheapest way from there to `end`."""
         cost, rows_at = {}, {}
         for at in range(end - 1, start - 1, -1):
-            smallest, *larger = self.prefill_buckets
+            smallest, *larger = buckets
             fitting = [smallest, *(rows for rows in larger if at + rows <= self.capacity)]
             cost[at], negative = min((rows + PASS_ROWS + cost.get(at + rows, 0), -rows) for rows in fitting)
             rows_at[at] = -negative
@@ -148,18 +161,26 @@ class Plan:
         """The smallest length bucket that shows `positions` cached positions."""
         return next(s for s in self.lengths if s >= positions)
 
-    def decode_key(self, slots: Collection[int], positions: int) -> StepKey:
-        """The smallest step that serves these slots when the longest of them has `positions` after it."""
-        rows = self.groups * (1 + max(self.rank(slot) for slot in slots))
-        return self._decode(next(b for b in self.decode_batch if b >= rows), self.length(positions))
+    def decode_key(self, slots: Collection[int], positions: int) -> tuple[StepKey, int]:
+        """The smallest step that serves these slots when the longest of them has `positions` after it, and the rank of
+        the first slot that it runs in each group: neighbours run together.
+        """
+        ranks = sorted(map(self.rank, slots))
+        rows = self.groups * (1 + ranks[-1] - ranks[0])
+        batch = next(b for b in self.decode_batch if b >= rows)
+        return self._decode(batch, self.length(positions)), min(ranks[0], (self.slots - batch) // self.groups)
 
     def rank(self, slot: int) -> int:
-        """A slot's number in its group: those of low rank are filled first, so that a small step serves them."""
+        """A slot's number in its group."""
         return slot % (self.slots // self.groups)
 
-    def row(self, slot: int, key: StepKey) -> int:
-        """Where a decode step has the row of a slot."""
-        return slot // (self.slots // self.groups) * (key.rows // self.groups) + self.rank(slot)
+    def group(self, slot: int) -> int:
+        """The number of the group that has a slot."""
+        return slot // (self.slots // self.groups)
+
+    def row(self, slot: int, key: StepKey, first: int) -> int:
+        """Where a decode step has the row of a slot, when it begins with slots of rank `first`."""
+        return self.group(slot) * (key.rows // self.groups) + self.rank(slot) - first
 
     def head_key(self, rows: int) -> StepKey:
         """The head step for up to `rows` rows, or the largest there is."""
@@ -195,6 +216,7 @@ def make_plan(config: CompileConfig, file_context: int, generates: bool = True, 
         tokens_per_launch=config.tokens_per_launch,
         generates=generates,
         texts=_texts(config, context) if encodes else (),
+        most_beside=config.prefill_rows_while_decoding,
     )
 
 

@@ -22,7 +22,7 @@ from packlight.compile.kernels import KernelPlan, has_wgmma
 from packlight.compile.plan import Phase, Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
 from packlight.model.network.forward import head, hidden_states
-from packlight.model.network.state import Cache, Numerics, Rows
+from packlight.model.network.state import Cache, Numerics, Rows, copied
 from packlight.model.network.step import Step
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
@@ -80,12 +80,21 @@ class HeadResult(NamedTuple):
 class DecodeArgs(NamedTuple):
     """One launch of B slots, which the data groups share like the cache's."""
 
+    first: Argument  # int32 (), the first of them in each group
     tokens: Argument  # int32 (B,), the last token of each slot
     wanted: Argument  # int32 (B,), tokens to give each slot, 0 to the key's `tokens`
     past_end: Argument  # bool (B,), whether the slot goes on after an end token
     adjustment: Adjustment  # of B slots, for all the tokens
     sampling: SlotSampling  # each (B,)
     is_end: Argument  # bool (V,), tokens that end a generation
+
+
+class CopyArgs(NamedTuple):
+    """What a slot gets of another one of its group, the same on all devices."""
+
+    source: Argument  # int32 ()
+    target: Argument  # int32 ()
+    count: Argument  # int32 (), positions
 
 
 class DecodeResult(NamedTuple):
@@ -152,9 +161,13 @@ class Steps:
             case Phase.HEAD:
                 choice = Choice(adjustment, sampling, ints(rows), is_end) if rows == 1 else None
                 return params, None, HeadArgs(array(jnp.float32, rows, self.model.embedding_length), choice)
+            case Phase.COPY:
+                return params, self.cache(), CopyArgs(ints(), ints(), ints())
             case Phase.DECODE:
                 flags = array(jnp.bool_, rows)
-                return params, self.cache(), DecodeArgs(ints(rows), ints(rows), flags, adjustment, sampling, is_end)
+                first = self._shaped(jnp.int32, spec=P())
+                asked = DecodeArgs(first, ints(rows), ints(rows), flags, adjustment, sampling, is_end)
+                return params, self.cache(), asked
 
     def function(self, key: StepKey) -> Callable[[Params, Cache | None, Any], Any]:
         """The traceable step, as one device runs it; see `prefill`, `head_step`, `decode` and `encode`."""
@@ -163,6 +176,7 @@ class Steps:
             Phase.PREFILL: prefill,
             Phase.HEAD: head_step,
             Phase.DECODE: functools.partial(decode, key.tokens),
+            Phase.COPY: functools.partial(copy, self.cache_shape.state),
             Phase.ENCODE: encode,
         }
 
@@ -202,6 +216,7 @@ class Steps:
             Phase.PREFILL: PrefillResult(cache, replicated, replicated),
             Phase.HEAD: replicated,
             Phase.DECODE: DecodeResult(cache, replicated),
+            Phase.COPY: cache,
             Phase.ENCODE: EncodeResult(replicated, replicated, shared),
         }[key.phase]
         # Every device computes what is replicated from the same numbers; the check knows no foreign calls.
@@ -265,22 +280,24 @@ def decode(
     cache: Cache,
     args: DecodeArgs,
 ) -> DecodeResult:
-    """Picks up to `at_most` tokens for slots 0..B-1, of each data group where there are several.
+    """Picks up to `at_most` tokens for B slots from the first on, of each data group where there are several.
 
     A slot runs until it has what is wanted, or an end token, or logits that are not finite; what is picked for it
     after that means nothing. One that does not run keeps its cache and its length; it counts as empty, so that what it
     held does not lengthen the attention loop.
     """
-    split, batch = numerics.split, args.tokens.shape[0]
+    split = numerics.split
+    batch, first = args.tokens.shape[0], jnp.asarray(args.first)
 
     def one(cache: Cache, tokens: jax.Array, running: jax.Array, mu: jax.Array) -> tuple[Cache, Picked]:
-        start = jnp.where(running, cache.length[:batch], 0)
-        rows = Rows(jnp.int32(0), start, start + 1, running)
+        held = jax.lax.dynamic_slice_in_dim(cache.length, first, batch)
+        start = jnp.where(running, held, 0)
+        rows = Rows(first, start, start + 1, running)
         step = Step.of(cfg, numerics, params, rows, 1)
         hidden, state = hidden_states(step, params, tokens[:, None], cache.state)
         logits, sampling = head(cfg, params, hidden[:, 0], numerics), args.sampling._replace(mirostat_mu=mu)
         picked = pick(logits, args.adjustment, sampling, start + 1, args.is_end, numerics.native)
-        length = cache.length.at[:batch].add(running.astype(jnp.int32))
+        length = jax.lax.dynamic_update_slice_in_dim(cache.length, held + running.astype(jnp.int32), first, 0)
         return Cache(length, state), picked
 
     def following(state: Launch) -> Launch:
@@ -298,7 +315,31 @@ def decode(
         picked = jax.tree.map(lambda x: x[:, None], picked)
     else:
         room, any_running = nothing_picked(batch, at_most, cfg.vocab_size), anywhere(jnp.any(running), split)
-        first = Launch(jnp.int32(0), any_running, cache, args.tokens, running, mu, room)
-        last = jax.lax.while_loop(lambda state: state.any_running, following, first)
+        begin = Launch(jnp.int32(0), any_running, cache, args.tokens, running, mu, room)
+        last = jax.lax.while_loop(lambda state: state.any_running, following, begin)
         cache, picked = last.cache, last.picked
     return DecodeResult(cache, jax.tree.map(lambda x: rows_of_all(x, split), picked))
+
+
+def copy(
+    buffers: dict[str, Any],
+    cfg: ModelConfig,
+    numerics: Numerics,
+    params: Params,
+    cache: Cache,
+    args: CopyArgs,
+) -> Cache:
+    """Gives one slot the first positions of another one, and all that is kept of its text's end.
+
+    buffers: what the cache's arrays are. Lengths stay as they are.
+    """
+    source, target, count = args
+    split = numerics.split
+    if split.data > 1:  # the other groups copy a slot to where it is
+        group, source = jnp.divmod(source, jnp.int32(cache.length.shape[0]))
+        target = jnp.where(group == data_number(split), target % jnp.int32(cache.length.shape[0]), source)
+
+    def one(buffer: Buffer, array: jax.Array) -> jax.Array:
+        return copied(array, source, target, count if buffer.along_text else None)
+
+    return Cache(cache.length, jax.tree.map(one, buffers, cache.state))

@@ -1,8 +1,8 @@
 """The engine: requests in slots, prefill and decode through the plan's executables. Knows ids, not text or terminals.
 
-`submit` queues a request, `step` moves every running one by a token or a launch of several, `cancel` retires one early:
-requests enter and leave while others decode. A request takes the lowest free slot, so that few requests need only a
-small decode step. What a slot's last text left there is kept until the next one enters (`serve.prefix`).
+`submit` queues a request, `step` reads a chunk of one prompt and moves every running request by a token or a launch of
+several, `cancel` retires one early: requests enter and leave while others decode, and a long prompt does not stop
+them. Which slot a request takes, and what of its prompt it finds in the cache, `serve.slots` decides.
 """
 
 import collections
@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from packlight.compile.encode import EncodeArgs, EncodeResult
 from packlight.compile.plan import Chunk, StepKey
 from packlight.compile.steps import (
     Choice,
+    CopyArgs,
     DecodeArgs,
     DecodeResult,
     HeadArgs,
@@ -39,7 +40,8 @@ from packlight.model.spec.pooling import NONE, POOLED, check_generates
 from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
-from packlight.serve.prefix import Held, Keep, kept, left
+from packlight.serve.prefix import Held, Keep
+from packlight.serve.slots import Request, Slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,36 +62,20 @@ class Event:
     kept: int = 0  # tokens of its prompt that were not read, as the cache had them
 
 
-@dataclasses.dataclass
-class _Request:
-    id: int
-    prompt: list[int]
-    sampling: SamplingConfig
-    limit: int  # tokens to generate at most
-    past_end: bool  # end tokens end nothing
-    steering: Steering
-    mu: float  # Mirostat's state
-    keep: Keep
-    tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
-    written: int = 0  # positions of its slot that hold something of it, the padding of its prompt included
-    chunks: tuple[Chunk, ...] = ()  # that read its prompt
-    kept: int = 0  # tokens of its prompt that were not read
-
-    @property
-    def length(self) -> int:
-        """Its tokens that are in the cache."""
-        return len(self.prompt) + len(self.tokens) - 1
-
-    @property
-    def held(self) -> Held:
-        """What it leaves in its slot."""
-        return Held([*self.prompt, *self.tokens[:-1]], max(self.written, self.length), self.chunks)
+BRIEF = 2  # tokens of a launch while a prompt waits for its turn
+OLDEST_EVERY = 4  # chunks, of which one is the oldest prompt's, and the others that prompt's which is soonest read
 
 
 class Engine:
-    """Runs requests over one cache. One caller at a time owns it."""
+    """Runs requests over one cache. One caller at a time owns it.
 
-    def __init__(self, steps: Steps, executables: Executables, params: Params, end_tokens: frozenset[int]):
+    steady: whether a text's bits depend on its tokens alone, however it is cut (`KernelPlan.varying`). Where they do
+    not, a prompt is read in the same chunks whatever runs beside it.
+    """
+
+    def __init__(
+        self, steps: Steps, executables: Executables, params: Params, end_tokens: frozenset[int], steady: bool = False
+    ):
         self.plan = steps.plan
         self.steps_run: collections.Counter[StepKey] = collections.Counter()  # how often each executable ran
         self._steps, self._executables, self._params = steps, executables, params
@@ -99,10 +85,10 @@ class Engine:
         self._is_end[sorted(end_tokens)] = True
         self._placement = steps.placement
         self._cache = steps.empty_cache()
-        self._slots: list[_Request | None] = [None] * self.plan.slots
-        self._held = [Held()] * self.plan.slots  # of the free ones
-        self._queue: collections.deque[_Request] = collections.deque()
-        self._ids = itertools.count()
+        self._steady = steady
+        self._slots = Slots(self.plan, steps.cache_shape)
+        self._queue: collections.deque[Request] = collections.deque()
+        self._ids, self._chunks = itertools.count(), itertools.count(1)
         self._unsteered: dict[int, Adjustment] = {}
         self._asked: dict[int, tuple[tuple[int | None, ...], SlotSampling]] = {}
 
@@ -112,11 +98,11 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return not self._queue and not any(self._slots)
+        return not self._queue and not any(self._slots.requests)
 
     def holds(self, request: int) -> bool:
         """Whether a request is queued or running."""
-        return any(r is not None and r.id == request for r in (*self._queue, *self._slots))
+        return any(r is not None and r.id == request for r in (*self._queue, *self._slots.requests))
 
     def close(self) -> None:
         """Frees the memory of weights and cache. The engine is of no use afterwards."""
@@ -148,19 +134,16 @@ class Engine:
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         steering = Steering(sampling) if steering is None else steering
         mu = 2 * sampling.mirostat_tau
-        request = _Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep)
+        request = Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep)
         self._queue.append(request)
         return request.id
 
     def cancel(self, request: int) -> None:
         """Retires a request, queued or running; its slot is free at once."""
         self._queue = collections.deque(r for r in self._queue if r.id != request)
-        for slot, running in enumerate(self._slots):
-            if running is not None and running.id == request:
-                self._retire(slot, running.held)
-
-    def _retire(self, slot: int, held: Held) -> None:
-        self._slots[slot], self._held[slot] = None, held
+        for slot, taken in list(self._slots.taken()):
+            if taken.id == request:
+                self._slots.leave(slot, taken.held)
 
     def rewind(self, request: int, tokens: int) -> None:
         """Takes a running request back to its first `tokens` generated tokens; the next step continues from there.
@@ -176,7 +159,11 @@ class Engine:
             )
         found.written = max(found.written, found.length)
         del found.tokens[tokens:]
-        length = np.array([r.length if r else 0 for r in self._slots], np.int32)
+        self._set_lengths()
+
+    def _set_lengths(self) -> None:
+        """Tells the device how many positions of each slot its request has."""
+        length = np.array([r.length if r else 0 for r in self._slots.requests], np.int32)
         self._cache = dataclasses.replace(self._cache, length=self._placement.put(length, P(DATA), alias=False))
 
     def rewinds(self, request: int, tokens: int) -> bool:
@@ -188,24 +175,25 @@ class Engine:
         shape = self._steps.cache_shape
         return tokens == len(found.tokens) or shape.rewinds(written, len(found.prompt) + tokens - 1)
 
-    def _running(self, request: int, tokens: int) -> _Request:
+    def _running(self, request: int, tokens: int) -> Request:
         """A running request that has generated so many tokens."""
-        found = next((r for r in self._slots if r and r.id == request), None)
+        found = next((r for _, r in self._slots.taken() if r.id == request), None)
         if found is None or not 1 <= tokens <= len(found.tokens):
             raise ValueError(f"request {request} is not running or has not generated {tokens} tokens")
         return found
 
     def step(self) -> list[Event]:
-        """One queued request's prompt and first token where a slot is free, else the next token of every running
-        request, or the next few (`CompileConfig.tokens_per_launch`), in the order of their positions.
+        """One chunk of a prompt that is to be read, with the first token behind its end, and the next token of every
+        request that was running, or the next few (`CompileConfig.tokens_per_launch`), in the order of their positions.
 
         One that is interrupted loses every request: the cache may be ahead of the tokens that were booked.
         """
         with self._whole_cache():
             try:
-                if self._queue and None in self._slots:
-                    return [self._admit()]
-                return self._decode() if any(self._slots) else []
+                self._seat()
+                running = [(slot, request) for slot, request in self._slots.taken() if not request.reads]
+                events = self._read(bool(running))
+                return events + self._decode(running) if running else events
             except BaseException:
                 self._lose()
                 raise
@@ -226,14 +214,15 @@ class Engine:
         encoder.
         """
         check_generates(self._steps.model)
-        if None not in self._slots:
-            raise PacklightError(f"a prompt needs a free slot; all {len(self._slots)} are generating")
+        if self._slots.full:
+            raise PacklightError(f"a prompt needs a free slot; all {self.plan.slots} are generating")
         if len(ids) > self.plan.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
         with self._whole_cache():
-            read = self._prefill(self._free_slot(), ids, self.plan.chunks(0, len(ids)))
-            chunks = [np.asarray(h)[:count] for h, _, count in read]
-        return np.concatenate(chunks)
+            slot = self._slots.free()
+            self._slots.spoil(slot)
+            read = [(self._prefill(slot, ids, chunk), chunk.count) for chunk in self.plan.chunks(0, len(ids))]
+        return np.concatenate([np.asarray(result.hidden)[:count] for result, count in read])
 
     def encode(self, key: StepKey, texts: Sequence[list[int]], pooling: str) -> list[np.ndarray]:
         """What an encode step makes of texts of token ids, which fit it: of each a vector, scores for the pooling
@@ -249,7 +238,7 @@ class Engine:
         rows = np.asarray(made)[: len(texts)]
         return [row[: len(ids)] if pooling == "none" else row for row, ids in zip(rows, texts, strict=True)]
 
-    def _run(self, key: StepKey, cache: Cache | None, args: PrefillArgs | HeadArgs | DecodeArgs | EncodeArgs) -> Any:
+    def _run(self, key: StepKey, cache: Cache | None, args: NamedTuple) -> Any:
         self.steps_run[key] += 1
         return self._executables[key](self._params, cache, args)
 
@@ -266,29 +255,48 @@ class Engine:
 
     def _lose(self) -> None:
         """Ends every request; no slot holds anything."""
-        self._slots = [None] * self.plan.slots
-        self._held = [Held()] * self.plan.slots
+        self._slots.forget()
         self._queue.clear()
 
-    def _free_slot(self) -> int:
-        """The free slot of lowest rank."""
-        return min((i for i, r in enumerate(self._slots) if r is None), key=lambda i: (self.plan.rank(i), i))
+    def _seat(self) -> None:
+        """Gives free slots to the requests that have waited longest. One waits on while another one reads what it
+        begins with: that is copied then.
+        """
+        for request in list(self._queue):
+            if self._slots.full:
+                return
+            seat = self._slots.choose(request)
+            if seat is None:
+                continue
+            self._queue.remove(request)
+            self._slots.seat(request, seat)
+            request.to_read = len(request.prompt)
+            if seat.source != seat.slot:
+                args = CopyArgs(np.int32(seat.source), np.int32(seat.slot), np.int32(seat.kept))
+                self._cache = self._run(self.plan.copy_key, self._cache, args)
+            if self._steady and 0 < seat.kept == len(request.prompt) - 1:
+                request.to_read = seat.kept  # a decode step reads the last token: its bits are the same
+                self._set_lengths()
 
-    def _admit(self) -> Event:
-        slot = self._free_slot()
-        request = self._queue.popleft()
-        held, length = self._held[slot], len(request.prompt)
-        start = kept(held, request.prompt, request.keep, self.plan, self._steps.cache_shape)
-        chunks = self.plan.chunks(start, length - start)
-        *_, (hidden, last, count) = self._prefill(slot, request.prompt, chunks)
-        request.kept, request.chunks = start, left(held, start) + chunks
-        request.written = max(held.written if start else 0, length - count + len(hidden))
-        choice = Choice(*self._arguments([request]), np.array([length], np.int32), self._is_end)
-        result: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(last, choice))
-        assert result.picked is not None
-        return self._advance(slot, request, result.picked, (0,))
+    def _read(self, beside: bool) -> list[Event]:
+        """Reads a chunk of one prompt. beside: other requests wait for their next token."""
+        reading = [(slot, request) for slot, request in self._slots.taken() if request.reads]
+        if not reading:
+            return []
+        soonest = next(self._chunks) % OLDEST_EVERY > 0
+        slot, request = min(reading, key=lambda at: (soonest and at[1].to_read - at[1].read, at[1].id))
+        chunk, *_ = self.plan.chunks(request.read, request.to_read - request.read, beside and self._steady)
+        result = self._prefill(slot, request.prompt, chunk)
+        request.read, request.chunks = chunk.start + chunk.count, (*request.chunks, chunk)
+        request.written = max(request.written, chunk.start + chunk.key.rows)
+        if request.reads:
+            return []
+        choice = Choice(*self._arguments([request]), np.array([request.read], np.int32), self._is_end)
+        head: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(result.last, choice))
+        assert head.picked is not None
+        return [self._advance(slot, request, head.picked, (0,))]
 
-    def _arguments(self, requests: list[_Request | None]) -> tuple[Adjustment, SlotSampling]:
+    def _arguments(self, requests: list[Request | None]) -> tuple[Adjustment, SlotSampling]:
         """How a step is to adjust and sample, a row per request; made anew only where something changed."""
         rows = len(requests)
         who = tuple(r and r.id for r in requests)
@@ -309,19 +317,14 @@ class Engine:
                 request.steering.fill(Adjustment(*(x[row] for x in adjustment)), request.prompt, request.tokens)
         return adjustment, sampling
 
-    def _prefill(self, slot: int, ids: list[int], chunks: tuple[Chunk, ...]):
-        """Runs chunks of a prompt; yields hidden states (rows, D), the last real one (1, D) and the real count of each.
-
-        The slot holds nothing until a request that has its prompt there leaves it.
-        """
-        self._held[slot] = Held()
-        for chunk in chunks:
-            tokens = np.zeros(chunk.key.rows, np.int32)
-            tokens[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
-            args = PrefillArgs(tokens, np.int32(slot), np.int32(chunk.start), np.int32(chunk.count))
-            result: PrefillResult = self._run(chunk.key, self._cache, args)
-            self._cache = result.cache
-            yield result.hidden, result.last, chunk.count
+    def _prefill(self, slot: int, ids: list[int], chunk: Chunk) -> PrefillResult:
+        """Runs a chunk of a prompt."""
+        tokens = np.zeros(chunk.key.rows, np.int32)
+        tokens[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
+        args = PrefillArgs(tokens, np.int32(slot), np.int32(chunk.start), np.int32(chunk.count))
+        result: PrefillResult = self._run(chunk.key, self._cache, args)
+        self._cache = result.cache
+        return result
 
     def _head(self, hidden: np.ndarray) -> np.ndarray:
         """Logits (rows, V) of hidden states (rows, D), padded to a head step."""
@@ -336,30 +339,34 @@ class Engine:
             raise NonFiniteLogitsError("the model's logits are NaN or infinite")
         return np.asarray(result.logits)[:count]
 
-    def _decode(self) -> list[Event]:
-        running = [(slot, r) for slot, r in enumerate(self._slots) if r is not None]
-        at_most = self.plan.tokens_per_launch if all(r.steering.constant for _, r in running) else 1
-        wanted_of = {slot: min(at_most, r.limit - len(r.tokens)) for slot, r in running}
+    def _decode(self, running: list[tuple[int, Request]]) -> list[Event]:
+        """Moves these requests by a launch: one token of those whose logits depend on what they wrote, and no more than
+        BRIEF of any while a prompt waits.
+        """
+        waiting = bool(self._queue) or any(request.reads for _, request in self._slots.taken())
+        at_most = min(self.plan.tokens_per_launch, BRIEF) if waiting else self.plan.tokens_per_launch
+        wanted_of = {slot: min(at_most if r.steering.constant else 1, r.limit - len(r.tokens)) for slot, r in running}
         positions = max(r.length + wanted_of[slot] for slot, r in running)
-        key = self.plan.decode_key([slot for slot, _ in running], positions)
+        key, first = self.plan.decode_key([slot for slot, _ in running], positions)
         tokens, wanted = np.zeros(key.rows, np.int32), np.zeros(key.rows, np.int32)
         past_end = np.zeros(key.rows, np.bool_)
-        requests: list[_Request | None] = [None] * key.rows
+        requests: list[Request | None] = [None] * key.rows
         for slot, request in running:
-            row = self.plan.row(slot, key)
-            tokens[row], wanted[row], past_end[row] = request.tokens[-1], wanted_of[slot], request.past_end
+            row = self.plan.row(slot, key, first)
+            tokens[row], wanted[row], past_end[row] = request.newest, wanted_of[slot], request.past_end
             requests[row] = request
         asked = self._arguments(requests)
-        result: DecodeResult = self._run(key, self._cache, DecodeArgs(tokens, wanted, past_end, *asked, self._is_end))
+        args = DecodeArgs(np.int32(first), tokens, wanted, past_end, *asked, self._is_end)
+        result: DecodeResult = self._run(key, self._cache, args)
         self._cache = result.cache
         return [
-            self._advance(slot, request, result.picked, (self.plan.row(slot, key), at))
+            self._advance(slot, request, result.picked, (self.plan.row(slot, key, first), at))
             for at in range(at_most)
             for slot, request in running
-            if at < wanted_of[slot] and self._slots[slot] is request
+            if at < wanted_of[slot] and self._slots.requests[slot] is request
         ]
 
-    def _advance(self, slot: int, request: _Request, picked: Picked, index: tuple[int, ...]) -> Event:
+    def _advance(self, slot: int, request: Request, picked: Picked, index: tuple[int, ...]) -> Event:
         """Books a new token, at an index of what a step picked: the request keeps its slot, or ends."""
         position = len(request.prompt) + len(request.tokens)
         request.tokens.append(int(np.asarray(picked.ids)[index]))
@@ -371,9 +378,8 @@ class Engine:
             ended = "stop"
         else:
             ended = "length" if len(request.tokens) >= request.limit else None
-        self._slots[slot] = request
         if ended:
-            self._retire(slot, Held() if ended == "error" else request.held)
+            self._slots.leave(slot, Held() if ended == "error" else request.held)
         event = Event(request.id, request.tokens[-1], ended, position, time.perf_counter(), kept=request.kept)
         count = request.sampling.logprobs
         if count is None:

@@ -32,10 +32,18 @@ class Held:
     chunks: tuple[Chunk, ...] = ()  # what was read in, in order; the tokens behind were generated
 
 
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    equal, most = 0, min(len(a), len(b))
+    while equal < most:  # by slices, which Python compares at a time, from the largest that may be equal
+        half = (equal + most + 1) // 2
+        equal, most = (half, most) if a[equal:half] == b[equal:half] else (equal, half - 1)
+    return equal
+
+
 def kept(held: Held, prompt: Sequence[int], keep: Keep, plan: Plan, shape: CacheShape) -> int:
     """How many tokens at the beginning of a prompt the slot has already, where it can go back to their end."""
-    pairs = zip(held.ids, prompt[:-1], strict=False)
-    equal = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    equal = common(held.ids, prompt[:-1])
     match keep:
         case Keep.NOTHING:
             return 0

@@ -92,6 +92,8 @@ def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) ->
             return head_bytes(file)
         case Phase.DECODE:
             return key.tokens * (weight_bytes(file, cfg, key.rows) + key.rows * state)
+        case Phase.COPY:
+            return state
 
 
 def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
@@ -107,6 +109,8 @@ def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
         case Phase.DECODE:
             each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, 1, key.length)
             return key.tokens * key.rows * each
+        case Phase.COPY:
+            return 0.0
 
 
 def _chosen(cfg: ModelConfig, name: str, rows: int) -> float:

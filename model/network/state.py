@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from packlight.model.spec.sharding import WHOLE, Split
+from packlight.model.spec.state import CACHE_TILE
 
 
 @jax.tree_util.register_dataclass
@@ -43,3 +45,36 @@ class Numerics:
     def in_float32(self) -> "Numerics":
         """The same but for activations, which stay float32: for a few numbers that weigh or choose much."""
         return dataclasses.replace(self, dtype=jnp.dtype(jnp.float32))
+
+
+def copied(
+    array: jax.Array,  # (L, slots, ...), or (L, slots, ..., S, C) where it lies along a text
+    source: jax.Array,  # int32 ()
+    target: jax.Array,  # int32 ()
+    count: jax.Array | None,  # int32 (), positions of a text; None: all there is
+) -> jax.Array:
+    """The array with a slot's contents in another slot too.
+
+    A ring of S positions is copied whole where more than S are wanted. Tile by tile, because memory that was never
+    written takes none on a CPU; what is read passes a barrier, because XLA copies the whole array where it reads and
+    writes it at two places in one fusion.
+    """
+    slot = [array.shape[0], 1, *array.shape[2:]]
+    if count is None:
+        tiles, size = jnp.int32(1), 0
+    else:
+        slot[-2] = size = min(CACHE_TILE, slot[-2])
+        tiles = (jnp.minimum(count, array.shape[-2]) + size - 1) // size
+
+    def tile(number: jax.Array, array: jax.Array) -> jax.Array:
+        def at(place: jax.Array) -> list[jax.Array]:
+            begin = [jnp.int32(0)] * array.ndim
+            begin[1] = place
+            if size:
+                begin[-2] = number * size
+            return begin
+
+        read = lax.optimization_barrier(lax.dynamic_slice(array, at(source), slot))
+        return lax.dynamic_update_slice(array, read, at(target))
+
+    return lax.fori_loop(0, tiles, tile, array)

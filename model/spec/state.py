@@ -19,6 +19,7 @@ class Buffer:
     dtype: str
     axes: tuple[Literal["", "B", "D", "J", "K"], ...]  # for each dimension, the letter of what lies along it
     segments: tuple[Segment, ...] = ()  # what lies along the last axis, in order, where that is more than one thing
+    along_text: bool = False  # whether the axis before the last one holds positions of a text; else all is of its end
 
     @property
     def nbytes(self) -> int:

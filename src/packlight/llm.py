@@ -133,7 +133,7 @@ class LLM:
         built = lambda b: on_built(b, len(self.plan.steps)) if on_built else None  # noqa: E731
         steps = prepared.steps(self.placement)
         self.executables = aot.build(steps, params, built)
-        self.engine = Engine(steps, self.executables, params, self.tokenizer.eog_ids)
+        self.engine = Engine(steps, self.executables, params, self.tokenizer.eog_ids, steady=not self.varying)
         self.memory = dataclasses.replace(prepared.memory, scratch=self.executables.scratch_bytes)
         prepared.check_memory(self.memory.scratch)
         self.kv_bytes = self.engine.cache_bytes

@@ -98,7 +98,7 @@ def build(path, config):
 def head_step(path, config):
     """The steps of a plan that has the head alone, and parameters in ggml's layout."""
     prepared = prepare(path, config)
-    plan = dataclasses.replace(prepared.plan, prefill_buckets=(), decode_batch=(), head_rows=(8,))
+    plan = dataclasses.replace(prepared.plan, prefill_buckets=(), decode_batch=(), head_rows=(8,), slots=1)
     placement = aot.find_devices(config)
     params = abstract(prepared.model, formats(prepared.file), placement=placement)
     return dataclasses.replace(prepared, planned=plan).steps(placement), params
@@ -346,7 +346,7 @@ def test_what_is_not_finite_in_a_slot_harms_nobody_else(path, tmp_path_factory, 
     """Values behind a prompt's end, left by an earlier request or by padding, count as nothing even when infinite."""
     llm = packlight.load(path, config)
     expected = llm.generate([5, 6, 7], max_tokens=4, temperature=0).token_ids
-    llm.generate([8], max_tokens=1)  # so that nothing is kept of the prompt
+    llm.generate([[8]] * llm.plan.slots, max_tokens=1)  # so that nothing is kept of the prompt
     poison = jax.tree.map(lambda x: np.full(x.shape, np.inf, x.dtype), llm.engine._cache.state)
     state = jax.tree.map(lambda x: jax.device_put(x, llm.device, may_alias=False), poison)
     llm.engine._cache = dataclasses.replace(llm.engine._cache, state=state)

@@ -147,7 +147,7 @@ def test_what_was_never_written_changes_no_bit(tmp_path, name, kernels, mesh):
 
     expected = results()
     for bad in (np.nan, np.inf, -np.inf):
-        llm.generate([[told.ids[0] + 1]] * 3, max_tokens=3, ignore_eos=True)  # so that nothing is kept of the prompts
+        llm.generate([[told.ids[0] + 1]] * llm.plan.slots, max_tokens=3, ignore_eos=True)
         llm.engine._cache = jax.tree.map(lambda x: filled(x, bad), llm.engine._cache)  # noqa: B023
         for found, wanted in zip(results(), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)

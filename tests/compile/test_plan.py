@@ -63,18 +63,27 @@ def test_chunks_weigh_padding_against_passes_over_the_weights():
 
 def test_decode_steps_cover_slots_and_lengths():
     plan = make_plan(CompileConfig(decode_batch=(1, 4), length_buckets=(256,)), 1024)
-    assert plan.decode_key([0], 200) == StepKey(Phase.DECODE, 1, 256)
-    assert plan.decode_key([1], 257) == StepKey(Phase.DECODE, 4, plan.capacity)
+    assert plan.decode_key([0], 200) == (StepKey(Phase.DECODE, 1, 256), 0)
+    assert plan.decode_key([1], 257) == (StepKey(Phase.DECODE, 1, plan.capacity), 1)
+    assert plan.decode_key([1, 2], 9) == (StepKey(Phase.DECODE, 4, 256), 0)
+    eight = make_plan(CompileConfig(decode_batch=(1, 2, 4, 8)), 256)
+    starts = {(3, 4): (2, 3), (7, 6): (2, 6), (2, 4): (4, 2), (5, 7): (4, 4), (0, 7): (8, 0)}
+    for slots, (rows, first) in starts.items():
+        key, at = eight.decode_key(slots, 9)
+        assert (key.rows, at) == (rows, first)
+        assert {eight.row(slot, key, at) for slot in slots} == {slot - first for slot in slots}
 
 
 def test_groups_of_devices_share_the_slots():
     plan = make_plan(CompileConfig(mesh=MeshShape(data=2), decode_batch=(2, 6)), 256)
     assert [plan.rank(slot) for slot in range(6)] == [0, 1, 2, 0, 1, 2]
     small, large = StepKey(Phase.DECODE, 2, plan.capacity), StepKey(Phase.DECODE, 6, plan.capacity)
-    assert plan.decode_key([0, 3], 9) == small
-    assert plan.decode_key([4], 9) == large
-    assert [plan.row(slot, small) for slot in (0, 3)] == [0, 1]
-    assert [plan.row(slot, large) for slot in range(6)] == list(range(6))
+    assert plan.decode_key([0, 3], 9) == (small, 0)
+    assert plan.decode_key([4], 9) == plan.decode_key([1, 4], 9) == (small, 1)
+    assert plan.decode_key([1, 5], 9) == (large, 0)
+    assert [plan.row(slot, small, 1) for slot in (1, 4)] == [0, 1]
+    assert [plan.row(slot, large, 0) for slot in range(6)] == list(range(6))
+    assert [plan.group(slot) for slot in range(6)] == [0, 0, 0, 1, 1, 1]
     assert plan.head_key(1) == StepKey(Phase.HEAD, 1)
     assert plan.head_key(20) == StepKey(Phase.HEAD, 32)
 

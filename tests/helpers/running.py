@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(ROOT / "run.py")]
 # Three executables. Tests of behaviour run them on the model NOISE of ggufs.py: they are compiled once for all.
 SMALL = {"platform": "cpu", "prefill_buckets": [16], "decode_batch": [2], "head_rows": 1}
-STEPS = 3
+STEPS = 4
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what the command handles in a way of its own
 ELSEWHERE = pathlib.Path(__file__).parent  # where command lines run: anywhere but the repository's root
 

@@ -76,7 +76,7 @@ def test_launches_give_what_steps_give(single, several, sampling, tokens):
 
 
 def test_history_needs_the_host_after_each_token(single, several):
-    """One request whose logits depend on what it wrote holds all to one token a launch."""
+    """A request whose logits depend on what it wrote has one token a launch; others beside it keep theirs."""
     for change in ({"repeat_penalty": 1.5}, {"dry_multiplier": 1.0}, {"regex": "[a-z]+"}):
         expected, _ = launches(single, PROMPTS[0], max_tokens=8, temperature=0, **change)
         got, ran = launches(several, PROMPTS[0], max_tokens=8, temperature=0, **change)
@@ -84,10 +84,15 @@ def test_history_needs_the_host_after_each_token(single, several):
         assert ran == len(got.token_ids) - 1
     config = packlight.SamplingConfig(temperature=0, seed=0, max_tokens=8)
     engine = several.engine
-    engine.submit([5, 6], config)
-    engine.submit([5, 6], dataclasses.replace(config, repeat_penalty=1.5))
+    free = engine.submit([5, 6], config, past_end=True)
+    held = engine.submit([5, 6], dataclasses.replace(config, repeat_penalty=1.5), past_end=True)
+    given = {free: [], held: []}
     while not engine.idle:
-        assert len(engine.step()) <= 2
+        events = engine.step()
+        for request, counts in given.items():
+            counts.append(sum(event.request == request for event in events))
+    assert (max(given[free]), max(given[held])) == (5, 1)
+    assert {request: sum(counts) for request, counts in given.items()} == {free: 8, held: 8}
 
 
 def test_slots_end_where_they_would_alone(single, several):
@@ -95,7 +100,8 @@ def test_slots_end_where_they_would_alone(single, several):
     expected = [single.generate(p, max_tokens=9, temperature=0).token_ids for p in PROMPTS]
     together, ran = launches(several, PROMPTS, max_tokens=9, temperature=0)
     assert [c.token_ids for c in together] == expected
-    assert ran == 2
+    chunks = sum(len(several.plan.chunks(0, len(several.encode(prompt)))) for prompt in PROMPTS)
+    assert ran == chunks - 1 + 2  # one beside each chunk but the first, and two for what the last prompt has left
     queued, _ = launches(several, PROMPTS * 2, max_tokens=9, temperature=0)
     assert [c.token_ids for c in queued] == expected * 2
 

@@ -98,7 +98,7 @@ class AttentionPart:
 
     def state(self, cfg: "ModelConfig", layers: int, room: Room) -> KV:
         shape = (layers, room.slots, self.kv_heads, self.positions(room), self.width)
-        each = Buffer(shape, room.dtype, ("", "B", "K", "", ""))
+        each = Buffer(shape, room.dtype, ("", "B", "K", "", ""), along_text=True)
         return KV(each, each)
 
     def rewinds(self, room: Room, written: int, length: int) -> bool:

@@ -98,7 +98,7 @@ class MlaPart:
 
     def state(self, cfg: "ModelConfig", layers: int, room: Room) -> Latent:
         shape = (layers, room.slots, 1, room.capacity, self.width)
-        return Latent(Buffer(shape, room.dtype, ("", "B", "", "", "")))
+        return Latent(Buffer(shape, room.dtype, ("", "B", "", "", ""), along_text=True))
 
     def rewinds(self, room: Room, written: int, length: int) -> bool:
         """Always: no position is written over by a later one."""

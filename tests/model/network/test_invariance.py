@@ -59,7 +59,7 @@ def decode(model, cache, tokens, active, configs):
     size = table_size(model.cfg.vocab_size, model.plan.context)
     asked = nothing(4, model.cfg.vocab_size, size), slot_sampling(configs)
     wanted, past_end = np.array(active, np.int32), np.zeros(4, np.bool_)
-    args = DecodeArgs(np.array(tokens, np.int32), wanted, past_end, *asked, is_end)
+    args = DecodeArgs(np.int32(0), np.array(tokens, np.int32), wanted, past_end, *asked, is_end)
     cache, picked = model.step(Phase.DECODE, 4)(model.params, cache, args)
     assert np.asarray(picked.finite)[np.array(active)].all()
     return cache, np.asarray(picked.ids)[:, 0]

@@ -208,6 +208,7 @@ def test_a_damaged_executable_is_compiled_again(noise, tmp_path):
         ("prefill", "hit"),
         ("head", "hit"),
         ("decode", "hit"),
+        ("copy", "hit"),
     ]
     entries = sorted(store.glob("*.aot"))
     flipped = bytearray(entries[0].read_bytes())

@@ -1,0 +1,153 @@
+"""Slots: which request is in which, what the free ones still hold, and where the next request goes. Imports no jax.
+
+A free slot is parked: its cache holds what its last text left there. The next request takes the beginning of its prompt
+from wherever most of it is, and the slot that was left longest ago, unless that one has the beginning itself.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from packlight.compile.plan import Chunk, Plan
+from packlight.model.sampling.config import SamplingConfig
+from packlight.model.sampling.penalties import Steering
+from packlight.model.spec.cache import CacheShape
+from packlight.serve.prefix import Held, Keep, common, kept, left
+
+WORTH_A_COPY = 32  # tokens that are read as fast as they are copied from another slot
+
+
+@dataclasses.dataclass
+class Request:
+    """A text on its way: its prompt, then what was generated."""
+
+    id: int
+    prompt: list[int]
+    sampling: SamplingConfig
+    limit: int  # tokens to generate at most
+    past_end: bool  # end tokens end nothing
+    steering: Steering
+    mu: float  # Mirostat's state
+    keep: Keep
+    tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
+    read: int = 0  # tokens of its prompt that are in the cache
+    to_read: int = 0  # of them, those that prefill steps read: all, or the last one less, which a decode step reads
+    written: int = 0  # positions of its slot that hold something of it, the padding of its prompt included
+    chunks: tuple[Chunk, ...] = ()  # that have read its prompt
+    kept: int = 0  # tokens of its prompt that were not read
+
+    @property
+    def reads(self) -> bool:
+        """Whether some of its prompt is to be read before a token can follow."""
+        return self.read < self.to_read
+
+    @property
+    def length(self) -> int:
+        """Its tokens that are in the cache."""
+        return self.read if self.reads else len(self.prompt) + len(self.tokens) - 1
+
+    @property
+    def newest(self) -> int:
+        """Its last token, which the next step reads."""
+        return self.tokens[-1] if self.tokens else self.prompt[-1]
+
+    @property
+    def held(self) -> Held:
+        """What it leaves in its slot."""
+        ids = [*self.prompt, *self.tokens][: self.length]
+        return Held(ids, max(self.written, self.length), self.chunks)
+
+
+class Seat(NamedTuple):
+    """Where a request goes."""
+
+    slot: int
+    kept: int  # tokens of its prompt that the cache has
+    source: int  # the slot that has them; another one: they are copied
+
+
+class Slots:
+    """Which request is in which slot, and what the others hold."""
+
+    def __init__(self, plan: Plan, shape: CacheShape):
+        self._plan, self._shape = plan, shape
+        self.forget()
+
+    def forget(self) -> None:
+        """Ends every request; no slot holds anything."""
+        self.requests: list[Request | None] = [None] * self._plan.slots
+        self._held = [Held()] * self._plan.slots  # of the free ones
+        self._left = [0] * self._plan.slots  # when each was left, counted
+        self._count = itertools.count(1)
+
+    @property
+    def full(self) -> bool:
+        return None not in self.requests
+
+    def taken(self) -> Iterator[tuple[int, Request]]:
+        """(slot, its request), of those that have one."""
+        return ((slot, request) for slot, request in enumerate(self.requests) if request is not None)
+
+    def free(self, groups: Collection[int] | None = None) -> int:
+        """The free slot that was left longest ago, of these groups of devices: those that hold nothing come first, the
+        lowest of equal ones.
+        """
+        slots = (slot for slot in self._free() if groups is None or self._plan.group(slot) in groups)
+        return min(slots, key=lambda slot: (bool(self._held[slot].ids), self._left[slot], self._plan.rank(slot), slot))
+
+    def _free(self) -> list[int]:
+        return [slot for slot, request in enumerate(self.requests) if request is None]
+
+    def choose(self, request: Request) -> Seat | None:
+        """Where a request goes, there being a free slot. None: it waits while another one reads what it begins with."""
+        oldest = self.free()
+        if request.keep is Keep.NOTHING:
+            return Seat(oldest, 0, oldest)
+        found = [self._kept(slot, request) for slot in range(self._plan.slots)]
+        slot = max(self._free(), key=lambda slot: (found[slot], slot == oldest))
+        goes_on = found[slot] and 2 * found[slot] >= len(self._held[slot].ids)  # or begins as most of its text
+        groups = {self._plan.group(each) for each in ([slot] if goes_on else self._free())}
+        source = max(
+            (each for each in range(self._plan.slots) if self._plan.group(each) in groups),
+            key=lambda each: (found[each], each in (slot, oldest)),
+        )
+        if not goes_on:
+            slot = self.free({self._plan.group(source)}) if found[source] >= WORTH_A_COPY else oldest
+        if found[source] < found[slot] + WORTH_A_COPY:
+            source = slot
+        if self._coming(request) > max(found[source], WORTH_A_COPY - 1):
+            return None
+        return Seat(slot, found[source], source)
+
+    def _coming(self, request: Request) -> int:
+        """How many tokens that a prompt begins with another request has still to read."""
+        if request.keep is not Keep.TOKENS:
+            return 0
+        reading = (taken for _, taken in self.taken() if taken.reads)
+        equal = ((common(taken.prompt[: taken.to_read], request.prompt[:-1]), taken.read) for taken in reading)
+        return max((count for count, read in equal if count > read), default=0)
+
+    def _kept(self, slot: int, request: Request) -> int:
+        """How many tokens of a prompt a slot has, whether it is free or not."""
+        taken = self.requests[slot]
+        held = self._held[slot] if taken is None else taken.held
+        return kept(held, request.prompt, request.keep, self._plan, self._shape)
+
+    def seat(self, request: Request, seat: Seat) -> None:
+        """Puts a request into its slot, which then holds `seat.kept` tokens of its prompt."""
+        taken = self.requests[seat.source]
+        held = self._held[seat.source] if taken is None else taken.held
+        request.kept = request.read = seat.kept
+        request.chunks = left(held, seat.kept)
+        copied = seat.source != seat.slot
+        request.written = (seat.kept if copied else held.written) if seat.kept else 0
+        self._held[seat.slot], self.requests[seat.slot] = Held(), request
+
+    def leave(self, slot: int, held: Held) -> None:
+        """Frees a slot, which then holds that."""
+        self.requests[slot], self._held[slot], self._left[slot] = None, held, next(self._count)
+
+    def spoil(self, slot: int) -> None:
+        """What a free slot held is written over."""
+        self._held[slot] = Held()
