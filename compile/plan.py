@@ -17,7 +17,9 @@ from packlight.model.spec.sharding import Split
 from packlight.model.spec.state import Room, whole_tiles
 
 TEXT_TILE = 16  # texts are padded to a multiple of it
-PASS_ROWS = 64  # unpacking all weights once takes as long as multiplying them with about this many rows
+# Going over all weights once takes as long as multiplying them with about so many rows (bench/LOG.md): where they are
+# unpacked to memory or registers by XLA's kernels, by native ones, and by these the experts that more rows choose.
+PASS_ROWS, NATIVE_PASS_ROWS, NATIVE_EXPERTS_PASS_ROWS = 64, 10, 25
 
 
 class Phase(enum.StrEnum):
@@ -66,7 +68,7 @@ class Plan:
     of devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
     generates: whether there are the steps that predict tokens. texts: of each encode step the tokens that a text may
     have, and how many texts it runs together; none for a model that is not made for embeddings. most_beside: rows of a
-    chunk at most while other texts wait for their next token.
+    chunk at most while other texts wait for their next token. pass_rows: what a pass over the weights costs, in rows.
     """
 
     context: int
@@ -81,6 +83,7 @@ class Plan:
     generates: bool = True
     texts: tuple[tuple[int, int], ...] = ()
     most_beside: int = 128
+    pass_rows: int = PASS_ROWS
 
     @property
     def steps(self) -> tuple[StepKey, ...]:
@@ -153,7 +156,7 @@ class Plan:
         for at in range(end - 1, start - 1, -1):
             smallest, *larger = buckets
             fitting = [smallest, *(rows for rows in larger if at + rows <= self.capacity)]
-            cost[at], negative = min((rows + PASS_ROWS + cost.get(at + rows, 0), -rows) for rows in fitting)
+            cost[at], negative = min((rows + self.pass_rows + cost.get(at + rows, 0), -rows) for rows in fitting)
             rows_at[at] = -negative
         return rows_at
 
@@ -189,13 +192,17 @@ class Plan:
 
 def plan_of(config: CompileConfig, model: ModelConfig) -> Plan:
     """The plan for a model. Raises as `make_plan` does."""
-    return make_plan(config, model.context_length, model.generates, model.encodes)
+    mixed = model.expert_count > 0
+    return make_plan(config, model.context_length, model.generates, model.encodes, mixed)
 
 
-def make_plan(config: CompileConfig, file_context: int, generates: bool = True, encodes: bool = False) -> Plan:
+def make_plan(
+    config: CompileConfig, file_context: int, generates: bool = True, encodes: bool = False, mixed: bool = False
+) -> Plan:
     """The plan for a model whose file states `file_context`.
 
-    generates, encodes: what the model does (`ModelConfig.generates`, `ModelConfig.encodes`).
+    generates, encodes: what the model does (`ModelConfig.generates`, `ModelConfig.encodes`). mixed: whether it has
+    experts.
     Raises ConfigError when the config asks for more context than the file has.
     """
     if config.context > file_context:
@@ -203,6 +210,7 @@ def make_plan(config: CompileConfig, file_context: int, generates: bool = True, 
     context = config.context or min(file_context, DEFAULT_CONTEXT)
     buckets = tuple(t for t in config.prefill_buckets if t <= context) or (min(config.prefill_buckets[0], context),)
     capacity = whole_tiles(context)
+    native = NATIVE_EXPERTS_PASS_ROWS if mixed else NATIVE_PASS_ROWS
     shorter = {whole_tiles(length) for length in config.length_buckets}
     return Plan(
         context=context,
@@ -217,6 +225,7 @@ def make_plan(config: CompileConfig, file_context: int, generates: bool = True, 
         generates=generates,
         texts=_texts(config, context) if encodes else (),
         most_beside=config.prefill_rows_while_decoding,
+        pass_rows=native if config.platform == "cpu" and config.cpu_kernels == "native" else PASS_ROWS,
     )
 
 

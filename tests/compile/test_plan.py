@@ -61,6 +61,17 @@ def test_chunks_weigh_padding_against_passes_over_the_weights():
     assert shape(1030) == [(512, 512), (512, 512), (16, 6)]
 
 
+def test_native_kernels_go_over_the_weights_in_the_time_of_a_few_rows():
+    """So several small chunks take less time than one that is padded; experts, of which few rows choose few, more."""
+    config = CompileConfig(prefill_buckets=(16, 64, 128, 512), cpu_kernels="native")
+
+    def rows(count, **model):
+        return [c.key.rows for c in make_plan(config, 2048, **model).chunks(0, count)]
+
+    assert (rows(20), rows(34), rows(66), rows(300)) == ([16, 16], [64], [64, 16], [128, 128, 64])
+    assert (rows(430), rows(430, mixed=True), rows(500)) == ([128, 128, 128, 64], [512], [512])
+
+
 def test_decode_steps_cover_slots_and_lengths():
     plan = make_plan(CompileConfig(decode_batch=(1, 4), length_buckets=(256,)), 1024)
     assert plan.decode_key([0], 200) == (StepKey(Phase.DECODE, 1, 256), 0)
