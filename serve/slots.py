@@ -7,13 +7,15 @@ from wherever most of it is, and the slot that was left longest ago, unless that
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from packlight.compile.plan import Chunk, Plan
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.penalties import Steering
 from packlight.model.spec.cache import CacheShape
 from packlight.serve.prefix import Held, Keep, common, kept, left
+
+if TYPE_CHECKING:
+    from packlight.model.sampling.penalties import Steering
 
 WORTH_A_COPY = 32  # tokens that are read as fast as they are copied from another slot
 
@@ -27,7 +29,7 @@ class Request:
     sampling: SamplingConfig
     limit: int  # tokens to generate at most
     past_end: bool  # end tokens end nothing
-    steering: Steering
+    steering: "Steering"
     mu: float  # Mirostat's state
     keep: Keep
     tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet

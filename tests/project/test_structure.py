@@ -42,7 +42,7 @@ NO_JAX = (
         "compile.store",
         "demo",
     ),
-    *("sources.find", "sources.listing", "serve.run", "serve.scheduler"),
+    *("sources.find", "sources.listing", "serve.run", "serve.scheduler", "serve.slots"),
     *("inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
 )
 
