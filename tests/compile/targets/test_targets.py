@@ -49,7 +49,8 @@ def device(name):
 
 def prefill_and_head(prepared):
     """The same with a plan without the sampler, which takes most of the time to compile."""
-    return dataclasses.replace(prepared, planned=dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(8,)))
+    plan = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(8,), slots=1)
+    return dataclasses.replace(prepared, planned=plan)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,8 @@ def test_every_kind_of_layer_compiles(kind, name, tmp_path):
     placement = Placement.on([device(name)])
     params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
     for tokens in (1, 16):
-        plan = dataclasses.replace(prepared.plan, prefill_buckets=(tokens,), decode_batch=(), head_rows=())
+        one = {"prefill_buckets": (tokens,), "decode_batch": (), "head_rows": (), "slots": 1}
+        plan = dataclasses.replace(prepared.plan, **one)
         steps = dataclasses.replace(prepared, planned=plan).steps(placement)
         executables = aot.build(steps, params, load=False)
         assert executables.warnings == ()
@@ -135,6 +137,20 @@ def test_every_kind_of_layer_compiles(kind, name, tmp_path):
         # on a TPU, which pads each array to tiles of 8 x 128
         cublas = 4 << 20 if built.xla_options else 0
         assert built.scratch_bytes < (1e6 + cublas if target.platform == "gpu" else 8e6), built.key
+
+
+@pytest.mark.parametrize("name", ["cuda:h200", "tpu:v6e"])
+@pytest.mark.parametrize("kind", ["gemma2", "deepseek2", "qwen35"])
+def test_a_copy_between_slots_is_in_place(kind, name, tmp_path):
+    """Beside the cache a tile of each array at most."""
+    config = dataclasses.replace(default_config(targets.parse(name).platform), context=512, store=False)
+    prepared = api.prepare(model(f"own/{kind}", tmp_path), config)
+    plan = dataclasses.replace(prepared.plan, prefill_buckets=(), decode_batch=(), head_rows=())
+    placement = Placement.on([device(name)])
+    params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
+    steps = dataclasses.replace(prepared, planned=plan).steps(placement)
+    (built,) = aot.build(steps, params, load=False).built.values()
+    assert built.scratch_bytes < steps.cache_shape.device_bytes / 8
 
 
 @pytest.mark.parametrize("tensor", [2, 4])
@@ -190,7 +206,7 @@ def test_the_command_compiles_every_step(name, path, tmp_path):
     assert result["compile"] == {"hits": 0, "misses": STEPS, "compiled": STEPS}
     assert result["target"]["chip"]["device_kind"] == target.chip.device_kind
     assert result["memory"]["limit_bytes"] == target.chip.memory
-    assert [row["step"].split("[")[0] for row in result["executables"]] == ["prefill", "head", "decode"]
+    assert [row["step"].split("[")[0] for row in result["executables"]] == ["prefill", "head", "decode", "copy"]
     assert all(row["unpacked"] == {} and row["fits"] for row in result["executables"])
     assert len(list((tmp_path / "store").glob("*.aot"))) == STEPS
     assert done.stderr.splitlines()[0].startswith("memory: weights ")
