@@ -1,31 +1,25 @@
 """Chat templates: the one in a model's file, or another, rendered to a prompt. Knows texts, no tokens; imports no jax.
 
-A template is a stranger's program, so it runs in a process of its own with bounded time, memory and output
-(`model/text/chat_sandbox.py`). What it answers says of each character whether the template wrote it or was given it, so
+A template is a stranger's program, so each render is a process of its own with bounded time, memory and output
+(`model.text.sandboxes`). What it answers says of each character whether the template wrote it or was given it, so
 that messages stay text.
 """
 
 import json
-import os
-import pathlib
 import re
 import reprlib
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from packlight.common.errors import Argument, ConfigError, PacklightError
 from packlight.common.text import shown
-from packlight.model.text import provenance
+from packlight.model.text import provenance, sandboxes
 from packlight.model.text.tokenizer import Tokenizer
 
 KEY = "tokenizer.chat_template"
-SANDBOX = pathlib.Path(__file__).parent / "chat_sandbox.py"
 SECONDS = 5  # of processor time; wall time is bounded by four times that, for a machine that is busy
 MEMORY = 1 << 30  # bytes of address space
 MOST = 1 << 22  # characters a prompt may have
-ENVIRONMENT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # what Python may need to start, and the time zone, no more
 
 
 class ChatTemplateError(PacklightError):
@@ -119,25 +113,14 @@ def make_prompt(
         "bos_token": bos_token,
         "eos_token": eos_token,
     }
-    job = {"template": template, "variables": known | variables, "now": strftime_now}
+    opening = json.dumps({"template": template, "seconds": SECONDS, "bytes": MEMORY, "most": MOST})
     try:
-        text = json.dumps(job | {"seconds": SECONDS, "bytes": MEMORY, "most": MOST})
+        job = json.dumps({"variables": known | variables, "now": strftime_now})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"messages, tools and documents are plain data that JSON can hold: {error}") from None
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", str(SANDBOX)],
-            input=text,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=4 * SECONDS,
-            check=False,
-            env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-            start_new_session=True,  # a terminal's Ctrl-C is for the caller
-        )
-        answer = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
+        answer = json.loads(sandboxes.answer(opening, job, 4 * SECONDS))
+    except TimeoutError:
         raise ChatTemplateError(f"chat template: it does not end within {4 * SECONDS} s") from None
     except ValueError:  # killed by its limits before it could answer
         raise ChatTemplateError("chat template: it does not end, or needs too much memory") from None

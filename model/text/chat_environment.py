@@ -154,11 +154,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             finalize=as_text,
             optimized=False,  # folded constants would hold plain texts
         )
+        self.now = now
         self._texts: dict[str, Text] = {}
         self.filters |= {name: _following(function) for name, function in FILTERS.items()} | _FILTERS
 
         def strftime_now(form: str) -> Text:
-            time = datetime.datetime.fromisoformat(now) if now else datetime.datetime.now()
+            time = datetime.datetime.fromisoformat(self.now) if self.now else datetime.datetime.now()
             return blend(time.strftime(form), form)
 
         self.globals |= {"raise_exception": _raise, "strftime_now": strftime_now}

@@ -248,7 +248,7 @@ def test_a_template_is_told_nothing_of_the_environment(tmp_path, monkeypatch):
     """Were it to leave the sandbox, it would find no tokens or passwords in its process."""
     spy = "import json, os; print(json.dumps({'text': ' '.join(os.environ)}))"
     (tmp_path / "spy.py").write_text(spy)
-    monkeypatch.setattr("packlight.model.text.chat.SANDBOX", tmp_path / "spy.py")
+    monkeypatch.setattr("packlight.model.text.sandboxes.SANDBOX", tmp_path / "spy.py")
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     assert set(render("x", HELLO).split()) <= {"LC_CTYPE", "TZ", "LD_LIBRARY_PATH"}  # the first is Python's own
 
