@@ -250,7 +250,9 @@ def test_a_template_is_told_nothing_of_the_environment(tmp_path, monkeypatch):
     (tmp_path / "spy.py").write_text(spy)
     monkeypatch.setattr("packlight.model.text.sandboxes.SANDBOX", tmp_path / "spy.py")
     monkeypatch.setenv("HF_TOKEN", "hf_x")
-    assert set(render("x", HELLO).split()) <= {"LC_CTYPE", "TZ", "LD_LIBRARY_PATH"}  # the first is Python's own
+    told = {"LC_CTYPE", "TZ", "LD_LIBRARY_PATH"}  # the first is Python's own
+    for _ in range(2):  # by a process that ends, and by one that stays
+        assert set(render("told", HELLO).split()) <= told
 
 
 def test_surrogates_and_other_text_survive():
@@ -382,7 +384,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_talk(talker):
     assert rest
 
 
-SLOW = "{% for i in range(99999) %}{% for j in range(20) %}{% endfor %}{% endfor %}done"
+SLOW = "{% for i in range(40000) %}{% for j in range(20) %}{% endfor %}{% endfor %}done"
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from packlight.model.text.chat import render
@@ -397,7 +399,8 @@ def press():
         time.sleep(0.02)
         os.killpg(0, signal.SIGINT)
 threading.Thread(target=press, daemon=True).start()
-print(render(sys.argv[1], [{"role": "user", "content": "x"}]), count > 0)
+for _ in range(3):  # by a process of its own, by one that starts and stays, and by that again
+    print(render(sys.argv[1], [{"role": "user", "content": "x"}]), count > 0)
 """
 
 
@@ -405,7 +408,7 @@ def test_ctrl_c_does_not_reach_a_template():
     """A terminal sends it to all of its processes; a template that it killed would be called endless."""
     command = [sys.executable, "-c", INTERRUPTED, SLOW]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
-    assert done.stdout == "done True\n", done.stderr
+    assert done.stdout == "done True\n" * 3, done.stderr
 
 
 def test_tools_reach_the_template(talker):
