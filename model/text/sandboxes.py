@@ -1,8 +1,8 @@
 """The processes that render chat templates (`chat_sandbox.py`): one for a template that is new, and a few that stay for
 those that come again. Knows lines and processes, no templates.
 
-A process that renders once takes 175 ms, nearly all of it Python's start and its imports. One that stays answers from a
-copy of itself in some 3 ms. Who renders once only has no second process, and none that stays behind it.
+A process that renders once takes 60 to 175 ms, mostly Python's start and its imports. One that stays answers from a
+copy of itself in 2 to 3 ms. Who renders once only has no second process, and none that stays behind it.
 """
 
 import atexit
@@ -20,7 +20,7 @@ import time
 SANDBOX = pathlib.Path(__file__).parent / "chat_sandbox.py"
 ENVIRONMENT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # what Python may need to start, and the time zone, no more
 STAYING = 2  # processes at most
-RENDERS = 1000  # of one process. Nothing in it wears out, so this is for what nobody foresaw, at 0.2 ms a render
+RENDERS = 1000  # of one process. Nothing in it wears out, so this is for what nobody foresaw, at < 0.2 ms a render
 LONGEST = 1 << 26  # bytes of an answer: 4 Mi characters are at most 12 in JSON and one for their kind
 REMEMBERED = 16  # templates
 

@@ -244,10 +244,19 @@ def test_what_python_hides_renders_to_nothing(template):
     assert render(f"[{template}]", HELLO) == "[]"
 
 
+SPY = """
+import json, os, sys
+input()
+if sys.argv[1:] == ["--stay"]:
+    print(flush=True)
+input()
+print(json.dumps({'text': ' '.join(os.environ)}))
+"""
+
+
 def test_a_template_is_told_nothing_of_the_environment(tmp_path, monkeypatch):
     """Were it to leave the sandbox, it would find no tokens or passwords in its process."""
-    spy = "import json, os; print(json.dumps({'text': ' '.join(os.environ)}))"
-    (tmp_path / "spy.py").write_text(spy)
+    (tmp_path / "spy.py").write_text(SPY)
     monkeypatch.setattr("packlight.model.text.sandboxes.SANDBOX", tmp_path / "spy.py")
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     told = {"LC_CTYPE", "TZ", "LD_LIBRARY_PATH"}  # the first is Python's own

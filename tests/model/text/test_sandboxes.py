@@ -145,7 +145,8 @@ def with_holes(self, now):
         places[str(place)]["secret"] = "a secret"
         return found
     def burn(seconds):
-        while time.process_time() < seconds:
+        until = time.process_time() + seconds
+        while time.process_time() < until:
             pass
         return "burnt"
     self.globals |= {{"put": put, "sleep": time.sleep, "crash": os.abort, "burn": burn, "places": list(places)}}
