@@ -156,7 +156,9 @@ def with_holes(self, now):
         while time.process_time() < until:
             pass
         return "burnt"
-    self.globals |= {{"put": put, "sleep": time.sleep, "crash": lambda: os.kill(os.getpid(), 9), "burn": burn, "places": list(places)}}
+    def crash():
+        os.kill(os.getpid(), 9)
+    self.globals |= {{"put": put, "sleep": time.sleep, "crash": crash, "burn": burn, "places": list(places)}}
 
 chat_environment.ChatEnvironment.__init__ = with_holes
 chat_sandbox.main()
