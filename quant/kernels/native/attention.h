@@ -68,7 +68,7 @@ struct Partial {
 
 // Floats that `Attend` needs to work in, aligned to 64 bytes.
 constexpr int64_t attend_space(int64_t rows, int64_t width) {
-  return padded(rows) * (width + kTile + 5) + 2 * kTile * padded(width);
+  return padded(rows) * (width + kTile + 5) + kTile * (2 * padded(width) + kPad);
 }
 
 using Attend = void (*)(const Block& block, float* space, const Partial& result);

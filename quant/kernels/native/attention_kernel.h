@@ -57,56 +57,70 @@ inline Floats load_as(const uint8_t* p, KvType type) {
 }
 
 // mixed = mixed * shrink + weights . values, for kRows rows and kVecs vectors of columns. Values, of kType, lie `pitch`
-// bytes apart.
-template <int kRows, int kVecs, KvType kType>
+// bytes apart. Weights of a position lie kStep floats apart, and those of a row `stride`.
+template <int kRows, int kVecs, KvType kType, int64_t kStep>
 inline void mix_columns(const float* weights, int64_t stride, int64_t count, const uint8_t* values, int64_t pitch,
-                        const float* shrink, float* mixed, int64_t mixed_pitch) {
+                        const float* shrink, float* mixed, int64_t mixed_pitch, Ahead& ahead) {
   Floats sum[kRows][kVecs];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) sum[r][v] = load(mixed + r * mixed_pitch + v * kLanes) * splat(shrink[r]);
   }
   constexpr int64_t kBytes = kType == KvType::f32 ? 4 : 2;
   for (int64_t s = 0; s < count; ++s) {
     Floats x[kVecs];
-#pragma GCC unroll 2
+    ahead.fetch(kVecs * kLanes * kBytes / 64 ? kVecs * kLanes * kBytes / 64 : 1);
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) x[v] = load_as(values + s * pitch + v * kLanes * kBytes, kType);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Floats w = splat(weights[s * stride + r]);
-#pragma GCC unroll 2
+      const Floats w = splat(weights[s * stride + r * kStep]);
+#pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) sum[r][v] = fused(w, x[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) store(mixed + r * mixed_pitch + v * kLanes, sum[r][v]);
   }
 }
 
 // Rows from `row` on, in groups of kRows and then of fewer.
-template <int kRows, KvType kType>
+template <int kRows, KvType kType, int64_t kStep>
 inline void mix_rows(int64_t row, int64_t rows, const float* weights, int64_t stride, int64_t count,
                      const uint8_t* values, int64_t pitch, const float* shrink, float* mixed, int64_t mixed_pitch,
-                     int64_t width) {
+                     int64_t width, Ahead& ahead) {
   constexpr int64_t kBytes = kType == KvType::f32 ? 4 : 2;
+  constexpr int kVecs = kRows < 4 ? 2 * kPanel : kPanel;  // about 8 sums in the making
   for (; row + kRows <= rows; row += kRows) {
-    const float* w = weights + row;
+    const float* w = weights + row * kStep;
     float* to = mixed + row * mixed_pitch;
     int64_t c = 0;
-    for (; c + kLanes < width; c += kPanel * kLanes) {
-      mix_columns<kRows, kPanel, kType>(w, stride, count, values + c * kBytes, pitch, shrink + row, to + c,
-                                        mixed_pitch);
-    }
-    if (c < width) {
-      mix_columns<kRows, 1, kType>(w, stride, count, values + c * kBytes, pitch, shrink + row, to + c, mixed_pitch);
-    }
+    const auto columns = [&](auto vecs) {
+      constexpr int kOf = decltype(vecs)::value;
+      for (; c + (kOf - 1) * kLanes < width; c += kOf * kLanes) {
+        mix_columns<kRows, kOf, kType, kStep>(w, stride, count, values + c * kBytes, pitch, shrink + row, to + c,
+                                              mixed_pitch, ahead);
+      }
+    };
+    columns(std::integral_constant<int, kVecs>());
+    if constexpr (kVecs > kPanel) columns(std::integral_constant<int, kPanel>());
+    columns(std::integral_constant<int, 1>());
   }
   if constexpr (kRows > 1) {
-    mix_rows<kRows / 2, kType>(row, rows, weights, stride, count, values, pitch, shrink, mixed, mixed_pitch, width);
+    mix_rows<kRows / 2, kType, kStep>(row, rows, weights, stride, count, values, pitch, shrink, mixed, mixed_pitch,
+                                      width, ahead);
   }
+}
+
+// `mix_rows` for every type.
+template <int64_t kStep>
+inline auto mixer(KvType type) {
+  return type == KvType::f32   ? mix_rows<kStrip, KvType::f32, kStep>
+         : type == KvType::f16 ? mix_rows<kStrip, KvType::f16, kStep>
+                               : mix_rows<kStrip, KvType::bf16, kStep>;
 }
 
 // The first `width` channels of `count` keys or values as f32, `padded(width)` floats apart with zeros at the end of
@@ -136,11 +150,10 @@ inline void transpose_queries(const Block& b, int64_t lanes, float* q) {
 
 // Scores of a tile's positions lead .. count - 1, in whole strips: other positions of these have a neighbour's.
 inline void score_tile(const Block& b, const float* keys, int64_t pitch, int64_t lead, int64_t count, const float* q,
-                       int64_t lanes, float* scores, Ahead values, Ahead next_keys) {
+                       int64_t lanes, float* scores, Ahead values) {
   const int64_t lines = (values.lines() * kStrip + count - lead - 1) / (count - lead);
   for (int64_t s = lead / kStrip * kStrip; s < count; s += kStrip) {
     values.fetch(lines);
-    next_keys.fetch(lines);
     const float* key[kStrip];
     for (int64_t i = 0; i < kStrip; ++i) {
       const int64_t at = s + i < lead ? lead : s + i < count ? s + i : count - 1;
@@ -162,20 +175,21 @@ inline Floats capped(Floats x, float cap) {
   return x < 0.0f ? -y : y;
 }
 
-// The family's own changes of a tile's scores.
+// The family's own changes of scores, between keys and queries at some positions.
+inline Floats changed(const Block& b, Floats x, Floats key, Floats query, Floats slope) {
+  if (b.sight.softcap) x = capped(x, b.sight.softcap * kLog2E);
+  if (!b.slopes) return x;
+  const Floats apart = query - key;
+  return x - slope * maximum(apart, -apart);
+}
+
 inline void change_scores(const Block& b, int64_t at, int64_t from, int64_t filled, int64_t lanes, const float* slopes,
                           const float* positions, float* scores) {
   for (int64_t s = from; s < filled; ++s) {
     const Floats position = splat(static_cast<float>(at + s));
     for (int64_t row = 0; row < lanes; row += kLanes) {
       float* score = scores + s * lanes + row;
-      Floats x = load(score);
-      if (b.sight.softcap) x = capped(x, b.sight.softcap * kLog2E);
-      if (b.slopes) {
-        const Floats apart = load(positions + row) - position;
-        x = x - load(slopes + row) * maximum(apart, -apart);
-      }
-      store(score, x);
+      store(score, changed(b, load(score), position, load(positions + row), load(slopes + row)));
     }
   }
 }
@@ -203,6 +217,8 @@ inline void soften(float* scores, int64_t lanes, int64_t count, float* top, floa
   store(total, fused(load(total), less, (sum[0] + sum[1]) + (sum[2] + sum[3])));
 }
 
+#include "attention_few.h"
+
 // Of what `b` looks at: in tiles that begin at multiples of kTile, so that a row's sums have the same order wherever
 // its block begins; a tile of which a row sees nothing leaves that row's sums as they are, bit for bit.
 inline void attend(const Block& b, float* space, const Partial& result) {
@@ -215,11 +231,13 @@ inline void attend(const Block& b, float* space, const Partial& result) {
   int32_t* visible = reinterpret_cast<int32_t*>(positions + lanes);
   int32_t* oldest = visible + lanes;
   float* wide_keys = shrink + 5 * padded(rows);
-  float* wide_values = wide_keys + kTile * pitch;
+  float* wide_values = wide_keys + kTile * (pitch + kPad);  // transposed keys take a little more than wide ones
   const int64_t bytes = b.width * (b.type == KvType::f32 ? 4 : 2);  // of a key or a value
   const int64_t begin = b.first / kTile * kTile, first_end = begin + kTile < b.last ? begin + kTile : b.last;
   Ahead{b.k + b.first % b.places * bytes, b.k + ((first_end - 1) % b.places + 1) * bytes}.fetch(INT64_MAX);
-  if (!b.turned) transpose_queries(b, lanes, q);
+  const bool few = rows <= kMostFew;
+  if (!b.turned && few) with_few(rows, [&](auto n) { interleave_queries<decltype(n)::value>(b, q); });
+  if (!b.turned && !few) transpose_queries(b, lanes, q);
   for (int64_t row = 0; row < lanes; ++row) {
     const int64_t real = row < rows ? row : rows - 1, position = b.position + real / b.group;
     visible[row] = static_cast<int32_t>(b.sight.visible(position, b.length));
@@ -232,46 +250,57 @@ inline void attend(const Block& b, float* space, const Partial& result) {
 
   for (int64_t at = begin; at < b.last; at += kTile) {
     const int64_t lead = at < b.first ? b.first - at : 0, count = b.last - at < kTile ? b.last - at : kTile;
-    const int64_t filled = (count + kStrip - 1) / kStrip * kStrip, place = at % b.places;
+    const int64_t step = few ? kLanes : kStrip, filled = (count + step - 1) / step * step, place = at % b.places;
     const int64_t left = b.last - at - count, next_count = left < kTile ? left : kTile;
     const uint8_t *k = b.k + place * bytes, *v = b.v + place * bytes, *next_k = b.k + (at + kTile) % b.places * bytes;
-    const Ahead values_ahead{v + lead * bytes, v + count * bytes}, keys_ahead{next_k, next_k + next_count * bytes};
-    const float* keys = reinterpret_cast<const float*>(k);
-    int64_t keys_pitch = b.width;
-    if (b.type != KvType::f32) {
-      widen(k, b.width, b.type, count, b.width, wide_keys);
-      keys = wide_keys, keys_pitch = pitch;
-    }
-    score_tile(b, keys, keys_pitch, lead, count, q, lanes, scores, values_ahead, keys_ahead);
-    if (b.sight.softcap || b.slopes) {
-      change_scores(b, at, lead / kStrip * kStrip, filled, lanes, slopes, positions, scores);
-    }
-    if (at + count > visible[0] || at < oldest[rows - 1] || lead || filled > count) {
-      for (int64_t s = 0; s < filled; ++s) {
-        const int32_t position = s < lead ? -1 : s < count ? static_cast<int32_t>(at + s) : INT32_MAX;
-        for (int64_t row = 0; row < lanes; ++row) {
-          float& score = scores[s * lanes + row];
-          score = position >= oldest[row] && position < visible[row] ? score : -__builtin_inff();
-        }
+    const Ahead values_ahead{v + lead * bytes, v + count * bytes};
+    Ahead keys_ahead{next_k, next_k + next_count * bytes};
+    const bool changes = b.sight.softcap || b.slopes;
+    const bool hides = at + count > visible[0] || at < oldest[rows - 1] || lead || filled > count;
+    const auto hide = [&](float& score, int64_t s, int64_t row) {
+      const int32_t position = s < lead ? -1 : s < count ? static_cast<int32_t>(at + s) : INT32_MAX;
+      score = position >= oldest[row] && position < visible[row] ? score : -__builtin_inff();
+    };
+    if (few) {
+      score_few(b, k, lead, count, q, wide_keys, wide_values, scores, values_ahead);
+      if (changes) change_few(b, at, lead / kLanes * kLanes, filled, slopes, positions, scores);
+      for (int64_t row = 0; row < (hides ? rows : 0); ++row) {
+        for (int64_t s = 0; s < filled; ++s) hide(scores[row * kTile + s], s, row);
       }
-    }
-    for (int64_t row = 0; row < lanes; row += kLanes) {
-      soften(scores + row, lanes, filled, result.top + row, result.total + row, shrink + row);
+      soften_few(scores, rows, filled, result.top, result.total, shrink);
+    } else {
+      const float* keys = reinterpret_cast<const float*>(k);
+      int64_t keys_pitch = b.width;
+      if (b.type != KvType::f32) {
+        widen(k, b.width, b.type, count, b.width, wide_keys);
+        keys = wide_keys, keys_pitch = pitch;
+      }
+      score_tile(b, keys, keys_pitch, lead, count, q, lanes, scores, values_ahead);
+      if (changes) change_scores(b, at, lead / kStrip * kStrip, filled, lanes, slopes, positions, scores);
+      for (int64_t s = 0; s < (hides ? filled : 0); ++s) {
+        for (int64_t row = 0; row < lanes; ++row) hide(scores[s * lanes + row], s, row);
+      }
+      for (int64_t row = 0; row < lanes; row += kLanes) {
+        soften(scores + row, lanes, filled, result.top + row, result.total + row, shrink + row);
+      }
     }
     // A cache of halves is widened in registers for few rows, and once for all of many.
     KvType type = b.type;
     const uint8_t* values = v;
     int64_t values_pitch = bytes;
-    if (b.type != KvType::f32 && b.v == b.k) {
+    if (!few && b.type != KvType::f32 && b.v == b.k) {
       values = reinterpret_cast<const uint8_t*>(wide_keys), values_pitch = pitch * 4, type = KvType::f32;
     } else if ((b.type != KvType::f32 && rows > kStrip) || b.value_width % kLanes) {
       widen(v, b.width, b.type, count, b.value_width, wide_values);
       values = reinterpret_cast<const uint8_t*>(wide_values), values_pitch = mixed_pitch * 4, type = KvType::f32;
     }
-    const auto mix = type == KvType::f32   ? mix_rows<kStrip, KvType::f32>
-                     : type == KvType::f16 ? mix_rows<kStrip, KvType::f16>
-                                           : mix_rows<kStrip, KvType::bf16>;
-    mix(0, rows, scores + lead * lanes, lanes, count - lead, values + lead * values_pitch, values_pitch, shrink,
-        result.mixed, mixed_pitch, b.value_width);
+    values += lead * values_pitch;
+    if (few) {
+      mixer<kTile>(type)(0, rows, scores + lead, 1, count - lead, values, values_pitch, shrink, result.mixed,
+                         mixed_pitch, b.value_width, keys_ahead);
+    } else {
+      mixer<1>(type)(0, rows, scores + lead * lanes, lanes, count - lead, values, values_pitch, shrink, result.mixed,
+                     mixed_pitch, b.value_width, keys_ahead);
+    }
   }
 }

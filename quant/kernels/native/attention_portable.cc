@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "attention.h"
 
@@ -30,6 +31,25 @@ inline Floats load_f16(const uint16_t* p) {
   const Bits normal = body + (112u << 23), special = body + (224u << 23);
   const Bits value = body < (0x0400u << 13) ? tiny : body < (0x7C00u << 13) ? normal : special;
   return (Floats)(value | (half & 0x8000) << 16);
+}
+inline float largest(Floats x) {
+  float most = x[0];
+  for (int i = 1; i < kLanes; ++i) most = most > x[i] ? most : x[i];
+  return most;
+}
+
+template <KvType kType>
+inline void halves_of(const uint32_t* line, Floats& first, Floats& second) {
+  uint16_t halves[2][kLanes];
+  for (int i = 0; i < kLanes; ++i) halves[0][i] = line[i] & 0xFFFF, halves[1][i] = line[i] >> 16;
+  first = kType == KvType::f16 ? load_f16(halves[0]) : load_bf16(halves[0]);
+  second = kType == KvType::f16 ? load_f16(halves[1]) : load_bf16(halves[1]);
+}
+
+inline void transpose_words(const uint8_t* keys, int64_t pitch, uint32_t* to) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int word = 0; word < kLanes; ++word) std::memcpy(to + word * kLanes + i, keys + i * pitch + 4 * word, 4);
+  }
 }
 
 #include "attention_kernel.h"
