@@ -21,6 +21,8 @@ namespace ffi = xla::ffi;
 // Below this many products a second thread costs more to wake (5 to 10 us) than it saves.
 constexpr int64_t kProductsWorthSharing = 1 << 20;
 constexpr float kLog2E = 1.44269504088896341f;
+constexpr int64_t kUnitsEach = 16;  // units for every thread, so that all end at about the same time
+constexpr int64_t kLongestRun = 8;  // parts: at the begin of each a thread waits for memory once
 constexpr int64_t kMemoryProducts = 8;  // reading a key or value takes as long as this many products with it
 
 // Rows of queries and their results; everything a chunk needs.
@@ -35,9 +37,10 @@ struct Call {
   bool split;       // the parts of a single block's positions are shared out
   float* partials;  // (B, K, parts) of Partial, when they are
   int64_t parts;    // room for so many of each head
+  int64_t run;      // so many parts that follow each other are one unit
   Sight sight;
   const float *sinks, *slopes;  // (H,); null: none
-  std::vector<int64_t> first_unit;  // per row of q, and the end: its units are (head, block) or (head, part)
+  std::vector<int64_t> first_unit;  // per row of q, and the end: its units are (head, block) or (head, run of parts)
 
   int64_t length(int64_t b) const { return std::max<int64_t>(end[b], 0); }
   int64_t position(int64_t b, int64_t token) const { return std::max<int64_t>(start[b], 0) + token; }
@@ -55,6 +58,7 @@ struct Call {
     return std::max(first_part(b, token), (last(b, token) + kPart - 1) / kPart);
   }
   int64_t parts_of(int64_t b) const { return end_part(b, 0) - first_part(b, 0); }
+  int64_t units_of(int64_t b) const { return split ? (parts_of(b) + run - 1) / run : blocks; }  // of each head
   float* partial(int64_t b, int64_t head, int64_t i) const {
     return partials + ((b * K + head) * parts + i) * Partial::floats(block_tokens * group, value_width);
   }
@@ -74,9 +78,10 @@ struct Call {
     return block;
   }
 
-  // Makes `block` look at a part.
-  void look_at(Block& block, int64_t b, int64_t token, int64_t part) const {
+  // Makes `block` look at a part, of those before part `end`.
+  void look_at(Block& block, int64_t b, int64_t token, int64_t part, int64_t end) const {
     block.first = std::max(first(b, token), part * kPart), block.last = std::min(last(b, token), (part + 1) * kPart);
+    block.following = std::min(last(b, token), end * kPart);
   }
 };
 
@@ -116,15 +121,20 @@ void finish(const Call& call, int64_t b, int64_t head, int64_t token, int64_t ro
 void attend_unit(void* context, int64_t unit) {
   const Call& call = *static_cast<const Call*>(context);
   const int64_t b = std::upper_bound(call.first_unit.begin(), call.first_unit.end(), unit) - call.first_unit.begin() - 1;
-  const int64_t each = call.split ? call.parts_of(b) : call.blocks;
+  const int64_t each = call.units_of(b);
   const int64_t head = (unit - call.first_unit[b]) / each, i = (unit - call.first_unit[b]) % each;
   const int64_t most = call.block_tokens * call.group, floats = Partial::floats(most, call.value_width);
   const int64_t room = attend_space(most, call.C);
   float* space = workspace(room + 2 * floats);
   if (call.split) {
     Block block = call.block(b, head, 0);
-    call.look_at(block, b, 0, call.first_part(b, 0) + i);
-    return call.attend(block, space, Partial(call.partial(b, head, i), block.rows()));
+    const int64_t from = call.first_part(b, 0), end = std::min(call.parts_of(b), (i + 1) * call.run);
+    for (int64_t part = i * call.run; part < end; ++part) {
+      call.look_at(block, b, 0, from + part, from + end);
+      call.attend(block, space, Partial(call.partial(b, head, part), block.rows()));
+      block.turned = true;
+    }
+    return;
   }
   // long blocks first: what is left for the end is short
   const int64_t token = (call.blocks - 1 - i) * call.block_tokens;
@@ -133,7 +143,7 @@ void attend_unit(void* context, int64_t unit) {
   const Partial sums(space + room, rows), part(space + room + floats, rows);
   begin(call, head, rows, sums);
   for (int64_t at = call.first_part(b, token); at < call.end_part(b, token); ++at) {
-    call.look_at(block, b, token, at);
+    call.look_at(block, b, token, at, call.end_part(b, token));
     call.attend(block, space, part);
     add(sums, part, rows, padded(call.value_width));
     block.turned = true;
@@ -230,6 +240,10 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
   call.slopes = slopes.element_count() ? slopes.typed_data() : nullptr;
   call.parts = partials->element_count() / (call.B * call.K * Partial::floats(call.block_tokens * call.group, value_width));
 
+  if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
+  int64_t parts = 0;
+  for (int64_t b = 0; b < call.B; ++b) parts += call.K * call.parts_of(b);
+  call.run = std::clamp<int64_t>(parts / (threads * kUnitsEach), 1, kLongestRun);
   int64_t units = 0, products = 0;
   for (int64_t b = 0; b < call.B; ++b) {
     call.first_unit.push_back(units);
@@ -237,13 +251,13 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
     if (call.length(b) > call.S && (!window || call.S % kTile)) {
       return ffi::Error::InvalidArgument("a row ends behind the cache");
     }
-    const int64_t each = split ? call.parts_of(b) : call.blocks;
-    if (split && each > call.parts) return ffi::Error::InvalidArgument("more positions in use than the step's span");
-    units += call.K * each;
+    if (split && call.parts_of(b) > call.parts) {
+      return ffi::Error::InvalidArgument("more positions in use than the step's span");
+    }
+    units += call.K * call.units_of(b);
     const int64_t seen = std::max<int64_t>(0, call.last(b, 0) - call.first(b, 0));
     products += call.K * call.C * std::max(kMemoryProducts, call.T * call.group) * seen;
   }
-  if (threads < 1) threads = std::max<int64_t>(1, pool.num_threads());
   if (products < kProductsWorthSharing) threads = 1;
   auto job = std::make_shared<AttentionJob>();
   job->attend.set(units, attend_unit, &call);

@@ -43,12 +43,13 @@ struct Block {
   KvType type;
   int64_t places;       // a multiple of kTile, or more than any position
   int64_t first, last;  // positions first .. last - 1 are looked at, and nothing else is read
+  int64_t following;    // positions up to here are looked at next, by another call
   int64_t position;     // of the first token
   int64_t length;       // of the text
   Sight sight;
   const float* slopes;  // (group,), what a score loses for each position between query and key; null: nothing
   float scale;
-  bool turned;          // `space` holds this block's queries from a call before
+  bool turned;          // a call for the positions before these left the queries in `space` and fetched the first keys
 
   int64_t rows() const { return tokens * group; }
 };
@@ -66,7 +67,8 @@ struct Partial {
   static constexpr float kLowest = -3.402823466e38f;  // of a row that has seen nothing
 };
 
-// Floats that `Attend` needs to work in, aligned to 64 bytes.
+// Floats that `Attend` needs to work in, aligned to 64 bytes: queries, a tile's scores, five numbers a row, and a tile
+// of keys and one of values as f32. Transposed keys take up to kPad words more than they are wide.
 constexpr int64_t attend_space(int64_t rows, int64_t width) {
   return padded(rows) * (width + kTile + 5) + kTile * (2 * padded(width) + kPad);
 }

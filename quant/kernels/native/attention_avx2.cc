@@ -22,6 +22,7 @@ inline Floats load_f16(const uint16_t* p) { return _mm256_cvtph_ps(words(p)); }
 inline Floats load_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words(p)), 16));
 }
+constexpr int kMostFew = 8;  // one sum a row in 16 registers
 inline float largest(Floats x) {
   __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   y = _mm_max_ps(y, _mm_movehl_ps(y, y));

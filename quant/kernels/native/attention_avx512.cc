@@ -22,6 +22,7 @@ inline Floats load_f16(const uint16_t* p) { return _mm512_cvtph_ps(words(p)); }
 inline Floats load_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words(p)), 16));
 }
+constexpr int kMostFew = 8;  // sums of 16 rows and a strip of keys' would take all registers
 inline float largest(Floats x) { return _mm512_reduce_max_ps(x); }
 
 template <KvType kType>

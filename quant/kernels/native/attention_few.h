@@ -1,12 +1,14 @@
-// Scores of few queries, where a lane is a position: kLanes keys at a time are transposed, so that each is read and
-// widened once for all queries, and no lane is idle. Every sum has the order that it has among many queries. Included
-// by attention_kernel.h inside each instruction set's namespace and target, which bring `transpose_words`: kLanes words
-// from each of kLanes keys, word i of them all to line i; and `halves_of`: a line's first channels, and its second.
+// Scores of few queries, and their softmax, where a lane is a position: scores are kept as (row, position). kLanes keys
+// at a time are transposed, so that no lane is idle and each key is widened once, in registers. Every sum has the order
+// that it has in attention_many.h. Included by attention_kernel.h. An instruction set brings kMostFew, the most queries
+// that are few; `transpose_words`: kLanes words of each of kLanes keys, word i of all of them to line i; `halves_of`:
+// both channels of a line of words; `largest`: of a vector.
 
-constexpr int kMostFew = kLanes / 2;  // with more queries their lanes are full enough
-
-// As many keys as keep the units for products busy: about 8 sums in the making.
-constexpr int few_strips(int rows) { return rows * kLanes >= 128 ? 2 : rows * kLanes >= 64 ? 4 : rows >= 4 ? 2 : 4; }
+// As many vectors of keys as keep the units for products busy, and their sums in registers.
+constexpr int few_strips(int rows) {
+  const int strips = 2 * kStrip / rows;
+  return strips > 4 ? 4 : strips < 1 ? 1 : strips;
+}
 
 // Channels 2 i and 2 i + 1, or i of f32, of kLanes keys side by side, for every i. The keys are `bytes` long.
 inline void transpose_keys(const uint8_t* keys, int64_t bytes, uint32_t* to) {
@@ -27,13 +29,13 @@ template <int kRows, int kStrips, KvType kType>
 inline void score_few_strips(const uint32_t* words, int64_t strip, const float* q, int64_t width, float* scores,
                              Ahead& values) {
   Floats sum[kRows][kStrips];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int s = 0; s < kStrips; ++s) sum[r][s] = splat(0.0f);
   }
   const auto add = [&](const Floats* key, int64_t c) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Floats x = splat(q[c * kRows + r]);
 #pragma GCC unroll 4
@@ -44,7 +46,7 @@ inline void score_few_strips(const uint32_t* words, int64_t strip, const float* 
   int64_t c = 0;
   for (; c + kEach <= width; c += kEach, words += kLanes) {
     Floats key[2][kStrips];
-    values.fetch(kStrips);
+    if (c % 4 == 0) values.fetch(kStrips * kLanes * 4 * (kType == KvType::f32 ? 4 : 2) / 64);
 #pragma GCC unroll 4
     for (int s = 0; s < kStrips; ++s) {
       if constexpr (kType == KvType::f32) {
@@ -64,14 +66,13 @@ inline void score_few_strips(const uint32_t* words, int64_t strip, const float* 
       add(key, c);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int s = 0; s < kStrips; ++s) store(scores + r * kTile + s * kLanes, sum[r][s]);
   }
 }
 
-// Scores (row, position) of a tile's positions lead .. count - 1, and some of others, which have a neighbour's.
 template <int kRows, KvType kType>
 inline void score_few_tile(const Block& b, const uint8_t* keys, int64_t lead, int64_t count, const float* q,
                            uint32_t* words, uint8_t* edge, float* scores, Ahead values) {
@@ -94,42 +95,42 @@ inline void score_few_tile(const Block& b, const uint8_t* keys, int64_t lead, in
   }
 }
 
-// Queries times scale, as (C, kRows) with zeros for rows that there are not.
-template <int kRows>
-inline void interleave_queries(const Block& b, float* q) {
-  for (int64_t row = 0; row < kRows; ++row) {
-    const float* from = b.q + row / b.group * b.token_stride + row % b.group * b.width;
-    for (int64_t c = 0; c < b.width; ++c) q[c * kRows + row] = row < b.rows() ? from[c] * b.scale : 0.0f;
-  }
-}
-
 // Calls f with the number of rows, made even to a power of 2, as a constant.
-template <typename F>
+template <int kRows = 1, typename F>
 inline void with_few(int64_t rows, const F& f) {
-  if (rows == 1) return f(std::integral_constant<int, 1>());
-  if constexpr (kMostFew > 2) {
-    if (rows > 2) {
-      if constexpr (kMostFew > 4) {
-        if (rows > 4) return f(std::integral_constant<int, 8>());
-      }
-      return f(std::integral_constant<int, 4>());
-    }
+  if constexpr (kRows < kMostFew) {
+    if (rows > kRows) return with_few<2 * kRows>(rows, f);
   }
-  f(std::integral_constant<int, 2>());
+  f(std::integral_constant<int, kRows>());
 }
 
-inline void score_few(const Block& b, const uint8_t* keys, int64_t lead, int64_t count, const float* q, float* words,
-                      float* edge, float* scores, Ahead values) {
+// Queries times scale, as (C, rows) with zeros for the rows that `with_few` adds.
+inline void interleave_queries(const Block& b, float* q) {
+  with_few(b.rows(), [&](auto n) {
+    constexpr int kRows = decltype(n)::value;
+    for (int64_t row = 0; row < kRows; ++row) {
+      const float* from = b.q + row / b.group * b.token_stride + row % b.group * b.width;
+      for (int64_t c = 0; c < b.width; ++c) q[c * kRows + row] = row < b.rows() ? from[c] * b.scale : 0.0f;
+    }
+  });
+}
+
+// Scores of a tile's positions lead .. count - 1, and some of others, which have a neighbour's. Keys at the tile's ends
+// are copied to `edges`.
+inline void score_few(const Block& b, const uint8_t* keys, int64_t lead, int64_t count, const float* q, float* space,
+                      float* edges, float* scores, Ahead values) {
+  auto* words = reinterpret_cast<uint32_t*>(space);
+  auto* edge = reinterpret_cast<uint8_t*>(edges);
   with_few(b.rows(), [&](auto n) {
     constexpr int kRows = decltype(n)::value;
     const auto score = b.type == KvType::f32   ? score_few_tile<kRows, KvType::f32>
                        : b.type == KvType::f16 ? score_few_tile<kRows, KvType::f16>
                                                : score_few_tile<kRows, KvType::bf16>;
-    score(b, keys, lead, count, q, reinterpret_cast<uint32_t*>(words), reinterpret_cast<uint8_t*>(edge), scores, values);
+    score(b, keys, lead, count, q, words, edge, scores, values);
   });
 }
 
-// As `change_scores`, of scores (row, position).
+// What `changed` does, to scores of positions from .. filled - 1.
 inline void change_few(const Block& b, int64_t at, int64_t from, int64_t filled, const float* slopes,
                        const float* positions, float* scores) {
   float place[kLanes];
@@ -142,7 +143,7 @@ inline void change_few(const Block& b, int64_t at, int64_t from, int64_t filled,
   }
 }
 
-// As `soften`, for all rows of scores (row, position) up to a multiple of kLanes.
+// As `soften_many`, for all rows. Position s is added to the total's quarter s % 4, as there.
 inline void soften_few(float* scores, int64_t rows, int64_t filled, float* top, float* total, float* shrink) {
   using Four = float __attribute__((vector_size(16), aligned(4)));
   float most[kLanes], sums[kLanes] = {};

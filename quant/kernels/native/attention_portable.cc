@@ -22,16 +22,23 @@ constexpr int kStrip = 4;
 #endif
 using Bits = uint32_t __attribute__((vector_size(16)));
 
-inline Bits words(const uint16_t* p) { return Bits{p[0], p[1], p[2], p[3]}; }
-inline Floats load_bf16(const uint16_t* p) { return (Floats)(words(p) << 16); }
-inline Floats load_f16(const uint16_t* p) {
-  const Bits half = words(p), body = (half & 0x7FFF) << 13;
+inline Bits words(const uint16_t* p) {
+  uint16_t __attribute__((vector_size(8))) halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return __builtin_convertvector(halves, Bits);
+}
+inline Floats from_f16(Bits half) {
+  const Bits body = (half & 0x7FFF) << 13;
   // Subnormals: m * 2^-24 is 2^-14 * (1 + m / 1024) - 2^-14, which no CPU setting flushes.
   const Bits tiny = (Bits)((Floats)(body + (113u << 23)) - splat(0x1p-14f));
   const Bits normal = body + (112u << 23), special = body + (224u << 23);
   const Bits value = body < (0x0400u << 13) ? tiny : body < (0x7C00u << 13) ? normal : special;
   return (Floats)(value | (half & 0x8000) << 16);
 }
+inline Floats load_f16(const uint16_t* p) { return from_f16(words(p)); }
+inline Floats load_bf16(const uint16_t* p) { return (Floats)(words(p) << 16); }
+
+constexpr int kMostFew = 2;  // 4 rows fill the lanes
 inline float largest(Floats x) {
   float most = x[0];
   for (int i = 1; i < kLanes; ++i) most = most > x[i] ? most : x[i];
@@ -40,10 +47,10 @@ inline float largest(Floats x) {
 
 template <KvType kType>
 inline void halves_of(const uint32_t* line, Floats& first, Floats& second) {
-  uint16_t halves[2][kLanes];
-  for (int i = 0; i < kLanes; ++i) halves[0][i] = line[i] & 0xFFFF, halves[1][i] = line[i] >> 16;
-  first = kType == KvType::f16 ? load_f16(halves[0]) : load_bf16(halves[0]);
-  second = kType == KvType::f16 ? load_f16(halves[1]) : load_bf16(halves[1]);
+  Bits x;
+  std::memcpy(&x, line, sizeof x);
+  first = kType == KvType::f16 ? from_f16(x & 0xFFFF) : (Floats)(x << 16);
+  second = kType == KvType::f16 ? from_f16(x >> 16) : (Floats)(x & 0xFFFF0000);
 }
 
 inline void transpose_words(const uint8_t* keys, int64_t pitch, uint32_t* to) {

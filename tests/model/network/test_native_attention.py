@@ -235,6 +235,29 @@ def test_a_querys_bits_do_not_depend_on_how_many_there_are(group, name, dtype):
                     np.testing.assert_array_equal(ours, whole[:, first : first + count], err_msg=f"{count} at {first}")
 
 
+@pytest.mark.parametrize(("width", "group"), [(5, 1), (21, 2), (36, 8), (80, 4), (80, 7), (256, 3)])
+def test_lanes_of_positions_and_of_queries_agree(width, group):
+    """The same query alone, where lanes are positions, and among 64 tokens', where they are queries: equal bits.
+
+    An odd width ends in half a word of a key of two bytes, and 5 channels are less than a vector.
+    """
+    T, S = 64, SPAN
+    rng = np.random.default_rng(2)
+    q = rng.normal(size=(1, T, group, width)).astype(np.float32)
+    first = S - T
+    for dtype in (np.float32, np.float16, jnp.bfloat16):
+        k, v = (jnp.asarray(rng.normal(size=(1, 1, 1, S, width)), dtype) for _ in range(2))
+        for isa in isas():
+
+            def run(at, count, isa=isa, k=k, v=v):
+                start, end = (np.array([x], np.int32) for x in (first + at, first + at + count))
+                return np.asarray(native(q[:, at : at + count], k, v, np.int32(0), np.int32(0), start, end, isa=isa))
+
+            among = run(0, T)
+            for at in (0, 25, T - 1):
+                np.testing.assert_array_equal(run(at, 1), among[:, at : at + 1])
+
+
 def test_one_position_gives_its_value():
     """Exact: a weight of 1, a total of 1."""
     q, k, v, *rest = case((2, 1, 2, 3, 64))
