@@ -61,10 +61,14 @@ inline void mix_rows(int64_t row, int64_t rows, const float* weights, int64_t st
   }
 }
 
-// `mix_rows` for every type.
+// `mix_rows` for every type that values of few or of many queries may have when they are mixed.
 template <int64_t kStep>
 inline auto mixer(KvType type) {
-  return type == KvType::f32   ? mix_rows<kStrip, KvType::f32, kStep>
-         : type == KvType::f16 ? mix_rows<kStrip, KvType::f16, kStep>
-                               : mix_rows<kStrip, KvType::bf16, kStep>;
+  if constexpr (kStep == 1 && kMostFew >= kStrip) {  // many are more than a strip: their values have been widened
+    return mix_rows<kStrip, KvType::f32, kStep>;
+  } else {
+    return type == KvType::f32   ? mix_rows<kStrip, KvType::f32, kStep>
+           : type == KvType::f16 ? mix_rows<kStrip, KvType::f16, kStep>
+                                 : mix_rows<kStrip, KvType::bf16, kStep>;
+  }
 }
