@@ -64,6 +64,9 @@ inline void add_sub_block(const S* source, int outer, const int8_t* const* x, co
       }
     }
 #pragma GCC unroll 4
-    for (int m = 0; m < kM; ++m) total[0][m] = pairs_dot(part[m], scale, total[0][m]);
+    for (int m = 0; m < kM; ++m) {
+      total[0][m] = pairs_dot(part[m], scale, total[0][m]);
+      keep(total[0][m]);
+    }
   }
 }
