@@ -1,6 +1,7 @@
 """Sandboxes that stay: they answer as new ones do, and nothing of a render is left for the next one."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -71,9 +72,11 @@ def job(text):
 
 
 def children(pid):
-    """The processes that one has, and theirs."""
-    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
-    own = [int(child) for task in tasks for child in task.read_text().split()]
+    """The processes that one has, and theirs; none of one that ends meanwhile."""
+    own = []
+    with contextlib.suppress(OSError):
+        for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+            own += map(int, task.read_text().split())
     return own + [deeper for child in own for deeper in children(child)]
 
 
@@ -92,10 +95,20 @@ def gone(pids, seconds=10.0):
     return not any(map(runs, pids))
 
 
+def opened(process):
+    """What a process has open; nothing if it is at its end, as the copy is that gave the last answer."""
+    with contextlib.suppress(OSError):
+        return [os.readlink(path) for path in pathlib.Path(f"/proc/{process}/fd").iterdir()]
+    return []
+
+
 def at_rest(pid):
     """What is open here and in a sandbox whose next copy waits, and how many processes there are."""
     until = time.monotonic() + 10
-    while (len(os.listdir(f"/proc/{pid}/fd")), len(children(pid))) != (4, 1) and time.monotonic() < until:
+    while time.monotonic() < until:
+        sockets = [sum(name.startswith("socket:") for name in opened(each)) for each in (pid, *children(pid))]
+        if sockets == [2, 2] and len(opened(pid)) == 4:
+            break
         time.sleep(0.01)
     return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{pid}/fd")), len(children(os.getpid()))
 
@@ -121,7 +134,7 @@ def test_500_renders_of_one_process_are_those_of_new_ones(pool):
         (pid,) = pool.pids()
         before = at_rest(pid)
         for process in (pid, *children(pid)):
-            held = [os.readlink(path) for path in pathlib.Path(f"/proc/{process}/fd").iterdir()]
+            held = opened(process)
             assert sum(name.startswith("socket:") for name in held) == 2
             assert os.readlink(f"/proc/self/fd/{ours.fileno()}") not in held
         memory = resident(pid)
