@@ -44,14 +44,12 @@ class Entry:
 
 LONG = (("context", 8192),)
 FEW, DEEP = (("layers", 4), ("vocab", 32000)), ("--gen_tokens=32", "--depth=0,4000")
-SHAPED = {  # what people run beside the Llamas, in so many layers that every kind is among them
-    name: Entry(name, "Q4_K_M", DEEP, FEW) for name in ("qwen3-4b", "gemma-3-4b", "llama-3-8b", "qwen3-30b-a3b")
-} | {
+USUAL = ("qwen3-4b", "gemma-3-4b", "llama-3-8b", "qwen3-30b-a3b", "glm-4.7-flash", "qwen3.5-4b", "lfm2-1.2b")
+SHAPED = {
+    name: Entry(name, "Q4_K_M", DEEP, FEW) for name in USUAL
+} | {  # beside the Llamas, every kind of layer in each
     "gpt-oss-20b": Entry("gpt-oss-20b", "MXFP4_MOE", DEEP, FEW),
-    "glm-4.7-flash": Entry("glm-4.7-flash", "Q4_K_M", DEEP, FEW),
-    "qwen3.5-4b": Entry("qwen3.5-4b", "Q4_K_M", DEEP, FEW),
     "granite-4.0-h-micro": Entry("granite-4.0-h-micro", "Q4_K_M", DEEP, (("layers", 6), ("vocab", 32000))),
-    "lfm2-1.2b": Entry("lfm2-1.2b", "Q4_K_M", DEEP, FEW),
 }
 NUMBERS = ("F32", "F16", "BF16")  # formats in which a whole model is large
 GPU = ("--config=gpu", "--paths=bf16")

@@ -131,15 +131,17 @@ class Slots:
         return max((count for count, read in equal if count > read), default=0)
 
     def _kept(self, slot: int, request: Request) -> int:
-        """How many tokens of a prompt a slot has, whether it is free or not."""
+        """How many tokens of a prompt a slot has."""
+        return kept(self._holds(slot), request.prompt, request.keep, self._plan, self._shape)
+
+    def _holds(self, slot: int) -> Held:
+        """What a slot has, whether it is free or not."""
         taken = self.requests[slot]
-        held = self._held[slot] if taken is None else taken.held
-        return kept(held, request.prompt, request.keep, self._plan, self._shape)
+        return self._held[slot] if taken is None else taken.held
 
     def seat(self, request: Request, seat: Seat) -> None:
         """Puts a request into its slot, which then holds `seat.kept` tokens of its prompt."""
-        taken = self.requests[seat.source]
-        held = self._held[seat.source] if taken is None else taken.held
+        held = self._holds(seat.source)
         request.kept = request.read = seat.kept
         request.chunks = left(held, seat.kept)
         copied = seat.source != seat.slot

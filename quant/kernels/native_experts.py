@@ -81,8 +81,7 @@ def experts(
         experts=np.int64(ws[0].shape[1]),
         kind=np.int64(KINDS.index(kind)),
         scales_input=np.bool_(scales_input),
-        threads=np.int64(threads),
-        isa=np.int64(native_ops.ISAS.index(isa)),
+        **native_ops.choices(threads, isa),
     )
     return y
 
@@ -135,7 +134,6 @@ def route(
         groups=np.int64(groups),
         groups_used=np.int64(groups_used),
         least_sum=np.float32(least_sum),
-        threads=np.int64(threads),
-        isa=np.int64(native_ops.ISAS.index(isa)),
+        **native_ops.choices(threads, isa),
     )
     return chosen, weights

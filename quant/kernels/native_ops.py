@@ -73,6 +73,11 @@ def target(handler: str) -> str:
     return f"{handler}_{register()}"
 
 
+def choices(threads: int, isa: str) -> dict[str, np.int64]:
+    """Attributes that handlers share: how many threads, 0 for XLA's pool, and one of ISAS."""
+    return {"threads": np.int64(threads), "isa": np.int64(ISAS.index(isa))}
+
+
 def has(isa: str) -> bool:
     """Whether this CPU has one of ISAS. Raises NativeBuildError."""
     return bool(native_build.loaded()[0].packlight_has(ISAS.index(isa)))
@@ -134,8 +139,7 @@ def matmul_many(
         types=np.array([format_named(qtype).type_id for qtype in qtypes], np.int64),
         lanes=np.array([LANES[layout] for layout in layouts], np.int64),
         each=np.int64(each),
-        threads=np.int64(threads),
-        isa=np.int64(ISAS.index(isa)),
+        **choices(threads, isa),
     )
     return products
 

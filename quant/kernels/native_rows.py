@@ -39,7 +39,7 @@ def norm(
         centered=np.bool_(centered),
         divisor=np.float32(divisor or x.shape[1]),
         epsilon=np.float32(epsilon),
-        **_choices(threads, isa),
+        **native_ops.choices(threads, isa),
     )
 
 
@@ -52,7 +52,7 @@ def dots(
 ) -> jax.Array:  # float32 (M,)
     """Each row of a times b's. threads 0 takes XLA's pool; isa: one of native_ops.ISAS."""
     call = jax.ffi.ffi_call(native_ops.target("packlight_dots"), jax.ShapeDtypeStruct(a.shape[:1], jnp.float32))
-    return call(a, b, **_choices(threads, isa))
+    return call(a, b, **native_ops.choices(threads, isa))
 
 
 def ranked(
@@ -75,7 +75,3 @@ def ranked(
     )
     values, places = call(x, threads=np.int64(threads))
     return values, places
-
-
-def _choices(threads: int, isa: str) -> dict[str, np.int64]:
-    return {"threads": np.int64(threads), "isa": np.int64(native_ops.ISAS.index(isa))}

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from packlight.model.network.state import Rows
@@ -62,8 +61,7 @@ def remember_native(
         *new,
         memory,
         *(index, rows.slot, rows.start, rows.end, rows.active),
-        threads=np.int64(threads),
-        isa=np.int64(native_ops.ISAS.index(isa)),
+        **native_ops.choices(threads, isa),
         **attributes,
     )
     return made, memory

@@ -83,8 +83,7 @@ def _call(
         window=np.int64(window),
         chunked=np.bool_(special.chunked),
         softcap=np.float32(special.softcap),
-        threads=np.int64(threads),
-        isa=np.int64(native_ops.ISAS.index(isa)),
+        **native_ops.choices(threads, isa),
     )
     return out
 
