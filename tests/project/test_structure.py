@@ -23,7 +23,7 @@ FLOORS = (
     ("compile",),
     ("serve",),
     ("packlight",),
-    ("bench",),
+    ("bench", "server"),
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
