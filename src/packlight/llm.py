@@ -341,12 +341,11 @@ class LLM:
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
-        checked = []
+        config, checked = self._checked(sampling), []
         for each in prompts:  # no comprehension: in Python 3.11 it hides the caller from warnings
-            checked.append(self._prompts.answerable(each, parse_special))
+            checked.append(self._prompts.answerable(each, parse_special, not config.only_scores))
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
             raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
-        config = self._checked(sampling)
         runs = []
         for ids in checked:
             seeded = config.with_seed()
@@ -462,8 +461,9 @@ class LLM:
         The `Completion` is the generator's return value. Closing the generator ends the generation. Arguments and
         errors are `generate`'s; a bad one is refused at the call.
         """
-        ids = self._prompts.answerable(prompt, parse_special)
-        return self._scheduler.stream(self._run(ids, self._checked(sampling).with_seed(), reuse_prefix))
+        config = self._checked(sampling)
+        ids = self._prompts.answerable(prompt, parse_special, not config.only_scores)
+        return self._scheduler.stream(self._run(ids, config.with_seed(), reuse_prefix))
 
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""
