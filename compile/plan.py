@@ -67,9 +67,10 @@ class Plan:
 
     context: tokens a slot or a text may hold. capacity: cached positions allocated, the context in whole tiles. groups:
     of devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
-    generates: whether there are the steps that predict tokens. texts: of each encode step the tokens that a text may
-    have, and how many texts it runs together; none for a model that is not made for embeddings. most_beside: rows of a
-    chunk at most while other texts wait for their next token. pass_rows: what a pass over the weights costs, in rows.
+    generates: whether there are the steps that predict tokens. scores: whether one of them tells how probable given
+    tokens are. texts: of each encode step the tokens that a text may have, and how many texts it runs together; none
+    for a model that is not made for embeddings. most_beside: rows of a chunk at most while other texts wait for their
+    next token. pass_rows: what a pass over the weights costs, in rows.
     """
 
     context: int
@@ -82,6 +83,7 @@ class Plan:
     groups: int = 1
     tokens_per_launch: int = 1
     generates: bool = True
+    scores: bool = True
     texts: tuple[tuple[int, int], ...] = ()
     most_beside: int = 128
     pass_rows: int = PASS_ROWS
@@ -91,7 +93,7 @@ class Plan:
         """Every executable, in the order they are listed and built."""
         prefill = [StepKey(Phase.PREFILL, t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
         head = [StepKey(Phase.HEAD, r) for r in self.head_rows]
-        score = [self.score_key] if self.head_rows else []
+        score = [self.score_key] if self.scores and self.head_rows else []
         copy = [self.copy_key] if self.slots > self.groups else []
         decode = (self._decode(b, s) for b in self.decode_batch for s in self.lengths)
         generating = (*prefill, *head, *score, *decode, *copy)
