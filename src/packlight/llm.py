@@ -343,12 +343,12 @@ class LLM:
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
-        checked = []
+        config, checked = self._checked(sampling), []
         for each in prompts:  # no comprehension: in Python 3.11 it hides the caller from warnings
-            checked.append(self.prompts.answerable(each, parse_special))
+            checked.append(self.prompts.answerable(each, parse_special, not config.only_scores))
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
             raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
-        completions = self.scheduler.complete(self.runs(checked, self._checked(sampling), n, self._keep(reuse_prefix)))
+        completions = self.scheduler.complete(self.runs(checked, config, n, self._keep(reuse_prefix)))
         return completions if several or n > 1 else completions[0]
 
     @overload
@@ -467,8 +467,9 @@ class LLM:
         The `Completion` is the generator's return value. Closing the generator ends the generation. Arguments and
         errors are `generate`'s; a bad one is refused at the call.
         """
-        ids = self.prompts.answerable(prompt, parse_special)
-        (run,) = self.runs([ids], self._checked(sampling), 1, self._keep(reuse_prefix))
+        config = self._checked(sampling)
+        ids = self.prompts.answerable(prompt, parse_special, not config.only_scores)
+        (run,) = self.runs([ids], config, 1, self._keep(reuse_prefix))
         return self.scheduler.stream(run)
 
     def kernel_paths(self) -> dict[str, str]:

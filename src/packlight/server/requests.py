@@ -77,11 +77,13 @@ class Requests:
     def completion(self, values: Mapping[str, Any]) -> Asked:
         """A request for continuations. Raises ApiError."""
         name = self.model(values)
-        prompts = [self._prompt(each) for each in _several("prompt", values.get("prompt"))]
         logprobs = values.get("logprobs")
         changes: dict[str, Any] = {"logprobs": logprobs}
         if values.get("echo") and logprobs is not None:
             changes["prompt_logprobs"] = logprobs
+        scores = changes.get("prompt_logprobs", values.get("prompt_logprobs")) is not None
+        answered = values.get("max_tokens") != 0 or not scores
+        prompts = [self._prompt(each, answered) for each in _several("prompt", values.get("prompt"))]
         return self._asked(False, name, prompts, values, changes)
 
     def rendered(self, values: Mapping[str, Any]) -> "Prompt":
@@ -141,9 +143,9 @@ class Requests:
             ids = self._llm.prompts.ids(values["tokens"]) if values["tokens"] != [] else []
         return self._llm.tokenizer.decode(ids)
 
-    def _prompt(self, prompt: Any) -> list[int]:
+    def _prompt(self, prompt: Any, answered: bool) -> list[int]:
         with _of("prompt"):
-            return self._llm.prompts.answerable(prompt, parse_special=True)
+            return self._llm.prompts.answerable(prompt, parse_special=True, answered=answered)
 
     def _asked(
         self, chat: bool, name: str, prompts: list[list[int]], values: Mapping[str, Any], changes: dict[str, Any]
