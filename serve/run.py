@@ -3,7 +3,7 @@
 import dataclasses
 import html
 import statistics
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from packlight.common.errors import NonFiniteLogitsError
 from packlight.model.sampling.config import SamplingConfig
@@ -72,6 +72,23 @@ class Completion:
         return f"{text}<small>{html.escape(', '.join(facts))}</small>"
 
 
+class Shown(Protocol):
+    """What makes text of a run's ids: a `TextStream`, or what also knows what the text means."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text has reached a stop string."""
+        ...
+
+    def feed(self, token_id: int, /) -> str:
+        """The text that became safe to show with this id."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back."""
+        ...
+
+
 class Run:
     """One prompt on its way to a Completion."""
 
@@ -89,11 +106,13 @@ class Run:
         tokenizer: Tokenizer,
         steering: "Steering",
         keep: Keep = Keep.CHUNKS,
+        shown: Shown | None = None,
     ):
+        """shown: makes the text; None is a `TextStream` with the request's stop strings."""
         self.prompt, self.sampling, self.steering, self._tokenizer = prompt, sampling, steering, tokenizer
         self.keep, self._cached = keep, 0
         self._logprobs: list[TokenLogprob] = []
-        self._stream = TextStream(tokenizer, sampling.stop)
+        self._stream = shown or TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0
         self.began = 0.0
         self._failed_at: int | None = None

@@ -99,7 +99,7 @@ class _Probe:
                 more = asked[len(os.path.commonprefix([said, asked])) :].strip()
                 last = re.findall(r"<[^<>]*>[^<>\n]*\s*$", said.partition(THOUGHT)[0])
                 opens = more if more and more != closes[0].strip() else "".join(last)
-            if closes[0].strip() in asked.partition(ASKED)[0]:  # it ends any message, and so says nothing
+            if asked.partition(ASKED)[2].startswith(closes[0].strip()):  # it ends any message
                 continue
             return ReplyFormat(think_open=opens, think_close=closes[0])
         for opens, closes in THINKING_TAGS:

@@ -1,0 +1,105 @@
+"""Values of arguments as models write them, made JSON. Knows no streams."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_WORDS = {"True": True, "False": False, "None": None}  # as templates that print values have taught
+_BARE = re.compile(r"[^,\]}\s]+")
+
+
+def loaded(text: str) -> Any:
+    """A JSON text's value; None for what is none."""
+    try:
+        return json.loads(text, strict=False)
+    except ValueError:
+        return None
+
+
+def object_text(text: str) -> str | None:
+    """The text, where it is a JSON object; of a JSON string that holds one, what it holds; None of anything else."""
+    found = loaded(text)
+    if isinstance(found, str):
+        text, found = found, loaded(found)
+    return text if isinstance(found, dict) else None
+
+
+def types_of(schema: Mapping[str, Any] | None) -> dict[str, set[str]]:
+    """The types that an object's schema allows for each property; no entry where it does not say."""
+    properties = (schema or {}).get("properties")
+    found = {}
+    for key, inner in properties.items() if isinstance(properties, Mapping) else ():
+        if types := _types(inner):
+            found[key] = types
+    return found
+
+
+def _types(schema: Any) -> set[str]:
+    if not isinstance(schema, Mapping):
+        return set()
+    given = schema.get("type")
+    if given is not None:
+        return {given} if isinstance(given, str) else set(given)
+    options = schema.get("anyOf") or schema.get("oneOf")
+    if options:
+        parts = [_types(option) for option in options]
+        return set().union(*parts) if all(parts) else set()
+    known = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    return {"string"} if known and all(isinstance(value, str) for value in known) else set()
+
+
+def typed(text: str, types: set[str] | None) -> str:
+    """The JSON of a value that stands without quotes: a text where its schema has no other type, or it is no JSON."""
+    if types == {"string"}:
+        return json.dumps(text, ensure_ascii=False)
+    bare = text.strip()
+    if bare in _WORDS and not (types and "string" in types):
+        return json.dumps(_WORDS[bare])
+    try:
+        value = json.loads(bare)
+    except ValueError:
+        return json.dumps(text, ensure_ascii=False)
+    if types and "string" in types and type(value) in (int, float, str) and not types & {"integer", "number"}:
+        return json.dumps(text, ensure_ascii=False)
+    return bare
+
+
+def gemma(text: str, quote: str) -> str | None:
+    """The JSON of an object in Gemma 4's notation: keys without quotes, texts between `quote`. None of anything else.
+
+    Source: the model's chat template, `format_argument`.
+    """
+    try:
+        value, at = _gemma_value(text.strip(), 0, quote)
+    except (ValueError, IndexError, RecursionError):
+        return None
+    return json.dumps(value, ensure_ascii=False) if at == len(text.strip()) and isinstance(value, dict) else None
+
+
+def _gemma_value(text: str, at: int, quote: str) -> tuple[Any, int]:
+    if text.startswith(quote, at):
+        end = text.index(quote, at + len(quote))
+        return text[at + len(quote) : end], end + len(quote)
+    if text[at] in "{[":
+        closes, items = "}" if text[at] == "{" else "]", []
+        at += 1
+        while text[at] != closes:
+            key = ""
+            if closes == "}":
+                if text.startswith(quote, at):
+                    key, at = _gemma_value(text, at, quote)
+                    at += text.startswith(":", at)
+                else:
+                    key, at = text[at : text.index(":", at)].strip(), text.index(":", at) + 1
+            value, at = _gemma_value(text, at, quote)
+            items.append((key, value))
+            if text[at] == ",":
+                at += 1
+            elif text[at] != closes:
+                raise ValueError
+        return (dict(items) if closes == "}" else [value for _, value in items]), at + 1
+    found = _BARE.match(text, at)
+    if found is None:
+        raise ValueError
+    return json.loads(found[0]), found.end()
