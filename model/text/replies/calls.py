@@ -66,10 +66,7 @@ class CallReader(Reader):
     def _section(self, marker: str) -> Reading:
         """One call or several, from where they open."""
         form, count = self._form, 0
-        if marker and marker == form.also_open:
-            self._at += len(marker)
-        else:
-            yield from self._expect(form.section_open)
+        yield from self._expect(marker if marker and marker == form.also_open else form.section_open)
         while not count or (form.section_open and (yield from self._comes((form.call_open.split() or ["{"])[0]))):
             yield from self._expect(form.call_open)
             match form.shape:
@@ -201,4 +198,4 @@ class CallReader(Reader):
         name = yield from self._name()
         text = yield from self._upto(self._form.call_close)
         self._at -= len(self._form.call_close)
-        self._call(name, values.gemma(self._plain(text), self._form.quote) or self._break())
+        self._call(name, values.gemma(self._plain(text), self._plain(self._form.quote)) or self._break())

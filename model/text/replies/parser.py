@@ -131,13 +131,15 @@ class ReplyParser(CallReader):
                 return
             thinking = found == opens != ""
             if thinking:
-                self._at += len(found)
+                self._at = self._text.index(found, self._at) + len(found)
             else:
                 yield from self._attempt(found)
 
     def _content(self, thinking: str) -> Reading:
-        """Gives content out up to a marker, and returns the marker, or "" where a call begins without one; None at the
-        end. A marker of thinking that the vocabulary spells as text counts at the beginning only.
+        """Gives content out up to a marker and the white space before it.
+
+        It returns the marker, or "" where a call begins without one, or None at the end. A marker of thinking that the
+        vocabulary spells as text counts at the beginning only.
         """
         form, calling = self._form, bool(self._schemas)
         bare = calling and (form.bare or form.generic)
@@ -149,23 +151,19 @@ class ReplyParser(CallReader):
             self._text, self._at = self._text[self._at :], 0
             if not self._said and (first or bare):
                 ahead = self._text.lstrip()
-                self._at = len(self._text) - len(ahead)
                 if first and ahead.startswith(first):
                     return first
                 if bare and ahead.startswith("{"):
                     return ""
-                self._at = 0
                 if not self._ended and (not ahead or first.startswith(ahead)):
                     yield
                     continue
             at, marker = min(((at, m) for m in wanted if (at := self._text.find(m)) >= 0), default=(-1, ""))
             end = at if at >= 0 else len(self._text) if self._ended else unfinished(self._text, wanted)
             if at >= 0 or (wanted and not self._ended):
-                self._show(self._text[: len(self._text[:end].rstrip())])
-                self._at = end if at >= 0 else len(self._text[:end].rstrip())
-            else:
-                self._show(self._text[:end])
-                self._at = end
+                end = len(self._text[:end].rstrip())
+            self._show(self._text[:end])
+            self._at = end
             if self._ended and at < 0 or self.stopped:
                 return None
             if at >= 0:
@@ -193,7 +191,7 @@ class ReplyParser(CallReader):
             self._trimmed = True
         except BrokenError:
             if len(self.calls) == before:
-                self._at = start + max(1, len(marker))
+                self._at = self._text.index(marker, start) + max(1, len(marker))
                 self._show(self._text[start : self._at])
             elif self.calls[-1].complete:
                 self._at = self._safe
