@@ -52,6 +52,16 @@ class Call:
     complete: bool = False
 
 
+def letters(digest: bytes) -> str:
+    """Nine letters and digits that follow from eight bytes."""
+    number, alphabet = int.from_bytes(digest, "little"), string.ascii_letters + string.digits
+    found = []
+    for _ in range(9):
+        number, digit = divmod(number, len(alphabet))
+        found.append(alphabet[digit])
+    return "".join(found)
+
+
 def call_ids(seed: int | None, prompt: Sequence[int]) -> Callable[[int], str]:
     """The id of each call by its number: "call_" and nine letters or digits, which some templates ask for.
 
@@ -59,14 +69,5 @@ def call_ids(seed: int | None, prompt: Sequence[int]) -> Callable[[int], str]:
     other turns, whose prompts are others.
     """
     key = hashlib.blake2b(np.asarray([seed or 0, *prompt], np.int64).tobytes(), digest_size=16).digest()
-    letters = string.ascii_letters + string.digits
-
-    def id_of(index: int) -> str:
-        number = int.from_bytes(hashlib.blake2b(index.to_bytes(4, "little"), key=key, digest_size=8).digest(), "little")
-        digits = []
-        for _ in range(9):
-            number, digit = divmod(number, len(letters))
-            digits.append(letters[digit])
-        return "call_" + "".join(digits)
-
-    return id_of
+    digest = lambda index: hashlib.blake2b(index.to_bytes(4, "little"), key=key, digest_size=8).digest()  # noqa: E731
+    return lambda index: "call_" + letters(digest(index))

@@ -24,6 +24,9 @@ class Messages:
     short_ids: bool = False  # ids of calls have nine letters and digits
     developer: bool = False  # it knows the role "developer"
     system: bool = True  # it knows the role "system"; else that text goes before the next user's
+    calls: bool = True  # it writes calls of earlier turns; else they are put into the text
+    results: bool = True  # it knows the role "tool"; else results are told as the user's
+    descriptions: bool = False  # every tool needs a description
     reasoning: str = ""  # the key under which it reads an earlier turn's thinking; "" where it reads none
     reasoning_with_content: bool = True  # a message with calls may have thinking and text
 
@@ -70,3 +73,11 @@ class ReplyFormat:
     def begins_thinking(self, prompt: str) -> bool:
         """Whether a reply to this rendered prompt begins inside of thinking."""
         return bool(self.think_open.strip()) and prompt.rstrip().endswith(self.think_open.strip())
+
+    def with_generic_tools(self) -> "ReplyFormat":
+        """The format for a template that has no place for tools: we tell the model of them, in a form of our own."""
+        kept = {"think_open": self.think_open, "think_close": self.think_close}
+        return dataclasses.replace(GENERIC, **kept, messages=dataclasses.replace(self.messages, calls=False))
+
+
+GENERIC = ReplyFormat(shape=Shape.LIST, call_open='{"tool_calls": ', call_close="}", parallel=True, generic=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from packlight.model.text.chat import ChatTemplateError, make_prompt
-from packlight.model.text.replies.format import Messages, ReplyFormat, Shape
+from packlight.model.text.replies.format import GENERIC, Messages, ReplyFormat, Shape
 from packlight.model.text.specials import END_TEXTS
 
 TOOL, TEXT, THOUGHT, ASKED, RESULT = "probe_tool", "Probe text", "Probe thought", "Probe question", "Probe result"
@@ -40,7 +40,6 @@ TOOLS = [
 USER = {"role": "user", "content": ASKED}
 # Of templates that parse thinking, or ask for it, but do not write it.
 THINKING_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-GENERIC = ReplyFormat(shape=Shape.LIST, call_open='{"tool_calls": ', call_close="}", parallel=True, generic=True)
 LONGEST = 100  # characters of a marker
 _WORDS_GRANITE = "<|tool_call|> followed by a JSON list"
 
@@ -145,14 +144,16 @@ class _Probe:
 
     def _messages(self, format: ReplyFormat) -> Messages:  # noqa: A002  its name
         """What the template wants of messages, apart from the form of arguments."""
-        developer = self.render({"role": "developer", "content": TEXT}, USER)
         told = {"role": "system", "content": TEXT}
         system = self.render(told, USER) or self.render(told, USER, tools=TOOLS)
+        developer = self.render(told | {"role": "developer"}, USER)
         null = self.render(USER, calling(1) | {"content": None})
         result = {"role": "tool", "name": TOOL, "content": RESULT}
         long, short = (
             self.render(USER, calling(1, id=each), result | {"tool_call_id": each.format(0)}) for each in (LONG_ID, ID)
         )
+        nameless = [{"type": "function", "function": {**TOOLS[0]["function"]}}]
+        del nameless[0]["function"]["description"]
         key, both = "", None
         for each in ("reasoning_content", "thinking"):
             said = self.render(USER, calling(1) | {each: THOUGHT}, result | {"tool_call_id": ID.format(0)})
@@ -166,6 +167,9 @@ class _Probe:
             short_ids=long is None and short is not None,
             developer=developer is not None and TEXT in developer and "developer" in self.template,
             system=system is not None and TEXT in system,
+            calls=not format.generic and TOOL in (self.render(USER, calling(1)) or TOOL).rpartition(ASKED)[2],
+            results=RESULT in (short or long or ""),
+            descriptions=bool(format.shape) and self.render(USER, tools=nameless) is None,
             reasoning=key,
             reasoning_with_content=both is not None or not key or format.shape is None,
         )

@@ -102,4 +102,4 @@ def _gemma_value(text: str, at: int, quote: str) -> tuple[Any, int]:
     found = _BARE.match(text, at)
     if found is None:
         raise ValueError
-    return json.loads(found[0]), found.end()
+    return _WORDS[found[0]] if found[0] in _WORDS else json.loads(found[0]), found.end()
