@@ -55,7 +55,7 @@ TEMPLATES = {
     "name-id-json": template("'[CALLS]' + f.name + '[ID]' + call.id + '[ARGS]' + args | tojson", think=""),
     "name-json": template("'[CALLS]' + f.name + '[ARGS]' + args | tojson"),
     "sections": template(
-        "'<|one|>' + f.name + '<|sep|>' + args | tojson + '<|/one|>'", ("<|calls|>", "", "<|/calls|>")
+        "'<|one|>' + f.name + '<|sep|>' + args | tojson + '<|/one|>'", ("<|several|>", "", "<|/several|>")
     ),
     "json-in-a-section": template(JSON, ("<calls>\n", "\n", "\n</calls>")),
     "json-list": template(JSON, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")),
@@ -64,7 +64,7 @@ TEMPLATES = {
 # What a template of each kind has for tokens; the others are spelled as text.
 SPECIALS = (
     *("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>", "<tool_call>", "</tool_call>", "<think>"),
-    *("</think>", "[CALLS]", "[ID]", "[ARGS]", "<|one|>", "<|/one|>", "<|sep|>", "<|calls|>", "<|/calls|>"),
+    *("</think>", "[CALLS]", "[ID]", "[ARGS]", "<|one|>", "<|/one|>", "<|sep|>", "<|several|>", "<|/several|>"),
     *("<|tool_call>", "<tool_call|>", '<|"|>', "<|channel>", "<channel|>", "[TOOL_CALLS]", "<|channel|>", "<|start|>"),
     *("<|message|>", "<|call|>", "<|constrain|>", "<|im_end|>", "<|im_start|>", "<|python_tag|>", "<|eot_id|>"),
 )

@@ -46,6 +46,7 @@ class ReplyFormat:
     call_open: str = ""  # before each; where both are "" a reply that is JSON is a call
     call_close: str = ""
     section_close: str = ""
+    separator: str = ""  # white space between two calls
     also_open: str = ""  # what some models of the family write before a call that needs no marker
     name_key: str = "name"  # of JSON
     arguments_key: str = "arguments"

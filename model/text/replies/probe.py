@@ -308,13 +308,15 @@ def _wrapped(
     closes = os.path.commonprefix([behind, between])
     if len(closes) < len(behind.rstrip()):
         closes = closes[: max(closes.rfind(">"), closes.rfind("]")) + 1]
-    if between.removeprefix(closes.rstrip()).removesuffix(opens.lstrip()).strip():
+    separator = between.removeprefix(closes.rstrip()).removesuffix(opens.lstrip())
+    if separator.strip():
         return None
     return ReplyFormat(
         section_open=before[: len(before) - len(opens)].lstrip(),
         call_open=opens.lstrip(),
         call_close=closes.rstrip(),
         section_close=behind[len(closes) :].rstrip(),
+        separator=separator,
         parallel=True,
         **fields,
     )

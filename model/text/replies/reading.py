@@ -27,6 +27,16 @@ class Markers(Protocol):
     def piece(self, token_id: int, /) -> bytes: ...
 
 
+def marks(tokenizer: Markers, text: str) -> dict[str, int]:
+    """The tokens in a marker that the vocabulary has for markers: their texts and ids."""
+    special, found = (TokenType.CONTROL, TokenType.USER_DEFINED), {}
+    for token in tokenizer.encode(text, add_special=False, parse_special=True) if text else ():
+        spelled = tokenizer.piece(token).decode(errors="replace")
+        if tokenizer.token_types[token] in special and spelled.strip() and spelled in text:
+            found[spelled] = token
+    return found
+
+
 class BrokenError(Exception):
     """What was opened is no call. It never leaves the machine."""
 
@@ -52,13 +62,10 @@ class Reader:
 
     def _marked(self, text: str) -> str:
         """A marker with a character for each of its tokens that the vocabulary has for markers."""
-        special = (TokenType.CONTROL, TokenType.USER_DEFINED)
-        for token in self._tokenizer.encode(text, add_special=False, parse_special=True) if text else ():
-            spelled = self._tokenizer.piece(token).decode(errors="replace")
-            if self._tokenizer.token_types[token] in special and spelled.strip() and spelled in text:
-                mark = self._marks.setdefault(token, chr(MARKS + len(self._marks)))
-                self._spelled[mark] = spelled
-                text = text.replace(spelled, mark)
+        for spelled, token in marks(self._tokenizer, text).items():
+            mark = self._marks.setdefault(token, chr(MARKS + len(self._marks)))
+            self._spelled[mark] = spelled
+            text = text.replace(spelled, mark)
         return text
 
     def _plain(self, text: str) -> str:
