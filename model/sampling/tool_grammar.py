@@ -84,8 +84,14 @@ class _Writer:
             parts.append(content)
         elif not free:
             parts.append(self._calls(tools, several))
-        elif form.bare or form.generic or schema is not None:
-            parts.append(f"({self._calls(tools, several, lazy=form.bare and schema is None)} | {content})")
+        elif schema is not None:
+            parts.append(f"({self._calls(tools, several)} | {content})")
+        elif form.generic:
+            opens = form.opens.rstrip()
+            begun = self._rule(f"/[ \\n]*/ {json.dumps(opens)}", "[lazy]")
+            parts.append(f"({begun} {self._calls(tools, several, without=opens)} | TEXT)")
+        elif form.bare:
+            parts.append(f"({self._calls(tools, several, lazy=True)} | TEXT)")
         else:
             called = self._called(tools, several)
             parts.append(f"({called})* TEXT" if several else f"({called} | TEXT)")
@@ -141,9 +147,9 @@ class _Writer:
         calls, opens = self._calls(tools, several), self._marker(self._form.opens.lstrip())
         if opens.startswith("<["):
             return self._rule(f"TEXT {calls}")
-        first = re.split(r" (?=<\[)", opens, maxsplit=1)[0]
-        rest = self._calls(tools, several, without=json.loads(first))
-        return self._rule(f"{self._rule(f'{ANY} {first}', '[lazy]')} {rest}")
+        first = json.loads(re.split(r" (?=<\[)", opens, maxsplit=1)[0]).split()[0]
+        begun = self._rule(f"{ANY} {json.dumps(first)}", "[lazy]")
+        return self._rule(f"{begun} {self._calls(tools, several, without=first)}")
 
     def _calls(self, tools: Sequence[Mapping[str, Any]], several: bool, lazy: bool = False, without: str = "") -> str:
         """Calls in all that surrounds them. lazy: the beginning of one decides that it is one. without: text at the

@@ -66,7 +66,16 @@ SPECIALS = (
     *("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>", "<tool_call>", "</tool_call>", "<think>"),
     *("</think>", "[CALLS]", "[ID]", "[ARGS]", "<|one|>", "<|/one|>", "<|sep|>", "<|several|>", "<|/several|>"),
     *("<|tool_call>", "<tool_call|>", '<|"|>', "<|channel>", "<channel|>", "[TOOL_CALLS]", "<|channel|>", "<|start|>"),
-    *("<|message|>", "<|call|>", "<|constrain|>", "<|im_end|>", "<|im_start|>", "<|python_tag|>", "<|eot_id|>"),
+    *(
+        "<|message|>",
+        "<|call|>",
+        "<|return|>",
+        "<|constrain|>",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|python_tag|>",
+        "<|eot_id|>",
+    ),
 )
 
 

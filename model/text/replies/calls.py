@@ -169,13 +169,14 @@ class CallReader(Reader):
         if self._guarded:
             self._begin(name)
         written: list[str] = []
+        exactly = str if self._guarded else str.strip  # what no grammar keeps in form may have other white space
         while (yield from self._comes(form.key_open.split()[0])):
             yield from self._expect(form.key_open)
-            key = self._plain((yield from self._upto(form.value_open.strip())))
-            if form.value_open.endswith("\n"):
-                yield from self._one_newline()
-            text = self._plain((yield from self._upto(form.value_close.strip())))
-            text = text.removesuffix("\n") if form.value_close.startswith("\n") else text
+            key = self._plain((yield from self._upto(exactly(form.value_open))))
+            if not self._guarded and form.value_open.endswith("\n") and (yield from self._peek()) == "\n":
+                self._at += 1
+            text = self._plain((yield from self._upto(exactly(form.value_close))))
+            text = text.removesuffix("\n") if not self._guarded and form.value_close.startswith("\n") else text
             written.append(f"{', ' if written else '{'}{json.dumps(key)}: {values.typed(text, types.get(key))}")
             if self._guarded:
                 self._argue(written[-1])
@@ -188,10 +189,6 @@ class CallReader(Reader):
             self._complete()
         else:
             self._call(name, "".join(written) + end)
-
-    def _one_newline(self) -> Reading:
-        if (yield from self._peek()) == "\n":
-            self._at += 1
 
     def _gemma(self) -> Reading:
         """A call in Gemma 4's notation."""

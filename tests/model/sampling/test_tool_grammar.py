@@ -41,8 +41,8 @@ TOOLS = [
 ]
 FORMATS = {
     "hermes": ReplyFormat(
-        "<think>\n", "\n</think>\n\n", Shape.JSON, call_open="<tool_call>\n", call_close="\n</tool_call>", separator="\n",
-        parallel=True,
+        "<think>\n", "\n</think>\n\n", Shape.JSON, call_open="<tool_call>\n", call_close="\n</tool_call>",
+        separator="\n", parallel=True,
     ),
     "bare": ReplyFormat(shape=Shape.JSON, arguments_key="parameters", also_open="<|python_tag|>"),
     "ids": ReplyFormat(shape=Shape.LIST, section_open="[TOOL_CALLS]", id_key="id", parallel=True),
@@ -245,7 +245,7 @@ def test_a_schema_is_obeyed_behind_a_thought(formats, tokenizer, words):
                 ids = forced(words, text, seed, [*closes(form), "<|end|>"])
                 parser = ReplyParser(form, tokenizer, thinking=thinking)
                 content = "".join([*map(parser.feed, ids), parser.finish()])
-                assert json.loads(content).keys() == {"n"}
+                assert json.loads(content).keys() == {"n"}, (name, thinking, tokenizer.decode(ids))
 
 
 @pytest.mark.parametrize(
