@@ -14,6 +14,7 @@ from packlight.common.text import shown
 from packlight.model.sampling.grammar import WHITE_SPACE
 from packlight.model.text.replies.format import ReplyFormat, Shape
 from packlight.model.text.replies.reading import Markers, marks
+from packlight.model.text.replies.values import properties_of, types_of
 
 ANY = "/(.|\\n)*/"
 BLANK = "/[ \\n]{0,4}/"
@@ -204,24 +205,26 @@ class _Writer:
         form, schema, parts = self._form, _schema(tool), []
         if problem := _problem(schema):
             _refuse(tool, number, problem)
-        for key, inner in (schema.get("properties") or {}).items():
+        for key, inner in properties_of(schema).items():
             value = self._tagged(key, inner, schema, tool, number)
             part = f"{self._marker(form.key_open)} {json.dumps(key)} {self._marker(form.value_open)} {value}"
             parts.append(part if key in schema.get("required", ()) else f"({part})?")
         return self._rule(" ".join(parts) or '""')
 
-    def _tagged(self, key: str, inner: Any, schema: Mapping[str, Any], tool: Mapping[str, Any], number: int) -> str:
+    def _tagged(
+        self, key: str, inner: Mapping[str, Any], schema: Mapping[str, Any], tool: Mapping[str, Any], number: int
+    ) -> str:
         """A value and the tag behind it."""
-        close, inner = self._form.value_close, inner if isinstance(inner, Mapping) else {}
+        close, types = self._form.value_close, types_of(inner)
         options = inner.get("enum")
-        if options and all(isinstance(option, str) for option in options):
+        if options and types == {"string"}:
             return f"({' | '.join(map(json.dumps, options))}) {self._marker(close)}"
-        if inner.get("type") in ("integer", "number", "boolean", "object", "array", "null"):
+        if types and "string" not in types:
             known = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
             if not (problem := _problem({**inner, **known})):
                 return f"{self._json({**inner, **known})} {self._marker(close)}"
             _refuse(tool, number, f"{key}: {problem}")
-        elif inner.get("type") != "string" or inner.keys() - FREE:
+        elif not _any_text(inner):
             _refuse(tool, number, f"{key} is raw text in this model's calls, of which its schema says more")
         return self._upto(close)
 
@@ -282,6 +285,14 @@ class _Writer:
                 f'value: {text} | {number} | "true" | "false" | "null" | "[" (value ("," value)*)? "]" | members',
             ]
         return kind
+
+
+def _any_text(schema: Mapping[str, Any]) -> bool:
+    """Whether any text without quotes is a value that the schema allows, as `typed` reads it."""
+    simple = types_of(schema) <= {"string", "null", "boolean", "integer", "number"}
+    parts = schema.get("anyOf") or schema.get("oneOf") or [schema]
+    plain = all(isinstance(part, Mapping) and part.keys() <= FREE for part in parts)
+    return "string" in types_of(schema) and simple and plain and schema.keys() <= FREE | {"anyOf", "oneOf"}
 
 
 def _schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from packlight.model.text.replies import values
 from packlight.model.text.replies.deltas import Call, CallArguments, CallBegun, Delta
 from packlight.model.text.replies.format import ReplyFormat, Shape
 from packlight.model.text.replies.reading import BrokenError, Markers, Reader, Reading
+from packlight.model.text.streaming import unfinished
 
 NAME = re.compile(r"[\w.\-]")  # a character of a tool's name
 HEADS = ("type", "id")  # keys that may come before the name in a call that no marker announces
@@ -164,7 +165,7 @@ class CallReader(Reader):
     def _tagged(self) -> Reading:
         """A call whose arguments stand between tags."""
         form, name = self._form, (yield from self._name())
-        types = values.types_of(self._schemas.get(name))
+        properties = values.properties_of(self._schemas.get(name))
         yield from self._expect(form.arguments_open)
         if self._guarded:
             self._begin(name)
@@ -173,11 +174,19 @@ class CallReader(Reader):
         while (yield from self._comes(form.key_open.split()[0])):
             yield from self._expect(form.key_open)
             key = self._plain((yield from self._upto(exactly(form.value_open))))
+            types = values.types_of(properties.get(key, {}))
+            front = f"{', ' if written else '{'}{json.dumps(key, ensure_ascii=False)}: "
+            if self._guarded and types == {"string"}:
+                self._argue(front + '"')
+                yield from self._raw(form.value_close)
+                self._argue('"')
+                written.append("")
+                continue
             if not self._guarded and form.value_open.endswith("\n") and (yield from self._peek()) == "\n":
                 self._at += 1
             text = self._plain((yield from self._upto(exactly(form.value_close))))
             text = text.removesuffix("\n") if not self._guarded and form.value_close.startswith("\n") else text
-            written.append(f"{', ' if written else '{'}{json.dumps(key)}: {values.typed(text, types.get(key))}")
+            written.append(front + values.typed(text, types))
             if self._guarded:
                 self._argue(written[-1])
         closes = form.call_close.split()
@@ -189,6 +198,19 @@ class CallReader(Reader):
             self._complete()
         else:
             self._call(name, "".join(written) + end)
+
+    def _raw(self, marker: str) -> Reading:
+        """A text without quotes, up to a marker, given out as JSON as it comes."""
+        while True:
+            found = self._text.find(marker, self._at)
+            end = found if found >= 0 else self._at + unfinished(self._text[self._at :], [marker])
+            self._argue(json.dumps(self._plain(self._text[self._at : end]), ensure_ascii=False)[1:-1])
+            self._at = end + (len(marker) if found >= 0 else 0)
+            if found >= 0:
+                return
+            if self._ended:
+                raise BrokenError
+            yield
 
     def _gemma(self) -> Reading:
         """A call in Gemma 4's notation."""

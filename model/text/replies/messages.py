@@ -32,6 +32,8 @@ def prepared(
     check(messages)
     wants = form.messages
     found = [_message(message, f"messages[{number}]", form) for number, message in enumerate(messages)]
+    if wants.calls and not form.parallel:
+        found = _one_by_one(found)
     if tools and form.generic:
         listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
         found.insert(0, {"role": "system", "content": TOLD.format(listed)})
@@ -40,7 +42,7 @@ def prepared(
     if not wants.system:
         found = _without_system(found)
     if not wants.results:
-        found = [_result(message) if message["role"] == "tool" else message for message in found]
+        found = _told(found)
     if not tools or form.generic:
         return found, None
     return found, [_tool(tool, wants.descriptions) for tool in tools]
@@ -103,6 +105,27 @@ def _called(call: Any, place: str, form: ReplyFormat) -> dict[str, Any]:
     return made
 
 
+def _one_by_one(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with one call in each, and its result behind it, for a template that writes no two."""
+    found, waiting = [], list[dict[str, Any]]()
+    for message in messages:
+        if message["role"] == "tool" and waiting:
+            given = message.get("tool_call_id")
+            call = next((each for each in waiting if each["tool_calls"][0].get("id") == given), waiting[0])
+            waiting.remove(call)
+            found += [call, message]
+        else:
+            found += waiting
+            calls = message.get("tool_calls") or []
+            first = message | ({"tool_calls": calls[:1]} if calls else {})
+            waiting = [{"role": "assistant", "content": "", "tool_calls": [call]} for call in calls[1:]]
+            if calls:
+                waiting.insert(0, first)
+            else:
+                found.append(message)
+    return found + waiting
+
+
 def _short(given: str) -> str:
     """An id's nine letters and digits: its own where it ends in them, as ours do, else some that follow from it."""
     tail = given[-9:]
@@ -119,9 +142,23 @@ def _written(calls: Sequence[Mapping[str, Any]], form: ReplyFormat) -> str:
     return form.opens + json.dumps(listed, ensure_ascii=False) + form.call_close + form.section_close
 
 
-def _result(message: Mapping[str, Any]) -> dict[str, Any]:
-    name = f" of {message['name']}" if isinstance(message.get("name"), str) else ""
-    return {"role": "user", "content": f"Result{name}: {message['content']}"}
+def _told(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with results as the user's words: those of a turn, and what the user says next, in one message,
+    because such templates often want user and assistant to take turns.
+    """
+    found: list[dict[str, Any]] = []
+    telling = False
+    for message in messages:
+        result = message["role"] == "tool"
+        if result:
+            name = f" of {message['name']}" if isinstance(message.get("name"), str) else ""
+            message = {"role": "user", "content": f"Result{name}: {message['content']}"}
+        if telling and message["role"] == "user":
+            found[-1] = message | {"content": f"{found[-1]['content']}\n\n{message['content']}"}
+        else:
+            found.append(message)
+        telling = result
+    return found
 
 
 def _without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _WORDS = {"True": True, "False": False, "None": None}  # as templates that print values have taught
+_NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
+_NAMES |= {type(None): "null"}
 _BARE = re.compile(r"[^,\]}\s]+")
 
 
@@ -25,44 +27,46 @@ def object_text(text: str) -> str | None:
     return text if isinstance(found, dict) else None
 
 
-def types_of(schema: Mapping[str, Any] | None) -> dict[str, set[str]]:
-    """The types that an object's schema allows for each property; no entry where it does not say."""
+def properties_of(schema: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The schemas of an object's properties, each with a reference to the object's own definitions followed."""
     properties = (schema or {}).get("properties")
+    if not isinstance(properties, Mapping):
+        return {}
     found = {}
-    for key, inner in properties.items() if isinstance(properties, Mapping) else ():
-        if types := _types(inner):
-            found[key] = types
+    for key, inner in properties.items():
+        place = inner.get("$ref") if isinstance(inner, Mapping) else None
+        match = re.fullmatch(r"#/(\$defs|definitions)/([^/]+)", place) if isinstance(place, str) else None
+        given = (schema or {}).get(match[1], {}).get(match[2]) if match else inner
+        found[key] = given if isinstance(given, Mapping) else {}
     return found
 
 
-def _types(schema: Any) -> set[str]:
-    if not isinstance(schema, Mapping):
-        return set()
+def types_of(schema: Mapping[str, Any]) -> set[str]:
+    """The types that a schema allows; none where it does not say."""
     given = schema.get("type")
     if given is not None:
         return {given} if isinstance(given, str) else set(given)
-    options = schema.get("anyOf") or schema.get("oneOf")
-    if options:
-        parts = [_types(option) for option in options]
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        parts = [types_of(option) if isinstance(option, Mapping) else set[str]() for option in options]
         return set().union(*parts) if all(parts) else set()
     known = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
-    return {"string"} if known and all(isinstance(value, str) for value in known) else set()
+    return {_NAMES[type(value)] for value in known}
 
 
 def typed(text: str, types: set[str] | None) -> str:
-    """The JSON of a value that stands without quotes: a text where its schema has no other type, or it is no JSON."""
-    if types == {"string"}:
-        return json.dumps(text, ensure_ascii=False)
+    """The JSON of a value that stands without quotes: a text, unless its schema has another type that it is JSON of.
+
+    Where the schema says nothing, JSON is what it is, and the rest is text.
+    """
     bare = text.strip()
-    if bare in _WORDS and not (types and "string" in types):
-        return json.dumps(_WORDS[bare])
     try:
-        value = json.loads(bare)
+        value = _WORDS[bare] if bare in _WORDS else json.loads(bare)
     except ValueError:
         return json.dumps(text, ensure_ascii=False)
-    if types and "string" in types and type(value) in (int, float, str) and not types & {"integer", "number"}:
+    kinds = {_NAMES[type(value)]} | ({"number"} if type(value) is int else set())
+    if types and "string" in types and not kinds & (types - {"string"}):
         return json.dumps(text, ensure_ascii=False)
-    return bare
+    return json.dumps(value) if bare in _WORDS else bare
 
 
 def gemma(text: str, quote: str) -> str | None:
