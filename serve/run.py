@@ -4,7 +4,7 @@ import dataclasses
 import html
 import statistics
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from packlight.common.errors import NonFiniteLogitsError
 from packlight.model.sampling.config import SamplingConfig
@@ -76,6 +76,23 @@ class Completion:
         return f"{text}<small>{html.escape(', '.join(facts))}</small>"
 
 
+class Shown(Protocol):
+    """What makes text of a run's ids: a `TextStream`, or what also knows what the text means."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text has reached a stop string."""
+        ...
+
+    def feed(self, token_id: int, /) -> str:
+        """The text that became safe to show with this id."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back."""
+        ...
+
+
 class Run:
     """One prompt on its way to a Completion."""
 
@@ -93,13 +110,15 @@ class Run:
         tokenizer: Tokenizer,
         steering: "Steering",
         keep: Keep = Keep.CHUNKS,
+        shown: Shown | None = None,
     ):
+        """shown: makes the text; None is a `TextStream` with the request's stop strings."""
         self.prompt, self.sampling, self.steering, self._tokenizer = prompt, sampling, steering, tokenizer
         self.keep, self._cached = keep, 0
         self._logprobs: list[TokenLogprob] = []
         self._scores: list[TokenLogprob | None] = [None]  # of the prompt's tokens
         self._scored_at: float | None = None
-        self._stream = TextStream(tokenizer, sampling.stop)
+        self._stream = shown or TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0 and not sampling.only_scores
         self.began = 0.0
         self._failed_at: int | None = None

@@ -33,7 +33,7 @@ from packlight.prepared import KVType, Prepared, prepare
 from packlight.prompts import Ids, Prompts
 from packlight.quant.kernels.native_build import Running
 from packlight.serve.prefix import Keep
-from packlight.serve.run import Completion, Run
+from packlight.serve.run import Completion, Run, Shown
 from packlight.serve.scheduler import Scheduler, Stream
 
 if TYPE_CHECKING:
@@ -509,16 +509,25 @@ class LLM:
         self.prompts.check_sampling(config)
         return config
 
-    def runs(self, prompts: list[list[int]], config: SamplingConfig, n: int, keep: Keep) -> list[Run]:
+    def runs(
+        self,
+        prompts: list[list[int]],
+        config: SamplingConfig,
+        n: int,
+        keep: Keep,
+        shown: Callable[[list[int], SamplingConfig], Shown | None] = lambda prompt, config: None,
+    ) -> list[Run]:
         """What the scheduler moves for prompts of token ids that are `answerable`: n runs of each, those of a prompt
         together. The i-th draws with seed + i, of a seed that each prompt draws for itself where there is none.
+        shown: makes of a prompt and how it is sampled what makes text of the run's ids, as `Run` takes it.
         """
         made = []
         for ids in prompts:
             seeded = config.with_seed()
             for i in range(n):
                 one = dataclasses.replace(seeded, seed=((seeded.seed or 0) + i) % 2**32)
-                made.append(Run(ids, one, self.tokenizer, self.prompts.steering(one), keep))
+                steering, text = self.prompts.steering(one), shown(ids, one)
+                made.append(Run(ids, one, self.tokenizer, steering, keep, text))
         return made
 
     def _keep(self, reuse_prefix: bool) -> Keep:
