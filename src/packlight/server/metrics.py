@@ -19,7 +19,7 @@ class Metrics:
     def __init__(self):
         self._registry = registry = CollectorRegistry()
         own: dict[str, Any] = {"namespace": "packlight", "registry": registry}
-        timed = own | {"buckets": SECONDS}
+        timed: dict[str, Any] = {**own, "buckets": SECONDS}
         self._requests = Counter("requests", "Answers, by route and status", ["route", "code"], **own)
         self._request = Histogram("request_seconds", "From a request's head to the end of its answer", **timed)
         self._first = Histogram("time_to_first_token_seconds", "From a request's head to its first token", **timed)
