@@ -155,9 +155,9 @@ def served(
     assert not thread.is_alive()
 
 
-def until(true: Callable[[], object]) -> None:
-    """Waits for what another thread does."""
-    end = time.monotonic() + PATIENCE
+def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Waits for what another thread or process does."""
+    end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)

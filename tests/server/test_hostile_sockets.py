@@ -9,6 +9,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from raw_http import QUICK, ends, reply, request, served, until
 
 BODY = b'{"a": 1}'
@@ -19,6 +21,8 @@ def server():
     with served(limits=QUICK) as running:
         yield running
         assert running.ask(request()).status == 200
+    assert not [line for line in running.details if line.startswith("asyncio:")]  # no callback of a connection raised
+    assert not running.said("error:")
 
 
 HEADS = {
@@ -65,7 +69,7 @@ def test_what_is_no_http_is_told_so(server, case):
         (request("/echo", "POST", BODY)[:-3], "body_timeout"),
         (request("/echo", "POST", BODY, Content_Length="1000"), "body_timeout"),
         (
-            request("/echo", "POST", None, Content_Type="application/json", Transfer_Encoding="chunked") + b"4\r\n{\"a",
+            request("/echo", "POST", None, Content_Type="application/json", Transfer_Encoding="chunked") + b'4\r\n{"a',
             "body_timeout",
         ),
     ],
@@ -152,6 +156,47 @@ def test_a_body_longer_than_its_length_is_a_further_request(server):
         client.sendall(request("/echo", "POST", BODY) + b"trailing\r\n\r\n")
         assert reply(client).body == BODY
         assert reply(client).code == "invalid_http"
+        assert ends(client)
+
+
+def test_a_head_request_with_nonsense_behind_it_is_cut(server):
+    with server.connect() as client:
+        client.sendall(request("/slow", "HEAD", None, Transfer_Encoding="chunked") + b"zz\r\n")
+        assert ends(client)
+
+
+def test_who_asks_first_is_told_before_sending():
+    with served(limits=dataclasses.replace(QUICK, body=1000)) as server, server.connect() as client:
+        client.sendall(request("/echo", "POST", b"", Content_Length="1001", Expect="100-continue"))
+        assert reply(client).status == 413
+    with served(limits=QUICK) as server, server.connect() as client:
+        client.sendall(request("/echo", "POST", b"", Content_Length="2", Expect="100-continue"))
+        assert reply(client).status == 100
+        client.sendall(b"{}")
+        assert reply(client).body == b"{}"
+
+
+MUTATIONS = st.lists(
+    st.tuples(st.integers(0, 10_000), st.sampled_from([b"", b"\r\n", b"\0", b"\xff", b":", b" ", b"9"]))
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([case[0][:2000] for case in HEADS.values()] + [request(), request("/echo", "POST", BODY)] * 4),
+    MUTATIONS,
+    st.booleans(),
+)
+def test_damaged_requests_end(server, sent, mutations, twice):
+    """Bytes are taken out of requests and others put there: each connection has answers with statuses, or ends."""
+    sent *= 2 if twice else 1
+    for place, put in mutations:
+        at = place % (len(sent) + 1)
+        sent = sent[:at] + put + sent[at + 1 :]
+    with server.connect() as client:
+        with contextlib.suppress(OSError):
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
         assert ends(client)
 
 

@@ -1,6 +1,7 @@
 """A server from loading to its end: in this process, and as a command that signals reach."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -88,7 +89,8 @@ def test_running_requests_end_and_new_ones_are_refused():
 
 
 def test_requests_that_do_not_end_are_stopped():
-    with served(limits=QUICK) as server, server.connect() as waiting, server.connect() as streaming:
+    limits = dataclasses.replace(QUICK, send_seconds=10)
+    with served(limits=limits) as server, server.connect() as waiting, server.connect() as streaming:
         waiting.sendall(request("/slow"))
         streaming.sendall(request("/endless"))
         until(lambda: server.life.running == 2)

@@ -34,6 +34,7 @@ from packlight.server.protocol import Connection
 from packlight.server.settings import Settings
 
 BACKLOG = 512  # connections that the system holds before they are accepted
+FILES = 128  # files that a process needs for anything but connections
 FLUSH_SECONDS = 2.0  # that finished answers have to reach their readers in at the end
 TICK = 0.05  # seconds between two looks at whether all has ended
 
@@ -94,6 +95,19 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"{flag}: {reason(error)}") from None
     listener.setblocking(False)
     return listener
+
+
+def make_room(sockets: int) -> int:
+    """How many connections this process may have of so many: its limit of open files is raised where it may be."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return sockets
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < sockets + FILES:
+        soft = sockets + FILES if hard == resource.RLIM_INFINITY else min(hard, sockets + FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return sockets if soft == resource.RLIM_INFINITY else max(1, min(sockets, soft - FILES))
 
 
 class Life:

@@ -5,6 +5,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily
+from starlette.routing import Match, Route
 
 from packlight.server.accounts import Account
 
@@ -92,8 +93,6 @@ class _WithoutBirths:
 
 def route_of(app: Any, scope: MutableMapping[str, Any]) -> str:
     """The pattern of the app's route that a request goes to, or OTHER."""
-    from starlette.routing import Match, Route
-
     for route in getattr(app, "routes", ()):
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
             return route.path
