@@ -89,6 +89,11 @@ class Replies:
             completions = [run.completion() for run in self.asked.runs]
             yield {**self._part, "choices": [], "usage": self.usage(), **_timings(completions)}
 
+    def texts(self) -> list[str]:
+        """Prompts and what follows them, as far as it came."""
+        prompts = map(self._tokenizer.decode, self.asked.prompts)
+        return [*prompts, *(run.completion().text for run in self.asked.runs)]
+
     def usage(self) -> Reply:
         """The tokens of prompts and texts; a prompt of several texts counts once."""
         asked = self.asked
