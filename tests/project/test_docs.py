@@ -71,10 +71,10 @@ READING = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
 READ = re.findall(r"^\d+\. `([^`]+)`: (.*(?:\n   .*)*)", READING, re.MULTILINE)  # (file, what is said of it)
 
 
-def test_the_files_to_read_are_twelve_and_about_2800_lines():
+def test_the_files_to_read_are_twelve_and_about_3100_lines():
     lines = [len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file, _ in READ]
     assert len(lines) == 12
-    assert 2300 < sum(lines) < 3100, dict(zip(READ, lines, strict=True))
+    assert 2700 < sum(lines) < 3500, dict(zip(READ, lines, strict=True))
 
 
 @pytest.mark.parametrize(("file", "text"), READ, ids=[file for file, _ in READ])
@@ -103,7 +103,8 @@ def test_every_page_is_in_the_index():
 
 def test_the_rooms_are_drawn_in_the_order_of_their_floors():
     """The drawing in docs/reading.md has the floors of test_structure, lowest first."""
-    drawing = READING.partition("## The rooms of the house")[2].split("```")[1].replace("src/packlight/cli/", "cli/")
+    drawing = READING.partition("## The rooms of the house")[2].split("```")[1]
+    drawing = re.sub(r"src/packlight/(?=\w)", "", drawing)
     floors = [line for line in drawing.replace("src/", "").splitlines() if line[:1].strip()]
     drawn = [re.findall(r"(?:^|\s)([\w/]+)/(?=\s)", line) for line in floors]
     assert [sorted(room.replace("/", ".") for room in rooms) for rooms in drawn] == [sorted(rooms) for rooms in FLOORS]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from packlight.cli.commands import COMMANDS
-from packlight.cli.flags import COMMON, FLAGS, MESSAGES, PLAN, PROCESSES, SAMPLING, STRUCTURED, Command
+from packlight.cli.flags import COMMON, FLAGS, MESSAGES, PLAN, PROCESSES, SAMPLING, SERVING, STRUCTURED, Command
 from packlight.cli.spelling import ALIASES, MOOT
 from packlight.common.errors import ConfigError
 from packlight.common.text import near
@@ -32,6 +32,7 @@ TOPICS: Mapping[str, Topic] = {
     ),
     "structured": Topic("texts of a form, with the extra `grammar`", STRUCTURED),
     "running": Topic("what a model runs on, and how much it may take", (*PLAN, *PROCESSES)),
+    "serving": Topic("whom a server answers, how long, and what of a request", SERVING[4:]),
     "messages": Topic("what is said on stderr; NO_COLOR=1 turns colours off", MESSAGES),
     "spellings": Topic("other names of flags, mostly llama.cpp's; hyphens are underscores", ()),
 }
@@ -46,7 +47,7 @@ def overview() -> str:
             *(f"  {command.name:<{name_width}}{command.summary}\n" for command in COMMANDS.values()),
             "\n",
             *flag_lines(USUAL, brief=True),
-            f"more: COMMAND --help; help {', '.join(TOPICS)}\n",
+            f"COMMAND --help; help {', '.join(TOPICS)}\n",
         ]
     )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import numpy as np
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -25,7 +25,7 @@ from packlight.model.text.chat import KEY, prompt_ids, special_texts
 from packlight.serve.driver import Bounds
 from packlight.serve.slots import SlotsTakenError
 from packlight.server import fields
-from packlight.server.accounts import account_of
+from packlight.server.accounts import CLIENT_LEFT, account_of
 from packlight.server.errors import ApiError, api_error
 from packlight.server.generating import Generating
 from packlight.server.generation import Desk
@@ -107,6 +107,8 @@ class Server:
         async def answered(request: Request) -> Response:
             try:
                 return await handler(request)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_LEFT)
             except ApiError as error:
                 return json_response(error.body, error.status, error.headers)
             except Exception as error:
