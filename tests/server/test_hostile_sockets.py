@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_http import QUICK, ends, reply, request, served, until
 
+from packlight.server.life import make_room
+
 BODY = b'{"a": 1}'
 
 
@@ -299,7 +301,9 @@ def test_more_connections_than_there_may_be_are_told_so():
 
 
 def test_five_hundred_idle_sockets_leave_the_service_up():
-    """With the limits that users have."""
+    """With the limits that users have. Both ends of a connection are files of this process."""
+    if make_room(1100) < 1100:
+        pytest.skip("this process may not open 1,228 files")
     with served() as server, contextlib.ExitStack() as stack:
         for _ in range(500):
             stack.enter_context(server.connect())

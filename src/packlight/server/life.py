@@ -7,6 +7,7 @@ connections; its own server is not used, as it closes the socket when it drains,
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import errno
 import logging
 import os
@@ -182,6 +183,9 @@ class Life:
         if self._told_to_end.is_set():
             return True
         loop, limits = self._loop, self._settings.limits
+        if (sockets := make_room(limits.sockets)) < limits.sockets:
+            limits = dataclasses.replace(limits, sockets=sockets)
+            self._say(f"warning: this process may open few files: {sockets} connections at once; ulimit -n raises that")
         server = await loop.create_server(
             lambda: Connection(limits, self._metrics.reject, self._config, self._state, loop),
             sock=self._listener,
