@@ -164,6 +164,16 @@ def test_a_socket_that_cannot_be_is_one_line():
             bind("127.0.0.1", port)
 
 
+def test_small_answers_are_not_held_back():
+    """Each is written in two parts, of which the second would wait 40 ms for the first one's acknowledgement: 4 s."""
+    with served() as server, server.connect() as client:
+        began = time.monotonic()
+        for _ in range(100):
+            client.sendall(request())
+            assert reply(client).status == 200
+        assert time.monotonic() - began < 2
+
+
 @pytest.mark.parametrize("keys", [(), ("key",)])
 def test_an_open_door_is_warned_of(keys):
     with served(host="0.0.0.0", keys=Keys(keys)) as server:

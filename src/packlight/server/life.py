@@ -34,6 +34,8 @@ from packlight.server.origins import is_loopback
 from packlight.server.protocol import Connection
 from packlight.server.settings import Settings
 
+METRICS = "/metrics"
+WATCHED = (*OPEN, METRICS)  # paths that are asked all the time
 BACKLOG = 512  # connections that the system holds before they are accepted
 FILES = 128  # files that a process needs for anything but connections
 FLUSH_SECONDS = 2.0  # that finished answers have to reach their readers in at the end
@@ -50,7 +52,7 @@ class Gate:
         self.running = 0  # requests that the app has
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD"):
+        if scope["path"] == METRICS and scope["method"] in ("GET", "HEAD"):
             await _send(send, 200, self._metrics.text(), CONTENT_TYPE)
         elif self.app is not None and not self.draining:
             self.running += 1
@@ -84,8 +86,8 @@ def bind(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host={host}: {reason(error)}") from None
-    family, kind, _, _, address = found[0]
-    listener = socket.socket(family, kind)
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)  # unless TCP is named, asyncio leaves Nagle's 40 ms delay on
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -273,8 +275,9 @@ class Life:
 
     def _book(self, scope: Scope, account: Account) -> None:
         """Notes a request that has ended."""
-        self._metrics.book(route_of(self._gate.app, scope), account)
-        (self._detail if scope["path"] in (*OPEN, "/metrics") else self._say)(account.line())
+        own = scope["path"] in WATCHED
+        self._metrics.book(scope["path"] if own else route_of(self._gate.app, scope), account)
+        (self._detail if own else self._say)(account.line())
 
     def fault(self, error: BaseException) -> None:
         """Says an error that is our own fault. What it says itself, perhaps with a text in it, only --verbose shows."""
