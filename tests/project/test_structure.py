@@ -44,6 +44,7 @@ NO_JAX = (
     ),
     *("sources.find", "sources.listing", "serve.run", "serve.scheduler", "serve.slots"),
     *("inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
+    *("server.life", "server.app"),
 )
 
 

@@ -11,7 +11,7 @@ from raw_http import QUICK, Served, request, served, until
 
 from packlight.common.errors import ConfigError
 from packlight.server.accounts import Account
-from packlight.server.bodies import CHUNK, json_depth
+from packlight.server.bodies import json_depth
 from packlight.server.keys import VARIABLE, Keys, read_keys
 from packlight.server.limits import Limits, most_waiting, most_waiting_tokens
 from packlight.server.metrics import Metrics
@@ -280,9 +280,10 @@ def test_depth_of_other_bytes_is_the_slow_twins(body):
 
 
 @pytest.mark.parametrize("at", range(-2, 3))
-def test_depth_holds_over_the_ends_of_chunks(at):
+def test_depth_holds_over_the_ends_of_chunks(at, monkeypatch):
+    monkeypatch.setattr("packlight.server.bodies.CHUNK", 16)
     for middle in (b'["[[\\"[["', b'[{"a":"]]"}', b"[[["):
-        body = b"[" + b" " * (CHUNK - 4 + at) + middle + b"[[1]]"
+        body = b"[" + b" " * (12 + at) + middle + b"[[1]]"
         assert json_depth(body) == slow_depth(body)
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_http import QUICK, ends, reply, request, served, until
 
-from packlight.server.life import make_room
+from packlight.server.listening import make_room
 
 BODY = b'{"a": 1}'
 

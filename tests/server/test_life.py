@@ -16,7 +16,7 @@ from raw_http import QUICK, Served, ends, reply, request, routes, served, until
 
 from packlight.common.errors import ConfigError
 from packlight.server.keys import Keys
-from packlight.server.life import bind, make_room
+from packlight.server.listening import bind, make_room
 from packlight.server.settings import Settings
 
 
