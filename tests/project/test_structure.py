@@ -45,6 +45,7 @@ NO_JAX = (
     *("sources.find", "sources.listing", "serve.run", "serve.scheduler", "serve.slots"),
     *("serve.driver", "server.app", "server.requests", "server.generation"),
     *("inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
+    *("server.life", "server.app"),
 )
 
 

@@ -7,11 +7,11 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_http import QUICK, Served, request, served, until
+from raw_http import Served, request, served, until
 
 from packlight.common.errors import ConfigError
 from packlight.server.accounts import Account
-from packlight.server.bodies import CHUNK, json_depth
+from packlight.server.bodies import json_depth
 from packlight.server.keys import VARIABLE, Keys, read_keys
 from packlight.server.limits import Limits, most_waiting, most_waiting_tokens
 from packlight.server.metrics import Metrics
@@ -20,13 +20,13 @@ from packlight.server.origins import Origins
 
 @pytest.fixture(scope="module")
 def server():
-    with served(limits=QUICK) as running:
+    with served() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def locked():
-    with served(limits=QUICK, keys=Keys(["first-key", "second-key"])) as running:
+    with served(keys=Keys(["first-key", "second-key"])) as running:
         yield running
 
 
@@ -102,7 +102,7 @@ PREFLIGHT = {"Access_Control_Request_Method": "POST", "Access_Control_Request_He
 
 
 def test_pages_of_chosen_origins_may_use_the_server():
-    with served(limits=QUICK, cors_origins=("https://app.example",), keys=Keys(["key"])) as server:
+    with served(cors_origins=("https://app.example",), keys=Keys(["key"])) as server:
         told = server.ask(request("/echo", "OPTIONS", Origin="https://app.example", **PREFLIGHT))
         assert told.status == 204
         assert told.headers["access-control-allow-origin"] == "https://app.example"
@@ -120,7 +120,7 @@ def test_pages_of_chosen_origins_may_use_the_server():
 
 
 def test_any_origin_may_where_all_do():
-    with served(limits=QUICK, cors_origins=("*",)) as server:
+    with served(cors_origins=("*",)) as server:
         told = server.ask(request("/echo", "POST", b"{}", Origin="null"))
         assert (told.status, told.headers["access-control-allow-origin"]) == (200, "*")
         assert "access-control-allow-credentials" not in told.headers
@@ -280,9 +280,10 @@ def test_depth_of_other_bytes_is_the_slow_twins(body):
 
 
 @pytest.mark.parametrize("at", range(-2, 3))
-def test_depth_holds_over_the_ends_of_chunks(at):
+def test_depth_holds_over_the_ends_of_chunks(at, monkeypatch):
+    monkeypatch.setattr("packlight.server.bodies.CHUNK", 16)
     for middle in (b'["[[\\"[["', b'[{"a":"]]"}', b"[[["):
-        body = b"[" + b" " * (CHUNK - 4 + at) + middle + b"[[1]]"
+        body = b"[" + b" " * (12 + at) + middle + b"[[1]]"
         assert json_depth(body) == slow_depth(body)
 
 
@@ -294,7 +295,7 @@ def test_depth_takes_no_longer_for_worse_bytes(body):
 
 
 def test_deep_json_is_refused(server):
-    deep = QUICK.depth
+    deep = Limits().depth
     assert server.ask(request("/echo", "POST", b"[" * deep + b"]" * deep)).status == 200
     told = server.ask(request("/echo", "POST", b"[" * (deep + 1)))
     assert (told.status, told.code) == (400, "json_too_deep")
@@ -375,7 +376,7 @@ def numbers(server: Served) -> dict[str, float]:
 
 
 def test_metrics_count_what_happens():
-    with served(limits=QUICK) as server:
+    with served() as server:
         server.metrics.watch(lambda: 2, lambda: 5, lambda: 4, lambda: 1)
         server.metrics.observe_gap(0.02)
         server.ask(request("/echo", "POST", b"{}"))

@@ -16,7 +16,7 @@ from raw_http import QUICK, Served, ends, reply, request, routes, served, until
 
 from packlight.common.errors import ConfigError
 from packlight.server.keys import Keys
-from packlight.server.life import bind
+from packlight.server.listening import bind, make_room
 from packlight.server.settings import Settings
 
 
@@ -164,12 +164,34 @@ def test_a_socket_that_cannot_be_is_one_line():
             bind("127.0.0.1", port)
 
 
+def test_small_answers_are_not_held_back():
+    """Each is written in two parts, of which the second would wait 40 ms for the first one's acknowledgement: 4 s."""
+    with served() as server, server.connect() as client:
+        began = time.monotonic()
+        for _ in range(100):
+            client.sendall(request())
+            assert reply(client).status == 200
+        assert time.monotonic() - began < 2
+
+
 @pytest.mark.parametrize("keys", [(), ("key",)])
 def test_an_open_door_is_warned_of(keys):
     with served(host="0.0.0.0", keys=Keys(keys)) as server:
         assert bool(server.said("warning: --host=0.0.0.0 lets everyone")) == (not keys)
     with served() as server:
         assert not server.said("warning")
+
+
+def test_connections_follow_the_limit_of_open_files(monkeypatch):
+    asked = []
+    monkeypatch.setattr("resource.setrlimit", lambda _, limits: asked.append(limits))
+    for limits, sockets in {(256, 256): 128, (256, 4096): 512, (1024, 4096): 512, (100, 100): 1}.items():
+        monkeypatch.setattr("resource.getrlimit", lambda _, limits=limits: limits)
+        assert make_room(512) == sockets
+    assert asked == [(256, 256), (640, 4096), (100, 100)]
+    monkeypatch.setattr("resource.getrlimit", lambda _: (256, 256))
+    with served() as server:
+        assert server.said("warning: this process may open few files: 128 connections at once")
 
 
 def test_only_this_machine_reaches_it_unless_told():

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import msgspec
+from starlette.requests import ClientDisconnect
 
 from packlight.server.accounts import Account, account_of
 from packlight.server.bodies import json_depth
@@ -33,10 +34,6 @@ NAMES = re.compile(rb"[\w-]+(?:\s*,\s*[\w-]+)*")  # of headers
 LARGE = 1 << 20  # bytes of a body that is looked at beside the event loop
 RETRY = 5  # seconds after which a client that was refused for want of room may try again
 CLOSE = (b"connection", b"close")
-
-
-class LeftError(Exception):
-    """The client went before its body had come."""
 
 
 class Guard:
@@ -67,7 +64,7 @@ class Guard:
         except ApiError as error:
             account.reason = error.code
             await answer.refuse(error)
-        except LeftError:
+        except ClientDisconnect:
             pass
         except asyncio.CancelledError:
             if account.status is None:
@@ -140,7 +137,7 @@ class Guard:
         await answer({"type": "http.response.body", "body": b""})
 
     async def _body(self, scope: Scope, receive: Receive, held: list[int]) -> bytes:
-        """The body, once all of it has come. Raises ApiError, LeftError.
+        """The body, once all of it has come. Raises ApiError, ClientDisconnect.
 
         held: the bytes of it that have come so far.
         """
@@ -158,7 +155,7 @@ class Guard:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise LeftError
+                raise ClientDisconnect
             chunk, more = message.get("body", b""), message.get("more_body", False)
             chunks.append(chunk)
             held[0] += len(chunk)

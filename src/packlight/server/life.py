@@ -7,11 +7,10 @@ connections; its own server is not used, as it closes the socket when it drains,
 import asyncio
 import contextlib
 import contextvars
-import errno
+import dataclasses
 import logging
 import os
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,18 +22,18 @@ import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.server import ServerState
 
-from packlight.common.errors import ConfigError
-from packlight.common.text import reason, shown
+from packlight.common.text import shown
 from packlight.server.accounts import Account
 from packlight.server.errors import ApiError
 from packlight.server.guard import OPEN, RETRY, App, Guard, Receive, Scope, Send
+from packlight.server.listening import BACKLOG, bind, make_room
 from packlight.server.metrics import CONTENT_TYPE, Metrics, route_of
 from packlight.server.origins import is_loopback
 from packlight.server.protocol import Connection
 from packlight.server.settings import Settings
 
-BACKLOG = 512  # connections that the system holds before they are accepted
-FILES = 128  # files that a process needs for anything but connections
+METRICS = "/metrics"
+WATCHED = (*OPEN, METRICS)  # paths that are asked all the time
 FLUSH_SECONDS = 2.0  # that finished answers have to reach their readers in at the end
 MOST_SHOWN = 100_000  # characters of a text that is said
 TICK = 0.05  # seconds between two looks at whether all has ended
@@ -50,7 +49,7 @@ class Gate:
         self.running = 0  # requests that the app has
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD"):
+        if scope["path"] == METRICS and scope["method"] in ("GET", "HEAD"):
             await _send(send, 200, self._metrics.text(), CONTENT_TYPE)
         elif self.app is not None and not self.draining:
             self.running += 1
@@ -74,41 +73,6 @@ async def _send(send: Send, status: int, body: bytes, kind: str, *headers: tuple
     told = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": told})
     await send({"type": "http.response.body", "body": body})
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises ConfigError naming the flag that is wrong."""
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"--port={port} is none of 0 to 65535")
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"--host={host}: {reason(error)}") from None
-    family, kind, _, _, address = found[0]
-    listener = socket.socket(family, kind)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        flag = f"--port={port}" if error.errno in (errno.EADDRINUSE, errno.EACCES) else f"--host={host}"
-        raise ConfigError(f"{flag}: {reason(error)}") from None
-    listener.setblocking(False)
-    return listener
-
-
-def make_room(sockets: int) -> int:
-    """How many connections this process may have of so many: its limit of open files is raised where it may be."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return sockets
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < sockets + FILES:
-        soft = sockets + FILES if hard == resource.RLIM_INFINITY else min(hard, sockets + FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return sockets if soft == resource.RLIM_INFINITY else max(1, min(sockets, soft - FILES))
 
 
 class Life:
@@ -183,6 +147,9 @@ class Life:
         if self._told_to_end.is_set():
             return True
         loop, limits = self._loop, self._settings.limits
+        if (sockets := make_room(limits.sockets)) < limits.sockets:
+            limits = dataclasses.replace(limits, sockets=sockets)
+            self._say(f"warning: this process may open few files: {sockets} connections at once; ulimit -n raises that")
         server = await loop.create_server(
             lambda: Connection(limits, self._metrics.reject, self._config, self._state, loop),
             sock=self._listener,
@@ -270,8 +237,9 @@ class Life:
 
     def _book(self, scope: Scope, account: Account) -> None:
         """Notes a request that has ended."""
-        self._metrics.book(route_of(self._gate.app, scope), account)
-        (self._detail if scope["path"] in (*OPEN, "/metrics") else self._say)(account.line())
+        own = scope["path"] in WATCHED
+        self._metrics.book(scope["path"] if own else route_of(self._gate.app, scope), account)
+        (self._detail if own else self._say)(account.line())
         for text in account.texts or ():
             self._say(f"text: {shown(text, MOST_SHOWN)}")
 
