@@ -203,7 +203,7 @@ assert all(found["memory_limit = 2 GB"].values())
 assert all(found["prefill_buckets = [16]"].values())
 for name in ("prefill_buckets = [16, 32, 64]", "decode_batch = [1, 2]"):
     assert sum(not hit for hit in found[name].values()) == 1
-assert [key.phase for key, hit in found["kv_dtype = bfloat16"].items() if hit] == ["head", "head"]
+assert [key.phase for key, hit in found["kv_dtype = bfloat16"].items() if hit] == ["head", "head", "score"]
 assert not any(found["cpu_kernels = reference"].values())
 assert not any(found["no option of XLA"].values())
 

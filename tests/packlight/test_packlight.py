@@ -608,6 +608,13 @@ def test_logprobs_are_the_models_own(llm):
             assert bytes(each.bytes) == llm.tokenizer.piece(each.token_id)
             assert each.token == bytes(each.bytes).decode(errors="replace")
     assert llm.generate("hello", max_tokens=1).logprobs is None
+    scored = llm.generate(completion.prompt_token_ids + completion.token_ids, prompt_logprobs=4, max_tokens=0)
+    assert scored.prompt_logprobs is not None
+    for said, chosen in zip(scored.prompt_logprobs[first + 1 :], completion.logprobs, strict=True):
+        assert said is not None
+        assert (said.token_id, said.bytes) == (chosen.token_id, chosen.bytes)
+        assert said.logprob == pytest.approx(chosen.logprob, abs=bound)
+    assert completion.prompt_logprobs is None
 
 
 def test_several_completions_of_a_prompt(llm):

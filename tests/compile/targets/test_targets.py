@@ -206,13 +206,8 @@ def test_the_command_compiles_every_step(name, path, tmp_path):
     assert result["compile"] == {"hits": 0, "misses": STEPS, "compiled": STEPS}
     assert result["target"]["chip"]["device_kind"] == target.chip.device_kind
     assert result["memory"]["limit_bytes"] == target.chip.memory
-    assert [row["step"].split("[")[0] for row in result["executables"]] == [
-        "prefill",
-        "head",
-        "score",
-        "decode",
-        "copy",
-    ]
+    phases = [row["step"].split("[")[0] for row in result["executables"]]
+    assert phases == ["prefill", "head", "score", "decode", "copy"]
     assert all(row["unpacked"] == {} and row["fits"] for row in result["executables"])
     assert len(list((tmp_path / "store").glob("*.aot"))) == STEPS
     assert done.stderr.splitlines()[0].startswith("memory: weights ")
