@@ -12,10 +12,10 @@ _BARE = re.compile(r"[^,\]}\s]+")
 
 
 def loaded(text: str) -> Any:
-    """A JSON text's value; None for what is none."""
+    """A JSON text's value; None for what is none, or too deep."""
     try:
         return json.loads(text, strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -61,7 +61,7 @@ def typed(text: str, types: set[str] | None) -> str:
     bare = text.strip()
     try:
         value = _WORDS[bare] if bare in _WORDS else json.loads(bare)
-    except ValueError:
+    except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
     kinds = {_NAMES[type(value)]} | ({"number"} if type(value) is int else set())
     if types and "string" in types and not kinds & (types - {"string"}):

@@ -10,11 +10,12 @@ from conftest import SHARED
 from golden_models import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processor import seconds
 from reply_templates import SPECIALS, TEMPLATES, made
 
 from packlight.common.errors import ConfigError
 from packlight.model.text.chat import ChatTemplateError
-from packlight.model.text.replies import probe
+from packlight.model.text.replies import probe, values
 from packlight.model.text.replies.deltas import CallArguments, CallBegun, Content, Reasoning, call_ids
 from packlight.model.text.replies.format import ReplyFormat, Shape
 from packlight.model.text.replies.parser import ReplyParser
@@ -134,7 +135,7 @@ def parsed(form, tokenizer, ids, tools=TOOLS, **options):
     for index, call in enumerate(parser.calls):
         said = "".join(d.text for d in deltas if isinstance(d, CallArguments) and d.index == index)
         assert call.arguments == said
-        assert not call.complete or isinstance(json.loads(said), dict)
+        assert not call.complete or isinstance(json.loads(said, strict=False), dict)
     return parser
 
 
@@ -382,3 +383,58 @@ def test_channels_without_their_headers_are_content():
     assert reply(form, called[:-1]).content == '{"days": 1'
     spoken = harmony + "commentary<|message|>Let me look.<|end|><|start|>assistant<|channel|>final<|message|>7"
     assert reply(form, spoken).content == "Let me look.7"
+
+
+@pytest.mark.parametrize(
+    ("text", "types", "value"),
+    [
+        ("7", {"string"}, "7"),
+        ("7", {"integer"}, 7),
+        ("7", {"number", "string"}, 7),
+        ("7", {"string", "null"}, "7"),
+        ("null", {"string", "null"}, None),
+        ("None", {"null", "integer"}, None),
+        ("True", {"boolean"}, True),
+        ("True", {"string"}, "True"),
+        ('{"a": [1]}', {"object"}, {"a": [1]}),
+        ('{"a": [1]}', {"string"}, '{"a": [1]}'),
+        ('"x"', {"string", "integer"}, '"x"'),
+        ("x y\n", set(), "x y\n"),
+        (" 7", set(), 7),
+        ("[" * 100_000, {"array"}, "[" * 100_000),
+    ],
+)
+def test_a_value_without_quotes_is_what_its_schema_says(text, types, value):
+    assert json.loads(values.typed(text, types)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{a:1,b:[true,<q>x"}<q>,None],c:{}}', {"a": 1, "b": [True, 'x"}', None], "c": {}}),
+        ("{}", {}),
+        ("{a:<q>", None),
+        ("{a}", None),
+        ("[1]", None),
+        ("{a:" * 100_000, None),
+    ],
+)
+def test_values_as_gemma_writes_them(text, value):
+    found = values.gemma(text, "<q>")
+    assert (found and json.loads(found)) == value
+
+
+def test_a_schemas_types_are_found_behind_references():
+    schema = {
+        "$defs": {"U": {"enum": ["a", "b"]}},
+        "properties": {"u": {"$ref": "#/$defs/U"}, "v": {"anyOf": [{"type": "null"}, {"type": "string"}]}, "w": True},
+    }
+    found = {key: values.types_of(inner) for key, inner in values.properties_of(schema).items()}
+    assert found == {"u": {"string"}, "v": {"null", "string"}, "w": set()}
+
+
+def test_openings_without_end_take_their_time_only():
+    began = seconds()
+    text = '<tool_call>{"name": "x' * 3000
+    assert reply(TAGS, text, specials=(), size=lambda: 7).content == text
+    assert seconds() - began < 4
