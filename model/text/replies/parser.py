@@ -67,7 +67,7 @@ class ReplyParser(CallReader):
             self._text += self._decoder.decode(b"", final=True)
             self._ended = True
             self._advance("")
-            self._flush()
+            self._show("", final=True)
         fresh, self._fresh = "".join(self._fresh), []
         return fresh
 
@@ -108,6 +108,8 @@ class ReplyParser(CallReader):
 
     def _flush(self) -> None:
         self._show("", final=True)
+        if self.stopped:  # what was held back was a stop string, and no call follows it
+            raise BrokenError
 
     def _think(self, text: str) -> None:
         """Gives thinking out; one thought after another behind an empty line."""

@@ -363,6 +363,7 @@ def test_a_guarded_calls_arguments_come_as_they_are_written():
 def test_a_stop_string_ends_content_and_no_thought():
     result = reply(TAGS, f"<think>END</think>Yes END {GOOD}", stop=("END",))
     assert (result.reasoning, result.content, result.calls, result.stopped) == ("END", "Yes ", [], True)
+    assert told(reply(TAGS, f"a b{GOOD}", stop=(f"b{GOOD}+", "b")))[:3] == ("a ", "", [])
     assert reply(TAGS, GOOD, stop=("city",)).finish_reason("stop") == "tool_calls"
 
 
