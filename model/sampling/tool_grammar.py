@@ -40,7 +40,8 @@ def reply_grammar(
     a tool's name makes it one call of that. parallel: whether there may be several calls. schema: of the content.
     thinking: the prompt ends inside of thinking. Where a model thinks it may do so first.
 
-    Raises ConfigError naming a tool that is unknown, or that is strict and has a schema that cannot be enforced.
+    Raises ConfigError naming a tool that is unknown, or that is strict and has a schema that cannot be enforced, and
+    for a schema of the content that cannot be.
     """
     tools = [] if choice == "none" else tools
     named = [tool for tool in tools if tool["function"]["name"] == choice]
@@ -50,6 +51,8 @@ def reply_grammar(
         raise ConfigError("tool_choice 'required' needs tools")
     if not tools and schema is None:
         return None
+    if schema is not None and (problem := _problem(schema)):
+        raise ConfigError(f"json_schema: {problem}")
     several = parallel and form.parallel and not named
     writer = _Writer(form, tokenizer)
     if form.shape is Shape.CHANNELS:
@@ -145,9 +148,9 @@ class _Writer:
 
     def _called(self, tools: Sequence[Mapping[str, Any]], several: bool) -> str:
         """Any text and then calls, which the first marker makes them."""
-        calls, opens = self._calls(tools, several), self._marker(self._form.opens.lstrip())
+        opens = self._marker(self._form.opens.lstrip())
         if opens.startswith("<["):
-            return self._rule(f"TEXT {calls}")
+            return self._rule(f"TEXT {self._calls(tools, several)}")
         first = json.loads(re.split(r" (?=<\[)", opens, maxsplit=1)[0]).split()[0]
         begun = self._rule(f"{ANY} {json.dumps(first)}", "[lazy]")
         return self._rule(f"{begun} {self._calls(tools, several, without=first)}")

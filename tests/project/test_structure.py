@@ -45,7 +45,7 @@ NO_JAX = (
         "demo",
     ),
     *("sources.find", "sources.listing", "serve.run", "serve.scheduler", "serve.slots"),
-    *("inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
+    *("conversing", "inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
 )
 
 

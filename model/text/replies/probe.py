@@ -58,6 +58,8 @@ class _Probe:
 
     def found(self) -> ReplyFormat:
         told = self.render(USER, tools=TOOLS, answers=True) or ""
+        if not told and self.render(USER, answers=True) is None:  # it renders nothing, and may take long for it
+            return ReplyFormat()
         thinking = self._thinking(told)
         as_text = self.render(USER, calling(1)) is None and self.render(USER, calling(1, as_text=True)) is not None
         calls = self._calls(told, thinking.think_close, as_text)

@@ -105,8 +105,13 @@ class Cut:
             at = match.end()
         return [*ids, *self.plain(text[at:], size)]
 
+    def plain_or_marks(self, data, size):
+        """The ids of bytes that may end inside a character."""
+        whole = data.decode(errors="ignore")
+        return [*self.cut(whole, size), *self.plain(data[len(whole.encode()) :], size)]
+
     def plain(self, text, size):
-        data, ids = text.encode(), []
+        data, ids = text.encode() if isinstance(text, str) else text, []
         while data:
             count = size()
             self.pieces.append(data[:count])
@@ -290,6 +295,22 @@ def test_a_reply_cut_short_never_has_a_whole_call_too_many(guarded):
         if not guarded:  # then what is no whole call is content
             assert len(whole) == len(result.calls)
             assert end < 20 or result.content.startswith("Hm.")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_turn_cut_at_any_byte_is_the_same_in_a_stream(formats, name):
+    template, form = formats[name]
+    tools = TOOLS if form.shape else ()
+    thought = "Hm, \u00e9." if form.messages.reasoning else ""
+    calls = [("get_weather", ARGUMENTS[0]), ("look-up", ARGUMENTS[2])][: 2 if form.parallel else bool(tools)]
+    data = written(template, form, "" if calls else "Two.", thought, calls).encode()
+    for end in range(0, len(data), 1 if name in FILES else 5):
+        for guarded in (False, True):
+            whole, stream = (
+                parsed(form, tokenizer, tokenizer.plain_or_marks(data[:end], size), tools, guarded=guarded)
+                for tokenizer, size in ((Cut(SPECIALS), lambda: 10**9), (Cut(SPECIALS), lambda: 1))
+            )
+            assert told(whole) == told(stream)
 
 
 def test_letters_open_nothing_where_the_vocabulary_has_tokens():
