@@ -14,7 +14,7 @@ from packlight.common.text import shown
 from packlight.model.sampling.grammar import WHITE_SPACE
 from packlight.model.text.replies.format import ReplyFormat, Shape
 from packlight.model.text.replies.reading import Markers, marks
-from packlight.model.text.replies.values import properties_of, types_of
+from packlight.model.text.replies.values import options_of, properties_of, required_of, types_of
 
 ANY = "/(.|\\n)*/"
 BLANK = "/[ \\n]{0,4}/"
@@ -55,9 +55,12 @@ def reply_grammar(
         raise ConfigError(f"json_schema: {problem}")
     several = parallel and form.parallel and not named
     writer = _Writer(form, tokenizer)
-    if form.shape is Shape.CHANNELS:
-        return writer.channels(named or tools, choice == "auto" or not tools, schema)
-    return writer.reply(named or tools, choice == "auto", several, schema, thinking)
+    try:
+        if form.shape is Shape.CHANNELS:
+            return writer.channels(named or tools, choice == "auto" or not tools, schema)
+        return writer.reply(named or tools, choice == "auto", several, schema, thinking)
+    except RecursionError:
+        raise ConfigError("tools: a schema is nested too deeply") from None
 
 
 class _Writer:
@@ -183,7 +186,7 @@ class _Writer:
             case Shape.TAGGED:
                 return self._rule(f"{json.dumps(name)} {self._marker(form.arguments_open)} {self._tags(tool, number)}")
             case Shape.GEMMA:
-                return self._rule(f"{json.dumps(name)} {self._gemma(_schema(tool), tool, number)}")
+                return self._rule(f"{json.dumps(name)} {self._gemma(_schema(tool, number), tool, number)}")
         keys = json.dumps(form.name_key), json.dumps(form.arguments_key)
         ids = f'{json.dumps(f", {json.dumps(form.id_key)}: ")} "\\"" ID "\\""' if form.id_key else ""
         arguments = self._arguments(tool, number)
@@ -197,21 +200,21 @@ class _Writer:
 
     def _arguments(self, tool: Mapping[str, Any], number: int) -> str:
         """A tool's arguments as JSON; any object where its schema cannot be enforced."""
-        schema = _schema(tool)
+        schema = _schema(tool, number)
         if problem := _problem(schema):
             _refuse(tool, number, problem)
             schema = OBJECT
-        return self._json({**OBJECT, **schema})
+        return self._json(schema)
 
     def _tags(self, tool: Mapping[str, Any], number: int) -> str:
         """A tool's arguments between tags, in the order of its schema."""
-        form, schema, parts = self._form, _schema(tool), []
+        form, schema, parts = self._form, _schema(tool, number), []
         if problem := _problem(schema):
             _refuse(tool, number, problem)
         for key, inner in properties_of(schema).items():
             value = self._tagged(key, inner, schema, tool, number)
             part = f"{self._marker(form.key_open)} {json.dumps(key)} {self._marker(form.value_open)} {value}"
-            parts.append(part if key in schema.get("required", ()) else f"({part})?")
+            parts.append(part if key in required_of(schema) else f"({part})?")
         return self._rule(" ".join(parts) or '""')
 
     def _tagged(
@@ -219,8 +222,7 @@ class _Writer:
     ) -> str:
         """A value and the tag behind it."""
         close, types = self._form.value_close, types_of(inner)
-        options = inner.get("enum")
-        if options and types == {"string"}:
+        if options := _words(inner):
             return f"({' | '.join(map(json.dumps, options))}) {self._marker(close)}"
         if types and "string" not in types:
             known = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
@@ -235,9 +237,8 @@ class _Writer:
         """A value in Gemma 4's notation."""
         inner = schema if isinstance(schema, Mapping) else {}
         again = lambda part: self._gemma(part, tool, number)  # noqa: E731
-        options = inner.get("enum")
         quote = self._marker(self._form.quote)
-        if options and all(isinstance(option, str) for option in options):
+        if options := _words(inner):
             return f"({' | '.join(f'{quote} {json.dumps(option)} {quote}' for option in options)})"
         known = {"type", "properties", "required", "items", "additionalProperties"} | FREE
         if inner.keys() - known:
@@ -256,7 +257,7 @@ class _Writer:
             case "array" if "items" in inner:
                 item = again(inner["items"])
                 return self._rule(f'"[" ({item} ("," {item})*)? "]"')
-            case "object" if "properties" in inner:
+            case "object" if properties_of(inner):
                 return self._members(inner, again)
             case "object":
                 return self._anything("members")
@@ -265,13 +266,13 @@ class _Writer:
     def _members(self, schema: Mapping[str, Any], value: Any) -> str:
         """The members of an object in the order of its schema, with commas between those that are there."""
         rest = {True: '""', False: '""'}  # what follows, by whether a member came before
-        for key, inner in reversed([*schema["properties"].items()]):
+        for key, inner in reversed([*properties_of(schema).items()]):
             member = f"{json.dumps(key + ':')} {value(inner)}"
             found = {}
             for begun in (True, False):
                 comma = '","' if begun else ""
                 present = f"{comma} {member} {rest[True]}"
-                optional = key not in schema.get("required", ())
+                optional = key not in required_of(schema)
                 found[begun] = self._rule(f"{present} | {rest[begun]}" if optional else present)
             rest = found
         return self._rule(f'"{{" {rest[False]} "}}"')
@@ -293,15 +294,23 @@ class _Writer:
 def _any_text(schema: Mapping[str, Any]) -> bool:
     """Whether any text without quotes is a value that the schema allows, as `typed` reads it."""
     simple = types_of(schema) <= {"string", "null", "boolean", "integer", "number"}
-    parts = schema.get("anyOf") or schema.get("oneOf") or [schema]
-    plain = all(isinstance(part, Mapping) and part.keys() <= FREE for part in parts)
+    plain = all(part.keys() <= FREE for part in options_of(schema) or [schema])
     return "string" in types_of(schema) and simple and plain and schema.keys() <= FREE | {"anyOf", "oneOf"}
 
 
-def _schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's arguments."""
-    found = tool["function"].get("parameters")
-    return found if isinstance(found, Mapping) and found else OBJECT
+def _words(schema: Mapping[str, Any]) -> list[str]:
+    """The texts that a value must be one of; none where it may be others."""
+    given = schema.get("enum")
+    return given if isinstance(given, list) and all(isinstance(option, str) for option in given) else []
+
+
+def _schema(tool: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """The schema of a tool's arguments, which are an object."""
+    found = tool["function"].get("parameters") or OBJECT
+    if not isinstance(found, Mapping) or (types_of(found) and "object" not in types_of(found)):
+        _refuse(tool, number, "its parameters are no object")
+        return OBJECT
+    return {**found, **OBJECT}
 
 
 def _refuse(tool: Mapping[str, Any], number: int, problem: str) -> None:

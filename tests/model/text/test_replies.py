@@ -18,6 +18,7 @@ from packlight.model.text.chat import ChatTemplateError
 from packlight.model.text.replies import probe, values
 from packlight.model.text.replies.deltas import CallArguments, CallBegun, Content, Reasoning, call_ids
 from packlight.model.text.replies.format import ReplyFormat, Shape
+from packlight.model.text.replies.measure import turn_at
 from packlight.model.text.replies.parser import ReplyParser
 from packlight.model.text.specials import END_TEXTS
 from packlight.model.text.streaming import TextStream
@@ -228,7 +229,7 @@ def written(template, form, content, thought, calls):
     prompt = made(template, [probe.USER], True, TOOLS, eos_token="<eos>").text
     text = made(template, [probe.USER, message], False, TOOLS, eos_token="<eos>").text
     opened = form.begins_thinking(prompt) and not text.startswith(prompt)  # the turn has none
-    text = "</think>" * opened + text[probe._turn(text, prompt) :]
+    text = "</think>" * opened + text[turn_at(text, prompt) :]
     ends = "|".join(map(re.escape, (*END_TEXTS, "<eos>")))
     return re.sub(rf"(\s*({ends}))*\s*$", "", text)
 
