@@ -14,7 +14,7 @@ from packlight.common.text import shown
 from packlight.model.sampling.grammar import WHITE_SPACE
 from packlight.model.text.replies.format import ReplyFormat, Shape
 from packlight.model.text.replies.reading import Markers, marks
-from packlight.model.text.replies.values import properties_of, types_of
+from packlight.model.text.replies.values import options_of, properties_of, required_of, types_of
 
 ANY = "/(.|\\n)*/"
 BLANK = "/[ \\n]{0,4}/"
@@ -40,7 +40,8 @@ def reply_grammar(
     a tool's name makes it one call of that. parallel: whether there may be several calls. schema: of the content.
     thinking: the prompt ends inside of thinking. Where a model thinks it may do so first.
 
-    Raises ConfigError naming a tool that is unknown, or that is strict and has a schema that cannot be enforced.
+    Raises ConfigError naming a tool that is unknown, or that is strict and has a schema that cannot be enforced, and
+    for a schema of the content that cannot be.
     """
     tools = [] if choice == "none" else tools
     named = [tool for tool in tools if tool["function"]["name"] == choice]
@@ -50,11 +51,16 @@ def reply_grammar(
         raise ConfigError("tool_choice 'required' needs tools")
     if not tools and schema is None:
         return None
+    if schema is not None and (problem := _problem(schema)):
+        raise ConfigError(f"json_schema: {problem}")
     several = parallel and form.parallel and not named
     writer = _Writer(form, tokenizer)
-    if form.shape is Shape.CHANNELS:
-        return writer.channels(named or tools, choice == "auto" or not tools, schema)
-    return writer.reply(named or tools, choice == "auto", several, schema, thinking)
+    try:
+        if form.shape is Shape.CHANNELS:
+            return writer.channels(named or tools, choice == "auto" or not tools, schema)
+        return writer.reply(named or tools, choice == "auto", several, schema, thinking)
+    except RecursionError:
+        raise ConfigError("tools: a schema is nested too deeply") from None
 
 
 class _Writer:
@@ -145,9 +151,9 @@ class _Writer:
 
     def _called(self, tools: Sequence[Mapping[str, Any]], several: bool) -> str:
         """Any text and then calls, which the first marker makes them."""
-        calls, opens = self._calls(tools, several), self._marker(self._form.opens.lstrip())
+        opens = self._marker(self._form.opens.lstrip())
         if opens.startswith("<["):
-            return self._rule(f"TEXT {calls}")
+            return self._rule(f"TEXT {self._calls(tools, several)}")
         first = json.loads(re.split(r" (?=<\[)", opens, maxsplit=1)[0]).split()[0]
         begun = self._rule(f"{ANY} {json.dumps(first)}", "[lazy]")
         return self._rule(f"{begun} {self._calls(tools, several, without=first)}")
@@ -180,7 +186,7 @@ class _Writer:
             case Shape.TAGGED:
                 return self._rule(f"{json.dumps(name)} {self._marker(form.arguments_open)} {self._tags(tool, number)}")
             case Shape.GEMMA:
-                return self._rule(f"{json.dumps(name)} {self._gemma(_schema(tool), tool, number)}")
+                return self._rule(f"{json.dumps(name)} {self._gemma(_schema(tool, number), tool, number)}")
         keys = json.dumps(form.name_key), json.dumps(form.arguments_key)
         ids = f'{json.dumps(f", {json.dumps(form.id_key)}: ")} "\\"" ID "\\""' if form.id_key else ""
         arguments = self._arguments(tool, number)
@@ -194,21 +200,21 @@ class _Writer:
 
     def _arguments(self, tool: Mapping[str, Any], number: int) -> str:
         """A tool's arguments as JSON; any object where its schema cannot be enforced."""
-        schema = _schema(tool)
+        schema = _schema(tool, number)
         if problem := _problem(schema):
             _refuse(tool, number, problem)
             schema = OBJECT
-        return self._json({**OBJECT, **schema})
+        return self._json(schema)
 
     def _tags(self, tool: Mapping[str, Any], number: int) -> str:
         """A tool's arguments between tags, in the order of its schema."""
-        form, schema, parts = self._form, _schema(tool), []
+        form, schema, parts = self._form, _schema(tool, number), []
         if problem := _problem(schema):
             _refuse(tool, number, problem)
         for key, inner in properties_of(schema).items():
             value = self._tagged(key, inner, schema, tool, number)
             part = f"{self._marker(form.key_open)} {json.dumps(key)} {self._marker(form.value_open)} {value}"
-            parts.append(part if key in schema.get("required", ()) else f"({part})?")
+            parts.append(part if key in required_of(schema) else f"({part})?")
         return self._rule(" ".join(parts) or '""')
 
     def _tagged(
@@ -216,8 +222,7 @@ class _Writer:
     ) -> str:
         """A value and the tag behind it."""
         close, types = self._form.value_close, types_of(inner)
-        options = inner.get("enum")
-        if options and types == {"string"}:
+        if options := _words(inner):
             return f"({' | '.join(map(json.dumps, options))}) {self._marker(close)}"
         if types and "string" not in types:
             known = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
@@ -232,9 +237,8 @@ class _Writer:
         """A value in Gemma 4's notation."""
         inner = schema if isinstance(schema, Mapping) else {}
         again = lambda part: self._gemma(part, tool, number)  # noqa: E731
-        options = inner.get("enum")
         quote = self._marker(self._form.quote)
-        if options and all(isinstance(option, str) for option in options):
+        if options := _words(inner):
             return f"({' | '.join(f'{quote} {json.dumps(option)} {quote}' for option in options)})"
         known = {"type", "properties", "required", "items", "additionalProperties"} | FREE
         if inner.keys() - known:
@@ -253,7 +257,7 @@ class _Writer:
             case "array" if "items" in inner:
                 item = again(inner["items"])
                 return self._rule(f'"[" ({item} ("," {item})*)? "]"')
-            case "object" if "properties" in inner:
+            case "object" if properties_of(inner):
                 return self._members(inner, again)
             case "object":
                 return self._anything("members")
@@ -262,13 +266,13 @@ class _Writer:
     def _members(self, schema: Mapping[str, Any], value: Any) -> str:
         """The members of an object in the order of its schema, with commas between those that are there."""
         rest = {True: '""', False: '""'}  # what follows, by whether a member came before
-        for key, inner in reversed([*schema["properties"].items()]):
+        for key, inner in reversed([*properties_of(schema).items()]):
             member = f"{json.dumps(key + ':')} {value(inner)}"
             found = {}
             for begun in (True, False):
                 comma = '","' if begun else ""
                 present = f"{comma} {member} {rest[True]}"
-                optional = key not in schema.get("required", ())
+                optional = key not in required_of(schema)
                 found[begun] = self._rule(f"{present} | {rest[begun]}" if optional else present)
             rest = found
         return self._rule(f'"{{" {rest[False]} "}}"')
@@ -290,15 +294,23 @@ class _Writer:
 def _any_text(schema: Mapping[str, Any]) -> bool:
     """Whether any text without quotes is a value that the schema allows, as `typed` reads it."""
     simple = types_of(schema) <= {"string", "null", "boolean", "integer", "number"}
-    parts = schema.get("anyOf") or schema.get("oneOf") or [schema]
-    plain = all(isinstance(part, Mapping) and part.keys() <= FREE for part in parts)
+    plain = all(part.keys() <= FREE for part in options_of(schema) or [schema])
     return "string" in types_of(schema) and simple and plain and schema.keys() <= FREE | {"anyOf", "oneOf"}
 
 
-def _schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's arguments."""
-    found = tool["function"].get("parameters")
-    return found if isinstance(found, Mapping) and found else OBJECT
+def _words(schema: Mapping[str, Any]) -> list[str]:
+    """The texts that a value must be one of; none where it may be others."""
+    given = schema.get("enum")
+    return given if isinstance(given, list) and all(isinstance(option, str) for option in given) else []
+
+
+def _schema(tool: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """The schema of a tool's arguments, which are an object."""
+    found = tool["function"].get("parameters") or OBJECT
+    if not isinstance(found, Mapping) or (types_of(found) and "object" not in types_of(found)):
+        _refuse(tool, number, "its parameters are no object")
+        return OBJECT
+    return {**found, **OBJECT}
 
 
 def _refuse(tool: Mapping[str, Any], number: int, problem: str) -> None:

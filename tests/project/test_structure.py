@@ -32,6 +32,8 @@ NO_JAX = (
     *("common.errors", "common.text", "quant.formats.table", "quant.formats.scales", "model.gguf.reader"),
     *("model.spec.config", "model.spec.cache", "model.spec.weights", "model.spec.sharding", "model.weights.load"),
     *("model.spec.pooling", "model.text.tokenizer", "model.text.streaming", "model.sampling.config"),
+    *("model.text.replies.parser", "model.text.replies.probe", "model.text.replies.messages"),
+    *("model.sampling.grammar", "model.sampling.tool_grammar"),
     *(
         "compile.config",
         "compile.counter",
@@ -43,9 +45,8 @@ NO_JAX = (
         "demo",
     ),
     *("sources.find", "sources.listing", "serve.run", "serve.scheduler", "serve.slots"),
-    *("serve.driver", "server.app", "server.requests", "server.generation"),
-    *("inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
-    *("server.life", "server.app"),
+    *("serve.driver", "server.app", "server.requests", "server.generation", "server.life"),
+    *("conversing", "inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
 )
 
 

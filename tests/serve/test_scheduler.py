@@ -79,8 +79,8 @@ def engine() -> Any:
 def run(tokenizer):
     steering: Any = None
 
-    def make(tokens, **sampling):
-        return Run([5], SamplingConfig(max_tokens=tokens, **sampling), tokenizer, steering)
+    def make(tokens, shown=None, **sampling):
+        return Run([5], SamplingConfig(max_tokens=tokens, **sampling), tokenizer, steering, shown=shown)
 
     return make
 
@@ -91,6 +91,23 @@ def test_runs_side_by_side_get_their_own_tokens(engine, run):
     assert all(c.token_ids == list(range(LETTERS, LETTERS + len(c.token_ids))) for c in completions)
     assert engine.steps == 5
     assert engine.idle
+
+
+def test_a_run_shows_what_it_was_given_to_show_with(engine, run):
+    class Numbers:
+        def __init__(self):
+            self.stopped, self.fed = False, 0
+
+        def feed(self, token_id):
+            self.fed += 1
+            self.stopped = self.fed == 3
+            return f"{token_id - LETTERS} "
+
+        def finish(self):
+            return "end"
+
+    completions = Scheduler(engine).complete([run(2, Numbers()), run(9, Numbers())])
+    assert [(c.text, c.finish_reason) for c in completions] == [("0 1 end", "length"), ("0 1 2 ", "stop")]
 
 
 def test_a_caller_moves_the_runs_of_others(engine, run):

@@ -39,7 +39,7 @@ class CallReader(Reader):
         self.calls: list[Call] = []
 
     def _flush(self) -> None:
-        """Content that is held back does not go on behind a call."""
+        """Gives content out that was held back: it does not go on behind a call."""
 
     def _begin(self, name: str) -> Call:
         self._flush()

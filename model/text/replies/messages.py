@@ -11,6 +11,7 @@ from packlight.common.text import shown
 from packlight.model.text.chat import check
 from packlight.model.text.replies.deltas import letters
 from packlight.model.text.replies.format import ReplyFormat
+from packlight.model.text.replies.values import loaded
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # where clients put what a model thought
 TOLD = (
@@ -89,13 +90,9 @@ def _called(call: Any, place: str, form: ReplyFormat) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ConfigError(f"{place} has no 'function' with a 'name'")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}", strict=False)
-        except ValueError:
-            arguments = ""
-    if not isinstance(arguments := {} if arguments is None else arguments, Mapping):
+    given = function.get("arguments")
+    arguments = {} if given in (None, "") else loaded(given) if isinstance(given, str) else given
+    if not isinstance(arguments, Mapping):
         raise ConfigError(f"{place}.function.arguments is no JSON object")
     text = json.dumps(arguments, ensure_ascii=False)
     made = {"type": "function", **call, "function": dict(function)}

@@ -13,6 +13,7 @@ from packlight.model.text.replies.format import ReplyFormat, Shape
 from packlight.model.text.replies.reading import BrokenError, Markers, Reading
 from packlight.model.text.streaming import StopStrings, unfinished
 
+MOST_BROKEN = 32  # openings of calls that prove to be none; behind them none is looked for, as each may read all
 HARMONY = ("<|message|>", "<|start|>", "<|channel|>", "<|end|>", "<|call|>", "<|return|>")
 
 
@@ -45,6 +46,7 @@ class ReplyParser(CallReader):
         self._stop = StopStrings(stop)
         self._fresh: list[str] = []  # content that `feed` has not returned
         self._said = self._trimmed = False  # whether content came; whether white space in front of it is none of it
+        self._broken = 0  # openings of calls that proved to be none
         self._thought = False  # whether this thought has begun
         self.reasoning = self.content = ""
         self._machine = self._channels() if format.shape is Shape.CHANNELS else self._reply(thinking)
@@ -65,7 +67,7 @@ class ReplyParser(CallReader):
             self._text += self._decoder.decode(b"", final=True)
             self._ended = True
             self._advance("")
-            self._flush()
+            self._show("", final=True)
         fresh, self._fresh = "".join(self._fresh), []
         return fresh
 
@@ -106,6 +108,8 @@ class ReplyParser(CallReader):
 
     def _flush(self) -> None:
         self._show("", final=True)
+        if self.stopped:  # what was held back was a stop string, and no call follows it
+            raise BrokenError
 
     def _think(self, text: str) -> None:
         """Gives thinking out; one thought after another behind an empty line."""
@@ -141,7 +145,7 @@ class ReplyParser(CallReader):
         It returns the marker, or "" where a call begins without one, or None at the end. A marker of thinking that the
         vocabulary spells as text counts at the beginning only.
         """
-        form, calling = self._form, bool(self._schemas)
+        form, calling = self._form, bool(self._schemas) and self._broken < MOST_BROKEN
         bare = calling and (form.bare or form.generic)
         first = thinking if thinking and thinking[0] not in self._spelled else ""
         wanted = [thinking] if thinking and not first else []
@@ -190,6 +194,7 @@ class ReplyParser(CallReader):
             yield from self._section(marker)
             self._trimmed = True
         except BrokenError:
+            self._broken += 1
             if len(self.calls) == before:
                 self._at = self._text.index(marker, start) + max(1, len(marker))
                 self._show(self._text[start : self._at])

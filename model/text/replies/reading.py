@@ -109,10 +109,11 @@ class Reader:
 
     def _upto(self, marker: str) -> Reading:
         """The text up to a marker, behind which it goes."""
-        start = self._at
-        while (found := self._text.find(marker, start)) < 0:
+        start = seen = self._at
+        while (found := self._text.find(marker, seen)) < 0:
             if self._ended:
                 raise BrokenError
+            seen = max(start, len(self._text) - len(marker) + 1)
             yield
         self._at = found + len(marker)
         return self._text[start:found]

@@ -12,10 +12,10 @@ _BARE = re.compile(r"[^,\]}\s]+")
 
 
 def loaded(text: str) -> Any:
-    """A JSON text's value; None for what is none."""
+    """A JSON text's value; None for what is none, or too deep."""
     try:
         return json.loads(text, strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -27,30 +27,43 @@ def object_text(text: str) -> str | None:
     return text if isinstance(found, dict) else None
 
 
-def properties_of(schema: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+def properties_of(schema: Any) -> dict[str, Mapping[str, Any]]:
     """The schemas of an object's properties, each with a reference to the object's own definitions followed."""
-    properties = (schema or {}).get("properties")
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping):
         return {}
     found = {}
     for key, inner in properties.items():
         place = inner.get("$ref") if isinstance(inner, Mapping) else None
         match = re.fullmatch(r"#/(\$defs|definitions)/([^/]+)", place) if isinstance(place, str) else None
-        given = (schema or {}).get(match[1], {}).get(match[2]) if match else inner
+        known = schema.get(match[1]) if match else None
+        given = known.get(match[2]) if match and isinstance(known, Mapping) else inner
         found[key] = given if isinstance(given, Mapping) else {}
     return found
+
+
+def required_of(schema: Mapping[str, Any]) -> list[Any]:
+    """The names of the properties that an object must have."""
+    given = schema.get("required")
+    return given if isinstance(given, list) else []
+
+
+def options_of(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The schemas of which a value must match one."""
+    given = schema.get("anyOf") or schema.get("oneOf")
+    return [part if isinstance(part, Mapping) else {} for part in given] if isinstance(given, list) else []
 
 
 def types_of(schema: Mapping[str, Any]) -> set[str]:
     """The types that a schema allows; none where it does not say."""
     given = schema.get("type")
     if given is not None:
-        return {given} if isinstance(given, str) else set(given)
-    if options := schema.get("anyOf") or schema.get("oneOf"):
-        parts = [types_of(option) if isinstance(option, Mapping) else set[str]() for option in options]
+        return {each for each in (given if isinstance(given, list) else [given]) if isinstance(each, str)}
+    if options := options_of(schema):
+        parts = [types_of(option) for option in options]
         return set().union(*parts) if all(parts) else set()
-    known = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
-    return {_NAMES[type(value)] for value in known}
+    known = schema.get("enum") if "enum" in schema else [schema["const"]] if "const" in schema else []
+    return {_NAMES[type(value)] for value in known} if isinstance(known, list) else set()
 
 
 def typed(text: str, types: set[str] | None) -> str:
@@ -61,7 +74,7 @@ def typed(text: str, types: set[str] | None) -> str:
     bare = text.strip()
     try:
         value = _WORDS[bare] if bare in _WORDS else json.loads(bare)
-    except ValueError:
+    except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
     kinds = {_NAMES[type(value)]} | ({"number"} if type(value) is int else set())
     if types and "string" in types and not kinds & (types - {"string"}):

@@ -11,6 +11,9 @@ from running import write_config
 
 import packlight
 from packlight.model.sampling.config import SamplingConfig
+from packlight.model.sampling.tool_grammar import reply_grammar
+from packlight.model.text.replies.format import GENERIC, ReplyFormat, Shape
+from packlight.model.text.replies.parser import ReplyParser
 from packlight.prepared import prepare
 
 pytest.importorskip("llguidance")
@@ -68,6 +71,17 @@ def test_text_matches(llm, field, text, pattern):
         completion = llm.generate([5, 6, 7], seed=seed, **{field: text})
         assert completion.finish_reason == "stop"
         assert re.fullmatch(pattern, completion.text)
+
+
+@pytest.mark.parametrize("form", [GENERIC, ReplyFormat(shape=Shape.JSON, call_open="<c>", call_close="</c>")])
+def test_a_required_call_of_a_tool_is_one(llm, form):
+    tools = [{"type": "function", "function": {"name": "keep", "strict": True, "parameters": SCHEMA}}]
+    grammar = reply_grammar(form, llm.tokenizer, tools, "required", parallel=False)
+    completion = llm.generate([5, 6, 7], seed=2, temperature=0, grammar=grammar)
+    parser = ReplyParser(form, llm.tokenizer, tools, guarded=True)
+    assert "".join([*map(parser.feed, completion.token_ids), parser.finish()]) == ""
+    assert parser.finish_reason(completion.finish_reason) == "tool_calls"
+    assert set(json.loads(parser.calls[0].arguments)) == {"name", "age", "kind"}
 
 
 def test_each_slot_has_its_own_grammar_and_none_compiles(llm):

@@ -6,6 +6,8 @@ import random
 import numpy as np
 import pytest
 import vocabularies
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reply_templates import SPECIALS, TEMPLATES, made
 
 from packlight.common.errors import ConfigError
@@ -277,3 +279,41 @@ def test_choices_that_cannot_be(tokenizer):
         reply_grammar(form, tokenizer, TOOLS, "other")
     with pytest.raises(ConfigError, match="needs tools"):
         reply_grammar(form, tokenizer, (), "required")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["string", "object", "a", "#/$defs/a"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(("type", "properties", "required", "enum", "anyOf", "items", "$ref", "a")), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JSON, st.booleans(), st.sampled_from(["hermes", "channels", "tags", "gemma"]))
+def test_whatever_a_client_calls_a_schema(formats, tokenizer, words, parameters, strict, name):
+    """It gives a grammar that llguidance takes, or an error in one line."""
+    tool = {"type": "function", "function": {"name": "t", "strict": strict, "parameters": parameters}}
+    refused = ""
+    try:
+        text = reply_grammar(formats[name], tokenizer, [tool], "required")
+        Grammar(words, SamplingConfig(grammar=text))
+    except ConfigError as error:
+        refused = str(error)
+    assert "\n" not in refused
+    assert strict or not refused
+    ReplyParser(formats[name], tokenizer, [tool])
+
+
+def test_a_schema_without_bottom(formats, tokenizer):
+    deep = {"type": "object"}
+    for _ in range(20_000):
+        deep = {"type": "object", "properties": {"a": deep}}
+    tool = {"type": "function", "function": {"name": "t", "parameters": deep}}
+    for name in ("hermes", "tags", "gemma"):
+        with pytest.raises(ConfigError, match="nested too deeply"):
+            reply_grammar(formats[name], tokenizer, [tool])

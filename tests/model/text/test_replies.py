@@ -10,13 +10,15 @@ from conftest import SHARED
 from golden_models import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processor import seconds
 from reply_templates import SPECIALS, TEMPLATES, made
 
 from packlight.common.errors import ConfigError
 from packlight.model.text.chat import ChatTemplateError
-from packlight.model.text.replies import probe
+from packlight.model.text.replies import probe, values
 from packlight.model.text.replies.deltas import CallArguments, CallBegun, Content, Reasoning, call_ids
 from packlight.model.text.replies.format import ReplyFormat, Shape
+from packlight.model.text.replies.measure import turn_at
 from packlight.model.text.replies.parser import ReplyParser
 from packlight.model.text.specials import END_TEXTS
 from packlight.model.text.streaming import TextStream
@@ -104,8 +106,13 @@ class Cut:
             at = match.end()
         return [*ids, *self.plain(text[at:], size)]
 
+    def plain_or_marks(self, data, size):
+        """The ids of bytes that may end inside a character."""
+        whole = data.decode(errors="ignore")
+        return [*self.cut(whole, size), *self.plain(data[len(whole.encode()) :], size)]
+
     def plain(self, text, size):
-        data, ids = text.encode(), []
+        data, ids = text.encode() if isinstance(text, str) else text, []
         while data:
             count = size()
             self.pieces.append(data[:count])
@@ -134,7 +141,7 @@ def parsed(form, tokenizer, ids, tools=TOOLS, **options):
     for index, call in enumerate(parser.calls):
         said = "".join(d.text for d in deltas if isinstance(d, CallArguments) and d.index == index)
         assert call.arguments == said
-        assert not call.complete or isinstance(json.loads(said), dict)
+        assert not call.complete or isinstance(json.loads(said, strict=False), dict)
     return parser
 
 
@@ -222,7 +229,7 @@ def written(template, form, content, thought, calls):
     prompt = made(template, [probe.USER], True, TOOLS, eos_token="<eos>").text
     text = made(template, [probe.USER, message], False, TOOLS, eos_token="<eos>").text
     opened = form.begins_thinking(prompt) and not text.startswith(prompt)  # the turn has none
-    text = "</think>" * opened + text[probe._turn(text, prompt) :]
+    text = "</think>" * opened + text[turn_at(text, prompt) :]
     ends = "|".join(map(re.escape, (*END_TEXTS, "<eos>")))
     return re.sub(rf"(\s*({ends}))*\s*$", "", text)
 
@@ -289,6 +296,22 @@ def test_a_reply_cut_short_never_has_a_whole_call_too_many(guarded):
         if not guarded:  # then what is no whole call is content
             assert len(whole) == len(result.calls)
             assert end < 20 or result.content.startswith("Hm.")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_turn_cut_at_any_byte_is_the_same_in_a_stream(formats, name):
+    template, form = formats[name]
+    tools = TOOLS if form.shape else ()
+    thought = "Hm, \u00e9." if form.messages.reasoning else ""
+    calls = [("get_weather", ARGUMENTS[0]), ("look-up", ARGUMENTS[2])][: 2 if form.parallel else bool(tools)]
+    data = written(template, form, "" if calls else "Two.", thought, calls).encode()
+    for end in range(0, len(data), 1 if name in FILES else 5):
+        for guarded in (False, True):
+            whole, stream = (
+                parsed(form, tokenizer, tokenizer.plain_or_marks(data[:end], size), tools, guarded=guarded)
+                for tokenizer, size in ((Cut(SPECIALS), lambda: 10**9), (Cut(SPECIALS), lambda: 1))
+            )
+            assert told(whole) == told(stream)
 
 
 def test_letters_open_nothing_where_the_vocabulary_has_tokens():
@@ -362,6 +385,7 @@ def test_a_guarded_calls_arguments_come_as_they_are_written():
 def test_a_stop_string_ends_content_and_no_thought():
     result = reply(TAGS, f"<think>END</think>Yes END {GOOD}", stop=("END",))
     assert (result.reasoning, result.content, result.calls, result.stopped) == ("END", "Yes ", [], True)
+    assert told(reply(TAGS, f"a b{GOOD}", stop=(f"b{GOOD}+", "b")))[:3] == ("a ", "", [])
     assert reply(TAGS, GOOD, stop=("city",)).finish_reason("stop") == "tool_calls"
 
 
@@ -382,3 +406,58 @@ def test_channels_without_their_headers_are_content():
     assert reply(form, called[:-1]).content == '{"days": 1'
     spoken = harmony + "commentary<|message|>Let me look.<|end|><|start|>assistant<|channel|>final<|message|>7"
     assert reply(form, spoken).content == "Let me look.7"
+
+
+@pytest.mark.parametrize(
+    ("text", "types", "value"),
+    [
+        ("7", {"string"}, "7"),
+        ("7", {"integer"}, 7),
+        ("7", {"number", "string"}, 7),
+        ("7", {"string", "null"}, "7"),
+        ("null", {"string", "null"}, None),
+        ("None", {"null", "integer"}, None),
+        ("True", {"boolean"}, True),
+        ("True", {"string"}, "True"),
+        ('{"a": [1]}', {"object"}, {"a": [1]}),
+        ('{"a": [1]}', {"string"}, '{"a": [1]}'),
+        ('"x"', {"string", "integer"}, '"x"'),
+        ("x y\n", set(), "x y\n"),
+        (" 7", set(), 7),
+        ("[" * 100_000, {"array"}, "[" * 100_000),
+    ],
+)
+def test_a_value_without_quotes_is_what_its_schema_says(text, types, value):
+    assert json.loads(values.typed(text, types)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{a:1,b:[true,<q>x"}<q>,None],c:{}}', {"a": 1, "b": [True, 'x"}', None], "c": {}}),
+        ("{}", {}),
+        ("{a:<q>", None),
+        ("{a}", None),
+        ("[1]", None),
+        ("{a:" * 100_000, None),
+    ],
+)
+def test_values_as_gemma_writes_them(text, value):
+    found = values.gemma(text, "<q>")
+    assert (found and json.loads(found)) == value
+
+
+def test_a_schemas_types_are_found_behind_references():
+    schema = {
+        "$defs": {"U": {"enum": ["a", "b"]}},
+        "properties": {"u": {"$ref": "#/$defs/U"}, "v": {"anyOf": [{"type": "null"}, {"type": "string"}]}, "w": True},
+    }
+    found = {key: values.types_of(inner) for key, inner in values.properties_of(schema).items()}
+    assert found == {"u": {"string"}, "v": {"null", "string"}, "w": set()}
+
+
+def test_openings_without_end_take_their_time_only():
+    began = seconds()
+    text = '<tool_call>{"name": "x' * 3000
+    assert reply(TAGS, text, specials=(), size=lambda: 7).content == text
+    assert seconds() - began < 4
