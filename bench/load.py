@@ -46,8 +46,9 @@ class Sizes:
 
     @property
     def context(self) -> int:
-        """What a slot must hold, and a little more."""
-        return max(self.long, self.prompt + self.turns * self.turn) + 2 * max(self.answer, self.streamed // 2) + 112
+        """What a slot must hold, in steps of 256 as llama.cpp takes it."""
+        longest = max(self.long, self.own + self.streamed, self.prompt + self.turns * self.turn + self.answer)
+        return -(-(longest + self.answer) // 256) * 256
 
 
 class Ids:
@@ -210,14 +211,12 @@ async def turns(client: Client, sizes: Sizes, ids: Ids) -> Figures:
     return found | {"failed": found["failed"] + bool(replies[0].error)}
 
 
-def loads(sizes: Sizes) -> dict[str, Load]:
-    """Every load by what it is called in tables, the cheapest first."""
-    return {
-        "1 client": one,
-        f"{sizes.clients} clients": several,
-        f"{sizes.crowd} clients": crowd,
-        f"{sizes.clients} clients, shared system prompt": shared,
-        f"{sizes.long:,} tokens among {sizes.streams} streams": arrival,
-        f"second turns of {sizes.chats} chats": chats,
-        "later turns of one chat": turns,
-    }
+LOADS: dict[str, Load] = {
+    "one": one,
+    "several": several,
+    "crowd": crowd,
+    "shared": shared,
+    "arrival": arrival,
+    "chats": chats,
+    "turns": turns,
+}

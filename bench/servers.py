@@ -1,4 +1,4 @@
-"""Servers as processes, to be loaded in turn: packlight's, and llama.cpp's as its source tree builds it. Imports no jax."""
+"""Servers as processes, to be loaded in turn: packlight's and llama.cpp's. Imports no jax."""
 
 import asyncio
 import os
