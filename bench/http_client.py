@@ -73,18 +73,19 @@ class Client:
 
     def __init__(self, port: int, model: str = ""):
         self._port, self._model = port, model
+        self.url = f"http://127.0.0.1:{port}"
 
     async def complete(
-        self, prompt: Sequence[int], tokens: int, on_open: Callable[[Exchange], None] = lambda _: None
+        self, prompt: Sequence[int] | str, tokens: int, on_open: Callable[[Exchange], None] = lambda _: None
     ) -> Reply:
-        """The greedy continuation of token ids by exactly so many tokens, as a stream. A server's failure is the
-        reply's `error`.
+        """The greedy continuation of token ids, or of a text, by exactly so many tokens, as a stream. A server's
+        failure is the reply's `error`.
 
         on_open: gets the exchange once it is sent.
         """
         body = {
             **({"model": self._model} if self._model else {}),
-            "prompt": list(prompt),
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
             "max_tokens": tokens,
             "temperature": 0,
             "ignore_eos": True,

@@ -64,10 +64,10 @@ class Ids:
 Load = Callable[[Client, Sizes, Ids], Awaitable[Figures]]
 
 
-async def loop(client: Client, work: Sequence[Sequence[tuple[list[int], int]]]) -> list[Reply]:
+async def loop(client: Client, work: Sequence[Sequence[tuple[list[int] | str, int]]]) -> list[Reply]:
     """The replies of all clients, which begin together. work: each client's prompts, with the tokens of each answer."""
 
-    async def one(requests: Sequence[tuple[list[int], int]]) -> list[Reply]:
+    async def one(requests: Sequence[tuple[list[int] | str, int]]) -> list[Reply]:
         return [await client.complete(prompt, tokens) for prompt, tokens in requests]
 
     return list(itertools.chain.from_iterable(await asyncio.gather(*map(one, work))))

@@ -33,7 +33,7 @@ from packlight.bench.render import RESULTS, load
 from packlight.bench.servers import Server
 from packlight.bench.versus import Checkout
 from packlight.common.errors import ConfigError, PacklightError
-from packlight.model.gguf.reader import open_gguf
+from packlight.model.text.tokenizer import Tokenizer
 
 OVERHEAD = "overhead"
 # what issue 17 asks of the 1.1B file
@@ -164,7 +164,7 @@ def main() -> None:
     say = functools.partial(print, file=sys.stderr, flush=True)
     try:
         model = _model(options.model, options.models)
-        vocab = len(open_gguf(model).metadata["tokenizer.ggml.tokens"])
+        vocab = Tokenizer.from_gguf(model).vocab_size
         start = [functools.partial(servers.packlight, model, options.slots, sizes.context)]
         record: dict[str, Any] = {
             **file_facts(model),

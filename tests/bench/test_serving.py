@@ -1,6 +1,7 @@
 """Servers under load: what the client understands, the loads on a server without a model, figures, table and aims."""
 
 import asyncio
+import json
 import pathlib
 import signal
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 from completions_server import CUT, REFUSED
 
-from packlight.bench import load, load_table, render, serving
+from packlight.bench import load, load_table, render, second_opinion, serving
 from packlight.bench.http_client import UNFINISHED, Reply, read_events, read_pieces, read_reply
 from packlight.bench.servers import Server
 from packlight.bench.worker import WorkerError
@@ -188,6 +189,48 @@ def test_a_server_that_does_not_start_is_told_in_one_line(tmp_path):
         pass
     with pytest.raises(WorkerError, match="does not run: No such file"):
         Server("peer", [str(tmp_path / "none")])
+
+
+class Words:
+    """A tokenizer in which a letter is a token."""
+
+    vocab_size = 1000
+
+    def decode(self, ids):
+        return "".join(f"{i:03}" for i in ids)
+
+    def encode(self, text):
+        return list(text)
+
+
+def test_texts_for_the_other_loop_have_a_prompts_length():
+    found = second_opinion.texts(Words(), SMALL, 1)
+    assert [len(text) for text in found] == [SMALL.prompt] * SMALL.clients * SMALL.requests
+    assert len(set(found)) == len(found)
+    assert second_opinion.texts(Words(), SMALL, 1) == found
+
+
+def test_both_loops_have_the_same_figures(server, tmp_path):
+    """A program that reports as guidellm does; ours are those of the same texts."""
+    requests = [
+        {"request_start_time": 10.0, "request_end_time": 13.0, "output_tokens": 4, "inter_token_latency_ms": 500.0},
+        {"request_start_time": 11.0, "request_end_time": 14.0, "output_tokens": 4, "inter_token_latency_ms": 700.0},
+    ]
+    metrics = {"time_to_first_token_ms": {"successful": {"percentiles": {"p50": 900.0, "p95": 1200.0}}}}
+    report = {"benchmarks": [{"requests": {"successful": requests, "errored": []}, "metrics": metrics}]}
+    program = tmp_path / "guidellm"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\npath = sys.argv[sys.argv.index('--output') + 1].partition('path=')[2]\n"
+        f"open(path, 'w').write({json.dumps(report)!r})\n"
+    )
+    program.chmod(0o755)
+    texts = ["one", "two"]
+    theirs = second_opinion.by_guidellm(str(program), server, texts, SMALL)
+    assert theirs == {"failed": 0, "tok_s": 2.0, "first_p50_s": 0.9, "first_p95_s": 1.2, "gap_p50_s": 0.6}
+    assert set(theirs) < set(second_opinion.by_us(server, texts, SMALL))
+    program.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no backend')\n")
+    with pytest.raises(WorkerError, match="guidellm: no backend"):
+        second_opinion.by_guidellm(str(program), server, texts, SMALL)
 
 
 def test_a_server_ends_with_its_context():

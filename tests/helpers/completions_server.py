@@ -30,7 +30,7 @@ class Server:
         writer.close()
 
     async def _complete(self, body: dict, writer: asyncio.StreamWriter) -> None:
-        prompt = body["prompt"]
+        prompt = list(body["prompt"])
         if prompt[0] == REFUSED:
             writer.write(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nfull")
             return
