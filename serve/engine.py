@@ -41,7 +41,7 @@ from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
 from packlight.serve.prefix import Held, Keep
-from packlight.serve.slots import Request, Slots
+from packlight.serve.slots import Request, Slots, SlotsTakenError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,11 @@ class Engine:
     @property
     def idle(self) -> bool:
         return not self._queue and not any(self._slots.requests)
+
+    @property
+    def waiting(self) -> set[int]:
+        """The requests that have no slot yet."""
+        return {request.id for request in self._queue}
 
     def holds(self, request: int) -> bool:
         """Whether a request is queued or running."""
@@ -215,7 +220,7 @@ class Engine:
         """
         check_generates(self._steps.model)
         if self._slots.full:
-            raise PacklightError(f"a prompt needs a free slot; all {self.plan.slots} are generating")
+            raise SlotsTakenError(f"a prompt needs a free slot; all {self.plan.slots} are generating")
         if len(ids) > self.plan.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
         with self._whole_cache():

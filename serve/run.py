@@ -100,7 +100,7 @@ class Run:
         self._ids: list[int] = []
         self._times: list[float] = []
         self._text: list[str] = []
-        self._shown = 0
+        self._shown = self._told_of = 0
         self._reason = "length"
 
     def take(self, event: "Event") -> None:
@@ -136,6 +136,13 @@ class Run:
         text = "".join(self._text[self._shown :])
         self._shown = len(self._text)
         return text
+
+    def fresh_tokens(self) -> tuple[list[int], list[TokenLogprob]]:
+        """The tokens since the last call, and their log-probabilities where they are wanted. Text may come later: a
+        character can be cut over several tokens.
+        """
+        begin, self._told_of = self._told_of, len(self._ids)
+        return self._ids[begin:], self._logprobs[begin:]
 
     def completion(self) -> Completion:
         """What there is by now; later tokens do not change it."""

@@ -9,13 +9,35 @@ import contextlib
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from packlight.common.errors import PacklightError
+from packlight.model.sampling.config import SamplingConfig
+from packlight.serve.prefix import Keep
 from packlight.serve.run import Completion, Run
 
 if TYPE_CHECKING:
-    from packlight.serve.engine import Engine
+    from packlight.model.sampling.penalties import Steering
+    from packlight.serve.engine import Engine, Event
+
+
+class Moved(Protocol):
+    """What the scheduler moves: a `Run`, or what stands for one that is booked elsewhere."""
+
+    @property
+    def prompt(self) -> list[int]: ...
+    @property
+    def sampling(self) -> SamplingConfig: ...
+    @property
+    def steering(self) -> "Steering": ...
+    @property
+    def keep(self) -> Keep: ...
+    @property
+    def complete(self) -> bool: ...
+
+    began: float
+
+    def take(self, event: "Event") -> None: ...
 
 
 class Stream(Generator[str, None, Completion]):
@@ -43,7 +65,7 @@ class Scheduler:
 
     def __init__(self, engine: "Engine"):
         self._engine = engine
-        self._runs: dict[int, Run] = {}  # by the engine's number of the request
+        self._runs: dict[int, Moved] = {}  # by the engine's number of the request
         self._lock, self._next = threading.Lock(), threading.Lock()
         self._closed = False
 
@@ -61,6 +83,10 @@ class Scheduler:
             yield
         finally:
             self._lock.release()
+
+    def waiting(self) -> set[int]:
+        """The numbers of the runs that have no slot yet, in a turn of the caller."""
+        return self._engine.waiting
 
     def close(self) -> None:
         """Ends the runs under way and gives the engine's memory back."""
@@ -88,21 +114,21 @@ class Scheduler:
 
         return Stream(run, texts())
 
-    def _submit(self, run: Run) -> int:
-        """Queues a run and returns the number to cancel it by. Raises as `Engine.submit` does."""
+    def begin(self, run: Moved) -> int:
+        """Queues a run and returns the number to end it by, in a turn of the caller. Raises as `Engine.submit` does."""
         number = self._engine.submit(run.prompt, run.sampling, steering=run.steering, keep=run.keep)
         self._runs[number] = run
         run.began = time.perf_counter()
         return number
 
-    def _cancel(self, number: int) -> None:
-        """Ends a run where it is, queued, running or complete."""
+    def end(self, number: int) -> None:
+        """Ends a run where it is, queued, running or complete, in a turn of the caller."""
         self._engine.cancel(number)
         self._runs.pop(number)
 
-    def _step(self, mine: Sequence[int]) -> None:
-        """Moves the runs under way by one step of the engine. Raises PacklightError when it has lost one of `mine`: an
-        interrupted step loses all.
+    def step(self, mine: Sequence[int]) -> None:
+        """Moves the runs under way by one step of the engine, in a turn of the caller. Raises PacklightError when it
+        has lost one of `mine`: an interrupted step loses all.
         """
         if not all(self._runs[number].complete or self._engine.holds(number) for number in mine):
             raise PacklightError("the generation was lost: the step it was in was interrupted")
@@ -125,13 +151,13 @@ class Scheduler:
             for run in runs:
                 if not run.complete:
                     with self.turn():
-                        mine.append(self._submit(run))
+                        mine.append(self.begin(run))
             done = False
             while not done:
                 with self.turn():
                     done = all(run.complete for run in runs)  # other callers may have driven them to their end
                     if not done:
-                        self._step(mine)
+                        self.step(mine)
                     texts = [text for run in runs if (text := run.fresh())]
                 yield from texts
                 for run in runs:
@@ -139,4 +165,4 @@ class Scheduler:
         finally:
             with contextlib.suppress(PacklightError), self.turn():  # closed: there is nothing to cancel
                 for number in mine:
-                    self._cancel(number)
+                    self.end(number)

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from packlight.common.errors import PacklightError
 from packlight.compile.plan import Chunk, Plan
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.cache import CacheShape
@@ -16,8 +17,11 @@ from packlight.serve.prefix import Held, Keep, common, kept, left
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
-
 WORTH_A_COPY = 32  # tokens that are read as fast as they are copied from another slot
+
+
+class SlotsTakenError(PacklightError):
+    """Every slot has a text under way."""
 
 
 @dataclasses.dataclass

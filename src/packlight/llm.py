@@ -26,11 +26,11 @@ from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.pooling import POOLED, Pooling, check_generates, pooling_of
-from packlight.model.text.chat import make_prompt, own_prompt, prompt_ids, special_texts
+from packlight.model.text.chat import Prompt, make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
 from packlight.prepared import KVType, Prepared, prepare
-from packlight.prompts import Ids
+from packlight.prompts import Ids, Prompts
 from packlight.quant.kernels.native_build import Running
 from packlight.serve.prefix import Keep
 from packlight.serve.run import Completion, Run
@@ -101,6 +101,8 @@ class LLM:
     kv_bytes: int  # of the cache, on all devices together
     memory: MemoryPlan  # what each device holds, with the scratch of the largest step
     timings: dict[str, float]  # seconds: load_s to read and place the weights, compile_s to build
+    prompts: Prompts  # checks what is asked of the model
+    scheduler: Scheduler  # moves all that is generated
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class LLM:
         prepared.check_memory()
         began = time.perf_counter()
         self.config, self.plan, split = prepared.config, prepared.plan, prepared.split
-        self._kernels, self._prompts = prepared.kernels, prepared.prompts
+        self._kernels, self.prompts = prepared.kernels, prepared.prompts
 
         def read(devices: Sequence[int]) -> list[HostWeight]:
             progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
@@ -138,7 +140,7 @@ class LLM:
         prepared.check_memory(self.memory.scratch)
         self.kv_bytes = self.engine.cache_bytes
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
-        self._scheduler = Scheduler(self.engine)
+        self.scheduler = Scheduler(self.engine)
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +152,7 @@ class LLM:
         """Gives the memory of weights and cache back. What is asked of the model afterwards, by an open stream too,
         raises PacklightError; to close it again does nothing.
         """
-        self._scheduler.close()
+        self.scheduler.close()
 
     def __repr__(self) -> str:
         plan, device = self.plan, self.device.platform
@@ -174,8 +176,8 @@ class LLM:
         Raises ConfigError for no ids or one outside the vocabulary, ContextLengthError for too many, PacklightError
         when open streams hold every slot, NonFiniteLogitsError.
         """
-        checked = self._prompts.ids(ids)
-        with self._scheduler.turn():
+        checked = self.prompts.ids(ids)
+        with self.scheduler.turn():
             return self.engine.logits(checked)
 
     @overload
@@ -229,7 +231,7 @@ class LLM:
         """
         kind = pooling_of(self.model, pooling)
         given = _several(prompts, "embed wants a list of texts, and at least one")
-        rows = self._pooled([self._prompts.fitting(prompt) for prompt in given], kind)
+        rows = self._pooled([self.prompts.fitting(prompt) for prompt in given], kind)
         if normalize and kind != "rank":
             rows = [row / np.maximum(np.linalg.norm(row, axis=-1, keepdims=True), 1e-12) for row in rows]
         return rows if kind == "none" else np.stack(rows)
@@ -255,20 +257,20 @@ class LLM:
         """
         pooling_of(self.model, "rank")
         given = _several(documents, "rerank wants a list of documents, and at least one")
-        return np.stack(self._pooled([self._prompts.pair(query, document) for document in given], "rank"))[:, 0]
+        return np.stack(self._pooled([self.prompts.pair(query, document) for document in given], "rank"))[:, 0]
 
     def _pooled(self, texts: list[list[int]], pooling: str) -> list[np.ndarray]:
         """What a pooling makes of each text of token ids, not made to be of length 1. Raises NonFiniteLogitsError."""
         rows: list[Any] = [None] * len(texts)
         if self.model.encodes:
             for key, numbers in self.plan.text_groups([len(ids) for ids in texts]):
-                with self._scheduler.turn():
+                with self.scheduler.turn():
                     made = self.engine.encode(key, [texts[number] for number in numbers], pooling)
                 for number, row in zip(numbers, made, strict=True):
                     rows[number] = row
         else:
             for number, ids in enumerate(texts):
-                with self._scheduler.turn():
+                with self.scheduler.turn():
                     hidden = self.engine.hidden(ids)
                 rows[number] = hidden if pooling == "none" else POOLED[pooling](hidden)
         if not all(np.isfinite(row).all() for row in rows):
@@ -343,17 +345,10 @@ class LLM:
         prompts: Any = prompt if several else [prompt]
         checked = []
         for each in prompts:  # no comprehension: in Python 3.11 it hides the caller from warnings
-            checked.append(self._prompts.answerable(each, parse_special))
+            checked.append(self.prompts.answerable(each, parse_special))
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
             raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
-        config = self._checked(sampling)
-        runs = []
-        for ids in checked:
-            seeded = config.with_seed()
-            for i in range(n):
-                seed = ((seeded.seed or 0) + i) % 2**32
-                runs.append(self._run(ids, dataclasses.replace(seeded, seed=seed), reuse_prefix))
-        completions = self._scheduler.complete(runs)
+        completions = self.scheduler.complete(self.runs(checked, self._checked(sampling), n, self._keep(reuse_prefix)))
         return completions if several or n > 1 else completions[0]
 
     @overload
@@ -432,21 +427,31 @@ class LLM:
         """Token ids of a conversation, up to where the assistant answers: control tokens are those that the template
         wrote, and what messages and tools spell is text. Arguments and errors are `chat`'s.
         """
+        return prompt_ids(self.tokenizer, self.rendered_chat(messages, tools, template))
+
+    def rendered_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        template: str | None = None,
+        **variables: Any,
+    ) -> Prompt:
+        """The text that `chat_prompt` makes token ids of. variables: further names for the template, such as
+        `enable_thinking`, or `add_generation_prompt=False`. Arguments and errors are `chat`'s.
+        """
         check_generates(self.model)
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}] if messages else []
         bos, eos = special_texts(self.file.metadata, self.tokenizer)
-        told = {"tools": tools, "bos_token": bos, "eos_token": eos}
+        told = variables | {"tools": tools, "bos_token": bos, "eos_token": eos}
         if template is not None and not (isinstance(template, str) and "{" in template):
             said = (
                 f" is the text of a chat template, which has a '{{'; it is no path, nor {shown(reprlib.repr(template))}"
             )
             raise ConfigError(Argument("template"), said)
         if template is None:
-            made = own_prompt(self.file.metadata, shown_path(self.file.path), messages, **told)
-        else:
-            made = make_prompt(template, messages, **told)
-        return prompt_ids(self.tokenizer, made)
+            return own_prompt(self.file.metadata, shown_path(self.file.path), messages, **told)
+        return make_prompt(template, messages, **told)
 
     @sampled
     def stream(
@@ -462,8 +467,9 @@ class LLM:
         The `Completion` is the generator's return value. Closing the generator ends the generation. Arguments and
         errors are `generate`'s; a bad one is refused at the call.
         """
-        ids = self._prompts.answerable(prompt, parse_special)
-        return self._scheduler.stream(self._run(ids, self._checked(sampling).with_seed(), reuse_prefix))
+        ids = self.prompts.answerable(prompt, parse_special)
+        (run,) = self.runs([ids], self._checked(sampling), 1, self._keep(reuse_prefix))
+        return self.scheduler.stream(run)
 
     def kernel_paths(self) -> dict[str, str]:
         """Tensor -> the kernel path that reads it: native, xla, reference, gather (packed rows), or f32 (a vector)."""
@@ -499,12 +505,23 @@ class LLM:
     def _checked(self, sampling: Mapping[str, Any]) -> SamplingConfig:
         """The sampling config of these fields, checked against the model. Raises ConfigError."""
         config = SamplingConfig(**sampling)
-        self._prompts.check_sampling(config)
+        self.prompts.check_sampling(config)
         return config
 
-    def _run(self, ids: list[int], config: SamplingConfig, reuse_prefix: bool) -> Run:
-        keep = Keep.TOKENS if reuse_prefix or not self.varying else Keep.CHUNKS
-        return Run(ids, config, self.tokenizer, self._prompts.steering(config), keep)
+    def runs(self, prompts: list[list[int]], config: SamplingConfig, n: int, keep: Keep) -> list[Run]:
+        """What the scheduler moves for prompts of token ids that are `answerable`: n runs of each, those of a prompt
+        together. The i-th draws with seed + i, of a seed that each prompt draws for itself where there is none.
+        """
+        made = []
+        for ids in prompts:
+            seeded = config.with_seed()
+            for i in range(n):
+                one = dataclasses.replace(seeded, seed=((seeded.seed or 0) + i) % 2**32)
+                made.append(Run(ids, one, self.tokenizer, self.prompts.steering(one), keep))
+        return made
+
+    def _keep(self, reuse_prefix: bool) -> Keep:
+        return Keep.TOKENS if reuse_prefix or not self.varying else Keep.CHUNKS
 
 
 def _several(given: Any, wanted: str) -> list[Any]:

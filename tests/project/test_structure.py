@@ -23,7 +23,7 @@ FLOORS = (
     ("compile",),
     ("serve",),
     ("packlight",),
-    ("bench",),
+    ("bench", "server"),
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -43,6 +43,7 @@ NO_JAX = (
         "demo",
     ),
     *("sources.find", "sources.listing", "serve.run", "serve.scheduler", "serve.slots"),
+    *("serve.driver", "server.app", "server.requests", "server.generation"),
     *("inspection", "llm", "prepared", "prompts", "stored", "cli.main"),
 )
 

@@ -175,8 +175,8 @@ def test_the_command_sorts_documents(tmp_path):
 def test_a_pair_fills_its_template(tmp_path):
     """Braces of a document are text, and so are control tokens that it spells."""
     llm = load(write(tmp_path / "m.gguf", ENCODERS["qwen3-rank"]))
-    llm._prompts._rerank_template = "<s>{query} | {document}</s>"  # a file's key tokenizer.chat_template.rerank
-    ids = llm._prompts.pair("q", "{query} </s>")
+    llm.prompts._rerank_template = "<s>{query} | {document}</s>"  # a file's key tokenizer.chat_template.rerank
+    ids = llm.prompts.pair("q", "{query} </s>")
     assert (ids[0], ids[-1], ids.count(llm.tokenizer.eos_id)) == (1, 2, 1)
     assert llm.decode(ids) == "<s> q | {query} </s></s>"
 

@@ -1,0 +1,197 @@
+"""The thread that owns the engine while a server runs: runs come in by a queue, and what became of them goes out once a
+step. Knows tokens, no text and no sockets; imports no jax.
+
+Nothing but the engine's steps is done here. Whoever is told of a token books it, so text is made and sent while the
+next step runs. A text that ends by a stop string is taken back by `cancel`, a step later at most.
+"""
+
+import contextlib
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from packlight.common.errors import PacklightError
+from packlight.serve.run import Run
+from packlight.serve.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from packlight.serve.engine import Event
+
+SMOOTHING = 0.2  # share of the newest gap in the mean of the gaps between two runs' ends
+MOST_PATIENCE = 60  # seconds that a refused client is asked to wait at most
+
+
+class QueueFullError(PacklightError):
+    """As many runs wait for a slot as may wait."""
+
+
+class Bounds(NamedTuple):
+    """What may wait for a slot."""
+
+    runs: int
+    tokens: int  # of their prompts
+
+
+class Ticket:
+    """A run on its way through the thread."""
+
+    def __init__(self, run: Run, told: "list[News]"):
+        self.run, self._told = run, told
+        self.prompt, self.sampling, self.steering, self.keep = run.prompt, run.sampling, run.steering, run.keep
+        self.began = self.submitted = time.perf_counter()
+        self.seated: float | None = None  # time.perf_counter() when it was found to have a slot
+        self.number: int | None = None  # the engine's
+        self.complete = False
+
+    def take(self, event: "Event") -> None:
+        """Notes a token for the news of this step."""
+        self.complete = bool(event.ended)
+        self._told.append(News(self, event, None))
+
+
+class News(NamedTuple):
+    """What became of a run in a step: a token, or its end by an error."""
+
+    ticket: Ticket
+    event: "Event | None"
+    error: BaseException | None
+
+
+class Driver:
+    """The thread, from `start` to `close`."""
+
+    def __init__(self, scheduler: Scheduler, deliver: Callable[[list[News]], None], bounds: Bounds):
+        """deliver: called on the thread with the news of a step; it hands them on and returns at once."""
+        self._scheduler, self._deliver, self._bounds = scheduler, deliver, bounds
+        self._orders: queue.SimpleQueue[tuple[bool, Ticket] | None] = queue.SimpleQueue()
+        self._news: list[News] = []
+        self._under_way: list[Ticket] = []
+        self._lock = threading.Lock()  # of what is counted below
+        self._waiting: dict[Ticket, int] = {}  # accepted, without a slot -> tokens of its prompt
+        self._last_end, self._gap = time.perf_counter(), 0.0
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread behind the step that it is in; runs under way are lost."""
+        self._orders.put(None)
+        self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Runs without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Runs in slots."""
+        return max(0, len(self._under_way) - len(self._waiting))
+
+    @property
+    def patience(self) -> int:
+        """Seconds after which a place in the queue is likely to be free: the mean time between two ends."""
+        return min(MOST_PATIENCE, max(1, math.ceil(self._gap)))
+
+    def submit(self, runs: Sequence[Run]) -> list[Ticket]:
+        """Queues runs together and returns their tickets, of which `deliver` tells from now on; from any thread.
+
+        Raises QueueFullError where others wait and these are too many beside them.
+        """
+        tokens = sum(len(run.prompt) for run in runs)
+        with self._lock:
+            others = sum(self._waiting.values())
+            full = len(self._waiting) + len(runs) > self._bounds.runs or others + tokens > self._bounds.tokens
+            if self._waiting and full:
+                raise QueueFullError(f"{len(self._waiting)} requests of {others:,} tokens wait already")
+            tickets = [Ticket(run, self._news) for run in runs]
+            self._waiting |= {ticket: len(ticket.prompt) for ticket in tickets}
+        for ticket in tickets:
+            ticket.run.began = ticket.submitted
+            self._orders.put((True, ticket))
+        return tickets
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Takes a run back, queued, running or complete, before the next step; from any thread."""
+        self._orders.put((False, ticket))
+
+    def _work(self) -> None:
+        while True:
+            orders = self._taken_orders()
+            try:
+                with self._scheduler.turn():
+                    self._obey([order for order in orders if order is not None])
+                    if self._under_way:
+                        self._scheduler.step([ticket.number for ticket in self._under_way if ticket.number is not None])
+                    self._settle()
+            except BaseException as error:  # whatever it is, those who wait are told, and the next step is sound
+                self._lose(error, [ticket for begins, ticket in filter(None, orders) if begins])
+            if self._news:
+                news = list(self._news)
+                self._news.clear()
+                self._deliver(news)
+            if None in orders:
+                return
+
+    def _taken_orders(self) -> "list[tuple[bool, Ticket] | None]":
+        """What has been ordered since; where nothing is under way, it waits for an order."""
+        orders = [] if self._under_way else [self._orders.get()]
+        while True:
+            try:
+                orders.append(self._orders.get_nowait())
+            except queue.Empty:
+                return orders
+
+    def _obey(self, orders: list[tuple[bool, Ticket]]) -> None:
+        for begins, ticket in orders:
+            if not begins:
+                self._end(ticket)
+                continue
+            try:
+                ticket.number = self._scheduler.begin(ticket)
+                self._under_way.append(ticket)
+            except PacklightError as error:
+                self._forget(ticket)
+                self._news.append(News(ticket, None, error))
+
+    def _settle(self) -> None:
+        """Ends what is complete, and notes who has a slot."""
+        waiting = self._scheduler.waiting()
+        now = time.perf_counter()
+        for ticket in list(self._under_way):
+            if ticket.seated is None and ticket.number not in waiting:
+                ticket.seated = now
+                self._forget(ticket)
+            if ticket.complete:
+                self._end(ticket)
+
+    def _end(self, ticket: Ticket) -> None:
+        self._forget(ticket)
+        if ticket in self._under_way:
+            self._under_way.remove(ticket)
+            assert ticket.number is not None
+            self._scheduler.end(ticket.number)
+            now = time.perf_counter()
+            self._gap += SMOOTHING * (now - self._last_end - self._gap)
+            self._last_end = now
+
+    def _forget(self, ticket: Ticket) -> None:
+        """Counts a run as waiting no longer."""
+        with self._lock:
+            self._waiting.pop(ticket, None)
+
+    def _lose(self, error: BaseException, ordered: list[Ticket]) -> None:
+        """Tells all that are under way, or were about to be, of an error that ended the step."""
+        lost = [*self._under_way, *(ticket for ticket in ordered if ticket.number is None)]
+        self._under_way = []
+        with contextlib.suppress(PacklightError), self._scheduler.turn():  # closed: there is nothing to end
+            for ticket in lost:
+                if ticket.number is not None:
+                    self._scheduler.end(ticket.number)
+        for ticket in lost:
+            self._forget(ticket)
+            self._news.append(News(ticket, None, error))

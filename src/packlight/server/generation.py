@@ -1,0 +1,156 @@
+"""Runs under way, on the event loop: what the engine's thread tells of tokens becomes text here, and wakes whoever
+waits.
+
+Knows no HTTP. All of it runs on the loop's thread but `Desk.deliver`, which hands the news of a step over.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from packlight.common.errors import PacklightError
+from packlight.serve.driver import Bounds, Driver, News, QueueFullError, Ticket
+from packlight.serve.run import Run
+from packlight.serve.scheduler import Scheduler
+from packlight.server.errors import ApiError, api_error
+
+
+class Answers:
+    """The runs of one request, from `Desk.submit` to `close`."""
+
+    def __init__(self, desk: "Desk", runs: Sequence[Run], tickets: Sequence[Ticket]):
+        self._desk, self.runs, self.tickets = desk, runs, tickets
+        self._changed = asyncio.Event()
+        self._error: BaseException | None = None
+        self._complete = 0
+        self.first_token: float | None = None  # time.perf_counter()
+
+    @property
+    def done(self) -> bool:
+        return self._complete == len(self.runs)
+
+    async def changed(self) -> None:
+        """Waits for news. Raises as `check` does."""
+        await self._changed.wait()
+        self._changed.clear()
+        self.check()
+
+    async def all(self) -> None:
+        """Waits for the ends of all runs. Raises as `check` does."""
+        while not self.done:
+            await self.changed()
+        self.check()
+
+    def check(self) -> None:
+        """Raises ApiError where a run has failed."""
+        if self._error is not None:
+            raise api_error(self._error)
+        try:
+            for run in self.runs:
+                run.check()
+        except PacklightError as error:
+            raise api_error(error) from None
+
+    def close(self) -> None:
+        """Takes back what is not complete."""
+        self._desk.forget(self)
+
+    def book(self, news: News) -> None:
+        """Books a token, or an error."""
+        run = news.ticket.run
+        self._changed.set()
+        if news.error is not None:
+            self._error = news.error
+        if news.event is None or run.complete:
+            return
+        self.first_token = self.first_token or news.event.time
+        run.take(news.event)
+        if run.complete:
+            self._complete += 1
+            if not news.event.ended:  # by a stop string, of which the engine knows nothing
+                self._desk.driver.cancel(news.ticket)
+
+    def fail(self, error: ApiError) -> None:
+        """Ends the wait of whoever waits with an error."""
+        self._error = error
+        self._changed.set()
+
+
+class Desk:
+    """Hands runs to the engine's thread, and its news to their requests."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        bounds: Bounds,
+        queue_timeout: float,
+        observe_gap: Callable[[float], None] = lambda seconds: None,
+        report: Callable[[BaseException], None] = lambda error: None,
+    ):
+        """observe_gap: told of the time between two tokens of a text. report: told of errors that are nobody's fault
+        but ours, once each.
+        """
+        self.driver = Driver(scheduler, self.deliver, bounds)
+        self._queue_timeout, self._observe_gap, self._report = queue_timeout, observe_gap, report
+        self._of: dict[Ticket, Answers] = {}
+        self._newest: dict[Ticket, float] = {}  # time of each one's newest token
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begins, on the loop that is to be told."""
+        self._loop = asyncio.get_running_loop()
+        self.driver.start()
+
+    def submit(self, runs: Sequence[Run]) -> Answers:
+        """Queues runs. Raises ApiError where too many wait."""
+        assert self._loop is not None
+        runs_to_come = [run for run in runs if not run.complete]
+        try:
+            tickets = self.driver.submit(runs_to_come)
+        except QueueFullError as error:
+            raise ApiError(429, f"{error}; try again", code="queue_full", retry_after=self.driver.patience) from None
+        answers = Answers(self, runs_to_come, tickets)
+        self._of |= dict.fromkeys(tickets, answers)
+        if tickets:
+            self._loop.call_later(self._queue_timeout, self._check_seated, answers)
+        return answers
+
+    def forget(self, answers: Answers) -> None:
+        for ticket in answers.tickets:
+            self._of.pop(ticket, None)
+            self._newest.pop(ticket, None)
+            if not ticket.complete:
+                self.driver.cancel(ticket)
+
+    def deliver(self, news: list[News]) -> None:
+        """The news of a step, from the engine's thread."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._book, news)
+
+    def _book(self, news: list[News]) -> None:
+        for error in {id(each.error): each.error for each in news if each.error is not None}.values():
+            self._report(error)
+        for each in news:
+            answers = self._of.get(each.ticket)
+            if answers is None:
+                continue
+            answers.book(each)
+            if each.event is not None:
+                before = self._newest.get(each.ticket)
+                self._newest[each.ticket] = each.event.time
+                if before is not None:
+                    self._observe_gap(each.event.time - before)
+
+    def _check_seated(self, answers: Answers) -> None:
+        """Ends a request of which nothing has had a slot by now."""
+        waits = all(ticket.seated is None and ticket in self._of for ticket in answers.tickets)
+        if waits and answers.first_token is None:
+            said = f"no slot became free within {self._queue_timeout:g} s"
+            answers.fail(ApiError(503, said, code="queue_timeout", retry_after=self.driver.patience))
+
+
+def queue_seconds(answers: Answers) -> float:
+    """How long the first run waited for a slot, or has waited so far."""
+    now = time.perf_counter()
+    return min(((ticket.seated or now) - ticket.submitted for ticket in answers.tickets), default=0.0)

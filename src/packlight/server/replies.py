@@ -1,0 +1,156 @@
+"""Texts in the shapes of OpenAI's API: whole answers, and the pieces of streams."""
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from packlight.model.text.tokenizer import Tokenizer
+from packlight.serve.run import Completion, TokenLogprob, TopLogprob
+from packlight.server.requests import Asked
+
+Reply = dict[str, Any]
+
+
+class Replies:
+    """The answers to one request."""
+
+    def __init__(self, asked: Asked, tokenizer: Tokenizer, fingerprint: str):
+        self._asked, self._tokenizer = asked, tokenizer
+        kind = "chat.completion" if asked.chat else "text_completion"
+        self._whole = {
+            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": asked.model,
+            "system_fingerprint": fingerprint,
+        }
+        self._part = self._whole | ({"object": "chat.completion.chunk"} if asked.chat else {})
+        self._at = [0] * len(asked.runs)  # where in each text the next token's text begins, in characters
+
+    def whole(self) -> Reply:
+        """All texts, complete."""
+        completions = [run.completion() for run in self._asked.runs]
+        choices = [self._choice(number, completion) for number, completion in enumerate(completions)]
+        return {**self._whole, "choices": choices, "usage": self.usage(), **_timings(completions)}
+
+    def first(self) -> Iterator[Reply]:
+        """What stands before any token: of a chat the role, of an echo the prompt."""
+        for number in range(len(self._asked.runs)):
+            if self._asked.chat:
+                yield self._piece(number, {"delta": {"role": "assistant", "content": ""}})
+            elif self._asked.echo and not self._asked.logprobs:
+                yield self._piece(number, {"text": self._prompt_text(number)})
+
+    def pieces(self, last: bool) -> Iterator[Reply]:
+        """What has become known of each text since the last call. last: all are complete."""
+        for number, run in enumerate(self._asked.runs):
+            text = run.fresh()
+            ids, logprobs = run.fresh_tokens()
+            begins = self._asked.echo and self._asked.logprobs and not self._at[number]
+            if begins and (ids or last):
+                text = self._prompt_text(number) + text
+            elif not (text or (ids and (self._asked.logprobs or self._asked.tokens))):
+                continue
+            said: Reply = {"delta": {"content": text}} if self._asked.chat else {"text": text}
+            if self._asked.logprobs:
+                said["logprobs"] = self._logprobs(number, logprobs)
+            if self._asked.tokens:
+                said["tokens"] = ids
+            yield self._piece(number, said)
+        if last:
+            for number, run in enumerate(self._asked.runs):
+                said = {"delta": {}} if self._asked.chat else {"text": ""}
+                yield self._piece(number, {**said, "finish_reason": run.completion().finish_reason})
+
+    def last(self) -> Iterator[Reply]:
+        """What follows the texts: the usage, if it was asked for."""
+        if self._asked.usage:
+            completions = [run.completion() for run in self._asked.runs]
+            yield {**self._part, "choices": [], "usage": self.usage(), **_timings(completions)}
+
+    def usage(self) -> Reply:
+        """The tokens of prompts and texts; a prompt of several texts counts once."""
+        asked = self._asked
+        completions = [run.completion() for run in asked.runs]
+        prompt = sum(map(len, asked.prompts))
+        texts = sum(len(each.token_ids) for each in completions)
+        cached = sum(completions[at].cached_tokens for at in range(0, len(completions), asked.n))
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": texts,
+            "total_tokens": prompt + texts,
+            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+    def _choice(self, number: int, completion: Completion) -> Reply:
+        said: Reply = {"index": number}
+        if self._asked.chat:
+            said["message"] = {"role": "assistant", "content": completion.text, "refusal": None}
+        else:
+            said["text"] = (self._prompt_text(number) if self._asked.echo else "") + completion.text
+        said["logprobs"] = self._logprobs(number, completion.logprobs or []) if self._asked.logprobs else None
+        said["finish_reason"] = completion.finish_reason
+        if self._asked.tokens:
+            said["tokens"] = completion.token_ids
+        return said
+
+    def _piece(self, number: int, said: Reply) -> Reply:
+        choice = {"index": number, "logprobs": None, "finish_reason": None} | said
+        return {**self._part, "choices": [choice], **({"usage": None} if self._asked.usage else {})}
+
+    def _prompt_text(self, number: int) -> str:
+        return self._tokenizer.decode(self._asked.prompt_of(number))
+
+    def _logprobs(self, number: int, logprobs: Sequence[TokenLogprob]) -> Reply:
+        if self._asked.chat:
+            return {"content": [_in_chat(each) for each in logprobs], "refusal": None}
+        said: Reply = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for text, each in [*self._echoed(number), *((None, each) for each in logprobs)]:
+            said["tokens"].append(_name(each) if text is None else text)
+            said["token_logprobs"].append(each and each.logprob)
+            said["top_logprobs"].append(each and ({_name(top): top.logprob for top in each.top_logprobs} or None))
+            said["text_offset"].append(self._at[number])
+            self._at[number] += len(each.token if text is None else text)
+        return said
+
+    def _echoed(self, number: int) -> list[tuple[str | None, TokenLogprob | None]]:
+        """The tokens of an echoed prompt that is not told of yet. Of the first there is only its text."""
+        if not self._asked.echo or self._at[number]:
+            return []
+        first = self._tokenizer.piece(self._asked.prompt_of(number)[0]).decode(errors="replace")
+        told = self._asked.runs[number].completion().prompt_logprobs or []
+        return [(first, None), *((None, each) for each in told[1:])]
+
+
+def _in_chat(token: TokenLogprob) -> Reply:
+    top = [{"token": each.token, "logprob": each.logprob, "bytes": each.bytes} for each in token.top_logprobs]
+    return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes, "top_logprobs": top}
+
+
+def _name(token: TopLogprob) -> str:
+    """A token's text; where that is no UTF-8, its bytes, as OpenAI writes them."""
+    try:
+        return bytes(token.bytes).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+
+
+def _timings(completions: Sequence[Completion]) -> Reply:
+    """Of a lone text the times, under the names of llama.cpp's server."""
+    if len(completions) != 1:
+        return {}
+    (one,) = completions
+    times, read, texts = one.timings, len(one.prompt_token_ids) - one.cached_tokens, len(one.token_ids)
+    first, total = times["ttft_s"] or 0.0, times["total_s"] or 0.0
+    said = {
+        "cache_n": one.cached_tokens,
+        "prompt_n": read,
+        "prompt_ms": 1000 * first,
+        "prompt_per_second": times["prefill_tok_s"],
+        "predicted_n": texts,
+        "predicted_ms": 1000 * (total - first),
+        "predicted_per_second": times["decode_tok_s"],
+    }
+    return {"timings": said}

@@ -1,0 +1,55 @@
+"""Server-sent events: what a step gave in one write, a comment where nothing came for a while, an end that clients
+know.
+
+Source: the HTML standard, "Server-sent events"; OpenAI's API, whose streams end by [DONE].
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from packlight.server.errors import ApiError
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def event(reply: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(reply) + b"\n\n"
+
+
+def events(replies: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join(map(event, replies))
+
+
+class EventStream(Response):
+    """A response of events. It ends early where the client leaves, and after an error, which is an event of its own."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, parts: AsyncIterator[bytes], headers: dict[str, str]):
+        self._parts = parts
+        self.status_code, self.background = 200, None
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"} | headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for part in self._parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        except ApiError as error:
+            await send({"type": "http.response.body", "body": event(error.body), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def first_of(wanted: "asyncio.Future[Any]", gone: "asyncio.Future[Any]", seconds: float) -> bool:
+    """Whether `wanted` is there before the client leaves or the seconds pass. Raises what it raised."""
+    await asyncio.wait({wanted, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    if wanted.done():
+        wanted.result()
+        return True
+    return False

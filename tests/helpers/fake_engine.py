@@ -1,0 +1,120 @@
+"""A model whose answers are scripted, so that a server's tests need no jax: real tokenizer, template and scheduler."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from packlight.llm import LLM
+from packlight.prepared import Prepared, prepare
+from packlight.serve.scheduler import Scheduler
+from packlight.serve.slots import SlotsTakenError
+
+
+class FakeEvent:
+    """A token, as `serve.engine.Event` has it; that module imports jax."""
+
+    def __init__(self, request, token, ended, position, kept, logprob=None, top_logprobs=()):
+        self.request, self.token, self.ended, self.position = request, token, ended, position
+        self.time, self.kept = time.perf_counter(), kept
+        self.logprob, self.top_logprobs = logprob, top_logprobs
+
+
+class FakeRequest:
+    def __init__(self, number, prompt, sampling, limit, script):
+        self.number, self.prompt, self.sampling, self.limit, self.script = number, prompt, sampling, limit, script
+        self.given = 0
+
+
+class FakeEngine:
+    """Gives each request the tokens of its script, one a step, as many at a time as there are slots.
+
+    before_step: called with the number of each step; it may sleep or raise.
+    """
+
+    def __init__(self, plan, script: Callable[[list[int]], list[int]], end: int, vocab: int, width: int):
+        self.plan, self.script, self.end, self.vocab, self.width = plan, script, end, vocab, width
+        self.queue: list[FakeRequest] = []
+        self.running: list[FakeRequest] = []
+        self.before_step: Callable[[int], None] = lambda number: None
+        self.steps = self.numbers = 0
+        self.failing: set[int] = set()  # requests whose logits are NaN
+        self.seen: list[FakeRequest] = []
+
+    @property
+    def idle(self):
+        return not self.queue and not self.running
+
+    @property
+    def waiting(self):
+        return {each.number for each in self.queue}
+
+    def holds(self, number):
+        return any(each.number == number for each in (*self.queue, *self.running))
+
+    def submit(self, prompt, sampling, past_end=False, steering=None, keep=None, **_):
+        room = self.plan.context - len(prompt)
+        limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        self.queue.append(FakeRequest(self.numbers, prompt, sampling, limit, [*self.script(prompt), self.end]))
+        self.seen.append(self.queue[-1])
+        self.numbers += 1
+        return self.numbers - 1
+
+    def cancel(self, number):
+        self.queue = [each for each in self.queue if each.number != number]
+        self.running = [each for each in self.running if each.number != number]
+
+    def step(self):
+        self.steps += 1
+        try:
+            self.before_step(self.steps)
+        except BaseException:
+            self.queue, self.running = [], []
+            raise
+        while self.queue and len(self.running) < self.plan.slots:
+            self.running.append(self.queue.pop(0))
+        events = [self._next(each) for each in self.running]
+        self.running = [each for each, event in zip(self.running, events, strict=True) if not event.ended]
+        return events
+
+    def _next(self, request):
+        token = request.script[min(request.given, len(request.script) - 1)]
+        request.given += 1
+        ended = "stop" if token == self.end else "length" if request.given >= request.limit else None
+        ended = "error" if request.number in self.failing else ended
+        position = len(request.prompt) + request.given - 1
+        if request.sampling.logprobs is None:
+            return FakeEvent(request.number, token, ended, position, 0)
+        top = [(token, -0.5), ((token + 1) % self.vocab, -1.5)][: request.sampling.logprobs]
+        return FakeEvent(request.number, token, ended, position, 0, -0.5, tuple(top))
+
+    def hidden(self, ids):
+        if len(self.running) >= self.plan.slots:
+            raise SlotsTakenError("a prompt needs a free slot")
+        rng = np.random.default_rng(sum(ids))
+        return rng.standard_normal((len(ids), self.width)).astype(np.float32)
+
+    def close(self):
+        pass
+
+
+class FakeLLM(LLM):
+    """`LLM` over a scripted engine."""
+
+    def __init__(self, prepared: Prepared, answer: str = "A scripted answer."):
+        self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
+        self.config, self.plan, self.prompts = prepared.config, prepared.plan, prepared.prompts
+        self.weights_bytes, self._kernels = prepared.weights_bytes, prepared.kernels
+        said = self.tokenizer.encode(answer, add_special=False)
+        end = min(self.tokenizer.eog_ids)
+        vocab, width = self.model.vocab_size, self.model.embedding_length
+        self.engine = FakeEngine(self.plan, lambda prompt: said, end, vocab, width)
+        self.scheduler = Scheduler(self.engine)
+
+    @property
+    def varying(self):
+        return ()
+
+
+def fake_llm(path, answer: str = "A scripted answer.", slots: int = 2, context: int = 256) -> FakeLLM:
+    return FakeLLM(prepare(path, context=context, slots=slots), answer)
