@@ -7,9 +7,10 @@ middle of its stream. What has been read is remembered, for `cached_tokens`.
 """
 
 import asyncio
+import itertools
 import json
-import os
 import sys
+from collections.abc import Sequence
 
 REFUSED, CUT = 1, 2
 
@@ -30,11 +31,11 @@ class Server:
         writer.close()
 
     async def _complete(self, body: dict, writer: asyncio.StreamWriter) -> None:
-        prompt = list(body["prompt"])
+        prompt = body["prompt"]
         if prompt[0] == REFUSED:
             writer.write(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 4\r\n\r\nfull")
             return
-        cached = max((len(os.path.commonprefix([prompt, old])) for old in self._read), default=0)
+        cached = max((common(prompt, old) for old in self._read), default=0)
         self._read.append(prompt)
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         self._event(writer, {"choices": [{"text": ""}]}, comment=b": ping\n\n")
@@ -55,6 +56,10 @@ class Server:
 
     def _chunk(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+def common(a: Sequence, b: Sequence) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 async def main() -> None:
