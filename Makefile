@@ -18,12 +18,17 @@ PEER_SERVER ?=
 # XLA's older kernels take a third of the time to compile, a program in one part a fifth less, one that LLVM does not
 # optimize half; what is exact stays exact, and what users run is tested by those marked "shipped"
 QUICK := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0
+SERVE_ARGS ?=
 ARGS ?= --max_tokens=64 --temperature=0.3 --seed=1
 
-.PHONY: run test test-more test-changed test-targets lint bench bench-serving bench-gpu notebooks wheels test-wheels clean
+.PHONY: run serve test test-more test-changed test-targets lint bench bench-serving bench-gpu notebooks wheels test-wheels clean
 
 run: $(VENV)/installed
 	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") $(if $(PROMPT),--prompt="$(PROMPT)") $(ARGS)
+
+# on http://127.0.0.1:8080 until Ctrl-C; SERVE_ARGS are its flags
+serve: $(VENV)/installed-serve
+	@$(PY) run.py serve $(if $(MODEL),--model="$(MODEL)") $(SERVE_ARGS)
 
 # every proof once, in 720 seconds of processor time or it fails: six minutes of two idle cores, once there is something
 # in .cache/tests. The first time, all that tests run is compiled, and 2.5 times as much is allowed.
@@ -82,6 +87,10 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-serve: pyproject.toml | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --editable ".[serve]"
 	@touch $@
 
 $(VENV)/installed-peers: pyproject.toml | $(VENV)/bin/python

@@ -11,9 +11,11 @@ from asgi import call, running, stream_of
 from fake_engine import fake_llm
 
 from packlight import demo
-from packlight.serve.driver import Bounds
 from packlight.server import fields
-from packlight.server.app import Options, Server
+from packlight.server.app import Server
+from packlight.server.limits import Limits
+from packlight.server.metrics import Metrics
+from packlight.server.settings import Settings
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 ANSWER = "A scripted answer, 日本 and 🙂."
@@ -22,15 +24,16 @@ ANSWER = "A scripted answer, 日本 and 🙂."
 class Served:
     """A server over a scripted engine."""
 
-    def __init__(self, answer=ANSWER, slots=2, runs=32, **options):
+    def __init__(self, answer=ANSWER, slots=2, queue_timeout=600.0, **settings):
         self.llm = fake_llm(demo.MODEL, answer, slots)
         self.faults = []
-        bounds = Bounds(runs, 4096)
-        self.options = Options(("demo", "alias"), bounds, report=self.faults.append, **options)
+        self.metrics = Metrics()
+        limits = Limits(queue_timeout=queue_timeout)
+        self.settings = Settings(names=("demo", "alias"), limits=limits, **settings)
 
     def run(self, work):
         async def whole():
-            self.server = Server(self.llm, self.options)
+            self.server = Server(self.llm, self.settings, self.metrics, self.faults.append)
             self.app = self.server.app()
             async with running(self.app):
                 return await work(self)
@@ -371,7 +374,7 @@ def test_logits_that_are_nan_are_a_fault(stream):
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back():
-    served = Served(slots=1, runs=2)
+    served = Served(slots=1, max_queue=2)
     held = threading.Event()
     served.llm.engine.before_step = lambda number: held.wait(5)
 

@@ -9,7 +9,7 @@ from packlight.cli.help import TOPICS
 MODELS = ("model",)  # flags whose value is a GGUF file
 # Flags whose value is any other file, or a folder.
 FILES = ("prompt_file", "config", "out", "file", "save_logits", "kl_divergence", "chat_template", "log_file", "gate")
-FILES += ("results", "llama_bench", "peer_python", "folder", "history_file")
+FILES += ("results", "llama_bench", "peer_python", "folder", "history_file", "api_key_file")
 PAGES = ("help", "version")  # what stands in a command's place and is none
 
 

@@ -89,6 +89,29 @@ FLAGS: dict[str, FlagRow] = {
     "action": (flags.DEFINE_string, None, "what to do: the word behind the command"),
     "add_special": (flags.DEFINE_bool, True, "put the tokens around the text that the file wants there, such as bos"),
     "dry_run": (flags.DEFINE_bool, False, "say what would go, and remove nothing"),
+    "host": (flags.DEFINE_string, "127.0.0.1", "address or name to listen on; 0.0.0.0 and :: are the whole network's"),
+    "port": (flags.DEFINE_integer, 8080, "port to listen on; 0 is any that is free, which is said"),
+    "api_key_file": (
+        flags.DEFINE_string,
+        None,
+        "file of keys, one a line, of which a request needs one (so does a key in $PACKLIGHT_API_KEY)",
+    ),
+    "alias": (flags.DEFINE_string, None, "name that clients see the model under (default: the file's, without .gguf)"),
+    "allowed_hosts": (flags.DEFINE_list, [], "further names that this server goes by, with commas; *: any"),
+    "cors_origins": (
+        flags.DEFINE_list,
+        [],
+        "origins whose web pages may use this server, with commas (https://example.org); *: all",
+    ),
+    "max_queue": (flags.DEFINE_integer, None, "requests that may wait for a slot (default: 4 a slot, at least 32)"),
+    "queue_timeout": (flags.DEFINE_float, 600.0, "seconds that a request may wait for a slot"),
+    "drain_seconds": (flags.DEFINE_float, 30.0, "seconds that running requests have to end in, after SIGTERM"),
+    "unknown_fields": (
+        flags.DEFINE_string,
+        "error",
+        "unknown fields of a request: error, it is refused; warn, a header of the answer names them",
+    ),
+    "log_prompts": (flags.DEFINE_bool, False, "write prompts and answers into the messages too"),
     "quiet": (flags.DEFINE_bool, False, "only the answer on stdout, and errors on stderr"),
     "verbose": (flags.DEFINE_bool, False, "show the plan in full, and what happens inside"),
     "log_file": (flags.DEFINE_string, None, "file to add all messages to, with times; --quiet keeps none from it"),
@@ -97,6 +120,8 @@ FLAGS: dict[str, FlagRow] = {
 }
 STRUCTURED = ("json_schema", "regex", "grammar")
 SAMPLING = tuple(parameter.name for parameter in PARAMETERS)
+SERVING = ("host", "port", "api_key_file", "alias", "allowed_hosts", "cors_origins")
+SERVING += ("max_queue", "queue_timeout", "drain_seconds", "unknown_fields", "log_prompts")
 PLAN = ("config", "context", "slots", "kv_type", "device", "threads")
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")

@@ -14,7 +14,7 @@ from packlight.common.text import near
 WIDTH = 80
 # What most command lines use; the overview explains these, and of the flags that topics explain a command's help shows
 # no others.
-USUAL = ("model", "prompt", "max_tokens", "temperature", "seed", "context", "system", "file", "json")
+USUAL = ("model", "prompt", "max_tokens", "temperature", "seed", "context", "system", "json")
 USUAL += ("quiet", "verbose")
 
 

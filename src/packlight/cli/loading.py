@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 
 
 def prepared_from(
-    values: flags.FlagValues, context: int | None = None, target: "targets.Target | None" = None
+    values: flags.FlagValues,
+    context: int | None = None,
+    target: "targets.Target | None" = None,
+    alone: bool = True,
 ) -> Prepared:
-    """What the flags name, checked; context: instead of the flag's. A command runs one sequence at a time, so it takes
-    one slot, unless --slots or a config that was named say otherwise.
+    """What the flags name, checked; context: instead of the flag's.
+
+    alone: the command runs one sequence at a time, so it takes one slot, unless --slots or a config that was named say
+    otherwise; else it takes the config's.
     """
     path = model_or_demo(values)
     config = config_of(values)
@@ -37,7 +42,8 @@ def prepared_from(
     if target is not None:
         config = target.config(config)
         target.check_compiler()
-    return prepare(path, config, values.context if context is None else context, slots_of(values), values.kv_type)
+    slots = slots_of(values) if alone else values.slots
+    return prepare(path, config, values.context if context is None else context, slots, values.kv_type)
 
 
 def slots_of(values: flags.FlagValues) -> int | None:

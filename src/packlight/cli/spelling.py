@@ -26,6 +26,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "j": ("json_schema",),
     **dict.fromkeys(("sys", "system_prompt"), ("system",)),
     "chat_template_file": ("chat_template",),
+    **dict.fromkeys(("a", "served_model_name"), ("alias",)),
     **dict.fromkeys(("ctk", "cache_type_k"), ("kv_type",)),
     **dict.fromkeys(("dev", "platform"), ("device",)),
     **dict.fromkeys(("o", "output"), ("out",)),
@@ -37,6 +38,9 @@ SWITCHES = {
     **dict.fromkeys(("cnv", "conversation", "i", "interactive"), "packlight chat is the command for a conversation"),
     **dict.fromkeys(("no_cnv", "no_conversation"), "generate continues the prompt as it is"),
     **dict.fromkeys(("mlock", "no_mmap"), "all weights are read into the memory of the process"),
+    **dict.fromkeys(("cb", "cont_batching"), "requests always share the steps of the slots"),
+    "metrics": "the server always has /metrics",
+    "jinja": "chat templates are always rendered as Jinja",
     **dict.fromkeys(("co", "color"), "a terminal gets colours unless NO_COLOR=1 is set"),
 }
 MOOT: Mapping[str, str] = {

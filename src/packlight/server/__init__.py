@@ -1,1 +1,1 @@
-"""The HTTP server: OpenAI's API over one loaded model. It alone knows the wire."""
+"""A model behind OpenAI's API: sockets, who may ask, what bodies mean, answers. Knows no flags and no terminal."""

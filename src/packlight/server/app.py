@@ -5,7 +5,6 @@ of answers in `replies`; the engine's thread is behind `generation`.
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import functools
 import importlib.metadata
 import time
@@ -21,49 +20,49 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from packlight.common.errors import PacklightError
+from packlight.compile.counter import CompileCounter
 from packlight.model.text.chat import KEY, prompt_ids, special_texts
 from packlight.serve.driver import Bounds
 from packlight.serve.slots import SlotsTakenError
 from packlight.server import fields
+from packlight.server.accounts import account_of
 from packlight.server.errors import ApiError, api_error
-from packlight.server.generation import Answers, Desk
+from packlight.server.generating import Generating
+from packlight.server.generation import Desk
+from packlight.server.limits import most_waiting, most_waiting_tokens
+from packlight.server.metrics import Metrics
 from packlight.server.replies import Replies
 from packlight.server.requests import Asked, Requests
-from packlight.server.streams import DONE, PING, EventStream, events, first_of
+from packlight.server.settings import Settings
+from packlight.server.streams import json_response
 
 if TYPE_CHECKING:
     from packlight.llm import LLM
 
 Result = TypeVar("Result")
-PING_SECONDS = 15.0  # of silence on a stream
 WORKERS = 2  # threads for templates, tokens and grammars
 SLOT_POLL = 0.02  # seconds
-LEFT = 499  # the status, as nginx has it, of what nobody reads
 
 
-def json_response(reply: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(reply), status, headers, "application/json")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How a model is served."""
-
-    names: tuple[str, ...]  # of the model, the one that it is shown under first
-    bounds: Bounds  # of what waits for a slot
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # sampling, where a body says nothing
-    queue_timeout: float = 600.0  # seconds
-    warn_unknown: bool = False  # unknown fields are named in a header, not refused
-    report: Callable[[BaseException], None] = lambda error: None  # told of our own faults
+def make_app(llm: "LLM", settings: Settings, metrics: Metrics, report: Callable[[BaseException], None]) -> Starlette:
+    """The app that answers for a model. report: told of errors that are our own faults."""
+    return Server(llm, settings, metrics, report).app()
 
 
 class Server:
     """One model's routes."""
 
-    def __init__(self, llm: "LLM", options: Options):
-        self._llm, self._options = llm, options
-        self._requests = Requests(llm, options.names, options.defaults)
-        self.desk = Desk(llm.scheduler, options.bounds, options.queue_timeout, report=options.report)
+    def __init__(self, llm: "LLM", settings: Settings, metrics: Metrics, report: Callable[[BaseException], None]):
+        self._llm, self._settings, self._report = llm, settings, report
+        self._requests = Requests(llm, settings.names, settings.defaults)
+        runs = most_waiting(llm.plan.slots) if settings.max_queue is None else settings.max_queue
+        bounds = Bounds(runs, most_waiting_tokens(llm.plan.context))
+        self.desk = Desk(llm.scheduler, bounds, settings.limits.queue_timeout, metrics.observe_gap, report)
+        self._compiles = CompileCounter()
+        driver = self.desk.driver
+        metrics.watch(
+            lambda: driver.running, lambda: driver.waiting, lambda: llm.plan.slots, lambda: self._compiles.count
+        )
         self._workers = ThreadPoolExecutor(WORKERS, "request")
         self._pooler = ThreadPoolExecutor(1, "pooling")  # its texts wait for slots, others' requests do not wait for it
         self._began = int(time.time())
@@ -95,7 +94,9 @@ class Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self.desk.start()
+        self._compiles.start()
         yield
+        self._compiles.stop()
         await asyncio.to_thread(self.desk.driver.close)
         self._workers.shutdown(cancel_futures=True)
         self._pooler.shutdown(cancel_futures=True)
@@ -109,7 +110,7 @@ class Server:
             except ApiError as error:
                 return json_response(error.body, error.status, error.headers)
             except Exception as error:
-                self._options.report(error)
+                self._report(error)
                 told = api_error(error)
                 return json_response(told.body, told.status)
 
@@ -122,7 +123,7 @@ class Server:
             decoded = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
-        values, unknown = fields.read(route, decoded, self._options.warn_unknown)
+        values, unknown = fields.read(route, decoded, self._settings.warn_unknown)
         return values, {"X-Ignored-Params": ", ".join(map(ascii, unknown))[:1000]} if unknown else {}
 
     async def _worked(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -131,70 +132,27 @@ class Server:
 
     async def _chat(self, request: Request) -> Response:
         values, headers = await self._read(request, "/v1/chat/completions")
-        return await self._generated(request, await self._worked(self._requests.chat, values), headers)
+        return await self._generated(request, self._requests.chat, values, headers)
 
     async def _completions(self, request: Request) -> Response:
         values, headers = await self._read(request, "/v1/completions")
-        return await self._generated(request, await self._worked(self._requests.completion, values), headers)
+        return await self._generated(request, self._requests.completion, values, headers)
 
-    async def _generated(self, request: Request, asked: Asked, headers: dict[str, str]) -> Response:
-        """The answer to a request for texts, whole or as it comes."""
-        answers = self.desk.submit(asked.runs)
-        replies = Replies(asked, self._llm.tokenizer, self._fingerprint)
-        gone = asyncio.ensure_future(_left(request))
-        if not asked.stream:
-            return await self._whole(answers, asked, replies, gone, headers)
-        parts = self._parts(answers, asked, replies, gone)
-        begun = await anext(parts, None)  # an error that comes before the first token has a status of its own
-        return Response(status_code=LEFT) if begun is None else EventStream(_behind(begun, parts), headers)
-
-    async def _whole(
-        self, answers: Answers, asked: Asked, replies: Replies, gone: "asyncio.Future[None]", headers: dict[str, str]
+    async def _generated(
+        self,
+        request: Request,
+        understand: Callable[[Mapping[str, Any]], Asked],
+        values: Mapping[str, Any],
+        headers: dict[str, str],
     ) -> Response:
-        done = asyncio.ensure_future(answers.all())
-        try:
-            while not await first_of(done, gone, PING_SECONDS):
-                if gone.done():
-                    return Response(status_code=LEFT)
-            return json_response(replies.whole(), headers=headers)
-        finally:
-            self._close(answers, asked, done, gone)
-
-    async def _parts(
-        self, answers: Answers, asked: Asked, replies: Replies, gone: "asyncio.Future[None]"
-    ) -> AsyncIterator[bytes]:
-        """The events of a stream, those of a step together. None follow where the client leaves."""
-        changed = asyncio.ensure_future(answers.changed())
-        opening = True
-        try:
-            while answers.runs:
-                came = await first_of(changed, gone, PING_SECONDS)
-                if gone.done():
-                    return
-                if answers.done:
-                    break
-                part = b"" if came else PING
-                if opening:
-                    part, opening = part + events(replies.first()), False
-                part += events(replies.pieces(last=False))
-                if came:
-                    changed = asyncio.ensure_future(answers.changed())
-                if part:
-                    yield part
-            begin = events(replies.first()) if opening else b""
-            yield begin + events([*replies.pieces(last=True), *replies.last()]) + DONE
-        finally:
-            self._close(answers, asked, changed, gone)
-
-    def _close(self, answers: Answers, asked: Asked, *waits: "asyncio.Future[Any]") -> None:
-        for wait in waits:
-            wait.cancel()
-        answers.close()
+        replies = Replies(await self._worked(understand, values), self._llm.tokenizer, self._fingerprint)
+        return await Generating(self.desk, replies, request).response(headers)
 
     async def _embeddings(self, request: Request) -> Response:
         values, headers = await self._read(request, "/v1/embeddings")
         name = self._requests.model(values)
         texts = await self._worked(self._requests.texts, values)
+        account_of(request.scope).prompt_tokens = sum(map(len, texts))
         vectors = await self._pooled(self._llm.embed, texts)
         base64_wanted = values.get("encoding_format") == "base64"
         data = [
@@ -213,6 +171,7 @@ class Server:
         values, headers = await self._read(request, "/v1/rerank")
         name = self._requests.model(values)
         query, documents, pairs = await self._worked(self._requests.pairs, values)
+        account_of(request.scope).prompt_tokens = sum(map(len, pairs))
         scores = (await self._pooled(self._llm.rerank, query, documents)).tolist()
         best = sorted(range(len(scores)), key=lambda number: -scores[number])[: values.get("top_n")]
         shown = lambda number: {"document": {"text": documents[number]}} if values.get("return_documents") else {}  # noqa: E731
@@ -222,7 +181,7 @@ class Server:
 
     async def _pooled(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """What `embed` or `rerank` gives, which wait for a slot where the model needs one."""
-        until = time.monotonic() + self._options.queue_timeout
+        until = time.monotonic() + self._settings.limits.queue_timeout
         while True:
             call = functools.partial(function, *arguments)
             try:
@@ -252,7 +211,7 @@ class Server:
             "size": llm.weights_bytes,
         }
         return {
-            "id": self._options.names[0],
+            "id": self._settings.names[0],
             "object": "model",
             "created": self._began,
             "owned_by": "packlight",
@@ -312,28 +271,16 @@ class Server:
 
     async def _props(self, _: Request) -> Response:
         reply = {
-            "model_alias": self._options.names[0],
+            "model_alias": self._settings.names[0],
             "chat_template": self._llm.file.metadata.get(KEY),
             "total_slots": self._llm.plan.slots,
-            "default_generation_settings": {"n_ctx": self._llm.plan.context, "params": dict(self._options.defaults)},
+            "default_generation_settings": {"n_ctx": self._llm.plan.context, "params": dict(self._settings.defaults)},
             "build_info": self._fingerprint,
         }
         return json_response(reply)
 
     async def _slots(self, _: Request) -> Response:
         return json_response([])
-
-
-async def _left(request: Request) -> None:
-    """Returns when the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _behind(begun: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield begun
-    async for part in parts:
-        yield part
 
 
 def _in_base64(vector: np.ndarray) -> str:

@@ -8,7 +8,7 @@ API reference, and the names that llama.cpp's server and vLLM have beside it.
 import dataclasses
 import enum
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from packlight.common.errors import ConfigError
@@ -156,9 +156,19 @@ def _kind_in_json(kind: Any) -> Kind:
     return kind
 
 
+_IN_JSON = {  # what parameters mean here, where their help speaks of the terminal
+    "seed": "seed of the draws; without one, or with -1, a random one",
+    "max_tokens": "tokens to generate at most; without it, or with -1, until the end",
+    "stop": "end before this text, or before one of these",
+    "logit_bias": "an object: token id to what is added to its logit; or llama.cpp's pairs",
+    "json_schema": "write JSON that matches this schema, an object or a text",
+    "grammar": "write text that matches this grammar (GBNF or Lark)",
+}
 _PARAMETER = {each.name: each for each in PARAMETERS}
 _SAMPLED = tuple(
-    Field(each.name, each.help, _kind_in_json(each.kind)) for each in PARAMETERS if each.name != "logprobs"
+    Field(each.name, _IN_JSON.get(each.name, each.help), _kind_in_json(each.kind))
+    for each in PARAMETERS
+    if each.name != "logprobs"
 )
 _ALIASES = tuple(
     Field(name, f"as `{same}`", _kind_in_json(_PARAMETER[same].kind), same_as=same)
@@ -348,11 +358,11 @@ def _same(a: Any, b: Any) -> bool:
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
-def table(route: str) -> str:
-    """The fields of a route's body, as a table in Markdown."""
+def table(rows: Iterable[Field]) -> str:
+    """Fields as a table in Markdown."""
     lines = ["| field | | meaning |", "|---|---|---|"]
-    lines += [f"| `{each.name}` | {each.standing} | {each.meaning} |" for each in BODIES[route]]
-    return "\n".join(lines)
+    lines += [f"| `{each.name}` | {each.standing} | {each.meaning} |" for each in rows]
+    return "\n".join(lines) + "\n"
 
 
 def schema(kind: Any) -> dict[str, Any]:

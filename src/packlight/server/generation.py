@@ -51,6 +51,12 @@ class Answers:
         except PacklightError as error:
             raise api_error(error) from None
 
+    @property
+    def queued(self) -> float:
+        """Seconds that the first run waited for a slot, or has waited so far."""
+        now = time.perf_counter()
+        return min(((ticket.seated or now) - ticket.submitted for ticket in self.tickets), default=0.0)
+
     def close(self) -> None:
         """Takes back what is not complete."""
         self._desk.forget(self)
@@ -148,9 +154,3 @@ class Desk:
         if waits and answers.first_token is None:
             said = f"no slot became free within {self._queue_timeout:g} s"
             answers.fail(ApiError(503, said, code="queue_timeout", retry_after=self.driver.patience))
-
-
-def queue_seconds(answers: Answers) -> float:
-    """How long the first run waited for a slot, or has waited so far."""
-    now = time.perf_counter()
-    return min(((ticket.seated or now) - ticket.submitted for ticket in answers.tickets), default=0.0)

@@ -16,7 +16,7 @@ class Replies:
     """The answers to one request."""
 
     def __init__(self, asked: Asked, tokenizer: Tokenizer, fingerprint: str):
-        self._asked, self._tokenizer = asked, tokenizer
+        self.asked, self._tokenizer = asked, tokenizer
         kind = "chat.completion" if asked.chat else "text_completion"
         self._whole = {
             "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -30,48 +30,48 @@ class Replies:
 
     def whole(self) -> Reply:
         """All texts, complete."""
-        completions = [run.completion() for run in self._asked.runs]
+        completions = [run.completion() for run in self.asked.runs]
         choices = [self._choice(number, completion) for number, completion in enumerate(completions)]
         return {**self._whole, "choices": choices, "usage": self.usage(), **_timings(completions)}
 
     def first(self) -> Iterator[Reply]:
         """What stands before any token: of a chat the role, of an echo the prompt."""
-        for number in range(len(self._asked.runs)):
-            if self._asked.chat:
+        for number in range(len(self.asked.runs)):
+            if self.asked.chat:
                 yield self._piece(number, {"delta": {"role": "assistant", "content": ""}})
-            elif self._asked.echo and not self._asked.logprobs:
+            elif self.asked.echo and not self.asked.logprobs:
                 yield self._piece(number, {"text": self._prompt_text(number)})
 
     def pieces(self, last: bool) -> Iterator[Reply]:
         """What has become known of each text since the last call. last: all are complete."""
-        for number, run in enumerate(self._asked.runs):
+        for number, run in enumerate(self.asked.runs):
             text = run.fresh()
             ids, logprobs = run.fresh_tokens()
-            begins = self._asked.echo and self._asked.logprobs and not self._at[number]
+            begins = self.asked.echo and self.asked.logprobs and not self._at[number]
             if begins and (ids or last):
                 text = self._prompt_text(number) + text
-            elif not (text or (ids and (self._asked.logprobs or self._asked.tokens))):
+            elif not (text or (ids and (self.asked.logprobs or self.asked.tokens))):
                 continue
-            said: Reply = {"delta": {"content": text}} if self._asked.chat else {"text": text}
-            if self._asked.logprobs:
+            said: Reply = {"delta": {"content": text}} if self.asked.chat else {"text": text}
+            if self.asked.logprobs:
                 said["logprobs"] = self._logprobs(number, logprobs)
-            if self._asked.tokens:
+            if self.asked.tokens:
                 said["tokens"] = ids
             yield self._piece(number, said)
         if last:
-            for number, run in enumerate(self._asked.runs):
-                said = {"delta": {}} if self._asked.chat else {"text": ""}
+            for number, run in enumerate(self.asked.runs):
+                said = {"delta": {}} if self.asked.chat else {"text": ""}
                 yield self._piece(number, {**said, "finish_reason": run.completion().finish_reason})
 
     def last(self) -> Iterator[Reply]:
         """What follows the texts: the usage, if it was asked for."""
-        if self._asked.usage:
-            completions = [run.completion() for run in self._asked.runs]
+        if self.asked.usage:
+            completions = [run.completion() for run in self.asked.runs]
             yield {**self._part, "choices": [], "usage": self.usage(), **_timings(completions)}
 
     def usage(self) -> Reply:
         """The tokens of prompts and texts; a prompt of several texts counts once."""
-        asked = self._asked
+        asked = self.asked
         completions = [run.completion() for run in asked.runs]
         prompt = sum(map(len, asked.prompts))
         texts = sum(len(each.token_ids) for each in completions)
@@ -86,25 +86,25 @@ class Replies:
 
     def _choice(self, number: int, completion: Completion) -> Reply:
         said: Reply = {"index": number}
-        if self._asked.chat:
+        if self.asked.chat:
             said["message"] = {"role": "assistant", "content": completion.text, "refusal": None}
         else:
-            said["text"] = (self._prompt_text(number) if self._asked.echo else "") + completion.text
-        said["logprobs"] = self._logprobs(number, completion.logprobs or []) if self._asked.logprobs else None
+            said["text"] = (self._prompt_text(number) if self.asked.echo else "") + completion.text
+        said["logprobs"] = self._logprobs(number, completion.logprobs or []) if self.asked.logprobs else None
         said["finish_reason"] = completion.finish_reason
-        if self._asked.tokens:
+        if self.asked.tokens:
             said["tokens"] = completion.token_ids
         return said
 
     def _piece(self, number: int, said: Reply) -> Reply:
         choice = {"index": number, "logprobs": None, "finish_reason": None} | said
-        return {**self._part, "choices": [choice], **({"usage": None} if self._asked.usage else {})}
+        return {**self._part, "choices": [choice], **({"usage": None} if self.asked.usage else {})}
 
     def _prompt_text(self, number: int) -> str:
-        return self._tokenizer.decode(self._asked.prompt_of(number))
+        return self._tokenizer.decode(self.asked.prompt_of(number))
 
     def _logprobs(self, number: int, logprobs: Sequence[TokenLogprob]) -> Reply:
-        if self._asked.chat:
+        if self.asked.chat:
             return {"content": [_in_chat(each) for each in logprobs], "refusal": None}
         said: Reply = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for text, each in [*self._echoed(number), *((None, each) for each in logprobs)]:
@@ -117,10 +117,10 @@ class Replies:
 
     def _echoed(self, number: int) -> list[tuple[str | None, TokenLogprob | None]]:
         """The tokens of an echoed prompt that is not told of yet. Of the first there is only its text."""
-        if not self._asked.echo or self._at[number]:
+        if not self.asked.echo or self._at[number]:
             return []
-        first = self._tokenizer.piece(self._asked.prompt_of(number)[0]).decode(errors="replace")
-        told = self._asked.runs[number].completion().prompt_logprobs or []
+        first = self._tokenizer.piece(self.asked.prompt_of(number)[0]).decode(errors="replace")
+        told = self.asked.runs[number].completion().prompt_logprobs or []
         return [(first, None), *((None, each) for each in told[1:])]
 
 

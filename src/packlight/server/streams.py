@@ -5,7 +5,7 @@ Source: the HTML standard, "Server-sent events"; OpenAI's API, whose streams end
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -46,10 +46,14 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def first_of(wanted: "asyncio.Future[Any]", gone: "asyncio.Future[Any]", seconds: float) -> bool:
+async def first_of(wanted: "asyncio.Future[Any]", gone: "asyncio.Future[Any]", seconds: float | None = None) -> bool:
     """Whether `wanted` is there before the client leaves or the seconds pass. Raises what it raised."""
     await asyncio.wait({wanted, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     if wanted.done():
         wanted.result()
         return True
     return False
+
+
+def json_response(reply: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(reply), status, headers, "application/json")

@@ -14,12 +14,13 @@ from packlight.cli.commands.perplexity import COMMAND as PERPLEXITY
 from packlight.cli.commands.pull import COMMAND as PULL
 from packlight.cli.commands.quantize import COMMAND as QUANTIZE
 from packlight.cli.commands.rerank import COMMAND as RERANK
+from packlight.cli.commands.serve import COMMAND as SERVE
 from packlight.cli.commands.tokenize import COMMAND as TOKENIZE
 
 COMMANDS = {
     command.name: command
     for command in (
-        *(GENERATE, CHAT, PULL, MODELS, INSPECT, TOKENIZE, EMBED, RERANK, PERPLEXITY, BENCH),
+        *(GENERATE, CHAT, SERVE, PULL, MODELS, INSPECT, TOKENIZE, EMBED, RERANK, PERPLEXITY, BENCH),
         *(QUANTIZE, COMPILE, CACHE, CONFIG, COMPLETION),
     )
 }

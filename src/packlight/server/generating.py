@@ -1,0 +1,90 @@
+"""Requests for texts, from the queue to the last event: whole answers, streams, clients that leave, errors."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from packlight.server.accounts import CLIENT_LEFT, account_of
+from packlight.server.generation import Desk
+from packlight.server.replies import Replies
+from packlight.server.streams import DONE, PING, EventStream, events, first_of, json_response
+
+PING_SECONDS = 15.0  # of silence on a stream
+
+
+class Generating:
+    """One request for texts."""
+
+    def __init__(self, desk: Desk, replies: Replies, request: Request):
+        """Queues the request's runs. Raises ApiError where too many wait."""
+        self._replies, self._asked = replies, replies.asked
+        self._answers = desk.submit(self._asked.runs)
+        self._account = account_of(request.scope)
+        self._gone = asyncio.ensure_future(_left(request))
+
+    async def response(self, headers: dict[str, str]) -> Response:
+        """The answer, whole or as it comes. Raises ApiError."""
+        if not self._asked.stream:
+            return await self._whole(headers)
+        parts = self._parts()
+        begun = await anext(parts, None)  # an error that comes before the first token has a status of its own
+        return Response(status_code=CLIENT_LEFT) if begun is None else EventStream(_behind(begun, parts), headers)
+
+    async def _whole(self, headers: dict[str, str]) -> Response:
+        done = asyncio.ensure_future(self._answers.all())
+        try:
+            await first_of(done, self._gone)
+            left = self._gone.done() and not done.done()
+            return Response(status_code=CLIENT_LEFT) if left else json_response(self._replies.whole(), headers=headers)
+        finally:
+            self._close(done)
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """The events of a stream, those of a step together. None follow where the client leaves."""
+        answers, replies = self._answers, self._replies
+        changed = asyncio.ensure_future(answers.changed())
+        opening = True
+        try:
+            while answers.runs:
+                came = await first_of(changed, self._gone, PING_SECONDS)
+                if self._gone.done():
+                    return
+                if answers.done:
+                    break
+                part = b"" if came else PING
+                if opening:
+                    part, opening = part + events(replies.first()), False
+                part += events(replies.pieces(last=False))
+                if came:
+                    changed = asyncio.ensure_future(answers.changed())
+                if part:
+                    yield part
+            begin = events(replies.first()) if opening else b""
+            yield begin + events([*replies.pieces(last=True), *replies.last()]) + DONE
+        finally:
+            self._close(changed)
+
+    def _close(self, wait: "asyncio.Future[None]") -> None:
+        wait.cancel()
+        self._gone.cancel()
+        self._answers.close()
+        usage, account = self._replies.usage(), self._account
+        account.prompt_tokens, account.generated_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        account.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+        if self._answers.first_token is not None:
+            account.first_token_s = self._answers.first_token - account.began
+        account.queue_s = self._answers.queued
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _behind(begun: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield begun
+    async for part in parts:
+        yield part
