@@ -60,7 +60,7 @@ bench: $(VENV)/installed$(if $(PEER_PYTHON),,-peers)
 	$(PY) -m packlight.bench.startup; bounds=$$?; $(PY) -m packlight.bench.render && exit $$bounds
 
 # our server beside llama.cpp's, which PEER_SERVER names; without it ours alone
-bench-serving: $(VENV)/installed
+bench-serving: $(VENV)/installed-serve
 	$(PY) -m packlight.bench.serving --models="$(BENCH_MODELS)" $(if $(PEER_SERVER),--peer_server="$(PEER_SERVER)"); aims=$$?; $(PY) -m packlight.bench.render && exit $$aims
 
 # in an environment whose jax finds a GPU, which PYTHON names
