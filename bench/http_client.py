@@ -6,6 +6,7 @@ that the generator does not take the processor from the server it measures. Time
 
 import asyncio
 import bisect
+import collections
 import dataclasses
 import itertools
 import json
@@ -74,6 +75,7 @@ class Client:
     def __init__(self, port: int, model: str = ""):
         self._port, self._model = port, model
         self.url = f"http://127.0.0.1:{port}"
+        self._failures: collections.Counter[str] = collections.Counter()
 
     async def complete(
         self, prompt: Sequence[int] | str, tokens: int, on_open: Callable[[Exchange], None] = lambda _: None
@@ -92,14 +94,26 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        reply = await self._completed(_message("POST", "/v1/completions", json.dumps(body).encode()), tokens, on_open)
+        if reply.error not in ("", UNFINISHED):
+            self._failures[reply.error] += 1
+        return reply
+
+    async def _completed(self, message: bytes, tokens: int, on_open: Callable[[Exchange], None]) -> Reply:
         sent = time.perf_counter()
         try:
-            exchange = await self._exchange(_message("POST", "/v1/completions", json.dumps(body).encode()))
+            exchange = await self._exchange(message)
         except OSError as error:
             return Reply(sent, [], error=reason(error))
         on_open(exchange)
         await exchange.over
         return read_reply(sent, exchange.arrived, tokens)
+
+    def told(self) -> list[str]:
+        """Why completions have failed since the last call, each reason once."""
+        found = [f"{count} times {error}" for error, count in self._failures.items()]
+        self._failures.clear()
+        return found
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a page; raises OSError where nobody answers."""

@@ -52,6 +52,10 @@ class Server:
             self._process.wait()
         self._said.close()
 
+    def last_words(self) -> str:
+        """What it said last."""
+        return last_words(self._said)
+
     async def _ready(self) -> None:
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
@@ -62,9 +66,9 @@ class Server:
             except OSError:
                 pass  # nobody listens yet
             if self._process.poll() is not None:
-                raise WorkerError(f"{self.name}: the server ended; {last_words(self._said)}")
+                raise WorkerError(f"{self.name}: the server ended; {self.last_words()}")
             await asyncio.sleep(0.1)
-        raise WorkerError(f"{self.name}: not ready after {READY_S:g} s; {last_words(self._said)}")
+        raise WorkerError(f"{self.name}: not ready after {READY_S:g} s; {self.last_words()}")
 
 
 def free_port() -> int:

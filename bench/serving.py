@@ -32,7 +32,8 @@ from packlight.bench.machine import ROOT, cpu_seconds, file_facts, machine, thre
 from packlight.bench.render import RESULTS, load
 from packlight.bench.servers import Server
 from packlight.bench.versus import Checkout
-from packlight.common.errors import ConfigError, PacklightError
+from packlight.bench.worker import WorkerError
+from packlight.common.errors import PacklightError
 from packlight.model.text.tokenizer import Tokenizer
 
 OVERHEAD = "overhead"
@@ -60,13 +61,20 @@ async def _run(load: Load, server: Server, sizes: Sizes, ids: Ids) -> Figures:
     return await load(server.client, sizes, ids)
 
 
+def warm(server: Server, sizes: Sizes, vocab: int) -> None:
+    """A first request of every client. Raises WorkerError with what the server says where it does not answer them."""
+    replies = asyncio.run(loop(server.client, [[(Ids(vocab, 0)(sizes.own), sizes.turn)]] * sizes.clients))
+    if errors := [reply.error for reply in replies if reply.error]:
+        raise WorkerError(f"{server.name}: {errors[0]}; {server.last_words()}")
+
+
 def overhead(server: Server, engine: Checkout, sizes: Sizes, ids: Ids) -> tuple[float, float]:
     """Tokens per second of as many answers as there are slots: through the server, and by the engine alone."""
     prompts = [ids(sizes.own) for _ in range(sizes.clients)]
     total = sizes.clients * sizes.together
     replies = asyncio.run(loop(server.client, [[(prompt, sizes.together)] for prompt in prompts]))
     if errors := [reply.error for reply in replies if reply.error]:
-        raise ConfigError(f"{server.name}: {errors[0]}")
+        raise WorkerError(f"{server.name}: {errors[0]}")
     served = max(reply.times[-1] for reply in replies) - min(reply.sent for reply in replies)
     alone = engine.ask(do="together", prompts=prompts, tokens=sizes.together)["seconds"]
     return total / served, total / alone
@@ -87,8 +95,8 @@ def measure(
     """
     with contextlib.ExitStack() as stack:
         each = [stack.enter_context(make()) for make in start]
-        for server in each:  # to warm up
-            asyncio.run(loop(server.client, [[(Ids(vocab, 0)(sizes.own), sizes.turn)]] * sizes.clients))
+        for server in each:
+            warm(server, sizes, vocab)
         rows: dict[str, dict[str, list[Figures]]] = {name: {s.name: [] for s in each} for name in chosen}
         for number in range(rounds):
             for name, load in chosen.items():
@@ -96,6 +104,9 @@ def measure(
                 for server, figures in round_of(order, load, sizes, vocab, 1 + number).items():
                     rows[name][server].append(figures)
                     say(f"round {number + 1}, {name}, {server}: {_shown(figures)}")
+                for server in order:
+                    for error in server.client.told():
+                        say(f"{server.name}: {error}")
         found: dict[str, Any] = {"serving": rows}
         if engine is not None:
             alone = stack.enter_context(engine())

@@ -67,6 +67,8 @@ def test_failures_are_counted_and_have_no_times(server):
     work = [[([REFUSED], 3)], [([CUT], 3)], [([5, 6], 3)]]
     replies = asyncio.run(load.loop(server.client, work))
     assert [reply.error for reply in replies] == ["status 429: full", '{"message": "it broke"}', ""]
+    assert server.client.told() == ["1 times status 429: full", '1 times {"message": "it broke"}']
+    assert server.client.told() == []
     found = load.figures(replies)
     assert found["failed"] == 2
     assert found["first_p50_s"] == replies[2].first_s
