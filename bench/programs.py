@@ -14,6 +14,7 @@ from packlight.model.spec.pooling import pooling_of
 
 if TYPE_CHECKING:
     from packlight.serve.engine import Event
+    from packlight.serve.scored import Scored
 
 
 class Program(Protocol):
@@ -84,7 +85,7 @@ class Packlight:
             pass
         return events[-1].time
 
-    def _events(self) -> "list[Event]":
+    def _events(self) -> "list[Event | Scored]":
         """What one step of the engine gives."""
         events = self._engine.step()
         if any(event.ended == "error" for event in events):

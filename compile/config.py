@@ -73,7 +73,7 @@ class CompileConfig:
     encode_buckets: tokens of each text per encode executable, ascending, which models made for embeddings have; doubled
         up to the context, as texts run whole.
     encode_rows: tokens that an encode step runs together, padding included: so many texts as fit, or one.
-    head_rows: rows of logits per pass when all of a prompt's are asked for.
+    head_rows: rows of logits per pass when all of a prompt's are asked for, or their log-probabilities.
     kv_dtype, activation_dtype: of the cache, and of activations where they meet weights.
     cpu_kernels: kernel path of matrix products and attention on a CPU: native (C++; activations rounded to int8 as
         llama.cpp does), xla, reference, or auto: native where there is a C++ compiler and activations are float32,

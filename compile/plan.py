@@ -1,8 +1,8 @@
 """The plan: which executables a config means, and which one serves which request. Pure arithmetic, imports no jax.
 
-Five phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
-`decode` runs one token, or several, of every slot it covers, `copy` gives a slot what another one has of a text,
-`encode` turns whole texts into vectors. Nothing outside the plan is ever executed.
+Six phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids, `score`
+into log-probabilities of given tokens, `decode` runs one token, or several, of every slot it covers, `copy` gives a
+slot what another one has of a text, `encode` turns whole texts into vectors. Nothing outside the plan is ever executed.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ class Phase(enum.StrEnum):
 
     PREFILL = enum.auto()
     HEAD = enum.auto()
+    SCORE = enum.auto()
     DECODE = enum.auto()
     COPY = enum.auto()
     ENCODE = enum.auto()
@@ -37,8 +38,8 @@ class StepKey:
     """One executable."""
 
     phase: Phase
-    rows: int  # prefill tokens, head rows, decode slots, slots to copy to or texts to encode
-    length: int = 0  # cached positions that the step sees, or tokens of each text; 0 for the head
+    rows: int  # prefill tokens, head or score rows, decode slots, slots to copy to or texts to encode
+    length: int = 0  # cached positions that the step sees, or tokens of each text; 0 for head and score
     tokens: int = 1  # that a decode step gives each slot at most
 
     @property
@@ -66,9 +67,10 @@ class Plan:
 
     context: tokens a slot or a text may hold. capacity: cached positions allocated, the context in whole tiles. groups:
     of devices among which the slots are shared out; a group has neighbouring slots, and its own rows of a decode step.
-    generates: whether there are the steps that predict tokens. texts: of each encode step the tokens that a text may
-    have, and how many texts it runs together; none for a model that is not made for embeddings. most_beside: rows of a
-    chunk at most while other texts wait for their next token. pass_rows: what a pass over the weights costs, in rows.
+    generates: whether there are the steps that predict tokens. scores: whether one of them tells how probable given
+    tokens are. texts: of each encode step the tokens that a text may have, and how many texts it runs together; none
+    for a model that is not made for embeddings. most_beside: rows of a chunk at most while other texts wait for their
+    next token. pass_rows: what a pass over the weights costs, in rows.
     """
 
     context: int
@@ -81,6 +83,7 @@ class Plan:
     groups: int = 1
     tokens_per_launch: int = 1
     generates: bool = True
+    scores: bool = True
     texts: tuple[tuple[int, int], ...] = ()
     most_beside: int = 128
     pass_rows: int = PASS_ROWS
@@ -90,8 +93,10 @@ class Plan:
         """Every executable, in the order they are listed and built."""
         prefill = [StepKey(Phase.PREFILL, t, s) for t in self.prefill_buckets for s in self.lengths if s >= t]
         head = [StepKey(Phase.HEAD, r) for r in self.head_rows]
+        score = [self.score_key] if self.scores and self.head_rows else []
         copy = [self.copy_key] if self.slots > self.groups else []
-        generating = (*prefill, *head, *(self._decode(b, s) for b in self.decode_batch for s in self.lengths), *copy)
+        decode = (self._decode(b, s) for b in self.decode_batch for s in self.lengths)
+        generating = (*prefill, *head, *score, *decode, *copy)
         encode = (StepKey(Phase.ENCODE, rows, tokens) for tokens, rows in self.texts)
         return (*(generating if self.generates else ()), *encode)
 
@@ -118,6 +123,11 @@ class Plan:
     def copy_key(self) -> StepKey:
         """The step that copies what one slot has to another one of its group."""
         return StepKey(Phase.COPY, 1, self.capacity)
+
+    @property
+    def score_key(self) -> StepKey:
+        """The step that scores a prompt's tokens, so many at a time. There is one, so that no start waits for more."""
+        return StepKey(Phase.SCORE, self.head_rows[-1])
 
     def cache(self, model: ModelConfig, kv_dtype: str, split: Split) -> CacheShape:
         """What the slots' cache is, as devices of `split` share it."""

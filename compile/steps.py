@@ -1,9 +1,9 @@
-"""The traced steps, prefill, head, decode and encode, and what each is lowered from.
+"""The traced steps, prefill, head, score, decode, copy and encode, and what each is lowered from.
 
 Weights are arguments, the cache is donated, and whatever differs between requests is an array: nothing a user
 changes while serving leads to another executable.
 
-A step takes the weights, the cache (None for head and encode, which need none) and a NamedTuple of all else.
+A step takes the weights, the cache (None for head, score and encode, which need none) and a NamedTuple of all else.
 `Steps.arguments` gives the shape of each field and its place on the devices; executables are lowered from that, and
 the engine calls them with the same classes.
 """
@@ -25,7 +25,15 @@ from packlight.model.network.forward import head, hidden_states
 from packlight.model.network.state import Cache, Numerics, Rows, copied
 from packlight.model.network.step import Step
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
-from packlight.model.sampling.chain import Picked, SlotSampling, finite, nothing_picked, pick, slot_sampling
+from packlight.model.sampling.chain import (
+    Picked,
+    SlotSampling,
+    finite,
+    logprobs,
+    nothing_picked,
+    pick,
+    slot_sampling,
+)
 from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import DATA
@@ -75,6 +83,22 @@ class HeadResult(NamedTuple):
     logits: jax.Array  # float32 (R, V)
     picked: Picked | None  # where there is a choice
     finite: jax.Array | None  # bool (R,), rows without NaN and infinity, where there is none: `picked` says it too
+
+
+class ScoreArgs(NamedTuple):
+    """Hidden states of a text and what follows each, the same on all devices."""
+
+    hidden: Argument  # float32 (R, D)
+    next_ids: Argument  # int32 (R,)
+
+
+class ScoreResult(NamedTuple):
+    """How probable the model itself finds what follows, and what it finds most probable."""
+
+    logprob: jax.Array  # float32 (R,)
+    top_logprobs: jax.Array  # float32 (R, 20), highest first
+    top_ids: jax.Array  # int32 (R, 20)
+    finite: jax.Array  # bool (R,), rows whose logits are without NaN and infinity
 
 
 class DecodeArgs(NamedTuple):
@@ -161,6 +185,8 @@ class Steps:
             case Phase.HEAD:
                 choice = Choice(adjustment, sampling, ints(rows), is_end) if rows == 1 else None
                 return params, None, HeadArgs(array(jnp.float32, rows, self.model.embedding_length), choice)
+            case Phase.SCORE:
+                return params, None, ScoreArgs(array(jnp.float32, rows, self.model.embedding_length), ints(rows))
             case Phase.COPY:
                 return params, self.cache(), CopyArgs(ints(), ints(), ints())
             case Phase.DECODE:
@@ -170,11 +196,12 @@ class Steps:
                 return params, self.cache(), asked
 
     def function(self, key: StepKey) -> Callable[[Params, Cache | None, Any], Any]:
-        """The traceable step, as one device runs it; see `prefill`, `head_step`, `decode` and `encode`."""
+        """The traceable step, as one device runs it; see `prefill`, `head_step`, `score`, `decode` and `encode`."""
         numerics = self.numerics(key)
         run = {
             Phase.PREFILL: prefill,
             Phase.HEAD: head_step,
+            Phase.SCORE: score,
             Phase.DECODE: functools.partial(decode, key.tokens),
             Phase.COPY: functools.partial(copy, self.cache_shape.state),
             Phase.ENCODE: encode,
@@ -215,6 +242,7 @@ class Steps:
         results = {
             Phase.PREFILL: PrefillResult(cache, replicated, replicated),
             Phase.HEAD: replicated,
+            Phase.SCORE: replicated,
             Phase.DECODE: DecodeResult(cache, replicated),
             Phase.COPY: cache,
             Phase.ENCODE: EncodeResult(replicated, replicated, shared),
@@ -258,6 +286,12 @@ def head_step(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None
     if args.choice is None:
         return HeadResult(logits, None, finite(logits))
     return HeadResult(logits, pick(logits, *args.choice, numerics.native), None)
+
+
+def score(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, args: ScoreArgs) -> ScoreResult:
+    """Log-probabilities of given tokens: of their logits, nothing leaves the step."""
+    logits = head(cfg, params, args.hidden, numerics)
+    return ScoreResult(*logprobs(logits, jnp.asarray(args.next_ids), numerics.native), finite(logits))
 
 
 class Launch(NamedTuple):

@@ -57,14 +57,14 @@ config = dataclasses.replace(config, cache_dir=folder.name)
 # ## The plan
 #
 # What follows from it is arithmetic and needs no jax: the finite set of executables. `prefill[T, S]` runs T tokens of
-# one prompt with S cached positions in view, `head[R]` gives the logits of R rows, `decode[B, S]` the next token of B
-# sequences, and `copy[1, S]` gives a slot what another one has of a text.
+# one prompt with S cached positions in view, `head[R]` gives the logits of R rows, `score[R]` log-probabilities,
+# `decode[B, S]` the next token of B sequences, and `copy[1, S]` gives a slot what another one has of a text.
 
 # %%
 prepared = prepare(MODEL, config)
 plan = prepared.plan
 print(*plan.steps, sep="\n")
-assert len(plan.steps) == 2 + 2 + 1 + 1
+assert len(plan.steps) == 2 + 2 + 1 + 1 + 1
 
 # %% [markdown]
 # A prompt of any length is covered by chunks, the last one padded. More buckets waste less work on padding and take

@@ -191,7 +191,7 @@ split = make_split(llama_8b, used_weights(llama_8b, kinds), kinds, data=1, tenso
 print(split)
 
 config = dataclasses.replace(EIGHT, mesh=MeshShape(1, 8), cpu_kernels="xla", store=False)
-plan = dataclasses.replace(prepared.plan, slots=1, groups=1, head_rows=(16,), decode_batch=())
+plan = dataclasses.replace(prepared.plan, slots=1, groups=1, head_rows=(16,), scores=False, decode_batch=())
 placement = aot.find_devices(config, split)
 params = abstract(llama_8b, kinds, placement=placement)
 steps = Steps(llama_8b, config, plan, KernelPlan.of(config, llama_8b, kinds), placement)

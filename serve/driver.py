@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from packlight.common.errors import PacklightError
 from packlight.serve.run import Run
 from packlight.serve.scheduler import Scheduler
+from packlight.serve.scored import Scored
 
 if TYPE_CHECKING:
     from packlight.serve.engine import Event
@@ -46,17 +47,17 @@ class Ticket:
         self.number: int | None = None  # the engine's
         self.complete = False
 
-    def take(self, event: "Event") -> None:
-        """Notes a token for the news of this step."""
+    def take(self, event: "Event | Scored") -> None:
+        """Notes it for the news of this step."""
         self.complete = bool(event.ended)
         self._told.append(News(self, event, None))
 
 
 class News(NamedTuple):
-    """What became of a run in a step: a token, or its end by an error."""
+    """What became of a run in a step: a token, scores of its prompt, or its end by an error."""
 
     ticket: Ticket
-    event: "Event | None"
+    event: "Event | Scored | None"
     error: BaseException | None
 
 

@@ -29,6 +29,8 @@ from packlight.compile.steps import (
     HeadResult,
     PrefillArgs,
     PrefillResult,
+    ScoreArgs,
+    ScoreResult,
     Steps,
 )
 from packlight.model.network.state import Cache
@@ -41,6 +43,7 @@ from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
 from packlight.serve.prefix import Held, Keep
+from packlight.serve.scored import Scored
 from packlight.serve.slots import Request, Slots, SlotsTakenError
 
 
@@ -124,21 +127,22 @@ class Engine:
     ) -> int:
         """Queues a prompt of token ids and returns the request's number.
 
-        `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1. past_end: an end token
+        `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1, or 0 where it wants the
+        prompt's log-probabilities: of such a prompt all is read. past_end: an end token
         ends nothing, as a measurement of so many tokens needs it. steering: what changes its logits (default: what
         `sampling` says without knowing any text). keep: what of the prompt need not be read where its slot has it.
         Raises ContextLengthError when the prompt leaves no room for a token.
         """
         room = self.plan.context - len(prompt)
-        if room < 1:
+        if room < (0 if sampling.only_scores else 1):
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens; a context of {self.plan.context} leaves no room for an answer"
             )
-        if not prompt or sampling.max_tokens == 0:
+        if not prompt or (sampling.max_tokens == 0 and not sampling.only_scores):
             raise ValueError("a request needs at least one prompt token and room for one more")
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         steering = Steering(sampling) if steering is None else steering
-        mu = 2 * sampling.mirostat_tau
+        mu, keep = 2 * sampling.mirostat_tau, keep if sampling.prompt_logprobs is None else Keep.NOTHING
         request = Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep)
         self._queue.append(request)
         return request.id
@@ -187,9 +191,10 @@ class Engine:
             raise ValueError(f"request {request} is not running or has not generated {tokens} tokens")
         return found
 
-    def step(self) -> list[Event]:
-        """One chunk of a prompt that is to be read, with the first token behind its end, and the next token of every
-        request that was running, or the next few (`CompileConfig.tokens_per_launch`), in the order of their positions.
+    def step(self) -> list[Event | Scored]:
+        """One chunk of a prompt that is to be read, with the log-probabilities of its tokens where they are wanted and
+        the first token behind its end, and the next token of every request that was running, or the next few
+        (`CompileConfig.tokens_per_launch`), in the order of their positions.
 
         One that is interrupted loses every request: the cache may be ahead of the tokens that were booked.
         """
@@ -198,7 +203,7 @@ class Engine:
                 self._seat()
                 running = [(slot, request) for slot, request in self._slots.taken() if not request.reads]
                 events = self._read(bool(running))
-                return events + self._decode(running) if running else events
+                return [*events, *self._decode(running)] if running else events
             except BaseException:
                 self._lose()
                 raise
@@ -283,7 +288,7 @@ class Engine:
                 request.to_read = seat.kept  # a decode step reads the last token: its bits are the same
                 self._set_lengths()
 
-    def _read(self, beside: bool) -> list[Event]:
+    def _read(self, beside: bool) -> list[Event | Scored]:
         """Reads a chunk of one prompt. beside: other requests wait for their next token."""
         reading = [(slot, request) for slot, request in self._slots.taken() if request.reads]
         if not reading:
@@ -294,12 +299,35 @@ class Engine:
         result = self._prefill(slot, request.prompt, chunk)
         request.read, request.chunks = chunk.start + chunk.count, (*request.chunks, chunk)
         request.written = max(request.written, chunk.start + chunk.key.rows)
-        if request.reads:
-            return []
+        scored = [] if request.sampling.prompt_logprobs is None else [self._score(slot, request, chunk, result)]
+        if request.reads or any(each.ended for each in scored):
+            return [*scored]
         choice = Choice(*self._arguments([request]), np.array([request.read], np.int32), self._is_end)
         head: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(result.last, choice))
         assert head.picked is not None
-        return [self._advance(slot, request, head.picked, (0,))]
+        return [*scored, self._advance(slot, request, head.picked, (0,))]
+
+    def _score(self, slot: int, request: Request, chunk: Chunk, read: PrefillResult) -> Scored:
+        """What a chunk that was read says of the tokens behind its own; the request ends if that is all it wants.
+
+        Hidden states go to the score step by way of the host, in parts of its one size: they are D numbers a token,
+        where logits are V.
+        """
+        key, hidden = self.plan.score_key, np.asarray(read.hidden)
+        following = request.prompt[chunk.start + 1 : chunk.start + chunk.count + 1]  # none behind the last token
+        results: list[ScoreResult] = []
+        for at in range(0, len(following), key.rows):
+            ids = following[at : at + key.rows]
+            args = ScoreArgs(np.zeros((key.rows, hidden.shape[1]), np.float32), np.zeros(key.rows, np.int32))
+            args.hidden[: len(ids)], args.next_ids[: len(ids)] = hidden[at : at + len(ids)], ids
+            results.append(self._run(key, None, args))
+        rows = itertools.chain.from_iterable(zip(*map(np.asarray, result), strict=True) for result in results)
+        told = itertools.islice(rows, len(following))
+        wanted, last = request.sampling.prompt_logprobs or 0, request.limit == 0 and not request.reads
+        scored = Scored.of(request.id, chunk.start + 1, told, wanted, last, time.perf_counter())
+        if scored.ended:
+            self._slots.leave(slot, Held() if scored.ended == "error" else request.held)
+        return scored
 
     def _arguments(self, requests: list[Request | None]) -> tuple[Adjustment, SlotSampling]:
         """How a step is to adjust and sample, a row per request; made anew only where something changed."""

@@ -3,13 +3,15 @@
 import dataclasses
 import html
 import statistics
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
 
 from packlight.common.errors import NonFiniteLogitsError
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.text.streaming import TextStream
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.serve.prefix import Keep
+from packlight.serve.scored import Scored
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
@@ -28,7 +30,7 @@ class TopLogprob:
 
 @dataclasses.dataclass(frozen=True)
 class TokenLogprob(TopLogprob):
-    """A chosen token, and what was likely in its place."""
+    """A token of a text, and what was likely in its place."""
 
     top_logprobs: tuple[TopLogprob, ...]  # the most probable tokens, highest first
 
@@ -52,6 +54,8 @@ class Completion:
     seed: int | None = dataclasses.field(default=None, compare=False)
     # of the prompt: not read, as the cache had them from the text before
     cached_tokens: int = dataclasses.field(default=0, compare=False)
+    # one for each of `prompt_token_ids`, where they were wanted; None for the first one, which nothing precedes
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
     @property
     def usage(self) -> dict[str, int]:
@@ -72,6 +76,23 @@ class Completion:
         return f"{text}<small>{html.escape(', '.join(facts))}</small>"
 
 
+class Shown(Protocol):
+    """What makes text of a run's ids: a `TextStream`, or what also knows what the text means."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text has reached a stop string."""
+        ...
+
+    def feed(self, token_id: int, /) -> str:
+        """The text that became safe to show with this id."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back."""
+        ...
+
+
 class Run:
     """One prompt on its way to a Completion."""
 
@@ -89,12 +110,16 @@ class Run:
         tokenizer: Tokenizer,
         steering: "Steering",
         keep: Keep = Keep.CHUNKS,
+        shown: Shown | None = None,
     ):
+        """shown: makes the text; None is a `TextStream` with the request's stop strings."""
         self.prompt, self.sampling, self.steering, self._tokenizer = prompt, sampling, steering, tokenizer
         self.keep, self._cached = keep, 0
         self._logprobs: list[TokenLogprob] = []
-        self._stream = TextStream(tokenizer, sampling.stop)
-        self.complete = sampling.max_tokens == 0
+        self._scores: list[TokenLogprob | None] = [None]  # of the prompt's tokens
+        self._scored_at: float | None = None
+        self._stream = shown or TextStream(tokenizer, sampling.stop)
+        self.complete = sampling.max_tokens == 0 and not sampling.only_scores
         self.began = 0.0
         self._failed_at: int | None = None
         self._ids: list[int] = []
@@ -103,8 +128,11 @@ class Run:
         self._shown = self._told_of = 0
         self._reason = "length"
 
-    def take(self, event: "Event") -> None:
-        """Books one token."""
+    def take(self, event: "Event | Scored") -> None:
+        """Books one token, or what is said of some of the prompt's."""
+        if isinstance(event, Scored):
+            self._take_scores(event)
+            return
         self._times.append(event.time)
         self._cached = event.kept
         if event.ended == "error":
@@ -112,14 +140,27 @@ class Run:
         elif event.ended != "stop":
             self._ids.append(event.token)
             if event.logprob is not None:
-                top = tuple(TopLogprob(*self._told(token, logprob)) for token, logprob in event.top_logprobs)
-                self._logprobs.append(TokenLogprob(*self._told(event.token, event.logprob), top))
+                self._logprobs.append(self._token_logprob(event.token, event.logprob, event.top_logprobs))
             self._text.append(self._stream.feed(event.token))
         if event.ended:
             self._text.append(self._stream.finish())
         if event.ended == "stop" or self._stream.stopped:
             self._reason = "stop"
         self.complete = bool(event.ended) or self._stream.stopped
+
+    def _take_scores(self, scored: Scored) -> None:
+        """Books log-probabilities of the prompt's tokens."""
+        tokens = self.prompt[scored.start : scored.position]
+        self._scores += map(self._token_logprob, tokens, scored.logprobs, scored.top_logprobs)
+        self._scored_at = scored.time
+        if scored.ended == "error":
+            self._failed_at = scored.position
+        self.complete = bool(scored.ended)
+
+    def _token_logprob(self, token: int, logprob: float, top: Iterable[tuple[int, float]]) -> TokenLogprob:
+        """What is said of a token, with its text and that of the most probable ones."""
+        others = tuple(TopLogprob(*self._told(*each)) for each in top)
+        return TokenLogprob(*self._told(token, logprob), others)
 
     def _told(self, token_id: int, logprob: float) -> tuple[int, str, list[int], float]:
         """The fields of a `TopLogprob`."""
@@ -149,18 +190,20 @@ class Run:
         logprobs = None if self.sampling.logprobs is None else list(self._logprobs)
         text, seed = "".join(self._text), self.sampling.seed
         timings, cached = self._timings(), self._cached
-        return Completion(text, list(self._ids), self.prompt, self._reason, timings, logprobs, seed, cached)
+        scores = None if self.sampling.prompt_logprobs is None else list(self._scores)
+        return Completion(text, list(self._ids), self.prompt, self._reason, timings, logprobs, seed, cached, scores)
 
     def _timings(self) -> dict[str, float | None]:
         """Seconds, rates and gaps; None where there were too few tokens to measure."""
-        times = self._times
+        times, read_at = self._times, self._scored_at if self.sampling.only_scores else None
         gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
         ttft = times[0] - self.began if times else None
+        read = read_at - self.began if read_at else ttft
         return {
             "ttft_s": ttft,
-            "prefill_tok_s": (len(self.prompt) - self._cached) / ttft if ttft else None,
+            "prefill_tok_s": (len(self.prompt) - self._cached) / read if read else None,
             "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
             "itl_p50_ms": statistics.median(gaps) if gaps else None,
             "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
-            "total_s": times[-1] - self.began if times else 0.0,
+            "total_s": times[-1] - self.began if times else read or 0.0,
         }

@@ -15,6 +15,7 @@ from packlight.common.errors import PacklightError
 from packlight.model.sampling.config import SamplingConfig
 from packlight.serve.prefix import Keep
 from packlight.serve.run import Completion, Run
+from packlight.serve.scored import Scored
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
@@ -37,7 +38,7 @@ class Moved(Protocol):
 
     began: float
 
-    def take(self, event: "Event") -> None: ...
+    def take(self, event: "Event | Scored") -> None: ...
 
 
 class Stream(Generator[str, None, Completion]):

@@ -51,7 +51,7 @@ class Request:
     @property
     def length(self) -> int:
         """Its tokens that are in the cache."""
-        return self.read if self.reads else len(self.prompt) + len(self.tokens) - 1
+        return len(self.prompt) + len(self.tokens) - 1 if self.tokens else self.read
 
     @property
     def newest(self) -> int:

@@ -88,7 +88,7 @@ def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) ->
     match key.phase:
         case Phase.PREFILL:
             return weight_bytes(file, cfg, key.rows, head=False) + state
-        case Phase.HEAD:
+        case Phase.HEAD | Phase.SCORE:
             return head_bytes(file)
         case Phase.DECODE:
             return key.tokens * (weight_bytes(file, cfg, key.rows) + key.rows * state)
@@ -104,7 +104,7 @@ def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
         case Phase.ENCODE:
             each = key.length * matrix_flops(file, cfg) + text_flops(cfg, key.length)
             return key.rows * each
-        case Phase.HEAD:
+        case Phase.HEAD | Phase.SCORE:
             return key.rows * head_flops(file)
         case Phase.DECODE:
             each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, 1, key.length)

@@ -114,17 +114,27 @@ def pick(
     """Adjusts the logits, samples, and reports. Log-probabilities are the model's own, before any adjustment."""
     ids, mu = sample(adjusted(logits, adjustment), sampling, position, native=native)
 
-    def logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
-        logp = log_probabilities(logits)
-        _, top = lax.top_k(logits, min(MOST_LOGPROBS, logits.shape[1]))
-        return value_at(logp, ids), jnp.take_along_axis(logp, top, axis=1), top
-
     def no_logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
         shape = len(logits), min(MOST_LOGPROBS, logits.shape[1])
         return jnp.zeros(shape[0], jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
 
-    reported = lax.cond(jnp.any(sampling.logprobs >= 0), logprobs, no_logprobs)
+    reported = lax.cond(jnp.any(sampling.logprobs >= 0), lambda: logprobs(logits, ids, native), no_logprobs)
     return Picked(ids, is_end[ids], finite(logits), mu, *reported)
+
+
+def logprobs(
+    logits: jax.Array,  # (B, V) f32
+    ids: jax.Array,  # (B,) i32
+    native: bool = False,  # whether a CPU's native kernels rank
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # (B,) f32, (B, 20) f32, (B, 20) i32
+    """Log-softmax at a token of each row; that of the most probable tokens, highest first; and their ids.
+
+    All are looked up at once: where the token is the most probable one, both are the same bits.
+    """
+    _, top = ranked(clean(logits), min(MOST_LOGPROBS, logits.shape[1]), native)
+    asked = jnp.concatenate([ids[:, None], top], axis=1)
+    values = jnp.take_along_axis(log_probabilities(logits), asked, axis=1)
+    return values[:, 0], values[:, 1:], top
 
 
 def sample(

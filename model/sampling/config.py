@@ -158,6 +158,12 @@ class SamplingConfig:
         dtype="int32",
         absent=-1,
     )
+    prompt_logprobs: int | None = row(
+        None,
+        Integer(0, MOST_LOGPROBS, optional=True),
+        "the same of the prompt's tokens, up to 20; at the terminal with --json",
+        more="All of the prompt is read for it, whatever the cache has. With max_tokens=0 nothing else is done.",
+    )
     json_schema: str | None = row(
         None,
         Schema(),
@@ -182,6 +188,11 @@ class SamplingConfig:
     def constrained(self) -> bool:
         """Whether the text must match something."""
         return (self.json_schema, self.regex, self.grammar) != (None, None, None)
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether the prompt's log-probabilities are all that is wanted."""
+        return self.max_tokens == 0 and self.prompt_logprobs is not None
 
     @property
     def penalizes(self) -> bool:

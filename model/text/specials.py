@@ -64,6 +64,7 @@ _ENDS = (
     "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
     "<\uff5cend\u2581of\u2581sentence\uff5c> [e~["
 )
+END_TEXTS = tuple(_ENDS.split())
 _LIKE_CONTROL = re.compile(r"<[|\uff5c].*\w.*>|<.*\w.*[|\uff5c]>")
 _TAG = re.compile(r"<.*\w.*>|\[.*\w.*\]")
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
@@ -178,7 +179,7 @@ def _ends(
         if ids[name] is None and found:
             ids[name] = min(found)
             types[min(found)] = TokenType.CONTROL
-    ends = {vocab[text] for text in _ENDS.split() if text in vocab}
+    ends = {vocab[text] for text in END_TEXTS if text in vocab}
     types[list(ends)] = TokenType.CONTROL
     types[[vocab[text] for text in _ALWAYS_SHOWN if text in vocab]] = TokenType.USER_DEFINED
     ends |= {i for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep") if (i := ids[name]) is not None}

@@ -18,6 +18,31 @@ class Pieces(Protocol):
         ...
 
 
+class StopStrings:
+    """Text up to a stop string, of which nothing is given out that may yet prove to be one."""
+
+    def __init__(self, stop: str | Sequence[str] = ()) -> None:
+        """Raises ConfigError for a stop string that is empty or no string."""
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(s, str) and s for s in self._stop):
+            raise ConfigError(f"stop strings must be non-empty strings, not {list(self._stop)!r}")
+        self._held = ""
+        self.stopped = False
+
+    def take(self, text: str, final: bool) -> str:
+        """What became safe to show with this text; "" for good once `stopped`. final: no text follows this one."""
+        if self.stopped:
+            return ""
+        held = self._held + text
+        found = min((at for s in self._stop if (at := held.find(s)) >= 0), default=-1)
+        # One that may be coming goes first if it starts before the one found: of "b" and "abc", "ab" cannot tell yet.
+        open_end = len(held) if final else unfinished(held, self._stop)
+        self.stopped = 0 <= found <= open_end
+        end = found if self.stopped else open_end
+        self._held = "" if self.stopped else held[end:]
+        return held[:end]
+
+
 class TextStream:
     """Text of a growing sequence of ids.
 
@@ -27,35 +52,24 @@ class TextStream:
 
     def __init__(self, tokenizer: Pieces, stop: str | Sequence[str] = ()) -> None:
         """Raises ConfigError for a stop string that is empty or no string."""
-        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(s, str) and s for s in self._stop):
-            raise ConfigError(f"stop strings must be non-empty strings, not {list(self._stop)!r}")
+        self._stop = StopStrings(stop)
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.stopped
 
     def feed(self, token_id: int) -> str:
         """The text that became safe to show with this id; "" for good once `stopped`."""
-        return "" if self.stopped else self._take(self._decoder.decode(self._tokenizer.piece(token_id)), final=False)
+        return self._stop.take(self._decoder.decode(self._tokenizer.piece(token_id)), final=False)
 
     def finish(self) -> str:
         """What was held back, bytes of an unfinished character as U+FFFD; after it there is nothing left to return."""
-        return "" if self.stopped else self._take(self._decoder.decode(b"", final=True), final=True)
+        return self._stop.take(self._decoder.decode(b"", final=True), final=True)
 
-    def _take(self, text: str, final: bool) -> str:
-        held = self._held + text
-        found = min((at for s in self._stop if (at := held.find(s)) >= 0), default=-1)
-        # One that may be coming goes first if it starts before the one found: of "b" and "abc", "ab" cannot tell yet.
-        open_end = len(held) if final else self._unfinished(held)
-        self.stopped = 0 <= found <= open_end
-        end = found if self.stopped else open_end
-        self._held = "" if self.stopped else held[end:]
-        return held[:end]
 
-    def _unfinished(self, text: str) -> int:
-        """Where the longest end of `text` starts that is a stop string's beginning and not all of it."""
-        longest = max(
-            (n for s in self._stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0
-        )
-        return len(text) - longest
+def unfinished(text: str, wanted: Sequence[str]) -> int:
+    """Where the longest end of `text` starts that is the beginning of one of these strings and not all of it."""
+    longest = max((n for s in wanted for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
+    return len(text) - longest

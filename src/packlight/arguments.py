@@ -44,6 +44,7 @@ class Sampling(TypedDict, total=False):
     mirostat_tau: float
     mirostat_eta: float
     logprobs: int | None
+    prompt_logprobs: int | None
     json_schema: str | Mapping[str, Any] | None
     regex: str | None
     grammar: str | None

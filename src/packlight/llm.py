@@ -33,7 +33,7 @@ from packlight.prepared import KVType, Prepared, prepare
 from packlight.prompts import Ids, Prompts
 from packlight.quant.kernels.native_build import Running
 from packlight.serve.prefix import Keep
-from packlight.serve.run import Completion, Run
+from packlight.serve.run import Completion, Run, Shown
 from packlight.serve.scheduler import Scheduler, Stream
 
 if TYPE_CHECKING:
@@ -343,12 +343,12 @@ class LLM:
         """
         several = isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], numbers.Integral)
         prompts: Any = prompt if several else [prompt]
-        checked = []
+        config, checked = self._checked(sampling), []
         for each in prompts:  # no comprehension: in Python 3.11 it hides the caller from warnings
-            checked.append(self.prompts.answerable(each, parse_special))
+            checked.append(self.prompts.answerable(each, parse_special, not config.only_scores))
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
             raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
-        completions = self.scheduler.complete(self.runs(checked, self._checked(sampling), n, self._keep(reuse_prefix)))
+        completions = self.scheduler.complete(self.runs(checked, config, n, self._keep(reuse_prefix)))
         return completions if several or n > 1 else completions[0]
 
     @overload
@@ -467,8 +467,9 @@ class LLM:
         The `Completion` is the generator's return value. Closing the generator ends the generation. Arguments and
         errors are `generate`'s; a bad one is refused at the call.
         """
-        ids = self.prompts.answerable(prompt, parse_special)
-        (run,) = self.runs([ids], self._checked(sampling), 1, self._keep(reuse_prefix))
+        config = self._checked(sampling)
+        ids = self.prompts.answerable(prompt, parse_special, not config.only_scores)
+        (run,) = self.runs([ids], config, 1, self._keep(reuse_prefix))
         return self.scheduler.stream(run)
 
     def kernel_paths(self) -> dict[str, str]:
@@ -508,16 +509,25 @@ class LLM:
         self.prompts.check_sampling(config)
         return config
 
-    def runs(self, prompts: list[list[int]], config: SamplingConfig, n: int, keep: Keep) -> list[Run]:
+    def runs(
+        self,
+        prompts: list[list[int]],
+        config: SamplingConfig,
+        n: int,
+        keep: Keep,
+        shown: Callable[[list[int], SamplingConfig], Shown | None] = lambda prompt, config: None,
+    ) -> list[Run]:
         """What the scheduler moves for prompts of token ids that are `answerable`: n runs of each, those of a prompt
         together. The i-th draws with seed + i, of a seed that each prompt draws for itself where there is none.
+        shown: makes of a prompt and how it is sampled what makes text of the run's ids, as `Run` takes it.
         """
         made = []
         for ids in prompts:
             seeded = config.with_seed()
             for i in range(n):
                 one = dataclasses.replace(seeded, seed=((seeded.seed or 0) + i) % 2**32)
-                made.append(Run(ids, one, self.tokenizer, self.prompts.steering(one), keep))
+                steering, text = self.prompts.steering(one), shown(ids, one)
+                made.append(Run(ids, one, self.tokenizer, steering, keep, text))
         return made
 
     def _keep(self, reuse_prefix: bool) -> Keep:

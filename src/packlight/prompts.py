@@ -92,8 +92,9 @@ class Prompts:
             raise ContextLengthError(f"the text has {len(ids)} tokens; the context holds {self._context}")
         return ids
 
-    def answerable(self, prompt: str | Ids, parse_special: bool) -> list[int]:
-        """`ids` of a prompt that leaves room for an answer. Raises ContextLengthError for one that does not.
+    def answerable(self, prompt: str | Ids, parse_special: bool, answered: bool = True) -> list[int]:
+        """`ids` of a prompt that leaves room for an answer, unless none is wanted. Raises ContextLengthError for one
+        that does not fit.
 
         Warns of a text that spells a token which the file puts there too, so that it stands there twice; the warning is
         at who called the method of `LLM`.
@@ -107,6 +108,8 @@ class Prompts:
                     name = shown(self._tokenizer.piece(token))
                     said = f"the prompt {where} with {name} twice: the text has it, and the model's file adds one"
                     warnings.warn(said, stacklevel=4)  # over the method and its check of names
+        if not answered:
+            return self.fitting(ids)
         if len(ids) >= self._context:
             longest = self._model.context_length
             more = (", or load with up to ", Argument("context", longest)) if longest > self._context else ()

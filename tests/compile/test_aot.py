@@ -98,7 +98,8 @@ def build(path, config):
 def head_step(path, config):
     """The steps of a plan that has the head alone, and parameters in ggml's layout."""
     prepared = prepare(path, config)
-    plan = dataclasses.replace(prepared.plan, prefill_buckets=(), decode_batch=(), head_rows=(8,), slots=1)
+    alone = {"prefill_buckets": (), "decode_batch": (), "head_rows": (8,), "scores": False, "slots": 1}
+    plan = dataclasses.replace(prepared.plan, **alone)
     placement = aot.find_devices(config)
     params = abstract(prepared.model, formats(prepared.file), placement=placement)
     return dataclasses.replace(prepared, planned=plan).steps(placement), params

@@ -63,7 +63,7 @@ def outcome(path):
     began, error = time.process_time(), None
     try:
         plan = make_plan(read_config(path), 4096)
-        assert 3 <= len(plan.steps) <= 2 * MAX_BUCKETS * (MAX_BUCKETS + 1) + 2
+        assert 3 <= len(plan.steps) <= 2 * MAX_BUCKETS * (MAX_BUCKETS + 1) + 4
         assert max(key.length for key in plan.steps) == plan.capacity
     except ConfigError as caught:
         error = str(caught)

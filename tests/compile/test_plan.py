@@ -99,6 +99,15 @@ def test_groups_of_devices_share_the_slots():
     assert plan.head_key(20) == StepKey(Phase.HEAD, 32)
 
 
+def test_one_step_scores_as_many_rows_as_the_largest_head_step():
+    def steps(**changes):
+        plan = dataclasses.replace(make_plan(CompileConfig(), 512), **changes)
+        return [key for key in plan.steps if key.phase is Phase.SCORE]
+
+    assert steps() == [StepKey(Phase.SCORE, 32)]
+    assert steps(scores=False) == steps(head_rows=()) == steps(generates=False) == []
+
+
 @given(
     context=st.integers(1, 3000), lengths=buckets, rows=st.integers(1, 600), groups=st.integers(1, 3), data=st.data()
 )

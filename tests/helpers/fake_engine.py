@@ -8,6 +8,7 @@ import numpy as np
 from packlight.llm import LLM
 from packlight.prepared import Prepared, prepare
 from packlight.serve.scheduler import Scheduler
+from packlight.serve.scored import Scored
 from packlight.serve.slots import SlotsTakenError
 
 
@@ -24,6 +25,7 @@ class FakeRequest:
     def __init__(self, number, prompt, sampling, limit, script):
         self.number, self.prompt, self.sampling, self.limit, self.script = number, prompt, sampling, limit, script
         self.given = 0
+        self.wants_scores = sampling.prompt_logprobs is not None
 
 
 class FakeEngine:
@@ -73,9 +75,19 @@ class FakeEngine:
             raise
         while self.queue and len(self.running) < self.plan.slots:
             self.running.append(self.queue.pop(0))
-        events = [self._next(each) for each in self.running]
-        self.running = [each for each, event in zip(self.running, events, strict=True) if not event.ended]
+        scored = [self._score(each) for each in self.running if each.wants_scores]
+        events = [*scored, *(self._next(each) for each in self.running if each.limit)]
+        ended = {event.request for event in events if event.ended}
+        self.running = [each for each in self.running if each.number not in ended]
         return events
+
+    def _score(self, request):
+        """Each token of a prompt is as probable as exp(-1), but the best one has exp(-1/2)."""
+        request.wants_scores = False
+        count, wanted = len(request.prompt) - 1, request.sampling.prompt_logprobs
+        top = tuple(((token, -0.5), (0, -1.5))[:wanted] for token in request.prompt[1:])
+        ended = "length" if request.limit == 0 else None
+        return Scored(request.number, (-1.0,) * count, top, ended, 1, count + 1, time.perf_counter())
 
     def _next(self, request):
         token = request.script[min(request.given, len(request.script) - 1)]

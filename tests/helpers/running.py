@@ -17,9 +17,9 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(ROOT / "run.py")]
-# Three executables. Tests of behaviour run them on the model NOISE of ggufs.py: they are compiled once for all.
+# Five executables. Tests of behaviour run them on the model NOISE of ggufs.py: they are compiled once for all.
 SMALL = {"platform": "cpu", "prefill_buckets": [16], "decode_batch": [2], "head_rows": 1}
-STEPS = 4
+STEPS = 5
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what the command handles in a way of its own
 ELSEWHERE = pathlib.Path(__file__).parent  # where command lines run: anywhere but the repository's root
 

@@ -129,6 +129,31 @@ def test_completions_take_texts_and_ids_and_lists_of_both(served):
     assert served.ask("/completions", {"prompt": [5, 6], "echo": True})[2]["choices"][0]["text"].endswith(ANSWER)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("most", [0, 1, None])
+def test_an_echo_has_its_prompt_s_log_probabilities(served, stream, most):
+    body = {"prompt": [[5, 6, 7], [8, 9]], "echo": True, "logprobs": 1, "max_tokens": most, "stream": stream}
+    said = served.ask("/v1/completions", body)[2]
+    choices = [c for part in said[:-1] for c in part["choices"]] if stream else said["choices"]
+    for index, prompt in enumerate(body["prompt"]):
+        mine = [choice for choice in choices if choice["index"] == index]
+        told = [each["logprobs"] for each in mine if each["logprobs"]]
+        tokens, values, top, offsets = (
+            [value for each in told for value in each[name]]
+            for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        )
+        text = "".join(each["text"] for each in mine)
+        assert text == served.llm.tokenizer.decode(prompt) + ("" if most == 0 else "A" if most == 1 else ANSWER)
+        assert (values[0], top[0]) == (None, None)
+        assert values[1 : len(prompt)] == [-1.0] * (len(prompt) - 1)
+        assert all(len(each) == 1 for each in top[1:])
+        assert len(tokens) == len(values) == len(top) == len(offsets)
+        if most is not None:
+            assert len(tokens) == len(prompt) + most
+        assert offsets[0] == 0
+        assert text.startswith("".join(tokens[:3])[:2])
+
+
 def test_older_log_probabilities_have_offsets_into_the_text(served):
     choice = served.ask("/v1/completions", {"prompt": "hi", "logprobs": 1})[2]["choices"][0]
     told = choice["logprobs"]

@@ -111,6 +111,11 @@ FLAGS: dict[str, FlagRow] = {
         "error",
         "unknown fields of a request: error, it is refused; warn, a header of the answer names them",
     ),
+    "generic_tools": (
+        flags.DEFINE_bool,
+        False,
+        "tell a model of tools in our own words where its chat template has no place for them",
+    ),
     "log_prompts": (flags.DEFINE_bool, False, "write prompts and answers into the messages too"),
     "quiet": (flags.DEFINE_bool, False, "only the answer on stdout, and errors on stderr"),
     "verbose": (flags.DEFINE_bool, False, "show the plan in full, and what happens inside"),
@@ -121,7 +126,7 @@ FLAGS: dict[str, FlagRow] = {
 STRUCTURED = ("json_schema", "regex", "grammar")
 SAMPLING = tuple(parameter.name for parameter in PARAMETERS)
 SERVING = ("host", "port", "api_key_file", "alias", "allowed_hosts", "cors_origins")
-SERVING += ("max_queue", "queue_timeout", "drain_seconds", "unknown_fields", "log_prompts")
+SERVING += ("max_queue", "queue_timeout", "drain_seconds", "unknown_fields", "generic_tools", "log_prompts")
 PLAN = ("config", "context", "slots", "kv_type", "device", "threads")
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")

@@ -1,4 +1,6 @@
-"""What one request came to: the numbers that its access line and the metrics are made of. Holds no text of it."""
+"""What one request came to: the numbers that its access line and the metrics are made of. Holds no text of it,
+unless the server is told to say texts.
+"""
 
 import dataclasses
 import time
@@ -26,6 +28,7 @@ class Account:
     generated_tokens: int | None = None
     first_token_s: float | None = None  # from the request's head to its first token
     queue_s: float | None = None  # without a slot
+    texts: list[str] | None = None  # prompts and answers, where the server is told to say them
 
     @property
     def seconds(self) -> float:

@@ -54,7 +54,7 @@ class Server:
 
     def __init__(self, llm: "LLM", settings: Settings, metrics: Metrics, report: Callable[[BaseException], None]):
         self._llm, self._settings, self._report = llm, settings, report
-        self._requests = Requests(llm, settings.names, settings.defaults)
+        self._requests = Requests(llm, settings.names, settings.defaults, settings.generic_tools)
         runs = most_waiting(llm.plan.slots) if settings.max_queue is None else settings.max_queue
         bounds = Bounds(runs, most_waiting_tokens(llm.plan.context))
         self.desk = Desk(llm.scheduler, bounds, settings.limits.queue_timeout, metrics.observe_gap, report)
@@ -146,7 +146,7 @@ class Server:
         headers: dict[str, str],
     ) -> Response:
         replies = Replies(await self._worked(understand, values), self._llm.tokenizer, self._fingerprint)
-        return await Generating(self.desk, replies, request).response(headers)
+        return await Generating(self.desk, replies, request, self._settings.log_prompts).response(headers)
 
     async def _embeddings(self, request: Request) -> Response:
         values, headers = await self._read(request, "/v1/embeddings")

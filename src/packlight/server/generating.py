@@ -17,8 +17,12 @@ PING_SECONDS = 15.0  # of silence on a stream
 class Generating:
     """One request for texts."""
 
-    def __init__(self, desk: Desk, replies: Replies, request: Request):
-        """Queues the request's runs. Raises ApiError where too many wait."""
+    def __init__(self, desk: Desk, replies: Replies, request: Request, texts_noted: bool = False):
+        """Queues the request's runs. texts_noted: its account gets prompts and answers too.
+
+        Raises ApiError where too many wait.
+        """
+        self._texts_noted = texts_noted
         self._replies, self._asked = replies, replies.asked
         self._answers = desk.submit(self._asked.runs)
         self._account = account_of(request.scope)
@@ -76,6 +80,8 @@ class Generating:
         if self._answers.first_token is not None:
             account.first_token_s = self._answers.first_token - account.began
         account.queue_s = self._answers.queued
+        if self._texts_noted:
+            account.texts = self._replies.texts()
 
 
 async def _left(request: Request) -> None:

@@ -12,6 +12,7 @@ from packlight.common.errors import PacklightError
 from packlight.serve.driver import Bounds, Driver, News, QueueFullError, Ticket
 from packlight.serve.run import Run
 from packlight.serve.scheduler import Scheduler
+from packlight.serve.scored import Scored
 from packlight.server.errors import ApiError, api_error
 
 
@@ -142,7 +143,7 @@ class Desk:
             if answers is None:
                 continue
             answers.book(each)
-            if each.event is not None:
+            if each.event is not None and not isinstance(each.event, Scored):
                 before = self._newest.get(each.ticket)
                 self._newest[each.ticket] = each.event.time
                 if before is not None:

@@ -54,7 +54,7 @@ class Guard:
         """report: told of errors that the app raised, which are our own faults."""
         self._app, self._keys, self._origins, self._limits = app, keys, origins, limits
         self._done, self._report = done, report
-        self._held = 0  # bytes of bodies
+        self.held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,15 +75,18 @@ class Guard:
             raise
         except Exception as error:
             self._report(error)
-            if account.status is not None:  # the connection ends, so that nobody takes the answer for whole
-                raise
-            await answer.refuse(api_error(error))
+            if account.status is None:
+                await answer.refuse(api_error(error))
+            elif not account.complete:
+                raise  # the connection ends, so that nobody takes the answer for whole
         finally:
-            self._held -= held[0]
+            self.held -= held[0]
             self._done(scope, account)
 
     async def _admitted(self, scope: Scope, receive: Receive, answer: "Answer", held: list[int]) -> None:
         """Answers a request, or raises ApiError where it is refused."""
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise ApiError(400, "this is no request in HTTP/1.1", code="invalid_http")
         self._check_head(scope["headers"])
         self._check_names(scope)
         if scope["method"] == "OPTIONS" and _first(scope["headers"], b"access-control-request-method") is not None:
@@ -159,10 +162,10 @@ class Guard:
             chunk, more = message.get("body", b""), message.get("more_body", False)
             chunks.append(chunk)
             held[0] += len(chunk)
-            self._held += len(chunk)
+            self.held += len(chunk)
             if held[0] > most:
                 raise ApiError(413, f"the body has more than {most} bytes", code="body_too_large")
-            if self._held > self._limits.bodies:
+            if self.held > self._limits.bodies:
                 raise ApiError(503, "too many bytes of bodies are held", code="bodies_full", retry_after=RETRY)
         body = b"".join(chunks)
         depth = json_depth(body) if len(body) <= LARGE else await asyncio.to_thread(json_depth, body)

@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import errno
 import logging
+import os
 import signal
 import socket
 import threading
@@ -23,7 +24,7 @@ from uvicorn.lifespan.on import LifespanOn
 from uvicorn.server import ServerState
 
 from packlight.common.errors import ConfigError
-from packlight.common.text import reason
+from packlight.common.text import reason, shown
 from packlight.server.accounts import Account
 from packlight.server.errors import ApiError
 from packlight.server.guard import OPEN, RETRY, App, Guard, Receive, Scope, Send
@@ -33,7 +34,9 @@ from packlight.server.protocol import Connection
 from packlight.server.settings import Settings
 
 BACKLOG = 512  # connections that the system holds before they are accepted
+FILES = 128  # files that a process needs for anything but connections
 FLUSH_SECONDS = 2.0  # that finished answers have to reach their readers in at the end
+MOST_SHOWN = 100_000  # characters of a text that is said
 TICK = 0.05  # seconds between two looks at whether all has ended
 
 
@@ -78,11 +81,10 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port={port} is none of 0 to 65535")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host={host}: {reason(error)}") from None
+    family, kind, _, _, address = found[0]
     listener = socket.socket(family, kind)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,6 +96,19 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"{flag}: {reason(error)}") from None
     listener.setblocking(False)
     return listener
+
+
+def make_room(sockets: int) -> int:
+    """How many connections this process may have of so many: its limit of open files is raised where it may be."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return sockets
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < sockets + FILES:
+        soft = sockets + FILES if hard == resource.RLIM_INFINITY else min(hard, sockets + FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return sockets if soft == resource.RLIM_INFINITY else max(1, min(sockets, soft - FILES))
 
 
 class Life:
@@ -115,23 +130,34 @@ class Life:
         """
         self._load, self._settings, self._metrics, self._say, self._detail = load, settings, metrics, say, detail
         self._gate = Gate(metrics)
-        guard = Guard(self._gate, settings.keys, settings.origins, settings.limits, self._book, self.fault)
-        self._config = _config(guard, settings)
+        self._guard = Guard(self._gate, settings.keys, settings.origins, settings.limits, self._book, self.fault)
+        self._config = _config(self._guard, settings)
         self._state = ServerState()
         self._listener = bind(settings.host, settings.port)
+        host, port = self._listener.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"  # with the port that it has
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told_to_end = threading.Event()
         self._end: asyncio.Event | None = None
 
     @property
-    def url(self) -> str:
-        """Where the server is, with the port that it has."""
-        host, port = self._listener.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    def state(self) -> str:
+        """loading, ok or draining."""
+        return self._gate.state
 
     @property
-    def state(self) -> str:
-        return self._gate.state
+    def connections(self) -> int:
+        return len(self._state.connections)
+
+    @property
+    def running(self) -> int:
+        """Requests that the app has."""
+        return self._gate.running
+
+    @property
+    def held(self) -> int:
+        """Bytes of the bodies of all requests."""
+        return self._guard.held
 
     def run(self) -> bool:
         """Serves until it is told to end. Whether loading had ended by then: else its thread still runs. Raises what
@@ -194,7 +220,7 @@ class Life:
 
     async def _drain(self) -> None:
         """Waits for running requests to end, and stops those that do not."""
-        for connection in list(self._state.connections):
+        for connection in self._connections():
             connection.shutdown()
         until = asyncio.get_running_loop().time() + self._settings.limits.drain_seconds
         while self._gate.running and asyncio.get_running_loop().time() < until:
@@ -207,11 +233,11 @@ class Life:
     async def _close_connections(self) -> None:
         """Lets what was sent reach its readers, then ends all connections."""
         until = asyncio.get_running_loop().time() + FLUSH_SECONDS
-        for connection in list(self._state.connections):
+        for connection in self._connections():
             connection.shutdown()
         while self._state.connections and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(TICK)
-        for connection in list(self._state.connections):
+        for connection in self._connections():
             connection.transport.abort()
         for task in list(self._state.tasks):
             task.cancel()
@@ -234,6 +260,9 @@ class Life:
         threading.Thread(target=work, name="load", daemon=True).start()
         return await came
 
+    def _connections(self) -> list[Connection]:
+        return [each for each in self._state.connections if isinstance(each, Connection)]
+
     async def _tell_dates(self) -> None:
         while True:
             self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
@@ -243,10 +272,14 @@ class Life:
         """Notes a request that has ended."""
         self._metrics.book(route_of(self._gate.app, scope), account)
         (self._detail if scope["path"] in (*OPEN, "/metrics") else self._say)(account.line())
+        for text in account.texts or ():
+            self._say(f"text: {shown(text, MOST_SHOWN)}")
 
     def fault(self, error: BaseException) -> None:
-        """Says an error that is our own fault: its last line to everyone, the rest to who wants to know all."""
-        self._say(f"error: a request failed: {type(error).__name__}: {reason(error)}")  # pyright: ignore[reportArgumentType]
+        """Says an error that is our own fault. What it says itself, perhaps with a text in it, only --verbose shows."""
+        places = traceback.extract_tb(error.__traceback__)
+        where = f", {os.path.basename(places[-1].filename)}:{places[-1].lineno}" if places else ""
+        self._say(f"error: a request failed: {type(error).__name__}{where}; --verbose says more")
         for line in "".join(traceback.format_exception(error)).splitlines():
             self._detail(line)
 

@@ -10,6 +10,7 @@ class Limits:
     head: int = 64 << 10  # bytes of a request line with its headers; 431 beyond
     headers: int = 100  # of a request; 431 beyond
     body: int = 16 << 20  # bytes; 413 beyond
+    dropped: int = 64 << 20  # bytes of a refused body that are read, for clients that listen after it; cut beyond
     bodies: int = 256 << 20  # bytes of all bodies that are held at once; 503 beyond
     depth: int = 64  # brackets of JSON inside each other; 400 beyond
     head_seconds: float = 10.0  # from the first byte of a head, or from the connection, to the head's end; 408 beyond

@@ -5,6 +5,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily
+from starlette.routing import Match, Route
 
 from packlight.server.accounts import Account
 
@@ -19,7 +20,7 @@ class Metrics:
     def __init__(self):
         self._registry = registry = CollectorRegistry()
         own: dict[str, Any] = {"namespace": "packlight", "registry": registry}
-        timed = own | {"buckets": SECONDS}
+        timed: dict[str, Any] = {**own, "buckets": SECONDS}
         self._requests = Counter("requests", "Answers, by route and status", ["route", "code"], **own)
         self._request = Histogram("request_seconds", "From a request's head to the end of its answer", **timed)
         self._first = Histogram("time_to_first_token_seconds", "From a request's head to its first token", **timed)
@@ -92,8 +93,6 @@ class _WithoutBirths:
 
 def route_of(app: Any, scope: MutableMapping[str, Any]) -> str:
     """The pattern of the app's route that a request goes to, or OTHER."""
-    from starlette.routing import Match, Route
-
     for route in getattr(app, "routes", ()):
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
             return route.path

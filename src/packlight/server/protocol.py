@@ -8,7 +8,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import h11
 import msgspec
@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from packlight.server.accounts import account_of
 from packlight.server.errors import ApiError
-from packlight.server.guard import CLOSE, RETRY, error_headers
+from packlight.server.guard import CLOSE, RETRY, Scope, error_headers
 from packlight.server.limits import Limits
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Connection(H11Protocol):
             self._begin_head()
         if self._in_body and not self.busy:
             self._dropped += len(data)
-            if self._dropped > self._limits.body:
+            if self._dropped > self._limits.dropped:
                 self._cut("body_too_large")
                 return
         self.conn.receive_data(data)
@@ -203,7 +203,8 @@ class Connection(H11Protocol):
 
     def _make_room(self) -> bool:
         """Cuts the connection whose client has let us wait for longest, if one has for a while."""
-        waiting = [each for each in self.connections if each is not self and (each._in_body or not each.busy)]
+        others = [each for each in self.connections if isinstance(each, Connection) and each is not self]
+        waiting = [each for each in others if each._in_body or not each.busy]
         oldest = min(waiting, key=lambda each: each._idle_since, default=None)
         if oldest is None or oldest._idle_since > time.monotonic() - self._limits.idle_seconds:
             return False
@@ -224,7 +225,7 @@ class Connection(H11Protocol):
             self._cut(error.code)
             return
         if self.busy:
-            account = account_of(self.scope)
+            account = account_of(cast(Scope, self.scope))
             account.status, account.reason, account.complete = error.status, error.code, True
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from packlight.model.text.replies.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
+from packlight.model.text.replies.parser import ReplyParser
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.serve.run import Completion, TokenLogprob, TopLogprob
 from packlight.server.requests import Asked
@@ -45,29 +47,52 @@ class Replies:
     def pieces(self, last: bool) -> Iterator[Reply]:
         """What has become known of each text since the last call. last: all are complete."""
         for number, run in enumerate(self.asked.runs):
-            text = run.fresh()
             ids, logprobs = run.fresh_tokens()
-            begins = self.asked.echo and self.asked.logprobs and not self._at[number]
-            if begins and (ids or last):
-                text = self._prompt_text(number) + text
-            elif not (text or (ids and (self.asked.logprobs or self.asked.tokens))):
-                continue
-            said: Reply = {"delta": {"content": text}} if self.asked.chat else {"text": text}
-            if self.asked.logprobs:
-                said["logprobs"] = self._logprobs(number, logprobs)
-            if self.asked.tokens:
-                said["tokens"] = ids
-            yield self._piece(number, said)
+            said = self._fresh(number, last or bool(ids))
+            told: Reply = {}
+            if self.asked.logprobs and (ids or said):
+                told["logprobs"] = self._logprobs(number, logprobs)
+            if self.asked.tokens and ids:
+                told["tokens"] = ids
+            if told and not said:
+                said = [self._nothing]
+            for each in said:
+                yield self._piece(number, each | told)
+                told = {}
         if last:
-            for number, run in enumerate(self.asked.runs):
-                said = {"delta": {}} if self.asked.chat else {"text": ""}
-                yield self._piece(number, {**said, "finish_reason": run.completion().finish_reason})
+            for number in range(len(self.asked.runs)):
+                yield self._piece(number, {**self._nothing, "finish_reason": self._reason(number)})
+
+    def _fresh(self, number: int, begun: bool) -> list[Reply]:
+        """What is new of a text, as parts of choices. begun: a token has come, or all are complete."""
+        text = self.asked.runs[number].fresh()
+        if self.asked.parsers is not None:
+            return [{"delta": _delta(each)} for each in self.asked.parsers[number].taken()]
+        if self.asked.chat:
+            return [{"delta": {"content": text}}] if text else []
+        if self.asked.echo and self.asked.logprobs and begun and not self._at[number]:
+            text = self._prompt_text(number) + text
+        return [{"text": text}] if text else []
+
+    @property
+    def _nothing(self) -> Reply:
+        """A part of a choice without any text."""
+        return {"delta": {}} if self.asked.chat else {"text": ""}
+
+    def _reason(self, number: int) -> str:
+        reason = self.asked.runs[number].completion().finish_reason
+        return reason if self.asked.parsers is None else self.asked.parsers[number].finish_reason(reason)
 
     def last(self) -> Iterator[Reply]:
         """What follows the texts: the usage, if it was asked for."""
         if self.asked.usage:
             completions = [run.completion() for run in self.asked.runs]
             yield {**self._part, "choices": [], "usage": self.usage(), **_timings(completions)}
+
+    def texts(self) -> list[str]:
+        """Prompts and what follows them, as far as it came."""
+        prompts = map(self._tokenizer.decode, self.asked.prompts)
+        return [*prompts, *(run.completion().text for run in self.asked.runs)]
 
     def usage(self) -> Reply:
         """The tokens of prompts and texts; a prompt of several texts counts once."""
@@ -81,17 +106,23 @@ class Replies:
             "completion_tokens": texts,
             "total_tokens": prompt + texts,
             "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self._reasoning_tokens()},
         }
+
+    def _reasoning_tokens(self) -> int:
+        """The tokens of what the texts thought aloud, as that text alone has them."""
+        thoughts = (parser.reasoning for parser in self.asked.parsers or ())
+        return sum(len(self._tokenizer.encode(text, add_special=False)) for text in thoughts if text)
 
     def _choice(self, number: int, completion: Completion) -> Reply:
         said: Reply = {"index": number}
         if self.asked.chat:
-            said["message"] = {"role": "assistant", "content": completion.text, "refusal": None}
+            parser = None if self.asked.parsers is None else self.asked.parsers[number]
+            said["message"] = _message(completion.text) if parser is None else _parsed(parser)
         else:
             said["text"] = (self._prompt_text(number) if self.asked.echo else "") + completion.text
         said["logprobs"] = self._logprobs(number, completion.logprobs or []) if self.asked.logprobs else None
-        said["finish_reason"] = completion.finish_reason
+        said["finish_reason"] = self._reason(number)
         if self.asked.tokens:
             said["tokens"] = completion.token_ids
         return said
@@ -122,6 +153,37 @@ class Replies:
         first = self._tokenizer.piece(self.asked.prompt_of(number)[0]).decode(errors="replace")
         told = self.asked.runs[number].completion().prompt_logprobs or []
         return [(first, None), *((None, each) for each in told[1:])]
+
+
+def _message(content: str | None) -> Reply:
+    return {"role": "assistant", "content": content, "refusal": None}
+
+
+def _parsed(parser: ReplyParser) -> Reply:
+    """A whole message that may have thinking and calls, the former under both names that clients look for."""
+    said = _message(parser.content or (None if parser.calls else ""))
+    if parser.reasoning:
+        said |= {"reasoning_content": parser.reasoning, "reasoning": parser.reasoning}
+    if parser.calls:
+        said["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in parser.calls
+        ]
+    return said
+
+
+def _delta(delta: Delta) -> Reply:
+    """A piece of a message."""
+    match delta:
+        case Content():
+            return {"content": delta.text}
+        case Reasoning():
+            return {"reasoning_content": delta.text, "reasoning": delta.text}
+        case CallBegun():
+            function = {"name": delta.name, "arguments": ""}
+            return {"tool_calls": [{"index": delta.index, "id": delta.id, "type": "function", "function": function}]}
+        case CallArguments():
+            return {"tool_calls": [{"index": delta.index, "function": {"arguments": delta.text}}]}
 
 
 def _in_chat(token: TokenLogprob) -> Reply:

@@ -5,26 +5,30 @@ the event loop. All that can be refused is refused here, before anything is queu
 """
 
 import dataclasses
+import functools
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from packlight.common.errors import PacklightError
+from packlight.common.text import shown_path
 from packlight.model.sampling.config import PARAMETERS, SamplingConfig
 from packlight.model.spec.pooling import pooling_of
-from packlight.model.text.chat import prompt_ids
+from packlight.model.text.chat import Prompt, prompt_ids, special_texts, template_of
+from packlight.model.text.replies.format import ReplyFormat
+from packlight.model.text.replies.messages import prepared
+from packlight.model.text.replies.parser import ReplyParser
+from packlight.model.text.replies.probe import reply_format
 from packlight.serve.prefix import Keep
 from packlight.serve.run import Run
+from packlight.server.conversation import Talk, called_tools, check_message, cut_behind, template_variables
 from packlight.server.errors import ApiError, api_error, wrong
 
 if TYPE_CHECKING:
     from packlight.llm import LLM
-    from packlight.model.text.chat import Prompt
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MOST_PROMPTS = 1024  # of one request
-ANY_OBJECT = '{"type": "object"}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Asked:
     echo: bool = False
     tokens: bool = False  # the ids of the texts, too
     logprobs: bool = False
+    parsers: list[ReplyParser] | None = None  # of each run's text, where it may think aloud or call tools
 
     def prompt_of(self, choice: int) -> list[int]:
         return self.prompts[choice // self.n]
@@ -49,11 +54,12 @@ class Asked:
 class Requests:
     """What bodies ask of one model."""
 
-    def __init__(self, llm: "LLM", names: Sequence[str], defaults: Mapping[str, Any]):
+    def __init__(self, llm: "LLM", names: Sequence[str], defaults: Mapping[str, Any], generic_tools: bool = False):
         """names: of the model, the one that it is shown under first. defaults: sampling parameters where a body says
-        nothing.
+        nothing. generic_tools: a model whose template has no place for tools is told of them in a form of ours.
         """
         self._llm, self._names, self._defaults = llm, names, dict(defaults)
+        self._generic_tools = generic_tools
 
     def model(self, values: Mapping[str, Any]) -> str:
         """The name of the model that is asked. Raises ApiError for another one."""
@@ -66,42 +72,58 @@ class Requests:
     def chat(self, values: Mapping[str, Any]) -> Asked:
         """A request for the next message. Raises ApiError."""
         name = self.model(values)
-        made = self.rendered(values)
+        made, talk = self._conversation(values)
         with _of("messages"):
             ids = self._llm.prompts.answerable(prompt_ids(self._llm.tokenizer, made), parse_special=False)
         if values.get("top_logprobs") is not None and not values.get("logprobs"):
             raise wrong("top_logprobs", "top_logprobs goes with logprobs=true")
         logprobs = values.get("top_logprobs", 0) if values.get("logprobs") else None
-        return self._asked(True, name, [ids], values, {"logprobs": logprobs})
+        return self._asked(True, name, [ids], values, {"logprobs": logprobs}, talk)
 
     def completion(self, values: Mapping[str, Any]) -> Asked:
         """A request for continuations. Raises ApiError."""
         name = self.model(values)
-        prompts = [self._prompt(each) for each in _several("prompt", values.get("prompt"))]
         logprobs = values.get("logprobs")
         changes: dict[str, Any] = {"logprobs": logprobs}
         if values.get("echo") and logprobs is not None:
             changes["prompt_logprobs"] = logprobs
+        scores = changes.get("prompt_logprobs", values.get("prompt_logprobs")) is not None
+        answered = values.get("max_tokens") != 0 or not scores
+        prompts = [self._prompt(each, answered) for each in _several("prompt", values.get("prompt"))]
         return self._asked(False, name, prompts, values, changes)
 
-    def rendered(self, values: Mapping[str, Any]) -> "Prompt":
+    def rendered(self, values: Mapping[str, Any]) -> Prompt:
         """The text that the template makes of a conversation. Raises ApiError."""
+        return self._conversation(values)[0]
+
+    def _conversation(self, values: Mapping[str, Any]) -> tuple[Prompt, Talk]:
+        """A conversation as the template renders it, and how the reply to it is read. Raises ApiError."""
         messages = values.get("messages")
         if messages is None:
             raise wrong("messages", "messages are missing: the conversation", "missing_required_parameter")
-        told = [_message(i, each) for i, each in enumerate(messages)]
-        variables = dict(values.get("chat_template_kwargs", {}))
-        if taken := variables.keys() & {"messages", "tools", "documents", "bos_token", "eos_token", "strftime_now"}:
-            raise wrong("chat_template_kwargs", f"chat_template_kwargs: {min(taken)} is not its to say")
-        if "reasoning_effort" in values:
-            variables["reasoning_effort"] = values["reasoning_effort"]
-        goes_on = values.get("continue_final_message", False)
-        variables["add_generation_prompt"] = values.get("add_generation_prompt", not goes_on)
-        if goes_on and variables["add_generation_prompt"]:
-            raise wrong("continue_final_message", "continue_final_message and add_generation_prompt exclude each other")
+        for number, message in enumerate(messages):
+            check_message(number, message)
         with _of("messages"):
-            made = self._llm.rendered_chat(told, values.get("tools") or None, **variables)
-        return _cut_behind(made, told[-1]) if goes_on else made
+            form = self._format
+        tools, choice = called_tools(values)
+        if tools and form.shape is None:
+            if not self._generic_tools:
+                said = "tools: the model's chat template has no place for them; --generic_tools tells the model of them"
+                raise wrong("tools", said, "unsupported_parameter")
+            form = form.with_generic_tools()
+        with _of("messages"):
+            told, told_of = prepared(messages, tools, form)
+            made = self._llm.rendered_chat(told, told_of, **template_variables(values))
+        if values.get("continue_final_message"):
+            made = cut_behind(made, told[-1])
+        return made, Talk(form, tools, choice, form.begins_thinking(made.text))
+
+    @functools.cached_property
+    def _format(self) -> ReplyFormat:
+        """How the model writes thinking and calls. Raises ChatTemplateError where there is no template."""
+        metadata = self._llm.file.metadata
+        template = template_of(metadata, shown_path(self._llm.file.path))
+        return reply_format(template, *special_texts(metadata, self._llm.tokenizer))
 
     def texts(self, values: Mapping[str, Any]) -> list[list[int]]:
         """The texts that an embedding is asked of. Raises ApiError."""
@@ -141,33 +163,42 @@ class Requests:
             ids = self._llm.prompts.ids(values["tokens"]) if values["tokens"] != [] else []
         return self._llm.tokenizer.decode(ids)
 
-    def _prompt(self, prompt: Any) -> list[int]:
+    def _prompt(self, prompt: Any, answered: bool) -> list[int]:
         with _of("prompt"):
-            return self._llm.prompts.answerable(prompt, parse_special=True)
+            return self._llm.prompts.answerable(prompt, parse_special=True, answered=answered)
 
     def _asked(
-        self, chat: bool, name: str, prompts: list[list[int]], values: Mapping[str, Any], changes: dict[str, Any]
+        self,
+        chat: bool,
+        name: str,
+        prompts: list[list[int]],
+        values: Mapping[str, Any],
+        changes: dict[str, Any],
+        talk: Talk | None = None,
     ) -> Asked:
         n = values.get("n", 1)
         if len(prompts) * n > MOST_PROMPTS:
             raise wrong("n", f"{len(prompts)} prompts and n={n} are more than {MOST_PROMPTS} texts")
         given = {each.name: values[each.name] for each in PARAMETERS if each.name in values}
-        constraint = _constraint(values.get("response_format", {}))
-        if constraint is not None and any(given.get(each) is not None for each in ("json_schema", "regex", "grammar")):
-            raise wrong("response_format", "response_format and json_schema, regex and grammar exclude each other")
-        if constraint is not None:
-            given["json_schema"] = constraint
+        given |= self._constraint(values, given, talk) | changes
+        parsers: list[ReplyParser] = []
+
+        def parser(prompt: list[int], config: SamplingConfig) -> ReplyParser | None:
+            if talk is None or not talk.parsed:
+                return None
+            parsers.append(talk.parser(self._llm.tokenizer, prompt, config))
+            return parsers[-1]
+
         with _of(None):
-            config = SamplingConfig(**(self._defaults | given | changes))
+            config = SamplingConfig(**(self._defaults | given))
             self._llm.prompts.check_sampling(config)
             keep = Keep.TOKENS if values.get("cache_prompt", True) else Keep.NOTHING
-            runs = self._llm.runs(prompts, config, n, keep)
+            runs = self._llm.runs(prompts, config, n, keep, parser)
         options = values.get("stream_options", {})
         for option, value in options.items():
             if option not in ("include_usage", "include_obfuscation") or not isinstance(value, bool | None):
-                raise wrong(
-                    "stream_options", f"stream_options: {reprlib.repr(option)}={reprlib.repr(value)} is unknown"
-                )
+                said = f"stream_options: {reprlib.repr(option)}={reprlib.repr(value)} is unknown"
+                raise wrong("stream_options", said)
         if options and not values.get("stream"):
             raise wrong("stream_options", "stream_options goes with stream=true")
         return Asked(
@@ -181,7 +212,22 @@ class Requests:
             echo=values.get("echo", False),
             tokens=values.get("return_tokens", False),
             logprobs=changes["logprobs"] is not None,
+            parsers=parsers or None,
         )
+
+    def _constraint(self, values: Mapping[str, Any], given: dict[str, Any], talk: Talk | None) -> dict[str, str]:
+        """The sampling parameter that a text's form asks for: of a response format, of tools. Raises ApiError."""
+        schema = _schema(values.get("response_format", {}))
+        others = [name for name in ("json_schema", "regex", "grammar") if given.get(name) is not None]
+        if others and (schema is not None or (talk is not None and talk.tools)):
+            what = "tools" if schema is None else "response_format"
+            raise wrong(what, f"{what} and {others[0]} exclude each other")
+        if talk is not None and talk.parsed:
+            with _of("tools" if talk.tools else "response_format"):
+                parallel = values.get("parallel_tool_calls", True)
+                grammar = talk.grammar(self._llm.tokenizer, parallel, schema)
+            return {} if grammar is None else {"grammar": grammar}
+        return {} if schema is None else {"json_schema": json.dumps(schema)}
 
 
 class _of:  # noqa: N801  a context manager
@@ -217,43 +263,7 @@ def _several(name: str, given: Any) -> list[Any]:
     return several
 
 
-def _message(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates take it: its text in one piece; what else it has is kept. Raises ApiError."""
-    param = f"messages[{number}]"
-    role = message.get("role")
-    if role not in ROLES:
-        raise wrong(f"{param}.role", f"{param}.role is one of {', '.join(ROLES)}, not {reprlib.repr(role)}")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "\n".join(_text_of(f"{param}.content[{i}]", part) for i, part in enumerate(content))
-    elif content is None and role in ("assistant", "function"):
-        content = ""
-    elif not isinstance(content, str):
-        raise wrong(f"{param}.content", f"{param}.content is a text or a list of parts, not {reprlib.repr(content)}")
-    return {**message, "role": "system" if role == "developer" else role, "content": content}
-
-
-def _text_of(param: str, part: Any) -> str:
-    """The text of a content part. Raises ApiError for what is none."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get("text", part.get("refusal")) if isinstance(part, dict) else None
-    if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(text, str):
-        raise wrong(param, f"{param} is not a text: of parts only those of type text are supported")
-    return text
-
-
-def _cut_behind(made: "Prompt", last: Mapping[str, Any]) -> "Prompt":
-    """A prompt up to the end of its last message's text. Source: transformers, `continue_final_message`."""
-    end = made.text.rfind(last["content"].strip())
-    if not last["content"].strip() or end < 0:
-        raise wrong(
-            "continue_final_message", "continue_final_message: the prompt does not show the last message's text"
-        )
-    end += len(last["content"].strip())
-    return made._replace(text=made.text[:end], kinds=made.kinds[:end])
-
-
-def _constraint(response_format: Mapping[str, Any]) -> str | None:
+def _schema(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
     """The JSON schema that a response format asks for. Raises ApiError."""
     kind = response_format.get("type", "text")
     given = response_format.get("json_schema", response_format)
@@ -261,10 +271,10 @@ def _constraint(response_format: Mapping[str, Any]) -> str | None:
     if kind == "text":
         return None
     if kind == "json_object" and schema is None:
-        return ANY_OBJECT
+        return {"type": "object"}
     if kind not in ("json_schema", "json_object"):
         said = f"response_format.type is text, json_object or json_schema, not {reprlib.repr(kind)}"
         raise wrong("response_format", said)
     if not isinstance(schema, dict):
         raise wrong("response_format", "response_format.json_schema.schema is missing: a JSON schema, an object")
-    return json.dumps(schema)
+    return schema

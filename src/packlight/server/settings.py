@@ -23,7 +23,8 @@ class Settings:
     max_queue: int | None = None  # requests that may wait for a slot; None: as many as `limits.most_waiting` has
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of sampling, where a body says nothing
     warn_unknown: bool = False  # unknown fields of a body are named in a header, not refused
-    log_prompts: bool = False
+    generic_tools: bool = False  # where a template has no place for tools, the model is told in words of ours
+    log_prompts: bool = False  # prompts and answers are said beside the access lines
 
     @property
     def origins(self) -> Origins:

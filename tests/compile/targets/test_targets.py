@@ -49,7 +49,7 @@ def device(name):
 
 def prefill_and_head(prepared):
     """The same with a plan without the sampler, which takes most of the time to compile."""
-    plan = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(8,), slots=1)
+    plan = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(8,), scores=False, slots=1)
     return dataclasses.replace(prepared, planned=plan)
 
 
@@ -206,7 +206,13 @@ def test_the_command_compiles_every_step(name, path, tmp_path):
     assert result["compile"] == {"hits": 0, "misses": STEPS, "compiled": STEPS}
     assert result["target"]["chip"]["device_kind"] == target.chip.device_kind
     assert result["memory"]["limit_bytes"] == target.chip.memory
-    assert [row["step"].split("[")[0] for row in result["executables"]] == ["prefill", "head", "decode", "copy"]
+    assert [row["step"].split("[")[0] for row in result["executables"]] == [
+        "prefill",
+        "head",
+        "score",
+        "decode",
+        "copy",
+    ]
     assert all(row["unpacked"] == {} and row["fits"] for row in result["executables"])
     assert len(list((tmp_path / "store").glob("*.aot"))) == STEPS
     assert done.stderr.splitlines()[0].startswith("memory: weights ")

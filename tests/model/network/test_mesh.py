@@ -31,6 +31,7 @@ from packlight.model.spec.weights import check, formats
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.params import abstract, place
 from packlight.model.weights.placement import Placement
+from packlight.perplexity import log_softmax
 from packlight.prepared import prepare
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.layouts import FIELDS, unpack
@@ -76,6 +77,10 @@ def test_a_mesh_says_what_one_device_says(divided, alone, data, tensor, kernels)
     before = llm.engine._cache.state["attention"].k.sharding
     several = llm.generate([TIELESS, TIELESS[:9], TIELESS], max_tokens=6, temperature=0)
     assert several[0].token_ids == several[2].token_ids == ids
+    scored = llm.generate(TIELESS, prompt_logprobs=1, max_tokens=0).prompt_logprobs
+    logp = log_softmax(expected)[np.arange(len(TIELESS) - 1), TIELESS[1:]]
+    # A log-probability is a logit less the logarithm of a sum: each is off by what a logit is.
+    assert np.abs([each.logprob for each in scored[1:]] - logp).max() <= 2e-4 * expected.std()
     cache = llm.engine._cache
     k, v = cache.state["attention"]
     assert k.sharding == v.sharding == before
@@ -116,7 +121,7 @@ def logits_alone(path, ids, data, tensor):
     """Logits through a prefill and a head step only, which is all that is compiled."""
     config = dataclasses.replace(CONFIG, mesh=MeshShape(data, tensor), cpu_kernels="xla", decode_batch=(data,))
     prepared = prepare(path, config)
-    planned = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(16,))
+    planned = dataclasses.replace(prepared.plan, decode_batch=(), head_rows=(16,), scores=False)
     return packlight.LLM(dataclasses.replace(prepared, planned=planned)).logits(ids)
 
 

@@ -136,6 +136,7 @@ def test_json_has_every_field_of_the_contract(noise):
         "timings",
         "cached_tokens",
         "logprobs",
+        "prompt_logprobs",
         "memory",
         "compile",
         "mesh",
@@ -145,7 +146,7 @@ def test_json_has_every_field_of_the_contract(noise):
         "seed",
     }
     assert report.keys() == top
-    assert report["logprobs"] is None  # nobody asked for them
+    assert (report["logprobs"], report["prompt_logprobs"]) == (None, None)  # nobody asked for them
     timings = {"load_s", "compile_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "itl_p50_ms", "itl_p95_ms", "total_s"}
     assert report["timings"].keys() == timings
     assert all(value > 0 for value in report["timings"].values())
@@ -207,6 +208,7 @@ def test_a_damaged_executable_is_compiled_again(noise, tmp_path):
     assert re.findall(r"^(\w+)\[.*\] +(hit|miss) ", done.stdout, re.M) == [
         ("prefill", "hit"),
         ("head", "hit"),
+        ("score", "hit"),
         ("decode", "hit"),
         ("copy", "hit"),
     ]

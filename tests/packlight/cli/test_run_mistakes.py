@@ -104,6 +104,7 @@ MISTAKES = [
     ("--model={good} --prompt=x --logit_bias=five", "--logit_bias=five is not TOKEN_ID"),
     ("--model={good} --prompt=x --logit_bias=9999+1", "logit_bias of token id 9999: the vocabulary has 270"),
     ("--model={good} --prompt=x --logprobs=2", "--logprobs is for --json"),
+    ("--model={good} --prompt=x --prompt_logprobs=2", "--prompt_logprobs is for --json"),
     ("--model={good} --prompt=x --regex=a --grammar=b", "json_schema, regex and grammar exclude each other"),
     ("--model={good} --prompt=x --regex=(", "regex: .*unclosed group"),
     ("--model={good} --prompt=x --json_schema=@{absent}", "--json_schema=.*absent.gguf: No such file"),

@@ -34,7 +34,7 @@ def test_every_field_is_a_row_whose_kind_is_its_type():
 def test_every_parameter_is_a_flag_with_its_default_and_help(command):
     values = COMMANDS[command].define()
     values([command])
-    without = {"logprobs"} if command == "chat" else set()  # a chat has nowhere to show them
+    without = {"logprobs", "prompt_logprobs"} if command == "chat" else set()  # a chat has nowhere to show them
     for parameter in PARAMETERS:
         assert (parameter.name in values) == (parameter.name not in without)
         if parameter.name in values:

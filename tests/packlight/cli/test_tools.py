@@ -235,5 +235,11 @@ def test_what_a_model_leaves_in_the_store_is_this_installations(tmp_path):
     began = time.time()
     entries = [each for each in stored.kept(read_config(config)) if each.kind == "executable"]
     assert {each.stale for each in entries} == {None}
-    assert sorted(each.made_by["step"].partition("[")[0] for each in entries) == ["copy", "decode", "head", "prefill"]
+    assert sorted(each.made_by["step"].partition("[")[0] for each in entries) == [
+        "copy",
+        "decode",
+        "head",
+        "prefill",
+        "score",
+    ]
     assert all(0 <= began - each.modified < 600 for each in entries)

@@ -52,7 +52,7 @@ COMMAND = Command(
         "chat_template",
         "on_full",
         "history_file",
-        *(name for name in SAMPLING if name != "logprobs"),
+        *(name for name in SAMPLING if name not in ("logprobs", "prompt_logprobs")),
         *PLAN,
     ),
     run,

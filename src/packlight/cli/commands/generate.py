@@ -37,14 +37,15 @@ def run(values: flags.FlagValues) -> None:
 
     text = _prompt_text(values)
     sampling = sampling_fields(values)
-    if values.logprobs is not None and not values.json:
-        raise ConfigError("--logprobs is for --json, which is missing")
+    for name in ("logprobs", "prompt_logprobs"):
+        if values[name].value is not None and not values.json:
+            raise ConfigError(f"--{name} is for --json, which is missing")
     config = SamplingConfig(**sampling).with_seed()  # bad values are refused before anything is read
     sampling["seed"] = config.seed
     prepared = prepared_from(values)
     prepared.prompts.check_sampling(config)
     with warnings.catch_warnings(record=True, action="always") as said:
-        prompt = prepared.prompts.answerable(text, values.parse_special)
+        prompt = prepared.prompts.answerable(text, values.parse_special, not config.only_scores)
     warn([str(each.message) for each in said])
     _join(values, prepared)
     counter = CompileCounter()

@@ -1,6 +1,7 @@
 """`packlight serve`: a model behind OpenAI's API."""
 
 import dataclasses
+import math
 import os
 import pathlib
 from typing import TYPE_CHECKING
@@ -26,17 +27,22 @@ def run(values: flags.FlagValues) -> None:
     """Serves the model until SIGTERM or Ctrl-C; running requests end first, unless there is a second one."""
     from packlight.cli.loading import load, prepared_from, use_threads
 
+    try:
+        from packlight.server.life import Life, drained_by_signals
+        from packlight.server.metrics import Metrics
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("packlight"):
+            raise
+        raise ConfigError("packlight serve needs the extra 'serve': pip install 'packlight[serve]'") from None
     settings = settings_of(values)
-    from packlight.server.life import Life, drained_by_signals
-    from packlight.server.metrics import Metrics
-
     metrics = Metrics()
 
     def app() -> "App":
         from packlight.server.app import make_app
 
         llm = load(prepared_from(values, alone=False))
-        names = settings.names or (pathlib.Path(llm.file.path).stem,)
+        file = pathlib.Path(llm.file.path)
+        names = tuple(dict.fromkeys((*settings.names, file.stem, file.name)))
         return make_app(llm, dataclasses.replace(settings, names=names), metrics, life.fault)
 
     life = Life(app, settings, metrics, say, detail)
@@ -51,23 +57,18 @@ def run(values: flags.FlagValues) -> None:
 
 def settings_of(values: flags.FlagValues) -> "Settings":
     """What the flags and the environment say. Raises ConfigError."""
-    try:
-        from packlight.server.keys import VARIABLE, read_keys
-        from packlight.server.limits import Limits
-        from packlight.server.settings import Settings
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("packlight"):
-            raise
-        raise ConfigError("packlight serve needs the extra 'serve': pip install 'packlight[serve]'") from None
     from packlight.model.sampling.config import SamplingConfig
+    from packlight.server.keys import VARIABLE, read_keys
+    from packlight.server.limits import Limits
+    from packlight.server.settings import Settings
 
     if values.unknown_fields not in UNKNOWN_FIELDS:
         raise ConfigError(f"--unknown_fields={values.unknown_fields} is none of {', '.join(UNKNOWN_FIELDS)}")
     if values.max_queue is not None and values.max_queue < 0:
         raise ConfigError(f"--max_queue={values.max_queue} is less than 0")
-    for name in ("queue_timeout", "drain_seconds"):
-        if not 0 <= values[name].value < float("inf"):
-            raise ConfigError(f"--{name}={values[name].value} is no number of seconds")
+    for name, seconds in (("queue_timeout", values.queue_timeout), ("drain_seconds", values.drain_seconds)):
+        if not 0 <= seconds < math.inf:
+            raise ConfigError(f"--{name}={seconds} is no number of seconds")
     defaults = {name: value for name, value in sampling_fields(values).items() if values[name].present}
     SamplingConfig(**defaults)  # bad values are refused before anything is read
     keys, warnings = read_keys(values.api_key_file, os.environ)
@@ -83,9 +84,9 @@ def settings_of(values: flags.FlagValues) -> "Settings":
         max_queue=values.max_queue,
         defaults=defaults,
         warn_unknown=values.unknown_fields == "warn",
+        generic_tools=values.generic_tools,
         log_prompts=values.log_prompts,
     )
-    _ = settings.origins
     warn(warnings)
     return settings
 

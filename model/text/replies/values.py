@@ -1,0 +1,109 @@
+"""Values of arguments as models write them, made JSON. Knows no streams."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_WORDS = {"True": True, "False": False, "None": None}  # as templates that print values have taught
+_NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
+_NAMES |= {type(None): "null"}
+_BARE = re.compile(r"[^,\]}\s]+")
+
+
+def loaded(text: str) -> Any:
+    """A JSON text's value; None for what is none."""
+    try:
+        return json.loads(text, strict=False)
+    except ValueError:
+        return None
+
+
+def object_text(text: str) -> str | None:
+    """The text, where it is a JSON object; of a JSON string that holds one, what it holds; None of anything else."""
+    found = loaded(text)
+    if isinstance(found, str):
+        text, found = found, loaded(found)
+    return text if isinstance(found, dict) else None
+
+
+def properties_of(schema: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The schemas of an object's properties, each with a reference to the object's own definitions followed."""
+    properties = (schema or {}).get("properties")
+    if not isinstance(properties, Mapping):
+        return {}
+    found = {}
+    for key, inner in properties.items():
+        place = inner.get("$ref") if isinstance(inner, Mapping) else None
+        match = re.fullmatch(r"#/(\$defs|definitions)/([^/]+)", place) if isinstance(place, str) else None
+        given = (schema or {}).get(match[1], {}).get(match[2]) if match else inner
+        found[key] = given if isinstance(given, Mapping) else {}
+    return found
+
+
+def types_of(schema: Mapping[str, Any]) -> set[str]:
+    """The types that a schema allows; none where it does not say."""
+    given = schema.get("type")
+    if given is not None:
+        return {given} if isinstance(given, str) else set(given)
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        parts = [types_of(option) if isinstance(option, Mapping) else set[str]() for option in options]
+        return set().union(*parts) if all(parts) else set()
+    known = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    return {_NAMES[type(value)] for value in known}
+
+
+def typed(text: str, types: set[str] | None) -> str:
+    """The JSON of a value that stands without quotes: a text, unless its schema has another type that it is JSON of.
+
+    Where the schema says nothing, JSON is what it is, and the rest is text.
+    """
+    bare = text.strip()
+    try:
+        value = _WORDS[bare] if bare in _WORDS else json.loads(bare)
+    except ValueError:
+        return json.dumps(text, ensure_ascii=False)
+    kinds = {_NAMES[type(value)]} | ({"number"} if type(value) is int else set())
+    if types and "string" in types and not kinds & (types - {"string"}):
+        return json.dumps(text, ensure_ascii=False)
+    return json.dumps(value) if bare in _WORDS else bare
+
+
+def gemma(text: str, quote: str) -> str | None:
+    """The JSON of an object in Gemma 4's notation: keys without quotes, texts between `quote`. None of anything else.
+
+    Source: the model's chat template, `format_argument`.
+    """
+    try:
+        value, at = _gemma_value(text.strip(), 0, quote)
+    except (ValueError, IndexError, RecursionError):
+        return None
+    return json.dumps(value, ensure_ascii=False) if at == len(text.strip()) and isinstance(value, dict) else None
+
+
+def _gemma_value(text: str, at: int, quote: str) -> tuple[Any, int]:
+    if text.startswith(quote, at):
+        end = text.index(quote, at + len(quote))
+        return text[at + len(quote) : end], end + len(quote)
+    if text[at] in "{[":
+        closes, items = "}" if text[at] == "{" else "]", []
+        at += 1
+        while text[at] != closes:
+            key = ""
+            if closes == "}":
+                if text.startswith(quote, at):
+                    key, at = _gemma_value(text, at, quote)
+                    at += text.startswith(":", at)
+                else:
+                    key, at = text[at : text.index(":", at)].strip(), text.index(":", at) + 1
+            value, at = _gemma_value(text, at, quote)
+            items.append((key, value))
+            if text[at] == ",":
+                at += 1
+            elif text[at] != closes:
+                raise ValueError
+        return (dict(items) if closes == "}" else [value for _, value in items]), at + 1
+    found = _BARE.match(text, at)
+    if found is None:
+        raise ValueError
+    return _WORDS[found[0]] if found[0] in _WORDS else json.loads(found[0]), found.end()

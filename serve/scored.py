@@ -1,0 +1,43 @@
+"""`Scored`: what a chunk of a prompt tells of its tokens. Knows no model and no device; imports no jax."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Log-probabilities of tokens of one request's prompt, which follow each other.
+
+    ended: None, "length" (the prompt is read, and no token is wanted) or "error" (the logits in front of `position`
+    were NaN or infinite, the request is retired).
+    """
+
+    request: int
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]  # of each the most probable tokens, as many as are wanted
+    ended: str | None
+    start: int  # position of the first of them, in the prompt; its first token has none, as nothing precedes it
+    position: int  # behind the last of them
+    time: float  # time.perf_counter(), when the host had them
+
+    @classmethod
+    def of(
+        cls,
+        request: int,
+        start: int,
+        rows: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],  # as a row of `ScoreResult` is
+        wanted: int,  # of the most probable tokens
+        last: bool,  # the prompt is read, and no token is wanted
+        time: float,
+    ) -> "Scored":
+        """What score steps say of tokens from `start` on, up to the first whose logits are not finite."""
+        logprobs, top, ended = [], [], "length" if last else None
+        for logprob, values, ids, finite in rows:
+            if not finite:
+                ended = "error"
+                break
+            logprobs.append(float(logprob))
+            top.append(tuple(zip(ids[:wanted].tolist(), values[:wanted].tolist(), strict=True)))
+        return cls(request, tuple(logprobs), tuple(top), ended, start, start + len(logprobs), time)
