@@ -13,13 +13,15 @@ PROMPT ?=
 BENCH_MODELS ?= bench-models
 # a Python that has llama-cpp-python, to measure against; without it the extra "peers" is installed: llama.cpp is built
 PEER_PYTHON ?=
+# the program llama-server, to load in turn with ours
+PEER_SERVER ?=
 # XLA's older kernels take a third of the time to compile, a program in one part a fifth less, one that LLVM does not
 # optimize half; what is exact stays exact, and what users run is tested by those marked "shipped"
 QUICK := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0
 SERVE_ARGS ?=
 ARGS ?= --max_tokens=64 --temperature=0.3 --seed=1
 
-.PHONY: run serve test test-more test-changed test-targets lint bench bench-gpu notebooks wheels test-wheels clean
+.PHONY: run serve test test-more test-changed test-targets lint bench bench-serving bench-gpu notebooks wheels test-wheels clean
 
 run: $(VENV)/installed
 	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") $(if $(PROMPT),--prompt="$(PROMPT)") $(ARGS)
@@ -56,6 +58,10 @@ bench: $(VENV)/installed$(if $(PEER_PYTHON),,-peers)
 	$(PY) -m packlight.bench.suite --models="$(BENCH_MODELS)" --peer_python="$(or $(PEER_PYTHON),$(PY))"
 	$(PY) -m packlight.bench.breakdown --model="$(BENCH_MODELS)/tinyllama-1.1b-Q4_K_M.gguf"
 	$(PY) -m packlight.bench.startup; bounds=$$?; $(PY) -m packlight.bench.render && exit $$bounds
+
+# our server beside llama.cpp's, which PEER_SERVER names; without it ours alone
+bench-serving: $(VENV)/installed-serve
+	$(PY) -m packlight.bench.serving --models="$(BENCH_MODELS)" $(if $(PEER_SERVER),--peer_server="$(PEER_SERVER)"); aims=$$?; $(PY) -m packlight.bench.render && exit $$aims
 
 # in an environment whose jax finds a GPU, which PYTHON names
 bench-gpu:

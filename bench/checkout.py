@@ -3,13 +3,15 @@
     python bench/checkout.py CHECKOUT
 
 It calls only public functions, which older checkouts have too, and imports nothing from beside it. Requests:
-{"do": "load", "model": path, "context": tokens}; {"do": "run", "prompt": ids, "tokens": number} of one greedy text,
-which answers the seconds to its first token and from there to its last.
+{"do": "load", "model": path, "context": tokens, "slots": number}; {"do": "run", "prompt": ids, "tokens": number} of one
+greedy text, which answers the seconds to its first token and from there to its last; {"do": "together", "prompts": ids
+of each, "tokens": number}, which answers the seconds of all.
 """
 
 import json
 import pathlib
 import sys
+import time
 from typing import Any
 
 
@@ -25,8 +27,13 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "load":
-            llm = packlight.load(request["model"], context=request["context"], slots=1)
+            llm = packlight.load(request["model"], context=request["context"], slots=request["slots"])
             answer = {"compiled": llm.executables.misses}
+        elif request["do"] == "together":
+            assert llm is not None
+            began = time.perf_counter()
+            llm.generate(request["prompts"], max_tokens=request["tokens"], temperature=0, ignore_eos=True)
+            answer = {"seconds": time.perf_counter() - began}
         else:
             assert llm is not None
             completion: Any = llm.generate(

@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from packlight.bench import load_table
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 CHECKS = ROOT / "tests" / "checks.json"  # pytest --record=tests/checks.json tests/model/network/test_logits.py
@@ -269,6 +271,27 @@ def _memory(found: dict[str, Record]) -> str:
     return _table(head, rows) if rows else ""
 
 
+def load(record: Record) -> str:
+    """The table of servers under load, and what the server costs beside the engine alone."""
+    over = load_table.overhead(record)
+    text = "" if over is None else f"\nOf the engine's tokens per second the server costs {over:.1%}.\n"
+    return (_table(*load_table.table(record)) if record["serving"] else "") + text
+
+
+def loads(found: dict[str, list[Record]]) -> str:
+    """The tables of servers under load, of every kind of machine and model; empty when there are none."""
+    parts = []
+    for kind in _kinds(found):
+        for name, record in _latest(found, kind).items():
+            if name.startswith("serving-"):
+                machine, peer = record["machine"], record.get("peer")
+                against = f" Beside it {peer['name']} {peer['version']}, in turn." if peer else ""
+                size = f"{record['threads']} threads, {record['slots']} slots of {record['context']:,} tokens"
+                head = f"{record['file']} on {_machine_name(kind)}, {size}; {machine['date']}.{against}\n"
+                parts.append(f"{head}\n{load(record)}")
+    return "\n".join(parts)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; numbers are what most columns hold, so all but the first align right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -309,7 +332,7 @@ def rendered(document: str, region: str, text: str) -> str:
 
 REGIONS: dict[str, dict[str, Callable[[], str]]] = {  # document -> what stands between which markers
     "README.md": {"speed": lambda: summary(records())},
-    "docs/speed.md": {"bench": lambda: tables(records())},
+    "docs/speed.md": {"bench": lambda: tables(records()), "serving": lambda: loads(records())},
     "docs/models.md": {"models": lambda: models(json.loads(CHECKS.read_text(encoding="utf-8")))},
 }
 

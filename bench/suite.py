@@ -89,12 +89,18 @@ SUITE = {
 }
 
 
-def run(name: str, models: pathlib.Path, peer: str | None, results: pathlib.Path, more: list[str]) -> None:
-    """Measures one entry and keeps its record."""
-    entry = SUITE[name]
+def written(entry: Entry, models: pathlib.Path) -> pathlib.Path:
+    """The entry's model, written to the folder where it is not there yet."""
     path = models / entry.file
     if not path.exists():
         write(path, dataclasses.replace(SHAPES[entry.shape], **dict(entry.changes)), entry.mix)
+    return path
+
+
+def run(name: str, models: pathlib.Path, peer: str | None, results: pathlib.Path, more: list[str]) -> None:
+    """Measures one entry and keeps its record."""
+    entry = SUITE[name]
+    path = written(entry, models)
     compare = ["--compare=llama.cpp", f"--peer_python={peer}"] if peer and entry.peer else []
     command = [
         sys.executable,

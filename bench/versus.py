@@ -27,13 +27,13 @@ SIDES = ("base", "this")
 
 
 class Checkout(Worker):
-    """A checkout with its model loaded. start_s: seconds from the start of its process to there."""
+    """A checkout with its model loaded, in so many slots. start_s: seconds from the start of its process to there."""
 
-    def __init__(self, name: str, root: pathlib.Path, model: str, context: int):
+    def __init__(self, name: str, root: pathlib.Path, model: str, context: int, slots: int = 1):
         began = time.perf_counter()
         super().__init__(name, [sys.executable, str(ROOT / "bench" / "checkout.py"), str(root)])
         try:
-            self.ask(do="load", model=model, context=context)
+            self.ask(do="load", model=model, context=context, slots=slots)
         except PacklightError:
             self.__exit__()
             raise

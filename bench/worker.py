@@ -4,7 +4,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from packlight.common.errors import PacklightError
 
@@ -42,12 +42,14 @@ class Worker:
             answer = json.loads(self._process.stdout.readline())
             problem = answer.get("error")
         except (OSError, ValueError, AttributeError):  # it ended, or what it wrote is no answer
-            raise WorkerError(f"{self._name}: no answer to {request.get('do')!r}; {self._last_words()}") from None
+            raise WorkerError(f"{self._name}: no answer to {request.get('do')!r}; {last_words(self._said)}") from None
         if problem:
             raise WorkerError(f"{self._name}: {problem}")
         return answer
 
-    def _last_words(self) -> str:
-        self._said.seek(0)
-        lines = [line.strip() for line in self._said if line.strip()]
-        return f"its last line: {lines[-1]}" if lines else "it said nothing"
+
+def last_words(said: IO[str]) -> str:
+    """The last line of what a process wrote to a file."""
+    said.seek(0)
+    lines = [line.strip() for line in said if line.strip()]
+    return f"its last line: {lines[-1]}" if lines else "it said nothing"
