@@ -25,6 +25,7 @@ class Answers:
         self._error: BaseException | None = None
         self._complete = 0
         self.first_token: float | None = None  # time.perf_counter()
+        self.patience: asyncio.TimerHandle | None = None  # until a slot is free
 
     @property
     def done(self) -> bool:
@@ -119,10 +120,12 @@ class Desk:
         answers = Answers(self, runs_to_come, tickets)
         self._of |= dict.fromkeys(tickets, answers)
         if tickets:
-            self._loop.call_later(self._queue_timeout, self._check_seated, answers)
+            answers.patience = self._loop.call_later(self._queue_timeout, self._check_seated, answers)
         return answers
 
     def forget(self, answers: Answers) -> None:
+        if answers.patience is not None:
+            answers.patience.cancel()  # it holds all that was said until then
         for ticket in answers.tickets:
             self._of.pop(ticket, None)
             self._newest.pop(ticket, None)

@@ -1,0 +1,123 @@
+"""Requests by the thousand, with every fault there is among them: nothing stays, and the next answer is right."""
+
+import asyncio
+import collections
+import itertools
+import json
+import os
+import random
+import resource
+
+import pytest
+from fake_engine import fake_llm
+from raw_http import served
+
+from packlight import demo
+from packlight.server.app import Server
+from packlight.server.metrics import Metrics
+from packlight.server.settings import Settings
+
+CLIENTS = 12
+WARM = 200  # requests after which memory is looked at first: what is allocated once is there by then
+GROWTH = 24 << 20  # bytes of resident memory that 10,000 requests may add: 2.5 KB each, less than one's own text
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+# What clients do; each is a body and how much of the answer is read before the connection is closed.
+KINDS = {
+    "whole": (CHAT, None),
+    "several": (CHAT | {"n": 3, "logprobs": True, "top_logprobs": 2}, None),
+    "stream": (CHAT | {"stream": True}, None),
+    "echo": ({"prompt": [5, 6, 7], "echo": True, "logprobs": 1, "max_tokens": 0}, None),
+    "left in a stream": (CHAT | {"stream": True}, 300),
+    "left at once": (CHAT, 0),
+    "a wrong field": (CHAT | {"temprature": 1}, None),
+    "no JSON": (b"{", None),
+    "half a body": (b"half", 0),
+    "too long": ({"prompt": "word " * 400}, None),
+}
+
+
+def sent(kind: str, body: object) -> bytes:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    length = len(data) + (100 if kind == "half a body" else 0)
+    path = "/v1/completions" if isinstance(body, dict) and "prompt" in body else "/v1/chat/completions"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + data
+
+
+async def one(address, kind: str) -> str:
+    """What came of one request: the status, and how a stream ended."""
+    body, read = KINDS[kind]
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        writer.write(sent(kind, body))
+        await writer.drain()
+        answer = await reader.read(read) if read is not None else await asyncio.wait_for(reader.read(), 30)
+    finally:
+        writer.close()
+    status = answer[9:12].decode()
+    return f"{status} done" if b"[DONE]" in answer else status
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=pytest.mark.product)])
+def test_nothing_is_left_behind(count):
+    llm = fake_llm(demo.MODEL, "A scripted answer, 日本.", slots=3)
+
+    def faults(number):
+        if number % 97 == 0:
+            raise RuntimeError("injected")
+        if number % 89 == 0:
+            llm.engine.failing.add(llm.engine.numbers - 1)
+
+    llm.engine.before_step = faults
+    servers = []
+
+    def load():
+        servers.append(Server(llm, Settings(names=("demo",)), Metrics(), lambda error: None))
+        return servers[0].app()
+
+    drawn = random.Random(1)
+    came = collections.defaultdict(collections.Counter)
+
+    async def work(address):
+        left = itertools.count()
+        marks = []
+
+        async def client():
+            while (number := next(left)) < count:
+                kind = drawn.choice([*KINDS])
+                came[kind][await one(address, kind)] += 1
+                if number == WARM:
+                    marks.append(resident())
+                llm.engine.seen.clear()
+
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+        for _ in range(200):
+            if llm.engine.idle and not servers[0].desk.driver.waiting:
+                break
+            await asyncio.sleep(0.01)
+        llm.engine.before_step = lambda number: None
+        return marks[0], await one(address, "whole"), await one(address, "stream")
+
+    with served(load) as server:
+        before = open_files()
+        warm, whole, stream = asyncio.run(work(server.address))
+        grown, files = resident() - warm, open_files()
+    desk = servers[0].desk
+    assert (whole, stream) == ("200", "200 done")
+    assert llm.engine.idle
+    assert (desk._of, desk._newest, llm.scheduler._runs, desk.driver._waiting) == ({}, {}, {}, {})
+    assert files <= before + 2
+    assert grown < GROWTH
+    assert set(came["whole"]) == set(came["several"]) == {"200", "500"}  # faults of the engine
+    assert came["stream"]["200 done"] > 0
+    assert set(came["a wrong field"]) == set(came["no JSON"]) == set(came["too long"]) == {"400"}
+    assert set(came["echo"]) <= {"200", "500"}
