@@ -324,7 +324,7 @@ class Engine:
         rows = itertools.chain.from_iterable(zip(*map(np.asarray, result), strict=True) for result in results)
         told = itertools.islice(rows, len(following))
         wanted, last = request.sampling.prompt_logprobs or 0, request.limit == 0 and not request.reads
-        scored = Scored.of(request.id, chunk.start + 1, told, wanted, last, time.perf_counter())
+        scored = Scored.of(request.id, chunk.start + 1, told, wanted, last)
         if scored.ended:
             self._slots.leave(slot, Held() if scored.ended == "error" else request.held)
         return scored

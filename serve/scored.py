@@ -1,6 +1,7 @@
 """`Scored`: what a chunk of a prompt tells of its tokens. Knows no model and no device; imports no jax."""
 
 import dataclasses
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -30,7 +31,6 @@ class Scored:
         rows: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],  # as a row of `ScoreResult` is
         wanted: int,  # of the most probable tokens
         last: bool,  # the prompt is read, and no token is wanted
-        time: float,
     ) -> "Scored":
         """What score steps say of tokens from `start` on, up to the first whose logits are not finite."""
         logprobs, top, ended = [], [], "length" if last else None
@@ -40,4 +40,4 @@ class Scored:
                 break
             logprobs.append(float(logprob))
             top.append(tuple(zip(ids[:wanted].tolist(), values[:wanted].tolist(), strict=True)))
-        return cls(request, tuple(logprobs), tuple(top), ended, start, start + len(logprobs), time)
+        return cls(request, tuple(logprobs), tuple(top), ended, start, start + len(logprobs), time.perf_counter())
