@@ -185,7 +185,9 @@ def problem_of(schema: Mapping[str, Any]) -> str:
     try:
         import llguidance
     except ImportError:
-        raise ConfigError("tool calls that are asked for, and JSON schemas, need the extra 'grammar': pip install 'packlight[grammar]'") from None
+        raise ConfigError(
+            "required calls and JSON schemas need the extra 'grammar': pip install 'packlight[grammar]'"
+        ) from None
     try:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
     except ValueError as error:
