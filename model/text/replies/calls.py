@@ -132,6 +132,7 @@ class CallReader(Reader):
             if not begun:
                 raise
             return
+        self._safe = self._at
         if name is None:
             raise BrokenError
         if not begun:

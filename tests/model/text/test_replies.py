@@ -382,6 +382,14 @@ def test_a_guarded_calls_arguments_come_as_they_are_written():
     assert not parser.calls[0].complete
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+def test_what_breaks_behind_a_call_is_content(guarded):
+    form = ReplyFormat(shape=Shape.LIST, section_open="[TOOL_CALLS]", parallel=True)
+    result = reply(form, '[TOOL_CALLS][{"name": "look-up", "arguments": {}}, {"name": 7}] so', guarded=guarded)
+    assert [call.arguments for call in result.calls] == ["{}"]
+    assert result.content == ', {"name": 7}] so'
+
+
 def test_a_stop_string_ends_content_and_no_thought():
     result = reply(TAGS, f"<think>END</think>Yes END {GOOD}", stop=("END",))
     assert (result.reasoning, result.content, result.calls, result.stopped) == ("END", "Yes ", [], True)
@@ -458,6 +466,6 @@ def test_a_schemas_types_are_found_behind_references():
 
 def test_openings_without_end_take_their_time_only():
     began = seconds()
-    text = '<tool_call>{"name": "x' * 3000
+    text = '<tool_call>{"a": [' * 5000
     assert reply(TAGS, text, specials=(), size=lambda: 7).content == text
     assert seconds() - began < 4
