@@ -1,54 +1,16 @@
-"""Conversations: what a request says of messages and tools, checked, and how the reply to it is read."""
+"""Conversations: what a request says of messages, tools and the template, checked before anything is rendered."""
 
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.tool_grammar import reply_grammar
 from packlight.model.text.chat import Prompt
-from packlight.model.text.replies.deltas import call_ids
-from packlight.model.text.replies.format import ReplyFormat, Shape
-from packlight.model.text.replies.parser import ReplyParser
-from packlight.model.text.tokenizer import Tokenizer
 from packlight.server.errors import wrong
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of content parts
 TOLD = {"messages", "tools", "documents", "bos_token", "eos_token", "strftime_now"}  # to every template
-
-
-class Talk(NamedTuple):
-    """How the reply to a conversation is read."""
-
-    form: ReplyFormat
-    tools: list[dict[str, Any]]
-    choice: str
-    thinking: bool  # the prompt ends inside of thinking
-
-    @property
-    def parsed(self) -> bool:
-        """Whether the reply may be more than content."""
-        return bool(self.tools or self.form.think_close.strip() or self.form.shape is Shape.CHANNELS)
-
-    def grammar(self, tokenizer: Tokenizer, parallel: bool, schema: dict[str, Any] | None) -> str | None:
-        """The grammar that the reply must match. Raises ConfigError."""
-        return reply_grammar(
-            self.form, tokenizer, self.tools, self.choice, parallel=parallel, schema=schema, thinking=self.thinking
-        )
-
-    def parser(self, tokenizer: Tokenizer, prompt: list[int], config: SamplingConfig) -> ReplyParser:
-        """What takes the reply of one run apart."""
-        return ReplyParser(
-            self.form,
-            tokenizer,
-            self.tools,
-            thinking=self.thinking,
-            stop=config.stop,
-            guarded=bool(self.tools),
-            id_of=call_ids(config.seed, prompt),
-        )
 
 
 def check_message(number: int, message: Mapping[str, Any]) -> None:

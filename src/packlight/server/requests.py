@@ -5,29 +5,28 @@ the event loop. All that can be refused is refused here, before anything is queu
 """
 
 import dataclasses
-import functools
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from packlight import conversing
 from packlight.common.errors import PacklightError
 from packlight.common.text import shown_path
 from packlight.model.sampling.config import PARAMETERS, SamplingConfig
-from packlight.model.spec.pooling import pooling_of
+from packlight.model.spec.pooling import check_generates, pooling_of
 from packlight.model.text.chat import Prompt, prompt_ids, special_texts, template_of
-from packlight.model.text.replies.format import ReplyFormat
-from packlight.model.text.replies.messages import prepared
 from packlight.model.text.replies.parser import ReplyParser
-from packlight.model.text.replies.probe import reply_format
 from packlight.serve.prefix import Keep
 from packlight.serve.run import Run
-from packlight.server.conversation import Talk, called_tools, check_message, cut_behind, template_variables
+from packlight.server.conversation import called_tools, check_message, cut_behind, template_variables
 from packlight.server.errors import ApiError, api_error, wrong
 
 if TYPE_CHECKING:
     from packlight.llm import LLM
 
+FIELDS = {"messages", "tools", "tool_choice", *(each.name for each in PARAMETERS)}  # that errors begin with
 MOST_PROMPTS = 1024  # of one request
 
 
@@ -72,9 +71,9 @@ class Requests:
     def chat(self, values: Mapping[str, Any]) -> Asked:
         """A request for the next message. Raises ApiError."""
         name = self.model(values)
-        made, talk = self._conversation(values)
+        talk = self._conversation(values)
         with _of("messages"):
-            ids = self._llm.prompts.answerable(prompt_ids(self._llm.tokenizer, made), parse_special=False)
+            ids = self._llm.prompts.answerable(prompt_ids(self._llm.tokenizer, talk.prompt), parse_special=False)
         if values.get("top_logprobs") is not None and not values.get("logprobs"):
             raise wrong("top_logprobs", "top_logprobs goes with logprobs=true")
         logprobs = values.get("top_logprobs", 0) if values.get("logprobs") else None
@@ -94,36 +93,37 @@ class Requests:
 
     def rendered(self, values: Mapping[str, Any]) -> Prompt:
         """The text that the template makes of a conversation. Raises ApiError."""
-        return self._conversation(values)[0]
+        return self._conversation(values).prompt
 
-    def _conversation(self, values: Mapping[str, Any]) -> tuple[Prompt, Talk]:
+    def _conversation(self, values: Mapping[str, Any]) -> conversing.Asked:
         """A conversation as the template renders it, and how the reply to it is read. Raises ApiError."""
         messages = values.get("messages")
         if messages is None:
             raise wrong("messages", "messages are missing: the conversation", "missing_required_parameter")
         for number, message in enumerate(messages):
             check_message(number, message)
-        with _of("messages"):
-            form = self._format
         tools, choice = called_tools(values)
-        if tools and form.shape is None:
-            if not self._generic_tools:
-                said = "tools: the model's chat template has no place for them; --generic_tools tells the model of them"
-                raise wrong("tools", said, "unsupported_parameter")
-            form = form.with_generic_tools()
+        schema, variables = _schema(values.get("response_format", {})), template_variables(values)
+        metadata, tokenizer = self._llm.file.metadata, self._llm.tokenizer
+        bos, eos = special_texts(metadata, tokenizer)
         with _of("messages"):
-            told, told_of = prepared(messages, tools, form)
-            made = self._llm.rendered_chat(told, told_of, **template_variables(values))
-        if values.get("continue_final_message"):
-            made = cut_behind(made, told[-1])
-        return made, Talk(form, tools, choice, form.begins_thinking(made.text))
-
-    @functools.cached_property
-    def _format(self) -> ReplyFormat:
-        """How the model writes thinking and calls. Raises ChatTemplateError where there is no template."""
-        metadata = self._llm.file.metadata
-        template = template_of(metadata, shown_path(self._llm.file.path))
-        return reply_format(template, *special_texts(metadata, self._llm.tokenizer))
+            check_generates(self._llm.model)
+            asked = conversing.asked(
+                template_of(metadata, shown_path(self._llm.file.path), tools),
+                tokenizer,
+                messages,
+                tools,
+                choice,
+                parallel=values.get("parallel_tool_calls", True),
+                schema=schema,
+                generic_tools=self._generic_tools,
+                bos_token=bos,
+                eos_token=eos,
+                **variables,
+            )
+        if not values.get("continue_final_message"):
+            return asked
+        return dataclasses.replace(asked, prompt=cut_behind(asked.prompt, messages[-1]))
 
     def texts(self, values: Mapping[str, Any]) -> list[list[int]]:
         """The texts that an embedding is asked of. Raises ApiError."""
@@ -174,7 +174,7 @@ class Requests:
         prompts: list[list[int]],
         values: Mapping[str, Any],
         changes: dict[str, Any],
-        talk: Talk | None = None,
+        talk: conversing.Asked | None = None,
     ) -> Asked:
         n = values.get("n", 1)
         if len(prompts) * n > MOST_PROMPTS:
@@ -184,12 +184,13 @@ class Requests:
         parsers: list[ReplyParser] = []
 
         def parser(prompt: list[int], config: SamplingConfig) -> ReplyParser | None:
-            if talk is None or not talk.parsed:
+            if talk is None:
                 return None
-            parsers.append(talk.parser(self._llm.tokenizer, prompt, config))
+            parsers.append(talk.parser(self._llm.tokenizer, config.seed, prompt, config.stop))
             return parsers[-1]
 
-        with _of(None):
+        what = {} if talk is None or not talk.grammar else {"grammar": "tools" if talk.tools else "response_format"}
+        with _of(None, **what):
             config = SamplingConfig(**(self._defaults | given))
             self._llm.prompts.check_sampling(config)
             keep = Keep.TOKENS if values.get("cache_prompt", True) else Keep.NOTHING
@@ -215,38 +216,34 @@ class Requests:
             parsers=parsers or None,
         )
 
-    def _constraint(self, values: Mapping[str, Any], given: dict[str, Any], talk: Talk | None) -> dict[str, str]:
+    def _constraint(
+        self, values: Mapping[str, Any], given: dict[str, Any], talk: conversing.Asked | None
+    ) -> dict[str, str]:
         """The sampling parameter that a text's form asks for: of a response format, of tools. Raises ApiError."""
         schema = _schema(values.get("response_format", {}))
         others = [name for name in ("json_schema", "regex", "grammar") if given.get(name) is not None]
         if others and (schema is not None or (talk is not None and talk.tools)):
             what = "tools" if schema is None else "response_format"
             raise wrong(what, f"{what} and {others[0]} exclude each other")
-        if talk is not None and talk.parsed:
-            with _of("tools" if talk.tools else "response_format"):
-                parallel = values.get("parallel_tool_calls", True)
-                grammar = talk.grammar(self._llm.tokenizer, parallel, schema)
-            return {} if grammar is None else {"grammar": grammar}
+        if talk is not None:
+            return {} if talk.grammar is None else {"grammar": talk.grammar}
         return {} if schema is None else {"json_schema": json.dumps(schema)}
 
 
 class _of:  # noqa: N801  a context manager
-    """Errors inside follow from this field."""
+    """Errors inside follow from the field that they begin with, where they begin with one, else from this one."""
 
-    def __init__(self, param: str | None):
-        self._param = param
+    def __init__(self, param: str | None, **renamed: str):
+        """renamed: fields that stand for others that the request has."""
+        self._param, self._renamed = param, renamed
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, PacklightError):
-            raise api_error(error, self._param or _first_word(error)) from None
-
-
-def _first_word(error: PacklightError) -> str | None:
-    """The sampling parameter that an error begins with, as all of them do."""
-    name = str(error).split(" ", 1)[0].rstrip(":")
-    return name if any(name == each.name for each in PARAMETERS) else None
+            name = re.match(r"[\w.\[\]]*", str(error))[0]  # pyright: ignore[reportOptionalSubscript]  "" matches too
+            known = name.partition("[")[0] in FIELDS
+            raise api_error(error, self._renamed.get(name, name) if known else self._param) from None
 
 
 def _several(name: str, given: Any) -> list[Any]:
