@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--peer_server", help="program llama-server; without it packlight is measured alone")
     parser.add_argument("--slots", type=int, default=4)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its servers end with it
     sizes = Sizes(clients=options.slots)
     try:
         tokenizer = Tokenizer.from_gguf(options.model)

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its servers end with it
     sizes = Sizes(clients=options.slots)
     names = options.only.split(",") if options.only else [*LOADS, OVERHEAD]
     if unknown := [name for name in names if name not in (*LOADS, OVERHEAD)]:

@@ -110,6 +110,7 @@ class Server:
             except ClientDisconnect:
                 return Response(status_code=CLIENT_LEFT)
             except ApiError as error:
+                account_of(request.scope).reason = error.code
                 return json_response(error.body, error.status, error.headers)
             except Exception as error:
                 self._report(error)

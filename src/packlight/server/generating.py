@@ -9,7 +9,7 @@ from starlette.responses import Response
 from packlight.server.accounts import CLIENT_LEFT, account_of
 from packlight.server.generation import Desk
 from packlight.server.replies import Replies
-from packlight.server.streams import DONE, PING, EventStream, events, first_of, json_response
+from packlight.server.streams import DONE, PING, EventStream, events, json_response
 
 PING_SECONDS = 15.0  # of silence on a stream
 
@@ -27,6 +27,7 @@ class Generating:
         self._answers = desk.submit(self._asked.runs)
         self._account = account_of(request.scope)
         self._gone = asyncio.ensure_future(_left(request))
+        self._gone.add_done_callback(lambda _: self._answers.leave())
 
     async def response(self, headers: dict[str, str]) -> Response:
         """The answer, whole or as it comes. Raises ApiError."""
@@ -37,23 +38,21 @@ class Generating:
         return Response(status_code=CLIENT_LEFT) if begun is None else EventStream(_behind(begun, parts), headers)
 
     async def _whole(self, headers: dict[str, str]) -> Response:
-        done = asyncio.ensure_future(self._answers.all())
         try:
-            await first_of(done, self._gone)
-            left = self._gone.done() and not done.done()
+            await self._answers.all()
+            left = self._answers.left and not self._answers.done
             return Response(status_code=CLIENT_LEFT) if left else json_response(self._replies.whole(), headers=headers)
         finally:
-            self._close(done)
+            self._close()
 
     async def _parts(self) -> AsyncIterator[bytes]:
         """The events of a stream, those of a step together. None follow where the client leaves."""
         answers, replies = self._answers, self._replies
-        changed = asyncio.ensure_future(answers.changed())
         opening = True
         try:
             while answers.runs:
-                came = await first_of(changed, self._gone, PING_SECONDS)
-                if self._gone.done():
+                came = await answers.changed(PING_SECONDS)
+                if answers.left:
                     return
                 if answers.done:
                     break
@@ -61,17 +60,14 @@ class Generating:
                 if opening:
                     part, opening = part + events(replies.first()), False
                 part += events(replies.pieces(last=False))
-                if came:
-                    changed = asyncio.ensure_future(answers.changed())
                 if part:
                     yield part
             begin = events(replies.first()) if opening else b""
             yield begin + events([*replies.pieces(last=True), *replies.last()]) + DONE
         finally:
-            self._close(changed)
+            self._close()
 
-    def _close(self, wait: "asyncio.Future[None]") -> None:
-        wait.cancel()
+    def _close(self) -> None:
         self._gone.cancel()
         self._answers.close()
         usage, account = self._replies.usage(), self._account

@@ -26,22 +26,36 @@ class Answers:
         self._complete = 0
         self.first_token: float | None = None  # time.perf_counter()
         self.patience: asyncio.TimerHandle | None = None  # until a slot is free
+        self.left = False  # the client has gone
 
     @property
     def done(self) -> bool:
         return self._complete == len(self.runs)
 
-    async def changed(self) -> None:
-        """Waits for news. Raises as `check` does."""
-        await self._changed.wait()
+    async def changed(self, seconds: float | None = None) -> bool:
+        """Whether there is news, or the client leaves, before the seconds pass. Raises as `check` does.
+
+        No task is made for it: it is waited for once a token.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
         self._changed.clear()
         self.check()
+        return True
 
     async def all(self) -> None:
-        """Waits for the ends of all runs. Raises as `check` does."""
-        while not self.done:
+        """Waits for the ends of all runs, or until the client leaves. Raises as `check` does."""
+        while not self.done and not self.left:
             await self.changed()
         self.check()
+
+    def leave(self) -> None:
+        """Wakes whoever waits: the client has gone."""
+        self.left = True
+        self._changed.set()
 
     def check(self) -> None:
         """Raises ApiError where a run has failed."""

@@ -4,7 +4,6 @@ know.
 Source: the HTML standard, "Server-sent events"; OpenAI's API, whose streams end by [DONE].
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -44,15 +43,6 @@ class EventStream(Response):
         except ApiError as error:
             await send({"type": "http.response.body", "body": event(error.body), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def first_of(wanted: "asyncio.Future[Any]", gone: "asyncio.Future[Any]", seconds: float | None = None) -> bool:
-    """Whether `wanted` is there before the client leaves or the seconds pass. Raises what it raised."""
-    await asyncio.wait({wanted, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    if wanted.done():
-        wanted.result()
-        return True
-    return False
 
 
 def json_response(reply: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
