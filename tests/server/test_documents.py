@@ -1,0 +1,67 @@
+"""docs/server.md: its examples run, its tables are the server's own, and it names every route and every metric."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from fake_engine import fake_llm
+from raw_http import served
+
+from packlight import demo
+from packlight.bench.render import ROOT
+from packlight.server.app import Server
+from packlight.server.metrics import Metrics
+from packlight.server.settings import Settings
+from tools import server_fields
+
+TEXT = server_fields.DOCUMENT.read_text(encoding="utf-8")
+BASE = "http://127.0.0.1:8080"
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def url():
+    llm = fake_llm(demo.MODEL)
+    with served(lambda: Server(llm, Settings(names=("demo",)), Metrics(), lambda error: None).app()) as server:
+        yield server.life.url
+
+
+def test_the_tables_are_the_server_s_own():
+    assert server_fields.document(TEXT) == TEXT, "python -m tools.server_fields writes them"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_the_commands_run(url):
+    (block,) = blocks("bash")
+    for command in block.split("curl")[1:]:
+        done = subprocess.run(
+            ["bash", "-c", f"curl --fail {command.replace(BASE, url)}"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_the_client_runs(url, capsys):
+    pytest.importorskip("openai")
+    (block,) = blocks("py")
+    exec(compile(block.replace(BASE, url), "docs/server.md", "exec"), {})
+    assert capsys.readouterr().out == "A scripted answer."
+
+
+def test_every_route_and_metric_is_named():
+    app = Server(fake_llm(demo.MODEL), Settings(names=("demo",)), Metrics(), lambda error: None).app()
+    for route in app.routes:
+        path = route.path.replace("{name:path}", "NAME").replace("reranking", "rerank")
+        assert path in TEXT, path
+    for name in re.findall(rb"^# TYPE (\w+) ", Metrics().text(), re.MULTILINE):
+        assert name.decode() in TEXT, name
+
+
+def test_the_unit_names_flags_that_there_are():
+    flags = (ROOT / "src" / "packlight" / "cli" / "flags.py").read_text(encoding="utf-8")
+    for flag in re.findall(r"--([a-z_]+)", TEXT):
+        assert f'"{flag}": (' in flags or flag in ("temperature",), flag
