@@ -79,6 +79,7 @@ class Run:
     sampling: SamplingConfig
     steering: "Steering"  # of its logits; no other run's
     keep: Keep  # what of the prompt need not be read where the cache has it
+    salt: str  # its beginning is shared only with runs of the same one
     began: float  # time.perf_counter() when it was submitted
     complete: bool  # no token follows
 
@@ -89,9 +90,10 @@ class Run:
         tokenizer: Tokenizer,
         steering: "Steering",
         keep: Keep = Keep.CHUNKS,
+        salt: str = "",
     ):
         self.prompt, self.sampling, self.steering, self._tokenizer = prompt, sampling, steering, tokenizer
-        self.keep, self._cached = keep, 0
+        self.keep, self.salt, self._cached = keep, salt, 0
         self._logprobs: list[TokenLogprob] = []
         self._stream = TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0

@@ -90,7 +90,7 @@ class Scheduler:
 
     def _submit(self, run: Run) -> int:
         """Queues a run and returns the number to cancel it by. Raises as `Engine.submit` does."""
-        number = self._engine.submit(run.prompt, run.sampling, steering=run.steering, keep=run.keep)
+        number = self._engine.submit(run.prompt, run.sampling, steering=run.steering, keep=run.keep, salt=run.salt)
         self._runs[number] = run
         run.began = time.perf_counter()
         return number
