@@ -79,6 +79,8 @@ class CompileConfig:
         llama.cpp does), xla, reference, or auto: native where there is a C++ compiler and activations are float32,
         else xla. A GPU runs mosaic_gpu, a TPU mosaic_tpu.
     memory_limit: bytes that the memory plan may take on a device; 0 is what it has free.
+    prefix_cache_bytes: host memory at most for beginnings of texts that have lost their slots, and for states that a
+        text can go back to; 0 keeps none. It needs a single device.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     xla_options: passed to XLA for every executable; numbers and booleans, as options of text name files that XLA writes
         and programs that it runs: those are for XLA_FLAGS.
@@ -99,6 +101,7 @@ class CompileConfig:
     activation_dtype: str = "float32"
     cpu_kernels: str = "auto"
     memory_limit: int = 0
+    prefix_cache_bytes: int = 0
     store: bool = True
     cache_dir: str = ""
     xla_options: tuple[tuple[str, Any], ...] = ()
@@ -125,6 +128,9 @@ class CompileConfig:
             _integer(key, getattr(self, key), low)
         _integer("tokens_per_launch", self.tokens_per_launch, 1, MAX_LAUNCH + 1)
         _integer("memory_limit", self.memory_limit, 0, 2**63)
+        _integer("prefix_cache_bytes", self.prefix_cache_bytes, 0, 2**63)
+        if self.prefix_cache_bytes and self.mesh != MeshShape():
+            raise ConfigError("config key 'prefix_cache_bytes' is for a single device, not for a mesh of several")
         for key in ("prefill_buckets", "decode_batch", "encode_buckets"):
             _ascending(key, getattr(self, key))
             if not getattr(self, key):

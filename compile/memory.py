@@ -42,13 +42,20 @@ class MemoryPlan:
     scratch: int | None = None  # the most that any step needs beside weights and cache; None: not known yet
     process: int = 0  # each device's share of what Python, jax and the executables take, where that is the same memory
     shape: CacheShape | None = None  # of the cache
+    prefixes: int = 0  # what the prefix cache may take at most, where that is the same memory
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + (self.scratch or 0) + self.process
+        return self.weights + self.cache + (self.scratch or 0) + self.process + self.prefixes
 
     def __str__(self) -> str:
-        parts = {"weights": self.weights, "cache": self.cache, "scratch": self.scratch, "process": self.process or None}
+        parts = {
+            "weights": self.weights,
+            "cache": self.cache,
+            "scratch": self.scratch,
+            "process": self.process or None,
+            "prefix cache": self.prefixes or None,
+        }
         known = (f"{name} {megabytes(count)}" for name, count in parts.items() if count is not None)
         return f"{' + '.join(known)} = {megabytes(self.total)}"
 
@@ -112,7 +119,14 @@ def plan_memory(
                 weights += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
     shape = plan.cache(cfg, config.kv_dtype, split)
     process = (PROCESS_BYTES + TOKEN_BYTES * cfg.vocab_size) // split.devices if config.platform == "cpu" else 0
-    return MemoryPlan(weights, shape.device_bytes, process=process, shape=shape if cfg.generates else None)
+    prefixes = config.prefix_cache_bytes if config.platform == "cpu" and cfg.generates else 0
+    known = shape if cfg.generates else None
+    return MemoryPlan(weights, shape.device_bytes, process=process, shape=known, prefixes=prefixes)
+
+
+def prefix_budget(left: int) -> int:
+    """What a server lets its prefix cache take of the host's memory that the model leaves: a quarter, 2 GiB at most."""
+    return max(0, min(2 << 30, left // 4))
 
 
 def config_limit(config: CompileConfig) -> Limit | None:

@@ -1,8 +1,9 @@
 """The plan: which executables a config means, and which one serves which request. Pure arithmetic, imports no jax.
 
-Six phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids, `score`
-into log-probabilities of given tokens, `decode` runs one token, or several, of every slot it covers, `copy` gives a
-slot what another one has of a text, `encode` turns whole texts into vectors. Nothing outside the plan is ever executed.
+Eight phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
+`score` into log-probabilities of given tokens, `decode` runs one token, or several, of every slot it covers, `copy`
+gives a slot what another one has of a text, `save` and `load` take a part of a slot out and put it back, `encode` turns
+whole texts into vectors. Nothing outside the plan is ever executed.
 """
 
 import dataclasses
@@ -13,13 +14,20 @@ from packlight.common.errors import ConfigError
 from packlight.compile.config import DEFAULT_CONTEXT, CompileConfig
 from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.sharding import Split
-from packlight.model.spec.state import Room, whole_tiles
+from packlight.model.spec.sharding import WHOLE, Split
+from packlight.model.spec.state import CACHE_TILE, Room, whole_tiles
 
 TEXT_TILE = 16  # texts are padded to a multiple of it
 # Going over all weights once takes as long as multiplying them with about so many rows (bench/LOG.md): where they are
 # unpacked to memory or registers by XLA's kernels, by native ones, and by these the experts that more rows choose.
 PASS_ROWS, NATIVE_PASS_ROWS, NATIVE_EXPERTS_PASS_ROWS = 64, 10, 25
+
+
+class Part(enum.IntEnum):
+    """What of a slot is saved."""
+
+    END = 1  # what is of its text's end alone: states of recurrences, rings of windows
+    BLOCK = CACHE_TILE  # so many positions of layers that keep the whole text
 
 
 class Phase(enum.StrEnum):
@@ -30,6 +38,8 @@ class Phase(enum.StrEnum):
     SCORE = enum.auto()
     DECODE = enum.auto()
     COPY = enum.auto()
+    SAVE = enum.auto()
+    LOAD = enum.auto()
     ENCODE = enum.auto()
 
 
@@ -38,7 +48,7 @@ class StepKey:
     """One executable."""
 
     phase: Phase
-    rows: int  # prefill tokens, head or score rows, decode slots, slots to copy to or texts to encode
+    rows: int  # prefill tokens, head or score rows, slots to decode or to copy to, texts to encode, or a saved `Part`
     length: int = 0  # cached positions that the step sees, or tokens of each text; 0 for head and score
     tokens: int = 1  # that a decode step gives each slot at most
 
@@ -70,7 +80,8 @@ class Plan:
     generates: whether there are the steps that predict tokens. scores: whether one of them tells how probable given
     tokens are. texts: of each encode step the tokens that a text may have, and how many texts it runs together; none
     for a model that is not made for embeddings. most_beside: rows of a chunk at most while other texts wait for their
-    next token. pass_rows: what a pass over the weights costs, in rows.
+    next token. pass_rows: what a pass over the weights costs, in rows. saves: what parts of a slot are saved, none
+    without a prefix cache.
     """
 
     context: int
@@ -87,6 +98,7 @@ class Plan:
     texts: tuple[tuple[int, int], ...] = ()
     most_beside: int = 128
     pass_rows: int = PASS_ROWS
+    saves: tuple[Part, ...] = ()
 
     @property
     def steps(self) -> tuple[StepKey, ...]:
@@ -96,7 +108,8 @@ class Plan:
         score = [self.score_key] if self.scores and self.head_rows else []
         copy = [self.copy_key] if self.slots > self.groups else []
         decode = (self._decode(b, s) for b in self.decode_batch for s in self.lengths)
-        generating = (*prefill, *head, *score, *decode, *copy)
+        saved = (key(part) for part in self.saves for key in (self.save_key, self.load_key))
+        generating = (*prefill, *head, *score, *decode, *copy, *saved)
         encode = (StepKey(Phase.ENCODE, rows, tokens) for tokens, rows in self.texts)
         return (*(generating if self.generates else ()), *encode)
 
@@ -128,6 +141,14 @@ class Plan:
     def score_key(self) -> StepKey:
         """The step that scores a prompt's tokens, so many at a time. There is one, so that no start waits for more."""
         return StepKey(Phase.SCORE, self.head_rows[-1])
+
+    def save_key(self, part: Part) -> StepKey:
+        """The step that takes a part of a slot out of the cache."""
+        return StepKey(Phase.SAVE, part, self.capacity)
+
+    def load_key(self, part: Part) -> StepKey:
+        """The step that puts it back."""
+        return StepKey(Phase.LOAD, part, self.capacity)
 
     def cache(self, model: ModelConfig, kv_dtype: str, split: Split) -> CacheShape:
         """What the slots' cache is, as devices of `split` share it."""
@@ -203,7 +224,12 @@ class Plan:
 def plan_of(config: CompileConfig, model: ModelConfig) -> Plan:
     """The plan for a model. Raises as `make_plan` does."""
     mixed = model.expert_count > 0
-    return make_plan(config, model.context_length, model.generates, model.encodes, mixed)
+    plan = make_plan(config, model.context_length, model.generates, model.encodes, mixed)
+    if not config.prefix_cache_bytes or not model.generates:
+        return plan
+    shape = plan.cache(model, config.kv_dtype, WHOLE)
+    both = {Part.BLOCK: shape.block_bytes(CACHE_TILE), Part.END: shape.end_bytes}
+    return dataclasses.replace(plan, saves=tuple(part for part, size in both.items() if size))
 
 
 def make_plan(

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from packlight.compile.config import CompileConfig
 from packlight.compile.encode import EncodeArgs, EncodeResult, encode
 from packlight.compile.kernels import KernelPlan, has_wgmma
-from packlight.compile.plan import Phase, Plan, StepKey
+from packlight.compile.plan import Part, Phase, Plan, StepKey
 from packlight.model.network.collectives import anywhere, data_number, from_owner, rows_of_all
 from packlight.model.network.forward import head, hidden_states
-from packlight.model.network.state import Cache, Numerics, Rows, copied
+from packlight.model.network.state import Cache, Numerics, Rows, copied, loaded, saved
 from packlight.model.network.step import Step
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
 from packlight.model.sampling.chain import (
@@ -121,6 +121,21 @@ class CopyArgs(NamedTuple):
     count: Argument  # int32 (), positions
 
 
+class SaveArgs(NamedTuple):
+    """Where a part of a slot lies."""
+
+    slot: Argument  # int32 ()
+    start: Argument  # int32 (), its first position; of an end none
+
+
+class LoadArgs(NamedTuple):
+    """A part of a slot, and where it comes to lie."""
+
+    slot: Argument  # int32 ()
+    start: Argument  # int32 ()
+    arrays: tuple[Argument, ...]  # as `save` has made them
+
+
 class DecodeResult(NamedTuple):
     """What the launch leaves."""
 
@@ -189,6 +204,11 @@ class Steps:
                 return params, None, ScoreArgs(array(jnp.float32, rows, self.model.embedding_length), ints(rows))
             case Phase.COPY:
                 return params, self.cache(), CopyArgs(ints(), ints(), ints())
+            case Phase.SAVE:
+                return params, self.cache(), SaveArgs(ints(), ints())
+            case Phase.LOAD:
+                arrays = tuple(array(jnp.dtype(each.dtype), *part) for each, part in self._parts(key.rows))
+                return params, self.cache(), LoadArgs(ints(), ints(), arrays)
             case Phase.DECODE:
                 flags = array(jnp.bool_, rows)
                 first = self._shaped(jnp.int32, spec=P())
@@ -204,6 +224,8 @@ class Steps:
             Phase.SCORE: score,
             Phase.DECODE: functools.partial(decode, key.tokens),
             Phase.COPY: functools.partial(copy, self.cache_shape.state),
+            Phase.SAVE: functools.partial(save, self.cache_shape, key.rows),
+            Phase.LOAD: functools.partial(load, self.cache_shape, key.rows),
             Phase.ENCODE: encode,
         }
 
@@ -211,6 +233,15 @@ class Steps:
             return run[key.phase](self.model, numerics, params, cache, args)
 
         return step
+
+    def _parts(self, part: int) -> list[tuple[Buffer, tuple[int, ...]]]:
+        """(array of the cache, shape of what of it is in a part of a slot)."""
+        shape = self.cache_shape
+        return [
+            (each, _part_shape(each.shape, part))
+            for each in jax.tree.leaves(shape.state)
+            if shape.keeps_text(each) == (part == Part.BLOCK)
+        ]
 
     def numerics(self, key: StepKey) -> Numerics:
         """What the plan decided for a step's traced code."""
@@ -231,7 +262,8 @@ class Steps:
             step = self._on_mesh(step, key, arguments)
         step.__name__ = key.phase.value  # profiles and the program's text show it
         with jax.enable_x64(False):  # a user's 64-bit default must not change the steps
-            return jax.jit(step, donate_argnames="cache").lower(*arguments)
+            donated = () if key.phase is Phase.SAVE else ("cache",)
+            return jax.jit(step, donate_argnames=donated).lower(*arguments)
 
     def _on_mesh(self, step: Callable[..., Any], key: StepKey, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """`step` run by every device of the mesh on its parts of the arguments."""
@@ -377,3 +409,46 @@ def copy(
         return copied(array, source, target, count if buffer.along_text else None)
 
     return Cache(cache.length, jax.tree.map(one, buffers, cache.state))
+
+
+def save(
+    shape: CacheShape,
+    part: int,
+    cfg: ModelConfig,
+    numerics: Numerics,
+    params: Params,
+    cache: Cache,
+    args: SaveArgs,
+) -> tuple[jax.Array, ...]:
+    """What a part of a slot is (`Part`), array by array; the cache stays as it is."""
+    return tuple(
+        saved(array, args.slot, args.start, _part_shape(array.shape, part))
+        for buffer, array in zip(*map(jax.tree.leaves, (shape.state, cache.state)), strict=True)
+        if shape.keeps_text(buffer) == (part == Part.BLOCK)
+    )
+
+
+def load(
+    shape: CacheShape,
+    part: int,
+    cfg: ModelConfig,
+    numerics: Numerics,
+    params: Params,
+    cache: Cache,
+    args: LoadArgs,
+) -> Cache:
+    """The cache with a part of a slot as it was saved; lengths stay as they are."""
+    arrays = iter(args.arrays)
+
+    def one(buffer: Buffer, array: jax.Array) -> jax.Array:
+        if shape.keeps_text(buffer) != (part == Part.BLOCK):
+            return array
+        return loaded(array, args.slot, args.start, next(arrays))
+
+    return Cache(cache.length, jax.tree.map(one, shape.state, cache.state))
+
+
+def _part_shape(shape: tuple[int, ...], part: int) -> tuple[int, ...]:
+    """The shape of what of an array of the cache is in a part of a slot."""
+    one_slot = (shape[0], *shape[2:])
+    return (*one_slot[:-2], int(part), one_slot[-1]) if part == Part.BLOCK else one_slot

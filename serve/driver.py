@@ -41,7 +41,8 @@ class Ticket:
 
     def __init__(self, run: Run, told: "list[News]"):
         self.run, self._told = run, told
-        self.prompt, self.sampling, self.steering, self.keep = run.prompt, run.sampling, run.steering, run.keep
+        self.prompt, self.sampling, self.steering = run.prompt, run.sampling, run.steering
+        self.keep, self.salt = run.keep, run.salt
         self.began = self.submitted = time.perf_counter()
         self.seated: float | None = None  # time.perf_counter() when it was found to have a slot
         self.number: int | None = None  # the engine's

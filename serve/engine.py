@@ -43,8 +43,9 @@ from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
 from packlight.serve.prefix import Held, Keep
+from packlight.serve.saved import LEAST, Saved
 from packlight.serve.scored import Scored
-from packlight.serve.slots import Request, Slots, SlotsTakenError
+from packlight.serve.slots import Request, Seat, Slots, SlotsTakenError, SlotState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,10 @@ class Engine:
         self._placement = steps.placement
         self._cache = steps.empty_cache()
         self._steady = steady
-        self._slots = Slots(self.plan, steps.cache_shape)
+        shape, budget = steps.cache_shape, steps.config.prefix_cache_bytes
+        self.saved = Saved(self.plan, shape, budget, self._run) if self.plan.saves else None
+        self.reused: collections.Counter[str] = collections.Counter()  # tokens that a "slot", "copy" or "pool" had
+        self._slots = Slots(self.plan, shape, self.saved and self.saved.pool)
         self._queue: collections.deque[Request] = collections.deque()
         self._ids, self._chunks = itertools.count(), itertools.count(1)
         self._unsteered: dict[int, Adjustment] = {}
@@ -98,6 +102,11 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         return sum(x.nbytes for x in jax.tree.leaves(self._cache))
+
+    @property
+    def slots(self) -> list[SlotState]:
+        """What each slot does."""
+        return self._slots.states()
 
     @property
     def idle(self) -> bool:
@@ -116,6 +125,8 @@ class Engine:
         """Frees the memory of weights and cache. The engine is of no use afterwards."""
         for array in jax.tree.leaves((self._params, self._cache)):
             array.delete()
+        if self.saved is not None:
+            self.saved.pool.clear()
 
     def submit(
         self,
@@ -124,13 +135,15 @@ class Engine:
         past_end: bool = False,
         steering: Steering | None = None,
         keep: Keep = Keep.NOTHING,
+        salt: str = "",
     ) -> int:
         """Queues a prompt of token ids and returns the request's number.
 
         `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1, or 0 where it wants the
         prompt's log-probabilities: of such a prompt all is read. past_end: an end token
         ends nothing, as a measurement of so many tokens needs it. steering: what changes its logits (default: what
-        `sampling` says without knowing any text). keep: what of the prompt need not be read where its slot has it.
+        `sampling` says without knowing any text). keep: what of the prompt need not be read where the cache has it.
+        salt: only requests of the same one share what the cache has.
         Raises ContextLengthError when the prompt leaves no room for a token.
         """
         room = self.plan.context - len(prompt)
@@ -143,7 +156,7 @@ class Engine:
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         steering = Steering(sampling) if steering is None else steering
         mu, keep = 2 * sampling.mirostat_tau, keep if sampling.prompt_logprobs is None else Keep.NOTHING
-        request = Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep)
+        request = Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep, salt)
         self._queue.append(request)
         return request.id
 
@@ -230,6 +243,7 @@ class Engine:
             raise ContextLengthError(f"{len(ids)} tokens do not fit a context of {self.plan.context}")
         with self._whole_cache():
             slot = self._slots.free()
+            self._park(slot)
             self._slots.spoil(slot)
             read = [(self._prefill(slot, ids, chunk), chunk.count) for chunk in self.plan.chunks(0, len(ids))]
         return np.concatenate([np.asarray(result.hidden)[:count] for result, count in read])
@@ -279,14 +293,32 @@ class Engine:
             if seat is None:
                 continue
             self._queue.remove(request)
+            if seat.source != seat.slot or seat.found or seat.kept < len(self._slots.holds(seat.slot).ids):
+                self._park(seat.slot)
             self._slots.seat(request, seat)
-            request.to_read = len(request.prompt)
-            if seat.source != seat.slot:
-                args = CopyArgs(np.int32(seat.source), np.int32(seat.slot), np.int32(seat.kept))
-                self._cache = self._run(self.plan.copy_key, self._cache, args)
-            if self._steady and 0 < seat.kept == len(request.prompt) - 1:
-                request.to_read = seat.kept  # a decode step reads the last token: its bits are the same
+            self._fetch(request, seat)
+            request.to_read, but_last = len(request.prompt), len(request.prompt) - 1
+            goes_back = request.keep is Keep.TOKENS and self.saved is not None and self.saved.pool.stateful
+            if self._steady and (0 < request.kept == but_last or (goes_back and but_last >= LEAST)):
+                request.to_read = but_last  # a decode step reads the last token: its bits are the same
                 self._set_lengths()
+
+    def _fetch(self, request: Request, seat: Seat) -> None:
+        """Brings to a request's slot what it begins with."""
+        if seat.source != seat.slot:
+            args = CopyArgs(np.int32(seat.source), np.int32(seat.slot), np.int32(seat.kept))
+            self._cache = self._run(self.plan.copy_key, self._cache, args)
+        if self.saved is not None and seat.found is not None:
+            self._cache, whole = self.saved.load(self._cache, seat.slot, seat.found)
+            if not whole:
+                request.kept = request.read = request.written = 0
+                return
+        self.reused["pool" if seat.pooled else "copy" if seat.source != seat.slot else "slot"] += seat.kept
+
+    def _park(self, slot: int) -> None:
+        """Keeps what a free slot has of a text, as it is going to be written over."""
+        if self.saved is not None:
+            self.saved.park(self._cache, slot, self._slots.holds(slot))
 
     def _read(self, beside: bool) -> list[Event | Scored]:
         """Reads a chunk of one prompt. beside: other requests wait for their next token."""
@@ -299,8 +331,11 @@ class Engine:
         result = self._prefill(slot, request.prompt, chunk)
         request.read, request.chunks = chunk.start + chunk.count, (*request.chunks, chunk)
         request.written = max(request.written, chunk.start + chunk.key.rows)
+        if self.saved is not None and request.keep is Keep.TOKENS:
+            read = Held(request.prompt[: request.read], request.written, salt=request.salt)
+            self.saved.mark(self._cache, slot, read)
         scored = [] if request.sampling.prompt_logprobs is None else [self._score(slot, request, chunk, result)]
-        if request.reads or any(each.ended for each in scored):
+        if request.read < len(request.prompt) or any(each.ended for each in scored):
             return [*scored]
         choice = Choice(*self._arguments([request]), np.array([request.read], np.int32), self._is_end)
         head: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(result.last, choice))

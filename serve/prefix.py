@@ -30,6 +30,7 @@ class Held:
     ids: Sequence[int] = ()
     written: int = 0  # positions that something was written to, padding included
     chunks: tuple[Chunk, ...] = ()  # what was read in, in order; the tokens behind were generated
+    salt: str = ""  # of the request that left it
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -41,8 +42,13 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return equal
 
 
-def kept(held: Held, prompt: Sequence[int], keep: Keep, plan: Plan, shape: CacheShape) -> int:
-    """How many tokens at the beginning of a prompt the slot has already, where it can go back to their end."""
+def kept(held: Held, prompt: Sequence[int], keep: Keep, plan: Plan, shape: CacheShape, salt: str = "") -> int:
+    """How many tokens at the beginning of a prompt the slot has already, where it can go back to their end.
+
+    A text of another salt has none.
+    """
+    if held.salt != salt:
+        return 0
     equal = common(held.ids, prompt[:-1])
     match keep:
         case Keep.NOTHING:

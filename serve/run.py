@@ -100,6 +100,7 @@ class Run:
     sampling: SamplingConfig
     steering: "Steering"  # of its logits; no other run's
     keep: Keep  # what of the prompt need not be read where the cache has it
+    salt: str  # its beginning is shared only with runs of the same one
     began: float  # time.perf_counter() when it was submitted
     complete: bool  # no token follows
 
@@ -111,10 +112,11 @@ class Run:
         steering: "Steering",
         keep: Keep = Keep.CHUNKS,
         shown: Shown | None = None,
+        salt: str = "",
     ):
         """shown: makes the text; None is a `TextStream` with the request's stop strings."""
         self.prompt, self.sampling, self.steering, self._tokenizer = prompt, sampling, steering, tokenizer
-        self.keep, self._cached = keep, 0
+        self.keep, self.salt, self._cached = keep, salt, 0
         self._logprobs: list[TokenLogprob] = []
         self._scores: list[TokenLogprob | None] = [None]  # of the prompt's tokens
         self._scored_at: float | None = None

@@ -34,6 +34,8 @@ class Moved(Protocol):
     @property
     def keep(self) -> Keep: ...
     @property
+    def salt(self) -> str: ...
+    @property
     def complete(self) -> bool: ...
 
     began: float
@@ -117,7 +119,7 @@ class Scheduler:
 
     def begin(self, run: Moved) -> int:
         """Queues a run and returns the number to end it by, in a turn of the caller. Raises as `Engine.submit` does."""
-        number = self._engine.submit(run.prompt, run.sampling, steering=run.steering, keep=run.keep)
+        number = self._engine.submit(run.prompt, run.sampling, steering=run.steering, keep=run.keep, salt=run.salt)
         self._runs[number] = run
         run.began = time.perf_counter()
         return number

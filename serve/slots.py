@@ -6,18 +6,20 @@ from wherever most of it is, and the slot that was left longest ago, unless that
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from packlight.common.errors import PacklightError
 from packlight.compile.plan import Chunk, Plan
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.cache import CacheShape
+from packlight.serve.pool import Found, Pool
 from packlight.serve.prefix import Held, Keep, common, kept, left
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
-WORTH_A_COPY = 32  # tokens that are read as fast as they are copied from another slot
+
+WORTH_A_COPY = 32  # tokens that are read as fast as they are copied from another slot, or loaded from the pool
 
 
 class SlotsTakenError(PacklightError):
@@ -36,6 +38,7 @@ class Request:
     steering: "Steering"
     mu: float  # Mirostat's state
     keep: Keep
+    salt: str = ""  # what it begins with is shared only with requests of the same one
     tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
     read: int = 0  # tokens of its prompt that are in the cache
     to_read: int = 0  # of them, those that prefill steps read: all, or the last one less, which a decode step reads
@@ -62,7 +65,7 @@ class Request:
     def held(self) -> Held:
         """What it leaves in its slot."""
         ids = [*self.prompt, *self.tokens][: self.length]
-        return Held(ids, max(self.written, self.length), self.chunks)
+        return Held(ids, max(self.written, self.length), self.chunks, self.salt)
 
 
 class Seat(NamedTuple):
@@ -71,13 +74,23 @@ class Seat(NamedTuple):
     slot: int
     kept: int  # tokens of its prompt that the cache has
     source: int  # the slot that has them; another one: they are copied
+    found: Found | None = None  # what of them is loaded, where the slot or its source has not all
+    pooled: bool = False  # whether the pool has them, and no slot
+
+
+class SlotState(NamedTuple):
+    """What a slot does."""
+
+    state: Literal["empty", "parked", "reading", "running"]
+    tokens: int  # that its cache holds
+    request: int | None  # the number of its request
 
 
 class Slots:
     """Which request is in which slot, and what the others hold."""
 
-    def __init__(self, plan: Plan, shape: CacheShape):
-        self._plan, self._shape = plan, shape
+    def __init__(self, plan: Plan, shape: CacheShape, pool: Pool | None = None):
+        self._plan, self._shape, self._pool = plan, shape, pool
         self.forget()
 
     def forget(self) -> None:
@@ -95,6 +108,17 @@ class Slots:
         """(slot, its request), of those that have one."""
         return ((slot, request) for slot, request in enumerate(self.requests) if request is not None)
 
+    def states(self) -> list[SlotState]:
+        """What each slot does, without a word of any text."""
+        every = []
+        for slot, request in enumerate(self.requests):
+            tokens = len(self.holds(slot).ids)
+            if request is None:
+                every.append(SlotState("parked" if tokens else "empty", tokens, None))
+            else:
+                every.append(SlotState("reading" if request.reads else "running", tokens, request.id))
+        return every
+
     def free(self, groups: Collection[int] | None = None) -> int:
         """The free slot that was left longest ago, of these groups of devices: those that hold nothing come first, the
         lowest of equal ones.
@@ -110,7 +134,10 @@ class Slots:
         oldest = self.free()
         if request.keep is Keep.NOTHING:
             return Seat(oldest, 0, oldest)
-        found = [self._kept(slot, request) for slot in range(self._plan.slots)]
+        pool = self._pool if request.keep is Keep.TOKENS else None
+        names = pool.names(request.salt, request.prompt) if pool else []
+        kept_by = [self._kept(slot, request, names) for slot in range(self._plan.slots)]
+        found = [each.tokens for each in kept_by]
         slot = max(self._free(), key=lambda slot: (found[slot], slot == oldest))
         goes_on = found[slot] and 2 * found[slot] >= len(self._held[slot].ids)  # or begins as most of its text
         groups = {self._plan.group(each) for each in ([slot] if goes_on else self._free())}
@@ -122,34 +149,53 @@ class Slots:
             slot = self.free({self._plan.group(source)}) if found[source] >= WORTH_A_COPY else oldest
         if found[source] < found[slot] + WORTH_A_COPY:
             source = slot
-        if self._coming(request) > max(found[source], WORTH_A_COPY - 1):
+        pooled = pool.find(names, request.prompt) if pool else Found()
+        loads = pooled.tokens >= found[source] + WORTH_A_COPY
+        if self._coming(request) > max(pooled.tokens if loads else found[source], WORTH_A_COPY - 1):
             return None
-        return Seat(slot, found[source], source)
+        if not loads:
+            return Seat(slot, found[source], source, kept_by[source] if kept_by[source].end else None)
+        slot = slot if goes_on else oldest
+        there = common(self._held[slot].ids, request.prompt) if self._held[slot].salt == request.salt else 0
+        return Seat(slot, pooled.tokens, slot, pooled.beyond(there), pooled=True)
 
     def _coming(self, request: Request) -> int:
         """How many tokens that a prompt begins with another request has still to read."""
         if request.keep is not Keep.TOKENS:
             return 0
-        reading = (taken for _, taken in self.taken() if taken.reads)
+        reading = (taken for _, taken in self.taken() if taken.reads and taken.salt == request.salt)
         equal = ((common(taken.prompt[: taken.to_read], request.prompt[:-1]), taken.read) for taken in reading)
         return max((count for count, read in equal if count > read), default=0)
 
-    def _kept(self, slot: int, request: Request) -> int:
-        """How many tokens of a prompt a slot has."""
-        return kept(self._holds(slot), request.prompt, request.keep, self._plan, self._shape)
+    def _kept(self, slot: int, request: Request, names: Sequence[bytes]) -> Found:
+        """How many tokens of a prompt a slot has, and what end of the pool it needs to go back to them.
 
-    def _holds(self, slot: int) -> Held:
+        names: of the prompt's blocks, where there is a pool.
+        """
+        held = self.holds(slot)
+        count = kept(held, request.prompt, request.keep, self._plan, self._shape, request.salt)
+        equal = common(held.ids, request.prompt[:-1]) if held.salt == request.salt else 0
+        if not names or self._pool is None or not self._pool.stateful or held.written > self._shape.room.capacity:
+            return Found(count)
+        back, end = self._pool.end(names, request.prompt, equal)
+        return Found(back, end=end) if back > count else Found(count)
+
+    def holds(self, slot: int) -> Held:
         """What a slot has, whether it is free or not."""
         taken = self.requests[slot]
         return self._held[slot] if taken is None else taken.held
 
     def seat(self, request: Request, seat: Seat) -> None:
         """Puts a request into its slot, which then holds `seat.kept` tokens of its prompt."""
-        held = self._holds(seat.source)
+        held, end = self.holds(seat.source), seat.found and seat.found.end
         request.kept = request.read = seat.kept
-        request.chunks = left(held, seat.kept)
-        copied = seat.source != seat.slot
-        request.written = (seat.kept if copied else held.written) if seat.kept else 0
+        request.chunks = () if seat.found else left(held, seat.kept)
+        if end is not None and end.state:
+            request.written = end.written
+        elif seat.pooled or seat.source != seat.slot or not seat.kept:
+            request.written = seat.kept
+        else:
+            request.written = held.written
         self._held[seat.slot], self.requests[seat.slot] = Held(), request
 
     def leave(self, slot: int, held: Held) -> None:

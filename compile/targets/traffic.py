@@ -13,6 +13,7 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.deltanet import DeltaNetPart
 from packlight.model.spec.parts.mla import MlaPart
+from packlight.model.spec.state import CACHE_TILE
 from packlight.model.spec.weights import declare, read_tensors
 
 
@@ -94,6 +95,8 @@ def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) ->
             return key.tokens * (weight_bytes(file, cfg, key.rows) + key.rows * state)
         case Phase.COPY:
             return state
+        case Phase.SAVE | Phase.LOAD:  # a block of positions or a text's end: about what a text of one tile has
+            return read_bytes(cfg, kv_dtype, 1, min(key.length, CACHE_TILE))
 
 
 def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
@@ -109,7 +112,7 @@ def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
         case Phase.DECODE:
             each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, 1, key.length)
             return key.tokens * key.rows * each
-        case Phase.COPY:
+        case Phase.COPY | Phase.SAVE | Phase.LOAD:
             return 0.0
 
 

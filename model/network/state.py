@@ -78,3 +78,28 @@ def copied(
         return lax.dynamic_update_slice(array, read, at(target))
 
     return lax.fori_loop(0, tiles, tile, array)
+
+
+def saved(
+    array: jax.Array,  # (L, slots, ...), or (L, slots, ..., S, C) where a part of a text is taken
+    slot: jax.Array,  # int32 ()
+    start: jax.Array,  # int32 (), its first position
+    shape: tuple[int, ...],  # of what is taken: (L, ...), or (L, ..., P, C)
+) -> jax.Array:
+    """What an array has of a slot, or of so many of its positions."""
+    read = lax.dynamic_slice(array, _place(array, slot, start, shape), [shape[0], 1, *shape[1:]])
+    return read[:, 0]
+
+
+def loaded(array: jax.Array, slot: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
+    """The array with a part of a slot as `saved` has given it."""
+    return lax.dynamic_update_slice(array, part[:, None], _place(array, slot, start, part.shape))
+
+
+def _place(array: jax.Array, slot: jax.Array, start: jax.Array, part: tuple[int, ...]) -> list[jax.Array]:
+    """Where a part of a slot begins in an array; `start` means nothing where the part is all of the slot."""
+    begin = [jnp.int32(0)] * array.ndim
+    begin[1] = slot
+    if part != (array.shape[0], *array.shape[2:]):
+        begin[-2] = start
+    return begin

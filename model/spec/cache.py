@@ -44,6 +44,21 @@ class CacheShape:
         every = [self.length, *(each for kept in self.state.values() for each in kept)]
         return sum(each.nbytes // math.prod(devices[axis] for axis in self.split.axes(each)) for each in every)
 
+    def keeps_text(self, buffer: Buffer) -> bool:
+        """Whether an array holds every position of a text; else it is of the text's end."""
+        return buffer.along_text and buffer.shape[-2] == self.room.capacity
+
+    def block_bytes(self, positions: int) -> int:
+        """What so many positions of a slot take in the arrays that hold whole texts."""
+        every = (each for kept in self.state.values() for each in kept if self.keeps_text(each))
+        return sum(each.nbytes // (self.room.slots * self.room.capacity) * positions for each in every)
+
+    @property
+    def end_bytes(self) -> int:
+        """What a slot takes in the arrays that are of a text's end."""
+        every = (each for kept in self.state.values() for each in kept if not self.keeps_text(each))
+        return sum(each.nbytes // self.room.slots for each in every)
+
     def rewinds(self, written: int, length: int) -> bool:
         """Whether a slot whose first `written` positions were written can go on from its first `length` ones."""
         return all(mixer.rewinds(self.room, written, length) for mixer in self.cfg.mixers)

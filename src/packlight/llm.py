@@ -515,11 +515,14 @@ class LLM:
         config: SamplingConfig,
         n: int,
         keep: Keep,
+        salt: str = "",
         shown: Callable[[list[int], SamplingConfig], Shown | None] = lambda prompt, config: None,
     ) -> list[Run]:
         """What the scheduler moves for prompts of token ids that are `answerable`: n runs of each, those of a prompt
         together. The i-th draws with seed + i, of a seed that each prompt draws for itself where there is none.
-        shown: makes of a prompt and how it is sampled what makes text of the run's ids, as `Run` takes it.
+
+        salt: only runs of the same one share what their prompts begin with. shown: makes of a prompt and how it is
+        sampled what makes text of the run's ids, as `Run` takes it.
         """
         made = []
         for ids in prompts:
@@ -527,7 +530,7 @@ class LLM:
             for i in range(n):
                 one = dataclasses.replace(seeded, seed=((seeded.seed or 0) + i) % 2**32)
                 steering, text = self.prompts.steering(one), shown(ids, one)
-                made.append(Run(ids, one, self.tokenizer, steering, keep, text))
+                made.append(Run(ids, one, self.tokenizer, steering, keep, text, salt))
         return made
 
     def _keep(self, reuse_prefix: bool) -> Keep:

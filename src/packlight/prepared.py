@@ -14,7 +14,15 @@ from packlight.common.errors import Argument, ConfigError
 from packlight.common.text import shown, shown_path
 from packlight.compile.config import DTYPES, CompileConfig, default_config, read_config
 from packlight.compile.kernels import KernelPlan, build_kernels
-from packlight.compile.memory import Limit, MemoryPlan, config_limit, device_limit, host_limit, plan_memory
+from packlight.compile.memory import (
+    Limit,
+    MemoryPlan,
+    config_limit,
+    device_limit,
+    host_limit,
+    plan_memory,
+    prefix_budget,
+)
 from packlight.compile.plan import Plan, plan_of
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.spec.config import ModelConfig
@@ -41,10 +49,11 @@ class Changes:
     context: int | None = None  # tokens that a slot may hold
     slots: int | None = None  # sequences at a time
     kv_type: KVType | None = None  # of cached keys and values
+    prefix_cache: int | None = None  # bytes of host memory for beginnings of texts without a slot
 
     def __post_init__(self):
         """Raises ConfigError for a value that suits no model."""
-        for name, least in (("context", 0), ("slots", 1)):
+        for name, least in (("context", 0), ("slots", 1), ("prefix_cache", 0)):
             count = getattr(self, name)
             if count is None:
                 continue
@@ -69,6 +78,8 @@ class Changes:
                 raise ConfigError(Argument("slots", self.slots), f": {groups}")
             fewer = (batch for batch in config.decode_batch if batch < self.slots)
             config = dataclasses.replace(config, decode_batch=(*fewer, self.slots))
+        if self.prefix_cache is not None:
+            config = dataclasses.replace(config, prefix_cache_bytes=self.prefix_cache)
         if self.kv_type is not None:
             config = dataclasses.replace(config, kv_dtype=KV_TYPES[self.kv_type])
         return config
@@ -162,6 +173,18 @@ class Prepared:
 
         local = aot.find_devices(self.config, self.split).local
         return host_limit(len(local)) if on_cpu else device_limit(local)
+
+    def with_prefix_cache(self, nbytes: int | None = None) -> "Prepared":
+        """The same with so much host memory at most for beginnings of texts without a slot; None: what suits a server,
+        where one device runs the model. Raises ConfigError for devices that cannot.
+        """
+        if nbytes is None and (self.split.devices > 1 or not self.model.generates):
+            return self
+        if nbytes is None:
+            free = host_limit()
+            left = free.bytes - self.memory.total if free is not None else 0
+            nbytes = self.config.prefix_cache_bytes or prefix_budget(left)
+        return dataclasses.replace(self, changes=dataclasses.replace(self.changes, prefix_cache=nbytes))
 
     def steps(self, placement: "Placement") -> "Steps":
         """What the executables of the plan are made from, on these devices."""

@@ -9,7 +9,7 @@ from packlight.llm import LLM
 from packlight.prepared import Prepared, prepare
 from packlight.serve.scheduler import Scheduler
 from packlight.serve.scored import Scored
-from packlight.serve.slots import SlotsTakenError
+from packlight.serve.slots import SlotsTakenError, SlotState
 
 
 class FakeEvent:
@@ -42,10 +42,16 @@ class FakeEngine:
         self.steps = self.numbers = 0
         self.failing: set[int] = set()  # requests whose logits are NaN
         self.seen: list[FakeRequest] = []
+        self.salts: list[str] = []
 
     @property
     def idle(self):
         return not self.queue and not self.running
+
+    @property
+    def slots(self):
+        every = [SlotState("running", len(each.prompt) + each.given, each.number) for each in self.running]
+        return every + [SlotState("empty", 0, None)] * (self.plan.slots - len(every))
 
     @property
     def waiting(self):
@@ -54,11 +60,12 @@ class FakeEngine:
     def holds(self, number):
         return any(each.number == number for each in (*self.queue, *self.running))
 
-    def submit(self, prompt, sampling, past_end=False, steering=None, keep=None, **_):
+    def submit(self, prompt, sampling, past_end=False, steering=None, keep=None, salt=""):
         room = self.plan.context - len(prompt)
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         self.queue.append(FakeRequest(self.numbers, prompt, sampling, limit, [*self.script(prompt), self.end]))
         self.seen.append(self.queue[-1])
+        self.salts.append(salt)
         self.numbers += 1
         return self.numbers - 1
 

@@ -34,7 +34,7 @@ class Counting:
     def holds(self, number):
         return number in self.requests
 
-    def submit(self, prompt, sampling, steering, keep):
+    def submit(self, prompt, sampling, steering, keep, salt):
         number = next(self.numbers)
         self.requests[number] = 0, sampling.max_tokens
         return number

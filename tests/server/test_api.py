@@ -240,6 +240,13 @@ def test_sampling_reaches_the_engine_under_every_name(served):
     assert sampling.seed is not None
 
 
+def test_a_salt_reaches_the_engine(served):
+    served.ask("/v1/completions", {"prompt": [5, 6], "cache_salt": "mine"})
+    assert served.llm.engine.salts[-1] == "mine"
+    served.ask("/v1/completions", {"prompt": [5, 6]})
+    assert served.llm.engine.salts[-2:] == ["mine", ""]
+
+
 def test_the_server_s_defaults_hold_where_a_body_says_nothing():
     served = Served(defaults={"temperature": 0.25, "top_k": 3})
     served.ask("/v1/chat/completions", CHAT | {"top_k": 5})
@@ -333,6 +340,7 @@ def test_models_and_what_else_is_told(served):
     assert told["/v1/models/nope"][0] == 404
     assert told["/tokenizer_info"][1]["eos_token"] == "<|endoftext|>"
     assert told["/health"] == (200, {"status": "ok"})
+    assert told["/slots"] == (200, [{"id": n, "state": "empty", "tokens": 0, "request": None} for n in (0, 1)])
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -111,6 +111,11 @@ FLAGS: dict[str, FlagRow] = {
         "error",
         "unknown fields of a request: error, it is refused; warn, a header of the answer names them",
     ),
+    "prefix_cache": (
+        flags.DEFINE_integer,
+        None,
+        "MiB at most for beginnings of texts without a slot (default: a quarter of what is free, at most 2048)",
+    ),
     "generic_tools": (
         flags.DEFINE_bool,
         False,
@@ -126,7 +131,15 @@ FLAGS: dict[str, FlagRow] = {
 STRUCTURED = ("json_schema", "regex", "grammar")
 SAMPLING = tuple(parameter.name for parameter in PARAMETERS)
 SERVING = ("host", "port", "api_key_file", "alias", "allowed_hosts", "cors_origins")
-SERVING += ("max_queue", "queue_timeout", "drain_seconds", "unknown_fields", "generic_tools", "log_prompts")
+SERVING += (
+    "max_queue",
+    "queue_timeout",
+    "drain_seconds",
+    "unknown_fields",
+    "prefix_cache",
+    "generic_tools",
+    "log_prompts",
+)
 PLAN = ("config", "context", "slots", "kv_type", "device", "threads")
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")

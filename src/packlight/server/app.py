@@ -283,7 +283,7 @@ class Server:
         return json_response(reply)
 
     async def _slots(self, _: Request) -> Response:
-        return json_response([])
+        return json_response([{"id": slot, **state._asdict()} for slot, state in enumerate(self._llm.engine.slots)])
 
 
 def _in_base64(vector: np.ndarray) -> str:

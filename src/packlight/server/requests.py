@@ -194,7 +194,7 @@ class Requests:
             config = SamplingConfig(**(self._defaults | given))
             self._llm.prompts.check_sampling(config)
             keep = Keep.TOKENS if values.get("cache_prompt", True) else Keep.NOTHING
-            runs = self._llm.runs(prompts, config, n, keep, parser)
+            runs = self._llm.runs(prompts, config, n, keep, values.get("cache_salt", ""), parser)
         options = values.get("stream_options", {})
         for option, value in options.items():
             if option not in ("include_usage", "include_obfuscation") or not isinstance(value, bool | None):

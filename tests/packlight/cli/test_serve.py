@@ -93,3 +93,15 @@ def test_a_life(tmp_path):
     assert process.returncode == 0
     assert "slots 2" in text  # the config's
     assert f"{address[1]}: ready" in text
+
+
+def test_a_prefix_cache_fits_what_is_free():
+    from packlight import demo
+    from packlight.prepared import prepare
+
+    plain = prepare(demo.MODEL, slots=2)
+    server = plain.with_prefix_cache()
+    assert 0 < server.config.prefix_cache_bytes <= 2 << 30
+    assert server.memory.total == plain.memory.total + server.config.prefix_cache_bytes
+    assert plain.with_prefix_cache(0).config.prefix_cache_bytes == 0
+    assert plain.with_prefix_cache(5 << 20).memory.prefixes == 5 << 20

@@ -40,7 +40,8 @@ def run(values: flags.FlagValues) -> None:
     def app() -> "App":
         from packlight.server.app import make_app
 
-        llm = load(prepared_from(values, alone=False))
+        kept = None if values.prefix_cache is None else values.prefix_cache << 20
+        llm = load(prepared_from(values, alone=False).with_prefix_cache(kept))
         file = pathlib.Path(llm.file.path)
         names = tuple(dict.fromkeys((*settings.names, file.stem, file.name)))
         return make_app(llm, dataclasses.replace(settings, names=names), metrics, life.fault)
@@ -64,8 +65,9 @@ def settings_of(values: flags.FlagValues) -> "Settings":
 
     if values.unknown_fields not in UNKNOWN_FIELDS:
         raise ConfigError(f"--unknown_fields={values.unknown_fields} is none of {', '.join(UNKNOWN_FIELDS)}")
-    if values.max_queue is not None and values.max_queue < 0:
-        raise ConfigError(f"--max_queue={values.max_queue} is less than 0")
+    for name in ("max_queue", "prefix_cache"):
+        if (values[name].value or 0) < 0:
+            raise ConfigError(f"--{name}={values[name].value} is less than 0")
     for name, seconds in (("queue_timeout", values.queue_timeout), ("drain_seconds", values.drain_seconds)):
         if not 0 <= seconds < math.inf:
             raise ConfigError(f"--{name}={seconds} is no number of seconds")
