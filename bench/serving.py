@@ -38,7 +38,7 @@ from packlight.common.errors import PacklightError
 from packlight.model.text.tokenizer import Tokenizer
 
 OVERHEAD = "overhead"
-# what issue 17 asks of the 1.1B file
+# aims for the 1.1B file
 RATE, FIRST, GAP_S, OVER = 2.5, 2.0, 0.3, 0.03
 STEPS, BESIDE_S = 3, 0.020
 
