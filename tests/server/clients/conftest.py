@@ -28,7 +28,7 @@ def scripted():
 
         def server(answer, template=None):
             if (answer, template) not in servers:
-                llm = fake_llm(demo.MODEL, answer, context=1024)
+                llm = fake_llm(demo.MODEL, answer)
                 if template is not None:
                     llm.file.metadata["tokenizer.chat_template"] = template
                 servers[answer, template] = stack.enter_context(site(llm))

@@ -4,6 +4,7 @@ import asyncio
 import math
 import threading
 import time
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": WEATHE
 
 
 class Town(pydantic.BaseModel):
-    name: str
-    people: int
+    kind: Literal["city", "village"]
+    capital: bool
 
 
 def client_of(server, **options):
@@ -68,16 +69,17 @@ def test_log_probabilities_of_chats(client):
     assert streamed == told
 
 
-def test_completions_echo_their_prompts(client):
+def test_completions_echo_their_prompts(client, real):
     prompt = "import os\n"
     asked = {"model": "demo", "prompt": prompt, "max_tokens": 4, "temperature": 0.0, "echo": True, "logprobs": 2}
-    (choice,) = client.completions.create(**asked).choices
+    with client_of(real, _strict_response_validation=False) as lenient:  # of a first token its types have no null
+        (choice,) = lenient.completions.create(**asked).choices
     told = choice.logprobs
-    assert choice.text.startswith(prompt)
+    assert prompt in choice.text  # behind the token that begins a text
     assert told.token_logprobs[0] is None
     assert all(math.isfinite(each) for each in told.token_logprobs[1:])
     assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
-    assert [choice.text[at:].startswith(token) for at, token in zip(told.text_offset, told.tokens, strict=True)]
+    assert all(choice.text[at:].startswith(token) for at, token in zip(told.text_offset, told.tokens, strict=True))
     parts = list(client.completions.create(**asked | {"logprobs": None}, stream=True))
     assert "".join(part.choices[0].text for part in parts if part.choices) == choice.text
 
@@ -90,7 +92,8 @@ def test_completions_of_ids_and_of_lists(client, real):
 
 def test_embeddings_are_what_the_model_gives(client, real):
     texts = ["a file", "a folder of files"]
-    default = client.embeddings.create(model="demo", input=texts)  # asks for base64
+    with client_of(real, _strict_response_validation=False) as lenient:  # it asks for base64, and its types have none
+        default = lenient.embeddings.create(model="demo", input=texts)
     floats = client.embeddings.create(model="demo", input=texts, encoding_format="float")
     wanted = real.llm.embed(texts)
     for said in (default, floats):
@@ -172,14 +175,14 @@ def test_a_stream_that_is_closed_frees_its_slot():
 
 def test_a_full_queue_is_a_rate_limit_that_ends():
     llm, held = fake_llm(demo.MODEL, "ok", slots=1), threading.Event()
-    llm.engine.before_step = lambda number: held.wait(10)
+    llm.engine.before_step = lambda number: held.wait(10) if number > 1 else None
     asked = {"model": "demo", "messages": MESSAGES}
     with site(llm, max_queue=1) as server, client_of(server) as client:
         others = [threading.Thread(target=client.chat.completions.create, kwargs=asked) for _ in range(2)]
-        for number, other in enumerate(others):
-            other.start()
-            until(lambda number=number: server.server.life.running == number + 1)
-        time.sleep(0.1)  # the second one is in the queue
+        others[0].start()
+        until(lambda: llm.engine.steps == 2)
+        others[1].start()
+        until(lambda: server.waiting)
         with pytest.raises(openai.RateLimitError) as caught:
             client.chat.completions.create(**asked)
         seconds = int(caught.value.response.headers["retry-after"])
