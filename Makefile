@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # an environment of its own for the compilers of other hardware: where they are installed, jax looks for that hardware
 TARGETS_VENV := .venv-targets
+# another for clients of the server that others wrote: they need a hundred packages that nothing else here does
+CLIENTS_VENV := .venv-clients
 # an environment with Zig's C++ compiler, and the oldest jaxlib that is allowed: wheels are built with its headers
 WHEELS_VENV := .venv-wheels
 WHEELS_NEED := ziglang==0.17.1 jax==0.10.2 jaxlib==0.10.2
@@ -21,7 +23,7 @@ QUICK := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_co
 SERVE_ARGS ?=
 ARGS ?= --max_tokens=64 --temperature=0.3 --seed=1
 
-.PHONY: run serve test test-more test-changed test-targets lint bench bench-serving bench-gpu notebooks wheels test-wheels clean
+.PHONY: run serve test test-more test-changed test-targets test-clients lint bench bench-serving bench-gpu notebooks wheels test-wheels clean
 
 run: $(VENV)/installed
 	@$(PY) run.py generate $(if $(MODEL),--model="$(MODEL)") $(if $(PROMPT),--prompt="$(PROMPT)") $(ARGS)
@@ -34,7 +36,7 @@ serve: $(VENV)/installed-serve
 # in .cache/tests. The first time, all that tests run is compiled, and 2.5 times as much is allowed.
 # A machine whose processors are slower gets more time by as much.
 test: $(VENV)/installed-dev
-	XLA_FLAGS="$(QUICK)" $(PY) -m pytest -n 2 --dist worksteal --budget=570 -m "not product and not targets and not shipped"
+	XLA_FLAGS="$(QUICK)" $(PY) -m pytest -n 2 --dist worksteal --budget=570 -m "not product and not targets and not clients and not shipped"
 	$(PY) -m pytest --budget=150 -m "shipped and not product"
 
 # the full products, of which `make test` runs some cases
@@ -44,10 +46,13 @@ test-more: $(VENV)/installed-dev
 
 # the tests that import what differs from the last commit, directly or not
 test-changed: $(VENV)/installed-dev
-	XLA_FLAGS="$(QUICK)" $(PY) -m pytest --changed -m "not product and not targets and not shipped"
+	XLA_FLAGS="$(QUICK)" $(PY) -m pytest --changed -m "not product and not targets and not clients and not shipped"
 
 test-targets: $(TARGETS_VENV)/installed
 	$(TARGETS_VENV)/bin/python -m pytest -m targets tests/compile/targets
+
+test-clients: $(CLIENTS_VENV)/installed
+	XLA_FLAGS="$(QUICK)" $(CLIENTS_VENV)/bin/python -m pytest -m clients tests/server/clients
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -80,7 +85,7 @@ test-wheels: wheels
 	$(WHEELS_VENV)/bin/python -m pytest tests/project/test_wheels.py tests/quant/kernels/test_native_builds.py -k "wheel or neon"
 
 clean:
-	rm -rf $(VENV) $(TARGETS_VENV) $(WHEELS_VENV) build *.egg-info
+	rm -rf $(VENV) $(TARGETS_VENV) $(CLIENTS_VENV) $(WHEELS_VENV) build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -100,6 +105,11 @@ $(VENV)/installed-peers: pyproject.toml | $(VENV)/bin/python
 $(TARGETS_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(TARGETS_VENV)
 	$(TARGETS_VENV)/bin/python -m pip install --quiet --editable ".[tpu,cuda]" pytest
+	@touch $@
+
+$(CLIENTS_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --editable ".[dev-serve]"
 	@touch $@
 
 $(WHEELS_VENV)/installed: pyproject.toml Makefile

@@ -31,6 +31,7 @@ from packlight.server.generating import Generating
 from packlight.server.generation import Desk
 from packlight.server.limits import most_waiting, most_waiting_tokens
 from packlight.server.metrics import Metrics
+from packlight.server.openapi import document
 from packlight.server.replies import Replies
 from packlight.server.requests import Asked, Requests
 from packlight.server.settings import Settings
@@ -84,6 +85,7 @@ class Server:
             "/health": ("GET", self._health),
             "/props": ("GET", self._props),
             "/slots": ("GET", self._slots),
+            "/openapi.json": ("GET", self._openapi),
         }
         routes = []
         for path, (method, handler) in handlers.items():
@@ -284,6 +286,9 @@ class Server:
 
     async def _slots(self, _: Request) -> Response:
         return json_response([{"id": slot, **state._asdict()} for slot, state in enumerate(self._llm.engine.slots)])
+
+    async def _openapi(self, _: Request) -> Response:
+        return json_response(document(importlib.metadata.version("packlight")))
 
 
 def _in_base64(vector: np.ndarray) -> str:

@@ -1,0 +1,51 @@
+"""schemathesis asks every route of openapi.json whatever comes to its mind: no answer is a fault, and each has the
+shape that the document says.
+"""
+
+import hypothesis
+import pytest
+from fake_engine import fake_llm
+from sites import site
+
+from packlight import demo
+
+schemathesis = pytest.importorskip("schemathesis", reason="the extra dev-serve is not installed")
+
+pytestmark = pytest.mark.clients
+CHECKS = [
+    schemathesis.checks.CHECKS.get_one(name)
+    for name in ("not_a_server_error", "status_code_conformance", "content_type_conformance",
+                 "response_schema_conformance")
+]  # fmt: skip
+TRIES = 60  # of a route
+
+
+@pytest.fixture(scope="module")
+def asked():
+    with site(fake_llm(demo.MODEL, "A scripted answer.")) as server:
+        yield server, schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+def test_no_request_is_a_fault(asked):
+    server, document = asked
+    routes = [each.ok() for each in document.get_all_operations()]
+    assert len(routes) == 13
+    for route in routes:
+        for mode in schemathesis.GenerationMode:
+            try_out(route, mode)
+    assert not server.server.said("error:")
+
+
+def try_out(route, mode):
+    try:
+        cases = route.as_strategy(generation_mode=mode)
+    except Exception:  # what has no parameters has no wrong ones
+        return
+
+    @hypothesis.settings(max_examples=TRIES, deadline=None, derandomize=True, database=None,
+                         suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
+    @hypothesis.given(case=cases)
+    def check(case):
+        case.call_and_validate(checks=CHECKS)
+
+    check()
