@@ -23,7 +23,10 @@ def test_documents_show_what_the_records_say(name):
 def test_every_marked_part_is_rendered():
     pages = [*render.ROOT.glob("*.md"), *render.ROOT.glob("docs/*.md")]
     marked = [path for path in pages if re.search(r"<!-- \w+:begin -->", path.read_text("utf-8"))]
-    assert {str(path.relative_to(render.ROOT)) for path in marked} == {*render.REGIONS, "docs/server.md"}  # server_fields
+    assert {str(path.relative_to(render.ROOT)) for path in marked} == {
+        *render.REGIONS,
+        "docs/server.md",
+    }  # server_fields
 
 
 def test_the_table_of_models_has_every_golden():

@@ -82,9 +82,7 @@ def _answers(name: str, items: Schema) -> Schema:
     return _object({"object": {"const": "list"}, "model": TEXT, name: _list(items), "usage": _named("Usage")})
 
 
-EMBEDDING = _object(
-    {"object": {"const": "embedding"}, "index": WHOLE, "embedding": {"anyOf": [TEXT, _list(NUMBER)]}}
-)
+EMBEDDING = _object({"object": {"const": "embedding"}, "index": WHOLE, "embedding": {"anyOf": [TEXT, _list(NUMBER)]}})
 RANKED = _object({"index": WHOLE, "relevance_score": NUMBER}, document=_object({"text": TEXT}))
 MODEL = _object({"id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT, "max_model_len": WHOLE})
 TOKENS = _object(

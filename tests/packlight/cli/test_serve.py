@@ -105,3 +105,19 @@ def test_a_prefix_cache_fits_what_is_free():
     assert server.memory.total == plain.memory.total + server.config.prefix_cache_bytes
     assert plain.with_prefix_cache(0).config.prefix_cache_bytes == 0
     assert plain.with_prefix_cache(5 << 20).memory.prefixes == 5 << 20
+
+
+@pytest.mark.parametrize(("room", "slots"), [(1 << 40, 4), (0, 4), (2.5, 2), (1.5, 1)])
+def test_slots_follow_the_memory(room, slots, monkeypatch, capsys):
+    """room: slots that there is memory for; where not even one fits, loading says what would."""
+    from packlight import demo
+    from packlight.cli.commands.serve import _fewer_slots
+    from packlight.compile.memory import Limit
+    from packlight.prepared import prepare
+
+    prepared = prepare(demo.MODEL, slots=4)
+    one = prepare(demo.MODEL, slots=1).memory
+    free = one.total + int((room - 1) * one.cache)
+    monkeypatch.setattr("packlight.prepared.host_limit", lambda devices=1: Limit(free, "free memory"))
+    assert _fewer_slots(prepared).config.slots == slots
+    assert ("do not fit" in capsys.readouterr().err) == (slots < 4)

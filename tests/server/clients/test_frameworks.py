@@ -27,7 +27,14 @@ class Town(pydantic.BaseModel):
 
 
 def langchain(server, **options):
-    settings = {"model": "demo", "base_url": server.api, "api_key": "none", "max_retries": 0, "max_tokens": 200, "stream_usage": True}
+    settings = {
+        "model": "demo",
+        "base_url": server.api,
+        "api_key": "none",
+        "max_retries": 0,
+        "max_tokens": 200,
+        "stream_usage": True,
+    }
     return langchain_openai.ChatOpenAI(**settings | options)
 
 

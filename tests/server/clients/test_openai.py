@@ -65,7 +65,9 @@ def test_log_probabilities_of_chats(client):
         assert len(each.top_logprobs) == 3
         assert each.logprob == each.top_logprobs[0].logprob  # the most probable one, at temperature 0
     parts = client.chat.completions.create(**CHAT, logprobs=True, top_logprobs=3, stream=True)
-    streamed = [each for part in parts for choice in part.choices if choice.logprobs for each in choice.logprobs.content]
+    streamed = [
+        each for part in parts for choice in part.choices if choice.logprobs for each in choice.logprobs.content
+    ]
     assert streamed == told
 
 

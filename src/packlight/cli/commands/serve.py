@@ -15,6 +15,7 @@ from packlight.common.cleanup import undo_all
 from packlight.common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from packlight.prepared import Prepared
     from packlight.server.guard import App
     from packlight.server.settings import Settings
 
@@ -41,7 +42,10 @@ def run(values: flags.FlagValues) -> None:
         from packlight.server.app import make_app
 
         kept = None if values.prefix_cache is None else values.prefix_cache << 20
-        llm = load(prepared_from(values, alone=False).with_prefix_cache(kept))
+        prepared = prepared_from(values, alone=False)
+        if values.slots is None and values.config is None:
+            prepared = _fewer_slots(prepared)
+        llm = load(prepared.with_prefix_cache(kept))
         file = pathlib.Path(llm.file.path)
         names = tuple(dict.fromkeys((*settings.names, file.stem, file.name)))
         return make_app(llm, dataclasses.replace(settings, names=names), metrics, life.fault)
@@ -54,6 +58,18 @@ def run(values: flags.FlagValues) -> None:
         undo_all()
         close_stderr()
         os._exit(0)
+
+
+def _fewer_slots(prepared: "Prepared") -> "Prepared":
+    """The same with as many slots as the memory has room for, said where that are fewer."""
+    for slots in (prepared.config.slots, 2, 1):
+        fitting = dataclasses.replace(prepared, changes=dataclasses.replace(prepared.changes, slots=slots))
+        limit = fitting.memory_limit
+        if limit is None or fitting.memory.total <= limit.bytes:
+            if slots < prepared.config.slots:
+                say(f"slots {slots}: {prepared.config.slots} do not fit {limit}")
+            return fitting
+    return prepared
 
 
 def settings_of(values: flags.FlagValues) -> "Settings":
