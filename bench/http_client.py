@@ -18,6 +18,7 @@ from packlight.common.text import reason
 
 EVENT = b"data: "
 UNFINISHED = "the stream has no end"
+PAGE_S, ANSWER_S = 10, 900  # a server that says nothing for so long does not answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +45,12 @@ class Reply:
 
 
 class Exchange(asyncio.Protocol):
-    """One request on its connection. `events` counts what a stream has sent so far; `close` leaves it unfinished."""
+    """One request on its connection. `events` counts what a stream has sent so far; `close` leaves it unfinished, and
+    then it is `left`.
+    """
 
     def __init__(self, message: bytes):
-        self.events = 0
+        self.events, self.left = 0, False
         self._message = message
         self.arrived: list[tuple[float, bytes]] = []
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -65,7 +68,17 @@ class Exchange(asyncio.Protocol):
         if not self.over.done():
             self.over.set_result(None)
 
+    async def end(self, seconds: float) -> None:
+        """Waits until the server has closed the connection. Raises TimeoutError, having closed it."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.over
+        except TimeoutError:
+            self.close()
+            raise TimeoutError(f"no end within {seconds:g} s") from None
+
     def close(self) -> None:
+        self.left = True
         self._transport.abort()
 
 
@@ -94,20 +107,17 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        reply = await self._completed(_message("POST", "/v1/completions", json.dumps(body).encode()), tokens, on_open)
-        if reply.error not in ("", UNFINISHED):
+        sent, left = time.perf_counter(), False
+        try:
+            exchange = await self._exchange(_message("POST", "/v1/completions", json.dumps(body).encode()))
+            on_open(exchange)
+            await exchange.end(ANSWER_S)
+            reply, left = read_reply(sent, exchange.arrived, tokens), exchange.left
+        except OSError as error:
+            reply = Reply(sent, [], error=reason(error))
+        if reply.error and not left:
             self._failures[reply.error] += 1
         return reply
-
-    async def _completed(self, message: bytes, tokens: int, on_open: Callable[[Exchange], None]) -> Reply:
-        sent = time.perf_counter()
-        try:
-            exchange = await self._exchange(message)
-        except OSError as error:
-            return Reply(sent, [], error=reason(error))
-        on_open(exchange)
-        await exchange.over
-        return read_reply(sent, exchange.arrived, tokens)
 
     def told(self) -> list[str]:
         """Why completions have failed since the last call, each reason once."""
@@ -118,7 +128,7 @@ class Client:
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a page; raises OSError where nobody answers."""
         exchange = await self._exchange(_message("GET", path))
-        await exchange.over
+        await exchange.end(PAGE_S)
         status, pieces = read_pieces(exchange.arrived)
         return status, b"".join(piece for _, piece in pieces)
 

@@ -1,7 +1,8 @@
 """What servers are loaded with, and the figures of one round. Imports no jax.
 
 Every load is a closed loop: a client sends its next request when the last one is answered. Prompts are random token
-ids, the same for every server, and new in every round, so that nothing is remembered but what a load repeats.
+ids, the same for every server, and new in every load of every round, so that nothing is remembered but what a load
+repeats.
 """
 
 import asyncio
@@ -52,9 +53,10 @@ class Sizes:
 
 
 class Ids:
-    """Random token ids of one round."""
+    """Random token ids."""
 
-    def __init__(self, vocab: int, seed: int):
+    def __init__(self, vocab: int, *seed: int):
+        """seed: numbers; other ones give other ids, however many are drawn at a time."""
         self._rng, self._vocab = np.random.default_rng(seed), vocab
 
     def __call__(self, count: int) -> list[int]:
@@ -74,16 +76,21 @@ async def loop(client: Client, work: Sequence[Sequence[tuple[list[int] | str, in
 
 
 async def watched(client: Client, work: Awaitable[T]) -> tuple[T, Figures]:
-    """The result of some work, and how long the slowest pages of /health took meanwhile."""
+    """The result of some work, how long the slowest pages of /health took meanwhile, and how many were refused."""
     waits: list[float] = []
+    unhealthy = 0
 
     async def ask() -> None:
+        nonlocal unhealthy
         while True:
-            began = time.perf_counter()
+            began, status = time.perf_counter(), 0
             try:
-                await client.get("/health")
+                status, _ = await client.get("/health")
+            except OSError:
+                pass
             finally:  # one that is not answered by the end has waited so long
                 waits.append(time.perf_counter() - began)
+            unhealthy += status != 200
             await asyncio.sleep(HEALTH_EVERY_S)
 
     asking = asyncio.ensure_future(ask())
@@ -92,7 +99,7 @@ async def watched(client: Client, work: Awaitable[T]) -> tuple[T, Figures]:
     finally:
         asking.cancel()
         await asyncio.wait([asking])
-    return result, {"health_p99_s": percentile(waits, 0.99)}
+    return result, {"health_p99_s": percentile(waits, 0.99), "unhealthy": unhealthy}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -179,13 +186,13 @@ async def arrival(client: Client, sizes: Sizes, ids: Ids) -> Figures:
 
 
 def beside(begin: float, end: float, streams: Sequence[Reply]) -> Figures:
-    """What streams did between two times; a gap that is open at the end counts as long as it has lasted."""
-    gaps = [
-        min(after, end) - before
-        for stream in streams
-        for before, after in itertools.pairwise([*stream.times, math.inf])
-        if after > begin and before < end
-    ]
+    """What streams did between two times; of one that goes on, a gap that is open at the end counts as long as it has
+    lasted.
+    """
+    gaps = []
+    for stream in streams:
+        times = [*stream.times, math.inf] if stream.error == UNFINISHED else stream.times
+        gaps += [min(after, end) - at for at, after in itertools.pairwise(times) if after > begin and at < end]
     came = sum(begin < when <= end for stream in streams for when in stream.times)
     return {"tok_s": came / (end - begin), "gap_p95_s": percentile(gaps, 0.95), "gap_max_s": max(gaps)}
 

@@ -62,13 +62,15 @@ def by_guidellm(program: str, server: Server, prompts: Sequence[str], sizes: Siz
 
 
 def read_report(report: dict) -> Figures:
-    """Our figures from a report of guidellm 0.8; its gaps are means of a request."""
+    """Our figures from a report of guidellm 0.8; its gaps are means of a request. Raises WorkerError of no answers."""
     (benchmark,) = report["benchmarks"]
-    whole = benchmark["requests"]["successful"]
+    whole, failed = benchmark["requests"]["successful"], len(benchmark["requests"]["errored"])
+    if not whole:
+        raise WorkerError(f"guidellm: none of {failed} requests was answered")
     seconds = max(each["request_end_time"] for each in whole) - min(each["request_start_time"] for each in whole)
     firsts = benchmark["metrics"]["time_to_first_token_ms"]["successful"]["percentiles"]
     return {
-        "failed": len(benchmark["requests"]["errored"]),
+        "failed": failed,
         "tok_s": sum(each["output_tokens"] for each in whole) / seconds,
         "first_p50_s": firsts["p50"] / 1e3,
         "first_p95_s": firsts["p95"] / 1e3,

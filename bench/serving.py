@@ -43,13 +43,13 @@ RATE, FIRST, GAP_S, OVER = 2.5, 2.0, 0.3, 0.03
 STEPS, BESIDE_S = 3, 0.020
 
 
-def round_of(each: Sequence[Server], load: Load, sizes: Sizes, vocab: int, seed: int) -> dict[str, Figures]:
+def round_of(each: Sequence[Server], load: Load, sizes: Sizes, vocab: int, *seed: int) -> dict[str, Figures]:
     """One load on every server in turn; with each figure what the generator and the waiting servers took of a core."""
     found = {}
     for server in each:
         idle = [other.pid for other in each if other is not server]
         before, began, used = sum(map(cpu_seconds, idle)), time.perf_counter(), time.process_time()
-        figures = asyncio.run(_run(load, server, sizes, Ids(vocab, seed)))
+        figures = asyncio.run(_run(load, server, sizes, Ids(vocab, *seed)))
         took = time.perf_counter() - began
         found[server.name] = figures | {
             "generator": (time.process_time() - used) / took,
@@ -69,16 +69,25 @@ def warm(server: Server, sizes: Sizes, vocab: int) -> None:
         raise WorkerError(f"{server.name}: {errors[0]}; {server.last_words()}")
 
 
-def overhead(server: Server, engine: Checkout, sizes: Sizes, ids: Ids) -> tuple[float, float]:
+def overhead(server: Server, engine: Checkout, sizes: Sizes, ids: Ids, engine_first: bool) -> tuple[float, float]:
     """Tokens per second of as many answers as there are slots: through the server, and by the engine alone."""
     prompts = [ids(sizes.own) for _ in range(sizes.clients)]
     total = sizes.clients * sizes.together
-    replies = asyncio.run(loop(server.client, [[(prompt, sizes.together)] for prompt in prompts]))
-    if errors := [reply.error for reply in replies if reply.error]:
-        raise WorkerError(f"{server.name}: {errors[0]}")
-    served = max(reply.times[-1] for reply in replies) - min(reply.sent for reply in replies)
-    alone = engine.ask(do="together", prompts=prompts, tokens=sizes.together)["seconds"]
-    return total / served, total / alone
+
+    def served() -> float:
+        replies = asyncio.run(loop(server.client, [[(prompt, sizes.together)] for prompt in prompts]))
+        if errors := [reply.error for reply in replies if reply.error]:
+            raise WorkerError(f"{server.name}: {errors[0]}")
+        return max(reply.times[-1] for reply in replies) - min(reply.sent for reply in replies)
+
+    def alone() -> float:
+        return engine.ask(do="together", prompts=prompts, tokens=sizes.together)["seconds"]
+
+    if engine_first:
+        by_engine, by_server = alone(), served()
+    else:
+        by_server, by_engine = served(), alone()
+    return total / by_server, total / by_engine
 
 
 def measure(
@@ -102,7 +111,8 @@ def measure(
         for number in range(rounds):
             for name, load in chosen.items():
                 order = each[::-1] if number % 2 else each
-                for server, figures in round_of(order, load, sizes, vocab, 1 + number).items():
+                seed = 1 + number, list(LOADS).index(name)
+                for server, figures in round_of(order, load, sizes, vocab, *seed).items():
                     rows[name][server].append(figures)
                     say(f"round {number + 1}, {name}, {server}: {_shown(figures)}")
                 for server in order:
@@ -111,8 +121,11 @@ def measure(
         found: dict[str, Any] = {"serving": rows}
         if engine is not None:
             alone = stack.enter_context(engine())
-            overhead(each[0], alone, sizes, Ids(vocab, 0))
-            pairs = [overhead(each[0], alone, sizes, Ids(vocab, 1 + number)) for number in range(max(rounds, 5))]
+            overhead(each[0], alone, sizes, Ids(vocab, 0, len(LOADS)), False)
+            pairs = [
+                overhead(each[0], alone, sizes, Ids(vocab, 1 + number, len(LOADS)), bool(number % 2))
+                for number in range(max(rounds, 5))
+            ]
             found["overhead"] = {"served_tok_s": [a for a, _ in pairs], "alone_tok_s": [b for _, b in pairs]}
             say(f"{OVERHEAD}: {share_of_engine(found):.1%}")
         return found
@@ -129,6 +142,8 @@ def missed(record: dict[str, Any]) -> Iterator[str]:
     for name, figures in ours.items():
         if figures["failed"]:
             yield f"{name}: {figures['failed']:.0f} requests failed"
+        if figures.get("unhealthy"):
+            yield f"{name}: /health was refused"
     if THEIRS in rows.get("several", {}):
         for key, aim in (("tok_s", RATE), ("first_p95_s", FIRST)):
             found = better(key, *(rows["several"][server] for server in (OURS, THEIRS)))

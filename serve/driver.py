@@ -32,6 +32,7 @@ class QueueFullError(PacklightError):
 class Bounds(NamedTuple):
     """What may wait for a slot."""
 
+    slots: int  # that there are: as many runs do not wait
     runs: int
     tokens: int  # of their prompts
 
@@ -72,8 +73,8 @@ class Driver:
         self._news: list[News] = []
         self._under_way: list[Ticket] = []
         self._lock = threading.Lock()  # of what is counted below
-        self._waiting: dict[Ticket, int] = {}  # accepted, without a slot -> tokens of its prompt
-        self._last_end, self._gap = time.perf_counter(), 0.0
+        self._accepted: set[Ticket] = set()  # and not ended
+        self._busy_since, self._gap = time.perf_counter(), 0.0  # since the last end, or since there was nothing to do
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -87,12 +88,17 @@ class Driver:
     @property
     def waiting(self) -> int:
         """Runs without a slot."""
-        return len(self._waiting)
+        return len(self._unseated())
 
     @property
     def running(self) -> int:
         """Runs in slots."""
-        return max(0, len(self._under_way) - len(self._waiting))
+        with self._lock:
+            return sum(ticket.seated is not None for ticket in self._accepted)
+
+    def _unseated(self) -> list[Ticket]:
+        with self._lock:
+            return [ticket for ticket in self._accepted if ticket.seated is None]
 
     @property
     def patience(self) -> int:
@@ -102,16 +108,20 @@ class Driver:
     def submit(self, runs: Sequence[Run]) -> list[Ticket]:
         """Queues runs together and returns their tickets, of which `deliver` tells from now on; from any thread.
 
-        Raises QueueFullError where others wait and these are too many beside them.
+        Raises QueueFullError where no slot is free and these are too many beside those that wait. However many they
+        are, they are accepted where nothing waits, unless nothing may.
         """
         tokens = sum(len(run.prompt) for run in runs)
         with self._lock:
-            others = sum(self._waiting.values())
-            full = len(self._waiting) + len(runs) > self._bounds.runs or others + tokens > self._bounds.tokens
-            if self._waiting and full:
-                raise QueueFullError(f"{len(self._waiting)} requests of {others:,} tokens wait already")
+            taken, bounds = len(self._accepted), self._bounds
+            others = sum(len(ticket.prompt) for ticket in self._accepted if ticket.seated is None)
+            many = taken + len(runs) > bounds.slots + bounds.runs or others + tokens > bounds.tokens
+            if many and (taken > bounds.slots or (taken == bounds.slots and not bounds.runs)):
+                raise QueueFullError(f"{taken - bounds.slots} requests of {others:,} tokens wait already")
+            if not taken:
+                self._busy_since = time.perf_counter()
             tickets = [Ticket(run, self._news) for run in runs]
-            self._waiting |= {ticket: len(ticket.prompt) for ticket in tickets}
+            self._accepted.update(tickets)
         for ticket in tickets:
             ticket.run.began = ticket.submitted
             self._orders.put((True, ticket))
@@ -167,7 +177,6 @@ class Driver:
         for ticket in list(self._under_way):
             if ticket.seated is None and ticket.number not in waiting:
                 ticket.seated = now
-                self._forget(ticket)
             if ticket.complete:
                 self._end(ticket)
 
@@ -178,13 +187,13 @@ class Driver:
             assert ticket.number is not None
             self._scheduler.end(ticket.number)
             now = time.perf_counter()
-            self._gap += SMOOTHING * (now - self._last_end - self._gap)
-            self._last_end = now
+            self._gap += SMOOTHING * (now - self._busy_since - self._gap)
+            self._busy_since = now
 
     def _forget(self, ticket: Ticket) -> None:
-        """Counts a run as waiting no longer."""
+        """Counts a run no longer."""
         with self._lock:
-            self._waiting.pop(ticket, None)
+            self._accepted.discard(ticket)
 
     def _lose(self, error: BaseException, ordered: list[Ticket]) -> None:
         """Tells all that are under way, or were about to be, of an error that ended the step."""

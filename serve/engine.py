@@ -42,8 +42,8 @@ from packlight.model.spec.pooling import NONE, POOLED, check_generates
 from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
-from packlight.serve.prefix import Held, Keep
-from packlight.serve.saved import LEAST, Saved
+from packlight.serve.prefix import WORTH_A_COPY, Held, Keep
+from packlight.serve.saved import Saved
 from packlight.serve.scored import Scored
 from packlight.serve.slots import Request, Seat, Slots, SlotsTakenError, SlotState
 
@@ -52,8 +52,8 @@ from packlight.serve.slots import Request, Seat, Slots, SlotsTakenError, SlotSta
 class Event:
     """One token of one request.
 
-    ended: None, "stop" (`token` ends the text), "length" (no room for another) or "error" (the logits were NaN or
-    infinite, nothing was sampled from them, the request is retired).
+    ended: None, "stop" (`token` ends the text), "length" (no room for another) or "error" (the token means nothing, the
+    request is retired).
     """
 
     request: int
@@ -64,6 +64,7 @@ class Event:
     logprob: float | None = None  # of the token, where the request asked for it
     top_logprobs: tuple[tuple[int, float], ...] = ()  # the most probable tokens, as many as it asked for
     kept: int = 0  # tokens of its prompt that were not read, as the cache had them
+    failure: PacklightError | None = None  # why it ended by an error; None: the logits were NaN or infinite
 
 
 BRIEF = 2  # tokens of a launch while a prompt waits for its turn
@@ -92,6 +93,9 @@ class Engine:
         self._steady = steady
         shape, budget = steps.cache_shape, steps.config.prefix_cache_bytes
         self.saved = Saved(self.plan, shape, budget, self._run) if self.plan.saves else None
+        # whether a prompt is read but for its last token, so that others find its slot where they can go on
+        back = shape.rewinds(self.plan.capacity, self.plan.capacity - 1)
+        self._ends = self.saved.pool.stateful if self.saved is not None else self.plan.slots > 1 and not back
         self.reused: collections.Counter[str] = collections.Counter()  # tokens that a "slot", "copy" or "pool" had
         self._slots = Slots(self.plan, shape, self.saved and self.saved.pool)
         self._queue: collections.deque[Request] = collections.deque()
@@ -298,8 +302,8 @@ class Engine:
             self._slots.seat(request, seat)
             self._fetch(request, seat)
             request.to_read, but_last = len(request.prompt), len(request.prompt) - 1
-            goes_back = request.keep is Keep.TOKENS and self.saved is not None and self.saved.pool.stateful
-            if self._steady and (0 < request.kept == but_last or (goes_back and but_last >= LEAST)):
+            ends = request.keep is Keep.TOKENS and self._ends and but_last >= WORTH_A_COPY
+            if self._steady and (0 < request.kept == but_last or ends):
                 request.to_read = but_last  # a decode step reads the last token: its bits are the same
                 self._set_lengths()
 
@@ -382,7 +386,10 @@ class Engine:
         adjustment = nothing(rows, self._vocab, self._table)
         for row, request in enumerate(requests):
             if request is not None:
-                request.steering.fill(Adjustment(*(x[row] for x in adjustment)), request.prompt, request.tokens)
+                try:
+                    request.steering.fill(Adjustment(*(x[row] for x in adjustment)), request.prompt, request.tokens)
+                except PacklightError as error:  # of this request alone: the step goes on for the others
+                    request.failure = error
         return adjustment, sampling
 
     def _prefill(self, slot: int, ids: list[int], chunk: Chunk) -> PrefillResult:
@@ -440,7 +447,7 @@ class Engine:
         request.tokens.append(int(np.asarray(picked.ids)[index]))
         if request.sampling.mirostat:
             request.mu = float(np.asarray(picked.mirostat_mu)[index])
-        if not np.asarray(picked.finite)[index]:
+        if request.failure is not None or not np.asarray(picked.finite)[index]:
             ended = "error"
         elif np.asarray(picked.is_end)[index] and not request.past_end:
             ended = "stop"
@@ -448,7 +455,8 @@ class Engine:
             ended = "length" if len(request.tokens) >= request.limit else None
         if ended:
             self._slots.leave(slot, Held() if ended == "error" else request.held)
-        event = Event(request.id, request.tokens[-1], ended, position, time.perf_counter(), kept=request.kept)
+        now, failure = time.perf_counter(), request.failure
+        event = Event(request.id, request.tokens[-1], ended, position, now, kept=request.kept, failure=failure)
         count = request.sampling.logprobs
         if count is None:
             return event

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from packlight.compile.plan import Chunk, Plan
 from packlight.model.spec.cache import CacheShape
 
+WORTH_A_COPY = 32  # tokens that are read as fast as they are copied from another slot, or saved and loaded
+
 
 class Keep(enum.Enum):
     """Which tokens of a prompt are taken from the cache. The last one is always read, as the next follows from it."""

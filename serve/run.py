@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from packlight.common.errors import NonFiniteLogitsError
+from packlight.common.errors import NonFiniteLogitsError, PacklightError
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.text.streaming import TextStream
 from packlight.model.text.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ class Run:
         self._stream = shown or TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0 and not sampling.only_scores
         self.began = 0.0
-        self._failed_at: int | None = None
+        self._failure: PacklightError | None = None
         self._ids: list[int] = []
         self._times: list[float] = []
         self._text: list[str] = []
@@ -138,7 +138,7 @@ class Run:
         self._times.append(event.time)
         self._cached = event.kept
         if event.ended == "error":
-            self._failed_at = event.position
+            self._failure = event.failure or _not_finite(event.position)
         elif event.ended != "stop":
             self._ids.append(event.token)
             if event.logprob is not None:
@@ -156,7 +156,7 @@ class Run:
         self._scores += map(self._token_logprob, tokens, scored.logprobs, scored.top_logprobs)
         self._scored_at = scored.time
         if scored.ended == "error":
-            self._failed_at = scored.position
+            self._failure = _not_finite(scored.position)
         self.complete = bool(scored.ended)
 
     def _token_logprob(self, token: int, logprob: float, top: Iterable[tuple[int, float]]) -> TokenLogprob:
@@ -170,9 +170,9 @@ class Run:
         return token_id, piece.decode(errors="replace"), list(piece), logprob
 
     def check(self) -> None:
-        """Raises NonFiniteLogitsError when the run ended for that."""
-        if self._failed_at is not None:
-            raise NonFiniteLogitsError(f"the model's logits at position {self._failed_at} are NaN or infinite")
+        """Raises what the run ended for: NonFiniteLogitsError, or PacklightError of a form that cannot be kept."""
+        if self._failure is not None:
+            raise self._failure
 
     def fresh(self) -> str:
         """The text that became safe to show since the last call."""
@@ -209,3 +209,7 @@ class Run:
             "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
             "total_s": times[-1] - self.began if times else read or 0.0,
         }
+
+
+def _not_finite(position: int) -> NonFiniteLogitsError:
+    return NonFiniteLogitsError(f"the model's logits at position {position} are NaN or infinite")

@@ -11,9 +11,8 @@ from packlight.compile.steps import LoadArgs, SaveArgs
 from packlight.model.network.state import Cache
 from packlight.model.spec.cache import CacheShape
 from packlight.serve.pool import BLOCK, OVERHEAD, Entry, Found, Pool
-from packlight.serve.prefix import Held
+from packlight.serve.prefix import WORTH_A_COPY, Held
 
-LEAST = 32  # tokens that are read as fast as they are saved and loaded
 Run = Callable[[StepKey, Cache, NamedTuple], Any]
 
 
@@ -31,20 +30,24 @@ class Saved:
 
     def park(self, cache: Cache, slot: int, held: Held) -> None:
         """Keeps what a slot has of a text, blocks and end."""
-        count = len(held.ids)
-        if count < LEAST or held.written > self._capacity:  # padding behind the capacity lies on what a window has
+        if not self._keeps(held):
             return
         names = self.pool.names(held.salt, held.ids)
-        for number, name in enumerate(names[1:] if self.pool.blocks else ()):
+        blocks, size = names[1:] if self.pool.blocks else [], self._bytes[Part.BLOCK] + OVERHEAD
+        whole = size * len(blocks) + self._end_bytes(held) <= self.pool.budget
+        if not whole and self.pool.stateful:  # blocks without their end are of no use
+            return
+        for number, name in enumerate(blocks if whole else blocks[: self.pool.budget // size]):
             if not self.pool.has(name) and not self._save(cache, slot, BLOCK * number, name):
                 return
-        self._end(cache, slot, names[-1], held)
+        if whole:
+            self._end(cache, slot, names[-1], held)
         for name in reversed(names[1:]):  # the first ones are the last to go
             self.pool.has(name)
 
     def mark(self, cache: Cache, slot: int, held: Held) -> None:
         """Keeps the end of what a slot has read, where its text could not be gone back to without."""
-        if self.pool.stateful and len(held.ids) >= LEAST and held.written <= self._capacity:
+        if self.pool.stateful and self._keeps(held):
             self._end(cache, slot, self.pool.names(held.salt, held.ids)[-1], held)
 
     def load(self, cache: Cache, slot: int, found: Found) -> tuple[Cache, bool]:
@@ -71,15 +74,28 @@ class Saved:
 
     def _end(self, cache: Cache, slot: int, name: bytes, held: Held) -> None:
         """Keeps an end, unless it is there or says nothing that the blocks do not."""
-        tail = list(held.ids[len(held.ids) // BLOCK * BLOCK :])
-        parts = [part for part in self._plan.saves if part is Part.END or tail]
-        nbytes = sum(self._bytes[part] for part in parts) + OVERHEAD + 4 * len(tail)
+        tail, parts, nbytes = self._tail(held), self._end_parts(held), self._end_bytes(held)
         if not parts or self.pool.has(name, tail) or not self.pool.room(nbytes):
             return
         taken = {part: self._take(cache, part, slot, len(held.ids) - len(tail)) for part in parts}
         if None not in taken.values():
             block, state = (taken.get(part) or () for part in (Part.BLOCK, Part.END))
             self.pool.put(name, Entry(nbytes, block, state, held.written), tail)
+
+    def _keeps(self, held: Held) -> bool:
+        """Whether it is worth it, and whole: padding behind the capacity lies on what a window has."""
+        return len(held.ids) >= WORTH_A_COPY and held.written <= self._capacity
+
+    def _tail(self, held: Held) -> list[int]:
+        """The ids behind the last whole block."""
+        return list(held.ids[len(held.ids) // BLOCK * BLOCK :])
+
+    def _end_parts(self, held: Held) -> list[Part]:
+        """What an end is made of."""
+        return [part for part in self._plan.saves if part is Part.END or self._tail(held)]
+
+    def _end_bytes(self, held: Held) -> int:
+        return sum(self._bytes[part] for part in self._end_parts(held)) + OVERHEAD + 4 * len(self._tail(held))
 
     def _take(self, cache: Cache, part: Part, slot: int, start: int) -> Sequence[np.ndarray] | None:
         """A part of a slot in the host's memory, or None where that has no room."""

@@ -14,12 +14,10 @@ from packlight.compile.plan import Chunk, Plan
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.cache import CacheShape
 from packlight.serve.pool import Found, Pool
-from packlight.serve.prefix import Held, Keep, common, kept, left
+from packlight.serve.prefix import WORTH_A_COPY, Held, Keep, common, kept, left
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
-
-WORTH_A_COPY = 32  # tokens that are read as fast as they are copied from another slot, or loaded from the pool
 
 
 class SlotsTakenError(PacklightError):
@@ -45,6 +43,7 @@ class Request:
     written: int = 0  # positions of its slot that hold something of it, the padding of its prompt included
     chunks: tuple[Chunk, ...] = ()  # that have read its prompt
     kept: int = 0  # tokens of its prompt that were not read
+    failure: PacklightError | None = None  # why nothing can be sampled for it
 
     @property
     def reads(self) -> bool:
@@ -156,16 +155,22 @@ class Slots:
         if not loads:
             return Seat(slot, found[source], source, kept_by[source] if kept_by[source].end else None)
         slot = slot if goes_on else oldest
-        there = common(self._held[slot].ids, request.prompt) if self._held[slot].salt == request.salt else 0
+        held = self._held[slot]
+        whole = held.salt == request.salt and held.written <= self._shape.room.capacity
+        there = common(held.ids, request.prompt) if whole else 0
         return Seat(slot, pooled.tokens, slot, pooled.beyond(there), pooled=True)
 
     def _coming(self, request: Request) -> int:
-        """How many tokens that a prompt begins with another request has still to read."""
+        """How many tokens that a prompt begins with another request has still to read, and will give away."""
         if request.keep is not Keep.TOKENS:
             return 0
-        reading = (taken for _, taken in self.taken() if taken.reads and taken.salt == request.salt)
-        equal = ((common(taken.prompt[: taken.to_read], request.prompt[:-1]), taken.read) for taken in reading)
-        return max((count for count, read in equal if count > read), default=0)
+        most, ends = 0, self._pool is not None and self._pool.stateful
+        for _, taken in self.taken():
+            if taken.reads and taken.salt == request.salt:
+                equal = common(taken.prompt[: taken.to_read], request.prompt[:-1])
+                goes_back = ends or equal == taken.to_read or self._shape.rewinds(taken.to_read, equal)
+                most = max(most, equal if goes_back and equal > taken.read else 0)
+        return most
 
     def _kept(self, slot: int, request: Request, names: Sequence[bytes]) -> Found:
         """How many tokens of a prompt a slot has, and what end of the pool it needs to go back to them.
@@ -192,9 +197,9 @@ class Slots:
         request.chunks = () if seat.found else left(held, seat.kept)
         if end is not None and end.state:
             request.written = end.written
-        elif seat.pooled or seat.source != seat.slot or not seat.kept:
+        elif seat.pooled or not seat.kept:
             request.written = seat.kept
-        else:
+        else:  # a copy has what was written behind those tokens too, where a window is short
             request.written = held.written
         self._held[seat.slot], self.requests[seat.slot] = Held(), request
 

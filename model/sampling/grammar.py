@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from packlight.common.errors import ConfigError, PacklightError
+from packlight.common.errors import ConfigError
 from packlight.model.sampling import gbnf, lark, rules
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.text.specials import TokenType
@@ -93,16 +93,17 @@ class Grammar:
         for problem in (self._matcher.get_error(), *self._matcher.get_grammar_warnings()):
             if problem:
                 raise ConfigError(f"{kind}: {_line(problem)}")
-        self._consumed, self._words = 0, -(-vocabulary.matched.vocab_size // 32)
+        self._kind, self._consumed, self._words = kind, 0, -(-vocabulary.matched.vocab_size // 32)
 
     def allowed(self, generated: Sequence[int]) -> np.ndarray:
-        """Bits of the tokens that may follow, uint32 (ceil(V / 32),). Raises PacklightError when matching failed."""
+        """Bits of the tokens that may follow, uint32 (ceil(V / 32),). Raises ConfigError for a text that does not
+        match, or that is more than llguidance follows.
+        """
         fresh, self._consumed = list(generated[self._consumed :]), len(generated)
-        if not self._matcher.consume_tokens(fresh):
-            raise PacklightError(f"the text no longer matches: {_line(self._matcher.get_error())}")
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
-        if self._matcher.is_error():
-            raise PacklightError(f"matching the text failed: {_line(self._matcher.get_error())}")
+        matches = self._matcher.consume_tokens(fresh)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32) if matches else None
+        if bits is None or self._matcher.is_error():
+            raise ConfigError(f"{self._kind}: the text no longer matches: {_line(self._matcher.get_error())}")
         return bits[: self._words]
 
 

@@ -18,7 +18,7 @@ class FakeEvent:
     def __init__(self, request, token, ended, position, kept, logprob=None, top_logprobs=()):
         self.request, self.token, self.ended, self.position = request, token, ended, position
         self.time, self.kept = time.perf_counter(), kept
-        self.logprob, self.top_logprobs = logprob, top_logprobs
+        self.logprob, self.top_logprobs, self.failure = logprob, top_logprobs, None
 
 
 class FakeRequest:

@@ -8,6 +8,7 @@ from fake_engine import fake_llm
 from packlight import demo
 from packlight.common.errors import PacklightError
 from packlight.model.sampling.config import SamplingConfig
+from packlight.serve import driver
 from packlight.serve.driver import Bounds, Driver, QueueFullError
 from packlight.serve.prefix import Keep
 
@@ -20,7 +21,7 @@ class Told:
         self.engine = self.llm.engine
         self.news = []
         self._changed = threading.Condition()
-        self.driver = Driver(self.llm.scheduler, self._deliver, Bounds(*bounds))
+        self.driver = Driver(self.llm.scheduler, self._deliver, Bounds(slots, *bounds))
         self.driver.start()
 
     def _deliver(self, news):
@@ -75,17 +76,38 @@ def test_the_queue_is_bounded_by_runs_and_by_tokens():
     told = Told(slots=1, bounds=(3, 20))
     held = threading.Event()
     told.engine.before_step = lambda number: held.wait(5)
-    told.driver.submit(told.runs(3))
+    seated, *waiting = told.driver.submit(told.runs(4))  # one for the slot, three that may wait
     with pytest.raises(QueueFullError, match="wait already"):
         told.driver.submit(told.runs(1))
-    assert told.driver.waiting == 3
     held.set()
-    told.wait(lambda news: sum(bool(each.event.ended) for each in news) == 3)
+    told.ended([seated, *waiting])
+    assert (told.driver.running, told.driver.waiting) == (0, 0)
     held.clear()
-    told.driver.submit(told.runs(1, prompt=range(1, 19)))
+    told.driver.submit(told.runs(1) + told.runs(1, prompt=range(1, 16)))
     with pytest.raises(QueueFullError):
-        told.driver.submit(told.runs(1))  # 18 and 3 tokens
+        told.driver.submit(told.runs(1))  # 3, 15 and 3 tokens
     held.set()
+    told.driver.close()
+
+
+def test_a_free_slot_is_no_queue():
+    told = Told(slots=2, bounds=(0, 20))
+    held = threading.Event()
+    told.engine.before_step = lambda number: held.wait(5)
+    every = [*told.driver.submit(told.runs(1)), *told.driver.submit(told.runs(1))]
+    with pytest.raises(QueueFullError):
+        told.driver.submit(told.runs(1))
+    held.set()
+    told.ended(every)
+    told.driver.close()
+
+
+def test_who_is_told_to_come_back_is_not_told_of_idle_hours(monkeypatch):
+    told = Told()
+    now = driver.time.perf_counter
+    monkeypatch.setattr(driver.time, "perf_counter", lambda: now() + 8 * 3600)
+    told.ended(told.driver.submit(told.runs(1)))
+    assert told.driver.patience == 1
     told.driver.close()
 
 

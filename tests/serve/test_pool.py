@@ -12,8 +12,9 @@ from packlight import demo
 from packlight.common.errors import ConfigError
 from packlight.compile.config import MeshShape
 from packlight.compile.memory import prefix_budget
+from packlight.compile.plan import Part
 from packlight.model.sampling.config import SamplingConfig
-from packlight.serve.pool import BLOCK, Entry, Pool
+from packlight.serve.pool import BLOCK, OVERHEAD, Entry, Pool
 from packlight.serve.prefix import Keep
 from packlight.serve.slots import SlotState
 
@@ -152,6 +153,19 @@ def test_a_small_budget_is_kept(tmp_path):
         assert held <= pool.bytes <= budget
     assert pool.evicted > 0
     assert most > budget / 2
+
+
+@pytest.mark.usefixtures("native_library")
+def test_a_text_that_is_larger_than_the_budget_keeps_what_fits():
+    """Its first blocks, without driving them out again by its later ones."""
+    block = saved(load())._bytes[Part.BLOCK] + OVERHEAD
+    llm = load(prefix_cache_bytes=2 * block)
+    answer = cold(llm, IDS)
+    fill(llm)
+    for _ in range(2):
+        fill(llm)
+        assert run(llm, IDS) == (answer, 2 * BLOCK)
+    assert saved(llm).pool.evicted == 0
 
 
 def test_without_memory_a_prompt_is_read_anew(llm, monkeypatch):

@@ -56,6 +56,7 @@ class Counting:
                     time=time.perf_counter(),
                     logprob=-1.0,
                     top_logprobs=(),
+                    failure=None,
                     kept=0,
                 )
             )

@@ -158,6 +158,40 @@ def test_a_beginning_is_copied_from_another_slot(name, tmp_path):
     assert ran(llm, Phase.COPY)[llm.plan.copy_key] >= 2
 
 
+@pytest.mark.usefixtures("native_library")
+def test_a_copied_window_knows_what_was_written_over(tmp_path):
+    """Its source has gone round: a copy of it goes back no further than the source itself."""
+    llm = load(model("own/gemma2", tmp_path))
+    turn = [*IDS[:70], *IDS[200:220]]
+    expected = alone(llm, turn)
+    forget(llm)
+    first = submit(llm, IDS[:100], dataclasses.replace(GREEDY, max_tokens=150))
+    length = 0
+    while length < 60:
+        length += sum(event.request == first for event in llm.engine.step())
+    copied = submit(llm, IDS[:100])
+    events = []
+    while not any(event.request == copied and event.ended for event in events):
+        events += llm.engine.step()
+    assert next(event.kept for event in events if event.request == copied) == 99
+    third = submit(llm, turn)
+    told, _ = finish(llm)
+    assert told[third] == expected
+
+
+@pytest.mark.usefixtures("native_library")
+def test_a_recurrence_reads_equal_prompts_once(tmp_path):
+    """Without a pool its state is where the others go on only before the first one's last token is read."""
+    llm = load(model("own/lfm2moe", tmp_path))
+    expected = alone(llm, IDS[:150])
+    forget(llm)
+    numbers = [submit(llm, IDS[:150]) for _ in range(3)]
+    other = submit(llm, [*IDS[:100], 7])  # it cannot go back, and does not wait
+    told, kept = finish(llm)
+    assert [told[number] for number in numbers] == [expected] * 3
+    assert [kept[number] for number in (*numbers, other)] == [0, 149, 149, 0]
+
+
 def test_equal_prompts_are_read_once(llm):
     """Three texts of one prompt wait for the first one's chunks, and begin with a decode step."""
     forget(llm)

@@ -57,7 +57,7 @@ class Server:
         self._llm, self._settings, self._report = llm, settings, report
         self._requests = Requests(llm, settings.names, settings.defaults, settings.generic_tools)
         runs = most_waiting(llm.plan.slots) if settings.max_queue is None else settings.max_queue
-        bounds = Bounds(runs, most_waiting_tokens(llm.plan.context))
+        bounds = Bounds(llm.plan.slots, runs, most_waiting_tokens(llm.plan.context))
         self.desk = Desk(llm.scheduler, bounds, settings.limits.queue_timeout, metrics.observe_gap, report)
         self._compiles = CompileCounter()
         driver = self.desk.driver
@@ -177,18 +177,25 @@ class Server:
         name = self._requests.model(values)
         query, documents, pairs = await self._worked(self._requests.pairs, values)
         account_of(request.scope).prompt_tokens = sum(map(len, pairs))
-        scores = (await self._pooled(self._llm.rerank, query, documents)).tolist()
+        scores = [float(score) for score in await self._pooled(functools.partial(self._llm.rerank, query), documents)]
         best = sorted(range(len(scores)), key=lambda number: -scores[number])[: values.get("top_n")]
         shown = lambda number: {"document": {"text": documents[number]}} if values.get("return_documents") else {}  # noqa: E731
         results = [{"index": number, "relevance_score": scores[number], **shown(number)} for number in best]
         reply = {"object": "list", "model": name, "usage": _read_only(pairs), "results": results}
         return json_response(reply, headers=headers)
 
-    async def _pooled(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """What `embed` or `rerank` gives, which wait for a slot where the model needs one."""
+    async def _pooled(self, function: Callable[[list[Any]], np.ndarray], texts: list[Any]) -> list[Any]:
+        """What `embed` or `rerank` gives of each text: of all together or, where each needs a slot, of one after the
+        other.
+        """
+        parts = [texts] if self._llm.model.encodes else [[text] for text in texts]
+        return [row for part in parts for row in await self._pooled_when_free(function, part)]
+
+    async def _pooled_when_free(self, function: Callable[[list[Any]], np.ndarray], texts: list[Any]) -> np.ndarray:
+        """The same of these texts, once there is a slot where the model needs one."""
         until = time.monotonic() + self._settings.limits.queue_timeout
         while True:
-            call = functools.partial(function, *arguments)
+            call = functools.partial(function, texts)
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._pooler, call)
             except SlotsTakenError as error:

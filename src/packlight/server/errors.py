@@ -56,7 +56,9 @@ def api_error(error: BaseException, param: str | None = None) -> ApiError:
         case ApiError():
             return error
         case ContextLengthError():
-            return ApiError(400, str(error), param, "context_length_exceeded")
+            # clients know it by OpenAI's first words: litellm looks for nothing else
+            said = f"this model's maximum context length is exceeded: {error}"
+            return ApiError(400, said, param, "context_length_exceeded")
         case ChatTemplateError():
             return ApiError(400, str(error), param, "chat_template")
         case UnsupportedError():

@@ -251,7 +251,8 @@ COMPLETION = (
     *_COMMON,
     Field("logprobs", "log-probabilities of each token and of so many of the most probable ones",
           Integer(0, MOST_LOGPROBS)),
-    Field("echo", "the prompt before the text, its tokens' log-probabilities too", _SWITCH),
+    Field("echo", "the prompt before the text, with what the tokenizer adds to it; its tokens' log-probabilities too",
+          _SWITCH),
     _not("suffix", "no filling in between", ""),
 )  # fmt: skip
 

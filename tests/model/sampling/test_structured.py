@@ -126,6 +126,20 @@ def test_a_bias_against_all_that_matches_is_an_error(llm):
         llm.generate([5, 6, 7], max_tokens=4, regex="aaaa", logit_bias=bias)
 
 
+def test_a_grammar_that_is_too_much_fails_for_its_own_text_alone(llm):
+    rules = "".join(f"e{i}: A | A e{i}\n" for i in range(60))
+    ambiguous = f'start: {" | ".join(f"e{i}" for i in range(60))}\n{rules}A: "a"\n'
+    free = llm.generate([5, 6, 7], seed=3, max_tokens=80, temperature=0).text
+    never = dict.fromkeys(llm.tokenizer.eog_ids, float("-inf"))
+    first = llm.stream([5, 6, 7], seed=1, grammar=ambiguous, logit_bias=never)
+    second = llm.stream([5, 6, 7], seed=3, max_tokens=80, temperature=0)
+    texts = [next(first), "".join(second)]
+    assert texts[1] == free
+    with pytest.raises(packlight.ConfigError, match="grammar: the text no longer matches: .*2000"):
+        texts += first
+    assert set("".join([texts[0], *texts[2:]])) == {"a"}
+
+
 def test_without_the_library_it_is_named(llm, monkeypatch):
     prepared = prepare(llm.file.path)
     monkeypatch.setitem(sys.modules, "llguidance", None)
