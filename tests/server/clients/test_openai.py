@@ -71,18 +71,18 @@ def test_log_probabilities_of_chats(client):
     assert streamed == told
 
 
-def test_completions_echo_their_prompts(client, real):
+def test_completions_echo_their_prompts(real):
     prompt = "import os\n"
     asked = {"model": "demo", "prompt": prompt, "max_tokens": 4, "temperature": 0.0, "echo": True, "logprobs": 2}
-    with client_of(real, _strict_response_validation=False) as lenient:  # of a first token its types have no null
-        (choice,) = lenient.completions.create(**asked).choices
+    with client_of(real, _strict_response_validation=False) as lenient:  # its types have no null
+        (choice,) = lenient.completions.create(**asked).choices  # of a first token there is no log-probability
+        parts = list(lenient.completions.create(**asked | {"logprobs": None}, stream=True))  # nor of a piece an end
     told = choice.logprobs
     assert prompt in choice.text  # behind the token that begins a text
     assert told.token_logprobs[0] is None
     assert all(math.isfinite(each) for each in told.token_logprobs[1:])
     assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
     assert all(choice.text[at:].startswith(token) for at, token in zip(told.text_offset, told.tokens, strict=True))
-    parts = list(client.completions.create(**asked | {"logprobs": None}, stream=True))
     assert "".join(part.choices[0].text for part in parts if part.choices) == choice.text
 
 
