@@ -3,6 +3,7 @@
 `pytest --record=FILE` writes what tests measured of each model file: `tests/checks.json`, for the README's table.
 `pytest --changed` runs only what a change since the last commit can reach.
 `pytest --budget=SECONDS` fails when the run takes more processor time than that.
+`pytest --within=MINUTES` leaves out, and counts, the tests that have not begun by then.
 """
 
 import collections
@@ -18,6 +19,7 @@ import pytest
 from changed import Changed
 from peer import SHARED
 from processor import Processor
+from within import Within
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDENS_FOLDER = ROOT / "tests" / "goldens"
@@ -68,6 +70,7 @@ MEASURED: dict[str, dict[str, Any]] = collections.defaultdict(dict)  # model fil
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", help="JSON file for what tests measure of each model file")
     parser.addoption("--budget", type=float, help="processor seconds that the run may take, of all processes together")
+    parser.addoption("--within", type=float, help="minutes after which no further test begins")
     parser.addoption("--changed", action="store_true", help="only tests that import what differs from the last commit")
 
 
@@ -75,6 +78,8 @@ def pytest_configure(config: pytest.Config) -> None:
     kept = CACHE / f"kept-{re.sub(r'[^a-z]+', '-', config.getoption('markexpr'))}"
     budget = None if hasattr(config, "workerinput") else config.getoption("budget")  # the controller judges
     config.pluginmanager.register(Processor(budget, kept))
+    if config.getoption("within") is not None:
+        config.pluginmanager.register(Within(config.getoption("within")))
     if config.getoption("changed"):
         config.pluginmanager.register(Changed())
 
