@@ -21,6 +21,7 @@ from peer import SHARED
 from processor import Processor
 from within import Within
 
+pytest_plugins = ["client_sites"]
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDENS_FOLDER = ROOT / "tests" / "goldens"
 

@@ -111,7 +111,7 @@ class SamplingConfig:
         64, Integer(-1), "DRY: tokens to look for repetitions in; -1 is all", more="0 turns DRY off."
     )
     dry_sequence_breakers: tuple[str, ...] = row(
-        ("\n", ":", '"', "*"), Texts(), "DRY: a text no repetition reaches over"
+        ("\n", ":", '"', "*"), Texts(longest=40, most=64), "DRY: a text no repetition reaches over"
     )
     top_n_sigma: float = row(
         -1.0,

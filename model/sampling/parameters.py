@@ -112,8 +112,13 @@ class Schema:
 class Texts:
     """Texts, none of them empty."""
 
+    longest: int | None = None  # bytes of each at most
+    most: int | None = None  # so many at most
+
     def check(self, name: str, value: Any) -> tuple[str, ...]:
-        """The texts as a tuple. Raises ConfigError for other types, an empty text and one without UTF-8."""
+        """The texts as a tuple. Raises ConfigError for other types, an empty text, one without UTF-8, too many and too
+        long ones.
+        """
         if not isinstance(value, (tuple, list)):
             raise ConfigError(f"{name} must be a list of strings, not {reprlib.repr(value)} ({type(value).__name__})")
         for text in value:
@@ -123,6 +128,10 @@ class Texts:
                 raise ConfigError(f"{name} must not hold an empty string: ''")
             if _unsound(text):
                 raise ConfigError(f"{name} must hold valid Unicode, not {reprlib.repr(text)}")
+            if self.longest is not None and len(text.encode()) > self.longest:
+                raise ConfigError(f"{name} must hold texts of at most {self.longest} bytes, not {reprlib.repr(text)}")
+        if self.most is not None and len(value) > self.most:
+            raise ConfigError(f"{name} has {len(value)} texts; at most {self.most}")
         return tuple(value)
 
 

@@ -164,5 +164,5 @@ def sequence_breakers(
 
 def _tails(raw: bytes, piece: bytes, encode: Callable[[str], list[int]]) -> list[tuple[int, ...]]:
     """For each way a piece ends in the beginning of a breaker, the tokens of its rest."""
-    ends = [n for n in range(1, len(raw)) if piece.endswith(raw[:n])]
+    ends = [n for n in range(1, min(len(raw), len(piece) + 1)) if piece.endswith(raw[:n])]
     return [tuple(encode(raw[n:].decode(errors="replace"))[:LONGEST_TAIL]) for n in ends]

@@ -116,7 +116,7 @@ def make_prompt(
     opening = json.dumps({"template": template, "seconds": SECONDS, "bytes": MEMORY, "most": MOST})
     try:
         job = json.dumps({"variables": known | variables, "now": strftime_now})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"messages, tools and documents are plain data that JSON can hold: {error}") from None
     try:
         answer = json.loads(sandboxes.answer(opening, job, 4 * SECONDS))
@@ -126,7 +126,7 @@ def make_prompt(
         raise ChatTemplateError("chat template: it does not end, or needs too much memory") from None
     if "error" in answer:
         raise ChatTemplateError(f"chat template: {shown(' '.join(answer['error'].split()), 400)}")
-    text = answer["text"]
+    text = re.sub("[\ud800-\udfff]", "\ufffd", answer["text"])  # halves of a character that an escape spelled
     return Prompt(text, answer.get("kinds", provenance.DATA * len(text)), template)  # of unknown origin: data
 
 

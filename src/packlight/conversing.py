@@ -5,6 +5,7 @@ Imports no jax.
 
 import dataclasses
 import importlib.util
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def asked(
     generic_tools: bool = False,
     bos_token: str = "",
     eos_token: str = "",
-    **variables: Any,
+    variables: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Asked:
     """A request made ready.
 
@@ -63,7 +64,7 @@ def asked(
         parallel: whether a reply may have several calls.
         schema: of the reply's content.
         generic_tools: tells the model of tools in our own words where the template has no place for them.
-        variables: further names for the template.
+        variables: further names for the template; not those that `make_prompt` has of its own.
 
     Raises:
         ConfigError: messages or tools are none, or the template has no place for tools, or what is asked of the reply

@@ -46,7 +46,7 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, model: ModelConfig, context: int, rerank_template: str | None = None):
         self._tokenizer, self._model, self._context = tokenizer, model, context
         self._rerank_template = rerank_template
-        self._known_breakers: dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]] = {}
+        self._breakers = functools.lru_cache(16)(self._found_breakers)  # each looks at every token of the vocabulary
 
     def ids(self, prompt: str | Ids, parse_special: bool = False) -> list[int]:
         """Token ids of a text, or ids given as such: checked. parse_special: control tokens that it spells are tokens.
@@ -142,12 +142,10 @@ class Prompts:
         """The tokenizer as grammars need it. Raises ConfigError as `model.sampling.grammar.vocabulary` does."""
         return vocabulary(self._tokenizer)
 
-    def _breakers(self, texts: tuple[str, ...]) -> dict[int, list[tuple[int, ...]]]:
-        """`sequence_breakers` of these texts, found once: it looks at every token of the vocabulary."""
-        if texts not in self._known_breakers:
-            from packlight.model.sampling.penalties import sequence_breakers
+    def _found_breakers(self, texts: tuple[str, ...]) -> dict[int, list[tuple[int, ...]]]:
+        """`sequence_breakers` of these texts."""
+        from packlight.model.sampling.penalties import sequence_breakers
 
-            pieces = [self._tokenizer.piece(i) for i in range(self._tokenizer.vocab_size)]
-            encode = functools.partial(self._tokenizer.encode, add_special=False)
-            self._known_breakers[texts] = sequence_breakers(texts, pieces, encode)
-        return self._known_breakers[texts]
+        pieces = [self._tokenizer.piece(i) for i in range(self._tokenizer.vocab_size)]
+        encode = functools.partial(self._tokenizer.encode, add_special=False)
+        return sequence_breakers(texts, pieces, encode)

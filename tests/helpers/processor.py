@@ -4,6 +4,7 @@ Wall time says little where a machine does other work too. Processor time counts
 """
 
 import collections
+import functools
 import os
 import pathlib
 import subprocess
@@ -22,6 +23,7 @@ REFERENCE = 0.3
 LOOP = "import time; sum(i * i for i in range(5_000_000)); print(time.process_time())"
 
 
+@functools.cache
 def slowness() -> float:
     """How many times as long the processors of this machine take, all at once, as those that budgets are for; at least
     1, so that a faster machine has no less.

@@ -114,7 +114,7 @@ def test_nothing_is_left_behind(count):
     desk = servers[0].desk
     assert (whole, stream) == ("200", "200 done")
     assert llm.engine.idle
-    assert (desk._of, desk._newest, llm.scheduler._runs, desk.driver._waiting) == ({}, {}, {}, {})
+    assert (desk._of, desk._newest, llm.scheduler._runs, desk.driver._accepted) == ({}, {}, {}, set())
     assert files <= before + 2
     assert grown < GROWTH
     assert set(came["whole"]) == set(came["several"]) == {"200", "500"}  # faults of the engine

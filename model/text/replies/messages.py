@@ -13,6 +13,7 @@ from packlight.model.text.replies.deltas import letters
 from packlight.model.text.replies.format import ReplyFormat
 from packlight.model.text.replies.values import loaded
 
+TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of content parts
 REASONING = ("reasoning_content", "reasoning", "thinking")  # where clients put what a model thought
 TOLD = (
     "You may call these functions:\n{}\nTo call some of them, answer with nothing but a JSON object like this one:\n"
@@ -56,7 +57,7 @@ def _message(message: Mapping[str, Any], place: str, form: ReplyFormat) -> dict[
         _called(call, f"{place}.tool_calls[{number}]", form)
         for number, call in enumerate(message.get("tool_calls") or [])
     ]
-    content = _text(message.get("content"), f"{place}.content")
+    content = content_text(message.get("content"), f"{place}.content")
     if message["role"] == "developer" and not wants.developer:
         made["role"] = "system"
     if calls and not wants.calls:
@@ -72,13 +73,13 @@ def _message(message: Mapping[str, Any], place: str, form: ReplyFormat) -> dict[
     return made
 
 
-def _text(content: Any, place: str) -> str | None:
+def content_text(content: Any, place: str) -> str | None:
     """Content that is a text, or parts that are texts, each on a line of its own."""
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, list):
         for number, part in enumerate(content):
-            if not isinstance(part, Mapping) or part.get("type") not in ("text", "refusal"):
+            if not isinstance(part, Mapping) or part.get("type") not in TEXTS:
                 kind = part.get("type") if isinstance(part, Mapping) else part
                 raise ConfigError(f"{place}[{number}] is a {shown(reprlib.repr(kind))}; models are given text only")
         return "\n".join(str(part.get("text") or part.get("refusal") or "") for part in content)

@@ -14,17 +14,34 @@ _BARE = re.compile(r"[^,\]}\s]+")
 def loaded(text: str) -> Any:
     """A JSON text's value; None for what is none, or too deep."""
     try:
-        return json.loads(text, strict=False)
+        return json.loads(text, strict=False, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _written(value: Any) -> str:
+    """The JSON of a value, in which everything is valid Unicode."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
+
+
 def object_text(text: str) -> str | None:
-    """The text, where it is a JSON object; of a JSON string that holds one, what it holds; None of anything else."""
+    """The text of a JSON object; of a JSON string that holds one, what it holds; None of anything else. Where it is
+    JSON but for line ends inside of texts, they are escaped.
+    """
     found = loaded(text)
     if isinstance(found, str):
         text, found = found, loaded(found)
-    return text if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    try:
+        json.loads(text)
+        return text
+    except ValueError:
+        return _written(found)
 
 
 def properties_of(schema: Any) -> dict[str, Mapping[str, Any]]:
@@ -73,7 +90,7 @@ def typed(text: str, types: set[str] | None) -> str:
     """
     bare = text.strip()
     try:
-        value = _WORDS[bare] if bare in _WORDS else json.loads(bare)
+        value = _WORDS[bare] if bare in _WORDS else json.loads(bare, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return json.dumps(text, ensure_ascii=False)
     kinds = {_NAMES[type(value)]} | ({"number"} if type(value) is int else set())
@@ -89,9 +106,9 @@ def gemma(text: str, quote: str) -> str | None:
     """
     try:
         value, at = _gemma_value(text.strip(), 0, quote)
+        return _written(value) if at == len(text.strip()) and isinstance(value, dict) else None
     except (ValueError, IndexError, RecursionError):
         return None
-    return json.dumps(value, ensure_ascii=False) if at == len(text.strip()) and isinstance(value, dict) else None
 
 
 def _gemma_value(text: str, at: int, quote: str) -> tuple[Any, int]:

@@ -235,19 +235,8 @@ class Server:
     async def _tokenize(self, request: Request) -> Response:
         values, headers = await self._read(request, "/tokenize")
         self._requests.model(values)
-        ids = await self._worked(self._requests.tokens, values)
-        pieces = [self._llm.tokenizer.piece(each) for each in ids]
-        texts = [piece.decode(errors="replace") for piece in pieces]
-        told: list[Any] = list(ids)
-        if values.get("with_pieces"):
-            told = [
-                {"id": each, "piece": text if piece == text.encode() else list(piece)}
-                for each, piece, text in zip(ids, pieces, texts, strict=True)
-            ]
-        reply = {"tokens": told, "count": len(ids), "max_model_len": self._llm.plan.context}
-        return json_response(
-            reply | ({"token_strs": texts} if values.get("return_token_strs") else {}), headers=headers
-        )
+        reply = await self._worked(self._requests.tokenized, values)
+        return json_response(reply | {"max_model_len": self._llm.plan.context}, headers=headers)
 
     async def _detokenize(self, request: Request) -> Response:
         values, headers = await self._read(request, "/detokenize")

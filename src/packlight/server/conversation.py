@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from packlight.model.text.chat import Prompt
+from packlight.model.text.provenance import TEMPLATE
+from packlight.model.text.replies.messages import TEXTS, content_text
 from packlight.server.errors import wrong
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of content parts
-TOLD = {"messages", "tools", "documents", "bos_token", "eos_token", "strftime_now"}  # to every template
+TOLD = {"template", "messages", "tools", "documents", "bos_token", "eos_token", "strftime_now"}  # to every template
+MODES = ("auto", "none", "required")  # of calling tools
 
 
 def check_message(number: int, message: Mapping[str, Any]) -> None:
@@ -41,7 +43,8 @@ def template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
     if "reasoning_effort" in values:
         variables["reasoning_effort"] = values["reasoning_effort"]
     goes_on = values.get("continue_final_message", False)
-    variables["add_generation_prompt"] = values.get("add_generation_prompt", not goes_on)
+    opens = variables.get("add_generation_prompt", not goes_on)
+    variables["add_generation_prompt"] = values.get("add_generation_prompt", opens)
     if goes_on and variables["add_generation_prompt"]:
         raise wrong("continue_final_message", "continue_final_message and add_generation_prompt exclude each other")
     return variables
@@ -62,17 +65,18 @@ def called_tools(values: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
             raise wrong(
                 f"tools[{i}].function.parameters", f"tools[{i}].function.parameters is a JSON schema, an object"
             )
-        if name in names:
-            raise wrong(f"tools[{i}]", f"tools[{i}]: there is another one named {name!r}")
+        if name in names or name in MODES:
+            said = "there is another one" if name in names else "no tool is"
+            raise wrong(f"tools[{i}]", f"tools[{i}]: {said} named {name!r}")
         names.add(name)
     choice = values.get("tool_choice", "auto")
     if isinstance(choice, dict) and isinstance(choice.get("function"), dict):
         choice = choice["function"].get("name")
-        if choice not in names:
+        if not isinstance(choice, str) or choice not in names:
             raise wrong("tool_choice", f"tool_choice: there is no tool {reprlib.repr(choice)}")
         return tools, choice
-    if choice not in ("auto", "none", "required"):
-        raise wrong("tool_choice", f"tool_choice is auto, none, required or a function, not {reprlib.repr(choice)}")
+    if choice not in MODES:
+        raise wrong("tool_choice", f"tool_choice is {', '.join(MODES)} or a function, not {reprlib.repr(choice)}")
     if choice == "required" and not tools:
         raise wrong("tool_choice", "tool_choice=required goes with tools")
     return ([], choice) if choice == "none" else (tools, choice)
@@ -80,10 +84,13 @@ def called_tools(values: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
 
 def cut_behind(made: Prompt, last: Mapping[str, Any]) -> Prompt:
     """A prompt up to the end of its last message's text. Source: transformers, `continue_final_message`."""
-    end = made.text.rfind(last["content"].strip())
-    if not last["content"].strip() or end < 0:
+    text = (content_text(last.get("content"), "the last message's content") or "").strip()
+    end = made.text.rfind(text)
+    while end >= 0 and TEMPLATE in made.kinds[end : end + len(text)]:  # the template says the same
+        end = made.text.rfind(text, 0, end + len(text) - 1)
+    if not text or end < 0:
         raise wrong(
             "continue_final_message", "continue_final_message: the prompt does not show the last message's text"
         )
-    end += len(last["content"].strip())
+    end += len(text)
     return made._replace(text=made.text[:end], kinds=made.kinds[:end])

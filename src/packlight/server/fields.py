@@ -19,6 +19,7 @@ from packlight.server.errors import ApiError
 
 MOST_CHOICES = 64  # of a prompt
 MOST_STOPS = 16
+LONGEST_NAME = 100  # characters of an unknown field's name that are looked at
 MOST_MESSAGES = 10_000
 
 
@@ -332,8 +333,8 @@ def read(route: str, body: Any, warn_unknown: bool = False) -> tuple[dict[str, A
         field = known.get(name)
         if field is None:
             if not warn_unknown:
-                said = f"unknown field {reprlib.repr(name)}{near(name, known)}"
-                raise ApiError(400, said, name, "unknown_parameter")
+                said = f"unknown field {reprlib.repr(name)}{near(name[:LONGEST_NAME], known)}"
+                raise ApiError(400, said, name[:LONGEST_NAME], "unknown_parameter")
             unknown.append(name)
         elif value is None or field.standing is Standing.INERT:
             continue

@@ -85,14 +85,15 @@ class Answers:
             self._error = news.error
         if news.event is None or run.complete:
             return
-        self.first_token = self.first_token or news.event.time
+        if not isinstance(news.event, Scored):
+            self.first_token = self.first_token or news.event.time
         run.take(news.event)
         if run.complete:
             self._complete += 1
             if not news.event.ended:  # by a stop string, of which the engine knows nothing
                 self._desk.driver.cancel(news.ticket)
 
-    def fail(self, error: ApiError) -> None:
+    def fail(self, error: Exception) -> None:
         """Ends the wait of whoever waits with an error."""
         self._error = error
         self._changed.set()
@@ -159,7 +160,13 @@ class Desk:
             answers = self._of.get(each.ticket)
             if answers is None:
                 continue
-            answers.book(each)
+            try:
+                answers.book(each)
+            except Exception as error:  # its own fault: the news of others is still told
+                self._report(error)
+                answers.fail(error)
+                self.driver.cancel(each.ticket)
+                continue
             if each.event is not None and not isinstance(each.event, Scored):
                 before = self._newest.get(each.ticket)
                 self._newest[each.ticket] = each.event.time
@@ -168,7 +175,6 @@ class Desk:
 
     def _check_seated(self, answers: Answers) -> None:
         """Ends a request of which nothing has had a slot by now."""
-        waits = all(ticket.seated is None and ticket in self._of for ticket in answers.tickets)
-        if waits and answers.first_token is None:
+        if all(ticket.seated is None and ticket in self._of for ticket in answers.tickets):
             said = f"no slot became free within {self._queue_timeout:g} s"
             answers.fail(ApiError(503, said, code="queue_timeout", retry_after=self.driver.patience))

@@ -89,7 +89,7 @@ class Guard:
         if scope["method"] == "OPTIONS" and _first(scope["headers"], b"access-control-request-method") is not None:
             await self._preflight(scope, answer)
             return
-        if scope["path"] not in OPEN and not self._keys.admit(scope["headers"]):
+        if not (scope["path"] in OPEN and scope["method"] in SAFE) and not self._keys.admit(scope["headers"]):
             raise ApiError(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
         if scope["method"] == "POST":
             body = await self._body(scope, receive, held)

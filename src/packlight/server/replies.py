@@ -141,7 +141,7 @@ class Replies:
         for text, each in [*self._echoed(number), *((None, each) for each in logprobs)]:
             said["tokens"].append(_name(each) if text is None else text)
             said["token_logprobs"].append(each and each.logprob)
-            said["top_logprobs"].append(each and ({_name(top): top.logprob for top in each.top_logprobs} or None))
+            said["top_logprobs"].append(each and _most_probable(each))
             said["text_offset"].append(self._at[number])
             self._at[number] += len(each.token if text is None else text)
         return said
@@ -189,6 +189,16 @@ def _delta(delta: Delta) -> Reply:
 def _in_chat(token: TokenLogprob) -> Reply:
     top = [{"token": each.token, "logprob": each.logprob, "bytes": each.bytes} for each in token.top_logprobs]
     return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes, "top_logprobs": top}
+
+
+def _most_probable(token: TokenLogprob) -> dict[str, float]:
+    """The log-probabilities of the most probable tokens and of this one, by their texts; of two with one text the more
+    probable one's.
+    """
+    found: dict[str, float] = {}
+    for each in (*token.top_logprobs, token):
+        found.setdefault(_name(each), each.logprob)
+    return found
 
 
 def _name(token: TopLogprob) -> str:

@@ -119,7 +119,7 @@ class Requests:
                 generic_tools=self._generic_tools,
                 bos_token=bos,
                 eos_token=eos,
-                **variables,
+                variables=variables,
             )
         if not values.get("continue_final_message"):
             return asked
@@ -155,11 +155,25 @@ class Requests:
         special = values.get("add_special_tokens", given == ["prompt"])
         return self._llm.tokenizer.encode(values[given[0]], special, values.get("parse_special", True))
 
+    def tokenized(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The token ids of a text or of a conversation, and what each of them is, where that is asked for. Raises
+        ApiError.
+        """
+        ids, piece = self.tokens(values), self._llm.tokenizer.piece
+        reply: dict[str, Any] = {"tokens": ids, "count": len(ids)}
+        if values.get("with_pieces"):
+            reply["tokens"] = [{"id": each, "piece": _text_or_bytes(piece(each))} for each in ids]
+        if values.get("return_token_strs"):
+            reply["token_strs"] = [piece(each).decode(errors="replace") for each in ids]
+        return reply
+
     def text(self, values: Mapping[str, Any]) -> str:
         """The text of token ids. Raises ApiError."""
         if "tokens" not in values:
             raise wrong("tokens", "tokens are missing", "missing_required_parameter")
         with _of("tokens"):
+            if not isinstance(values["tokens"], list) or any(isinstance(each, bool) for each in values["tokens"]):
+                raise wrong("tokens", f"tokens are a list of ids, not {reprlib.repr(values['tokens'])}")
             ids = self._llm.prompts.ids(values["tokens"]) if values["tokens"] != [] else []
         return self._llm.tokenizer.decode(ids)
 
@@ -258,6 +272,13 @@ def _several(name: str, given: Any) -> list[Any]:
     if len(several) > MOST_PROMPTS:
         raise wrong(name, f"{name} has {len(several)} entries; at most {MOST_PROMPTS}")
     return several
+
+
+def _text_or_bytes(piece: bytes) -> str | list[int]:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
 
 
 def _schema(response_format: Mapping[str, Any]) -> dict[str, Any] | None:

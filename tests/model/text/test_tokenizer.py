@@ -23,6 +23,7 @@ from conftest import GOLDENS_FOLDER, shared_path
 from golden_models import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processor import slowness
 from wpm_goldens import TEXTS as TOLD_TEXTS
 
 from packlight.common.errors import ConfigError, GGUFError, UnsupportedError
@@ -177,9 +178,9 @@ def shapes() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", [*(f"own {name}" for name in OWN), *shared(VOCABS)])
 def test_100_kb_in_a_second(name):
-    """The worst is 0.5 s on an idle core. What the machine and the suite's own heap add is kept out: this thread's CPU
-    time, with the objects of earlier tests out of the garbage collector's sight, and a second try on a new tokenizer,
-    which has nothing cached.
+    """The worst is 0.5 s on an idle core as fast as the one that budgets are for; a slower one gets more. What the
+    machine and the suite's own heap add is kept out: this thread's CPU time, with the objects of earlier tests out of
+    the garbage collector's sight, and a second try on a new tokenizer, which has nothing cached.
     """
 
     def seconds(tokenizer, text):
@@ -192,11 +193,12 @@ def test_100_kb_in_a_second(name):
     made = own if name.startswith("own ") else load
     name = name.removeprefix("own ")
     lossy = made is own and re.match("t5|whitespace|gemma4|granite|sarvam", name)  # the last three lack bytes
+    most = slowness()
     gc.collect()
     gc.freeze()
     try:
         for shape, text in shapes().items():
-            assert seconds(made(name), text) < 1.0 or seconds(made.__wrapped__(name), text) < 1.0, shape
+            assert seconds(made(name), text) < most or seconds(made.__wrapped__(name), text) < most, shape
     finally:
         gc.unfreeze()
 

@@ -1,4 +1,4 @@
-"""Servers that the clients of others talk to: the embedded model, and scripted ones."""
+"""Fixtures: servers that the clients of others talk to, of the embedded model and scripted ones."""
 
 import contextlib
 import os
