@@ -52,7 +52,7 @@ test-targets: $(TARGETS_VENV)/installed
 	$(TARGETS_VENV)/bin/python -m pytest -m targets tests/compile/targets
 
 test-clients: $(CLIENTS_VENV)/installed
-	XLA_FLAGS="$(QUICK)" $(CLIENTS_VENV)/bin/python -m pytest -m clients tests/server/clients
+	XLA_FLAGS="$(QUICK)" $(CLIENTS_VENV)/bin/python -m pytest -m clients tests/server/clients tests/server/test_documents.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

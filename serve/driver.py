@@ -105,6 +105,12 @@ class Driver:
         """Seconds after which a place in the queue is likely to be free: the mean time between two ends."""
         return min(MOST_PATIENCE, max(1, math.ceil(self._gap)))
 
+    @property
+    def full(self) -> bool:
+        """Whether not one run more would be accepted, however short."""
+        with self._lock:
+            return len(self._accepted) >= self._bounds.slots + self._bounds.runs
+
     def submit(self, runs: Sequence[Run]) -> list[Ticket]:
         """Queues runs together and returns their tickets, of which `deliver` tells from now on; from any thread.
 

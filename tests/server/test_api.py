@@ -18,6 +18,7 @@ from packlight.server.metrics import Metrics
 from packlight.server.settings import Settings
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 ANSWER = "A scripted answer, 日本 and 🙂."
 
 
@@ -193,6 +194,16 @@ def test_older_log_probabilities_have_offsets_into_the_text(served):
             "invalid_value",
         ),
         ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "context_length_exceeded"),
+        ({"dry_sequence_breakers": ["x" * 41]}, "dry_sequence_breakers", "invalid_value"),
+        ({"chat_template_kwargs": {"template": "x"}}, "chat_template_kwargs", "invalid_value"),
+        ({"tools": [TOOL], "tool_choice": {"function": {"name": []}}}, "tool_choice", "invalid_value"),
+        ({"tools": [TOOL | {"function": {"name": "auto"}}]}, "tools[0]", "invalid_value"),
+        (
+            {"messages": [{"role": "assistant", "content": None}], "continue_final_message": True},
+            "continue_final_message",
+            "invalid_value",
+        ),
+        ({"x" * 500: 1}, "x" * 100, "unknown_parameter"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(served, changes, param, code):
@@ -404,6 +415,41 @@ def test_logits_that_are_nan_are_a_fault(stream):
     status, _, said = served.ask("/v1/chat/completions", CHAT | {"stream": stream})
     assert status == 500
     assert "NaN" in said["error"]["message"]
+    assert len(served.faults) == 1
+
+
+def test_a_fault_in_one_text_loses_no_news_of_others():
+    served = Served()
+    real_runs = served.llm.runs
+
+    def runs(*given):
+        made = real_runs(*given)
+        if given[0] == [[5]]:
+            made[0].take = lambda event: 1 / 0
+        return made
+
+    served.llm.runs = runs
+
+    async def work(_):
+        asked = [call(served.app, "POST", "/v1/completions", {"prompt": prompt}) for prompt in ([5], [6], [7])]
+        done = await asyncio.wait_for(asyncio.gather(*asked), 30)
+        await served.free()
+        return [status for status, *_ in done]
+
+    assert served.run(work) == [500, 200, 200]
+    assert len(served.faults) == 1
+
+
+def test_log_probabilities_of_a_prompt_are_told(served):
+    body = {"prompt": [5, 6, 7], "prompt_logprobs": 1, "max_tokens": 1}
+    told = served.ask("/v1/completions", body)[2]["choices"][0]["prompt_logprobs"]
+    assert told[0] is None
+    assert [str(at) in each for each, at in zip(told[1:], (6, 7), strict=True)] == [True, True]
+    assert {value["rank"] for each in told[1:] for value in each.values()} <= {1, None}
+    chat = served.ask("/v1/chat/completions", CHAT | {"prompt_logprobs": 0})[2]
+    assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    assert wrong(served, "/v1/completions", body | {"stream": True})[1] == "prompt_logprobs"
+    assert wrong(served, "/v1/completions", body | {"echo": True, "logprobs": 1})[1] == "prompt_logprobs"
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back():

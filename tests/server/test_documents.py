@@ -45,6 +45,7 @@ def test_the_commands_run(url):
         assert done.stdout
 
 
+@pytest.mark.clients
 def test_the_client_runs(url, capsys):
     pytest.importorskip("openai")
     (block,) = blocks("py")

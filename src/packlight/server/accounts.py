@@ -22,7 +22,7 @@ class Account:
     began: float = dataclasses.field(default_factory=time.perf_counter)
     status: int | None = None  # None until an answer begins
     complete: bool = False  # the answer was sent to its end
-    reason: str | None = None  # the code of the error that refused the request before a handler had it
+    reason: str | None = None  # the code of the error that refused the request, or ended its stream
     prompt_tokens: int | None = None  # with those that were cached
     cached_tokens: int | None = None
     generated_tokens: int | None = None

@@ -150,6 +150,7 @@ class Server:
         values: Mapping[str, Any],
         headers: dict[str, str],
     ) -> Response:
+        self.desk.check_room()
         replies = Replies(await self._worked(understand, values), self._llm.tokenizer, self._fingerprint)
         return await Generating(self.desk, replies, request, self._settings.log_prompts).response(headers)
 

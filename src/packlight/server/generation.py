@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from packlight.common.errors import PacklightError
+from packlight.common.errors import NonFiniteLogitsError, PacklightError
 from packlight.serve.driver import Bounds, Driver, News, QueueFullError, Ticket
 from packlight.serve.run import Run
 from packlight.serve.scheduler import Scheduler
@@ -27,6 +27,10 @@ class Answers:
         self.first_token: float | None = None  # time.perf_counter()
         self.patience: asyncio.TimerHandle | None = None  # until a slot is free
         self.left = False  # the client has gone
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
 
     @property
     def done(self) -> bool:
@@ -131,12 +135,20 @@ class Desk:
         try:
             tickets = self.driver.submit(runs_to_come)
         except QueueFullError as error:
-            raise ApiError(429, f"{error}; try again", code="queue_full", retry_after=self.driver.patience) from None
+            raise self._full(str(error)) from None
         answers = Answers(self, runs_to_come, tickets)
         self._of |= dict.fromkeys(tickets, answers)
         if tickets:
             answers.patience = self._loop.call_later(self._queue_timeout, self._check_seated, answers)
         return answers
+
+    def check_room(self) -> None:
+        """Raises ApiError where not one request more may wait, before anything is made of it."""
+        if self.driver.full:
+            raise self._full(f"{self.driver.waiting} requests wait already")
+
+    def _full(self, said: str) -> ApiError:
+        return ApiError(429, f"{said}; try again", code="queue_full", retry_after=self.driver.patience)
 
     def forget(self, answers: Answers) -> None:
         if answers.patience is not None:
@@ -158,10 +170,16 @@ class Desk:
             self._report(error)
         for each in news:
             answers = self._of.get(each.ticket)
-            if answers is None:
+            if answers is None or answers.failed:
                 continue
             try:
                 answers.book(each)
+                if each.event is not None and each.event.ended == "error":
+                    each.ticket.run.check()
+            except NonFiniteLogitsError as error:
+                self._report(error)
+            except PacklightError:  # a form that cannot be kept: its request is told
+                pass
             except Exception as error:  # its own fault: the news of others is still told
                 self._report(error)
                 answers.fail(error)

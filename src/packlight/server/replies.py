@@ -34,7 +34,10 @@ class Replies:
         """All texts, complete."""
         completions = [run.completion() for run in self.asked.runs]
         choices = [self._choice(number, completion) for number, completion in enumerate(completions)]
-        return {**self._whole, "choices": choices, "usage": self.usage(), **_timings(completions)}
+        told = {**self._whole, "choices": choices, "usage": self.usage(), **_timings(completions)}
+        if self.asked.chat and self.asked.prompt_logprobs:
+            told["prompt_logprobs"] = _of_prompt(completions[0])
+        return told
 
     def first(self) -> Iterator[Reply]:
         """What stands before any token: of a chat the role, of an echo the prompt."""
@@ -121,6 +124,8 @@ class Replies:
             said["message"] = _message(completion.text) if parser is None else _parsed(parser)
         else:
             said["text"] = (self._prompt_text(number) if self.asked.echo else "") + completion.text
+            if self.asked.prompt_logprobs:
+                said["prompt_logprobs"] = _of_prompt(completion)
         said["logprobs"] = self._logprobs(number, completion.logprobs or []) if self.asked.logprobs else None
         said["finish_reason"] = self._reason(number)
         if self.asked.tokens:
@@ -153,6 +158,24 @@ class Replies:
         first = self._tokenizer.piece(self.asked.prompt_of(number)[0]).decode(errors="replace")
         told = self.asked.runs[number].completion().prompt_logprobs or []
         return [(first, None), *((None, each) for each in told[1:])]
+
+
+def _of_prompt(completion: Completion) -> list[dict[str, Reply] | None]:
+    """What vLLM says of a prompt's tokens: by id, of each and of the most probable ones. Of the first there is nothing;
+    of a token that is not among the most probable ones there is no rank.
+    """
+    told: list[dict[str, Reply] | None] = []
+    for token in completion.prompt_logprobs or []:
+        if token is None:
+            told.append(None)
+            continue
+        found: dict[str, Reply] = {}
+        for rank, each in enumerate((*token.top_logprobs, token), 1):
+            known = rank if rank <= len(token.top_logprobs) else None
+            said = {"logprob": each.logprob, "rank": known, "decoded_token": each.token}
+            found.setdefault(str(each.token_id), said)
+        told.append(found)
+    return told
 
 
 def _message(content: str | None) -> Reply:

@@ -44,6 +44,7 @@ class Asked:
     echo: bool = False
     tokens: bool = False  # the ids of the texts, too
     logprobs: bool = False
+    prompt_logprobs: bool = False
     parsers: list[ReplyParser] | None = None  # of each run's text, where it may think aloud or call tools
 
     def prompt_of(self, choice: int) -> list[int]:
@@ -85,6 +86,8 @@ class Requests:
         logprobs = values.get("logprobs")
         changes: dict[str, Any] = {"logprobs": logprobs}
         if values.get("echo") and logprobs is not None:
+            if "prompt_logprobs" in values:
+                raise wrong("prompt_logprobs", "prompt_logprobs: echo with logprobs gives those of the prompt already")
             changes["prompt_logprobs"] = logprobs
         scores = changes.get("prompt_logprobs", values.get("prompt_logprobs")) is not None
         answered = values.get("max_tokens") != 0 or not scores
@@ -214,6 +217,8 @@ class Requests:
             if option not in ("include_usage", "include_obfuscation") or not isinstance(value, bool | None):
                 said = f"stream_options: {reprlib.repr(option)}={reprlib.repr(value)} is unknown"
                 raise wrong("stream_options", said)
+        if "prompt_logprobs" in values and values.get("stream"):
+            raise wrong("prompt_logprobs", "prompt_logprobs come with a whole answer, not with stream=true")
         if options and not values.get("stream"):
             raise wrong("stream_options", "stream_options goes with stream=true")
         return Asked(
@@ -227,6 +232,7 @@ class Requests:
             echo=values.get("echo", False),
             tokens=values.get("return_tokens", False),
             logprobs=changes["logprobs"] is not None,
+            prompt_logprobs="prompt_logprobs" in values,
             parsers=parsers or None,
         )
 

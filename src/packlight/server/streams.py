@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from packlight.server.accounts import account_of
 from packlight.server.errors import ApiError
 
 PING = b": ping\n\n"
@@ -50,6 +51,7 @@ class EventStream(Response):
             async for part in self._parts:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         except ApiError as error:
+            account_of(scope).reason = error.code or error.type
             await send({"type": "http.response.body", "body": event(error.body), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

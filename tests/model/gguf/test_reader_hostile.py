@@ -32,6 +32,7 @@ from hostile import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processor import slowness
 from running import grown
 
 from packlight.common.errors import GGUFError, PacklightError, UnsupportedError
@@ -46,7 +47,7 @@ def outcome(path):
             assert read_tensor(tensor).nbytes == tensor.nbytes
     except PacklightError as e:
         error = e
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < slowness()
     if error is not None:
         assert str(error).startswith(str(path))
         assert str(error).isprintable()

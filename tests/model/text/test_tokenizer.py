@@ -208,7 +208,7 @@ def test_a_big_vocabulary_loads_fast():
     metadata = vocabularies.large()
     start = time.process_time()
     Tokenizer.from_metadata(metadata).encode("Hello wörld, internationalization")
-    assert time.process_time() - start < 1.0  # 0.2 s on an idle core
+    assert time.process_time() - start < slowness()  # 0.2 s on an idle core
 
 
 def test_needs_no_jax():
@@ -385,7 +385,7 @@ def test_cutting_is_linear(pre, unit):
     text = unit * (100_000 // len(unit)) + "."
     start = time.thread_time()
     words = Splitter(PRETOKENIZERS[pre]).words(text)
-    assert time.thread_time() - start < 1.0
+    assert time.thread_time() - start < slowness()
     assert "".join(words) == text
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processor import slowness
 from vocabularies import KEY, charsmap, normalized, unigram
 
 from packlight.common.errors import GGUFError
@@ -181,4 +182,4 @@ def test_a_big_vocabulary_is_fast():
     for text in ("hello", "internationalization" * 5_000, "the quick brown fox " * 5_000, "\u4e2d\u6587" * 16_000):
         start = time.thread_time()
         ours.encode(text)
-        assert time.thread_time() - start < 1.0  # 0.4 s on an idle core, the first of them for the tables
+        assert time.thread_time() - start < slowness()  # 0.4 s on an idle core, the first of them for the tables
