@@ -14,7 +14,9 @@ from packlight.server.app import Server
 from packlight.server.metrics import Metrics
 from packlight.server.settings import Settings
 
-CONFIG = packlight.CompileConfig(context=256, prefill_buckets=(16, 64), decode_batch=(1, 4), head_rows=1)
+CONFIG = packlight.CompileConfig(
+    context=256, prefill_buckets=(16, 64), decode_batch=(1, 4), head_rows=1, prefix_cache_bytes=1 << 27
+)
 SYSTEM = "You know what the documentation of Python says of its functions, and words it as it does. " * 2
 QUESTIONS = [
     "What is a generator?",
@@ -81,6 +83,7 @@ def test_an_answer_depends_on_nothing_but_its_request(llm):
         return cold, alone, among, streamed[::-1], json.loads(several[2])
 
     cold, alone, among, streamed, several = asyncio.run(work())
+    assert all(llm.engine.reused[place] > 0 for place in ("slot", "copy")), llm.engine.reused
     assert all(cached == 0 for *_, cached in cold)
     assert sum(cached > 0 for *_, cached in alone) > 8
     for other in (alone, among, streamed):

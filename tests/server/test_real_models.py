@@ -1,0 +1,103 @@
+"""Routes over models that are no script: cached tokens to the last one, ranking, a client that leaves in its prompt."""
+
+import asyncio
+import json
+
+import pytest
+from asgi import call, running
+from encoders import ENCODERS, write
+
+import packlight
+from packlight import demo
+from packlight.server.app import Server
+from packlight.server.metrics import Metrics
+from packlight.server.settings import Settings
+
+CONFIG = packlight.CompileConfig(
+    context=256, prefill_buckets=(16, 64), decode_batch=(1, 4), head_rows=1, prefix_cache_bytes=1 << 27
+)
+
+
+@pytest.fixture(scope="module")
+def llm(native_library):
+    with packlight.load(demo.MODEL, CONFIG) as llm:
+        yield llm
+
+
+def served(llm, work):
+    """What `work` gives, called with the server and its app."""
+
+    async def whole():
+        server = Server(llm, Settings(names=("demo",)), Metrics(), lambda error: None)
+        app = server.app()
+        async with running(app):
+            return await work(server, app)
+
+    return asyncio.run(whole())
+
+
+async def said(app, path, body):
+    status, _, answer = await call(app, "POST", path, body)
+    assert status == 200, answer
+    return json.loads(answer)
+
+
+def test_cached_tokens_are_those_that_were_not_read(llm):
+    """The same prompt again, the next turn, again after more chats than there are slots, and without the cache."""
+
+    async def work(_, app):
+        long = "What does os.path.join do, and what do its relatives do? " * 7  # more than a block of the pool
+        first = {"messages": [{"role": "user", "content": long}], "temperature": 0, "max_tokens": 8}
+        told = await said(app, "/v1/chat/completions", first)
+        read, written = told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]
+        turns = [*first["messages"], told["choices"][0]["message"], {"role": "user", "content": "And split?"}]
+        others = [{"messages": [{"role": "user", "content": f"{n}: what is a generator? " * 8}]} for n in range(6)]
+        cached = []
+        for body in (first, {**first, "messages": turns}, *others, first, first | {"cache_prompt": False}):
+            usage = (await said(app, "/v1/chat/completions", body | {"max_tokens": 8}))["usage"]
+            cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+        return read, written, cached
+
+    read, written, cached = served(llm, work)
+    assert cached[0] == read - 1  # the last token is always read
+    assert read < cached[1] <= read + written
+    assert cached[-2:] == [read - 1, 0]
+
+
+def test_a_client_that_leaves_in_its_prompt_frees_its_slot_and_changes_no_other(llm):
+    stays = {"prompt": "What is a generator?", "max_tokens": 40, "ignore_eos": True, "temperature": 0, "logprobs": 0}
+
+    async def work(server, app):
+        alone = await said(app, "/v1/completions", stays | {"cache_prompt": False})
+        leave = asyncio.Event()
+        running_one = asyncio.create_task(said(app, "/v1/completions", stays | {"cache_prompt": False}))
+        long = {"prompt": [[5 + n, *range(10, 230)] for n in range(3)], "max_tokens": 8, "cache_prompt": False}
+        left = asyncio.create_task(call(app, "POST", "/v1/completions", long, leave))
+        while not any(slot.state == "reading" and slot.tokens for slot in llm.engine.slots):
+            await asyncio.sleep(0.001)
+        leave.set()
+        await left
+        beside = await running_one
+        for _ in range(1000):
+            if llm.engine.idle and not server.desk.driver.waiting:
+                break
+            await asyncio.sleep(0.01)
+        assert llm.engine.idle
+        return alone["choices"], beside["choices"]
+
+    alone, beside = served(llm, work)
+    assert alone == beside
+
+
+def test_documents_are_ranked(tmp_path):
+    config = packlight.CompileConfig(context=64, prefill_buckets=(16,), decode_batch=(1,), head_rows=1)
+    documents = ["one", "two words", {"text": "and three more"}]
+    body = {"query": "a query", "documents": documents, "top_n": 2, "return_documents": True}
+    with packlight.load(write(tmp_path / "m.gguf", ENCODERS["qwen3-rank"]), config) as llm:
+        told = served(llm, lambda _, app: said(app, "/v1/rerank", body))
+        texts = ["one", "two words", "and three more"]
+        scores = llm.rerank("a query", texts).tolist()
+    best = sorted(range(3), key=lambda number: -scores[number])[:2]
+    assert [(each["index"], each["relevance_score"]) for each in told["results"]] == [(n, scores[n]) for n in best]
+    assert [each["document"]["text"] for each in told["results"]] == [texts[n] for n in best]
+    assert told["usage"]["prompt_tokens"] > 0
