@@ -1,14 +1,11 @@
-"""Fixtures: servers that the clients of others talk to, of the embedded model and scripted ones."""
+"""Fixtures: servers that the clients of others talk to, of the embedded model and scripted ones. What they need is
+imported where they are asked for: not every environment of tests has a server.
+"""
 
 import contextlib
 import os
 
 import pytest
-from fake_engine import fake_llm
-from sites import site
-
-import packlight
-from packlight import demo
 
 os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
 
@@ -16,6 +13,11 @@ os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1", "N
 @pytest.fixture(scope="session")
 def real():
     """The embedded model."""
+    from sites import site
+
+    import packlight
+    from packlight import demo
+
     with packlight.load(demo.MODEL, slots=4) as llm, site(llm) as server:
         yield server
 
@@ -23,6 +25,11 @@ def real():
 @pytest.fixture(scope="session")
 def scripted():
     """A function: the server whose model says this. template: in which it is asked."""
+    from fake_engine import fake_llm
+    from sites import site
+
+    from packlight import demo
+
     with contextlib.ExitStack() as stack:
         servers = {}
 
