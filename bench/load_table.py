@@ -30,10 +30,10 @@ Rounds = Sequence[Mapping[str, float]]
 
 
 def medians(rounds: Rounds) -> dict[str, float]:
-    """Each figure's median over the rounds that have it; of failures their sum."""
+    """Each figure's median over the rounds that have it; of what was not answered the sum."""
     keys = dict.fromkeys(key for figures in rounds for key in figures)
     found = {key: statistics.median(figures[key] for figures in rounds if key in figures) for key in keys}
-    return found | {"failed": sum(figures.get("failed", 0) for figures in rounds)}
+    return found | {key: sum(figures.get(key, 0) for figures in rounds) for key in ("failed", "unhealthy")}
 
 
 def times_better(key: str, ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, tuple[float, float]]:

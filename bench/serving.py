@@ -142,7 +142,7 @@ def missed(record: dict[str, Any]) -> Iterator[str]:
     for name, figures in ours.items():
         if figures["failed"]:
             yield f"{name}: {figures['failed']:.0f} requests failed"
-        if figures.get("unhealthy"):
+        if figures["unhealthy"]:
             yield f"{name}: /health was refused"
     if THEIRS in rows.get("several", {}):
         for key, aim in (("tok_s", RATE), ("first_p95_s", FIRST)):

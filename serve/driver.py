@@ -88,17 +88,14 @@ class Driver:
     @property
     def waiting(self) -> int:
         """Runs without a slot."""
-        return len(self._unseated())
+        with self._lock:
+            return sum(ticket.seated is None for ticket in self._accepted)
 
     @property
     def running(self) -> int:
         """Runs in slots."""
         with self._lock:
             return sum(ticket.seated is not None for ticket in self._accepted)
-
-    def _unseated(self) -> list[Ticket]:
-        with self._lock:
-            return [ticket for ticket in self._accepted if ticket.seated is None]
 
     @property
     def patience(self) -> int:

@@ -103,6 +103,7 @@ class Run:
     salt: str  # its beginning is shared only with runs of the same one
     began: float  # time.perf_counter() when it was submitted
     complete: bool  # no token follows
+    failure: PacklightError | None  # what it ended for: NonFiniteLogitsError, or a form that cannot be kept
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class Run:
         self._stream = shown or TextStream(tokenizer, sampling.stop)
         self.complete = sampling.max_tokens == 0 and not sampling.only_scores
         self.began = 0.0
-        self._failure: PacklightError | None = None
+        self.failure = None
         self._ids: list[int] = []
         self._times: list[float] = []
         self._text: list[str] = []
@@ -138,7 +139,7 @@ class Run:
         self._times.append(event.time)
         self._cached = event.kept
         if event.ended == "error":
-            self._failure = event.failure or _not_finite(event.position)
+            self.failure = event.failure or _not_finite(event.position)
         elif event.ended != "stop":
             self._ids.append(event.token)
             if event.logprob is not None:
@@ -156,7 +157,7 @@ class Run:
         self._scores += map(self._token_logprob, tokens, scored.logprobs, scored.top_logprobs)
         self._scored_at = scored.time
         if scored.ended == "error":
-            self._failure = _not_finite(scored.position)
+            self.failure = _not_finite(scored.position)
         self.complete = bool(scored.ended)
 
     def _token_logprob(self, token: int, logprob: float, top: Iterable[tuple[int, float]]) -> TokenLogprob:
@@ -170,9 +171,9 @@ class Run:
         return token_id, piece.decode(errors="replace"), list(piece), logprob
 
     def check(self) -> None:
-        """Raises what the run ended for: NonFiniteLogitsError, or PacklightError of a form that cannot be kept."""
-        if self._failure is not None:
-            raise self._failure
+        """Raises what the run ended for, if it ended for a failure."""
+        if self.failure is not None:
+            raise self.failure
 
     def fresh(self) -> str:
         """The text that became safe to show since the last call."""

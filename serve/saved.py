@@ -34,7 +34,7 @@ class Saved:
             return
         names = self.pool.names(held.salt, held.ids)
         blocks, size = names[1:] if self.pool.blocks else [], self._bytes[Part.BLOCK] + OVERHEAD
-        whole = size * len(blocks) + self._end_bytes(held) <= self.pool.budget
+        whole = size * len(blocks) + self._end_of(held)[2] <= self.pool.budget
         if not whole and self.pool.stateful:  # blocks without their end are of no use
             return
         for number, name in enumerate(blocks if whole else blocks[: self.pool.budget // size]):
@@ -74,7 +74,7 @@ class Saved:
 
     def _end(self, cache: Cache, slot: int, name: bytes, held: Held) -> None:
         """Keeps an end, unless it is there or says nothing that the blocks do not."""
-        tail, parts, nbytes = self._tail(held), self._end_parts(held), self._end_bytes(held)
+        tail, parts, nbytes = self._end_of(held)
         if not parts or self.pool.has(name, tail) or not self.pool.room(nbytes):
             return
         taken = {part: self._take(cache, part, slot, len(held.ids) - len(tail)) for part in parts}
@@ -86,16 +86,11 @@ class Saved:
         """Whether it is worth it, and whole: padding behind the capacity lies on what a window has."""
         return len(held.ids) >= WORTH_A_COPY and held.written <= self._capacity
 
-    def _tail(self, held: Held) -> list[int]:
-        """The ids behind the last whole block."""
-        return list(held.ids[len(held.ids) // BLOCK * BLOCK :])
-
-    def _end_parts(self, held: Held) -> list[Part]:
-        """What an end is made of."""
-        return [part for part in self._plan.saves if part is Part.END or self._tail(held)]
-
-    def _end_bytes(self, held: Held) -> int:
-        return sum(self._bytes[part] for part in self._end_parts(held)) + OVERHEAD + 4 * len(self._tail(held))
+    def _end_of(self, held: Held) -> tuple[list[int], list[Part], int]:
+        """The ids behind a text's last whole block, the parts of an end with them, and its bytes."""
+        tail = list(held.ids[len(held.ids) // BLOCK * BLOCK :])
+        parts = [part for part in self._plan.saves if part is Part.END or tail]
+        return tail, parts, sum(self._bytes[part] for part in parts) + OVERHEAD + 4 * len(tail)
 
     def _take(self, cache: Cache, part: Part, slot: int, start: int) -> Sequence[np.ndarray] | None:
         """A part of a slot in the host's memory, or None where that has no room."""

@@ -174,17 +174,13 @@ class Desk:
                 continue
             try:
                 answers.book(each)
-                if each.event is not None and each.event.ended == "error":
-                    each.ticket.run.check()
-            except NonFiniteLogitsError as error:
-                self._report(error)
-            except PacklightError:  # a form that cannot be kept: its request is told
-                pass
             except Exception as error:  # its own fault: the news of others is still told
                 self._report(error)
                 answers.fail(error)
                 self.driver.cancel(each.ticket)
                 continue
+            if isinstance(each.ticket.run.failure, NonFiniteLogitsError):
+                self._report(each.ticket.run.failure)
             if each.event is not None and not isinstance(each.event, Scored):
                 before = self._newest.get(each.ticket)
                 self._newest[each.ticket] = each.event.time

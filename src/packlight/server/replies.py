@@ -71,8 +71,6 @@ class Replies:
         text = self.asked.runs[number].fresh()
         if self.asked.parsers is not None:
             return [{"delta": _delta(each)} for each in self.asked.parsers[number].taken()]
-        if self.asked.chat:
-            return [{"delta": {"content": text}}] if text else []
         if self.asked.echo and self.asked.logprobs and begun and not self._at[number]:
             text = self._prompt_text(number) + text
         return [{"text": text}] if text else []
@@ -119,9 +117,8 @@ class Replies:
 
     def _choice(self, number: int, completion: Completion) -> Reply:
         said: Reply = {"index": number}
-        if self.asked.chat:
-            parser = None if self.asked.parsers is None else self.asked.parsers[number]
-            said["message"] = _message(completion.text) if parser is None else _parsed(parser)
+        if self.asked.parsers is not None:
+            said["message"] = _message(self.asked.parsers[number])
         else:
             said["text"] = (self._prompt_text(number) if self.asked.echo else "") + completion.text
             if self.asked.prompt_logprobs:
@@ -178,13 +175,9 @@ def _of_prompt(completion: Completion) -> list[dict[str, Reply] | None]:
     return told
 
 
-def _message(content: str | None) -> Reply:
-    return {"role": "assistant", "content": content, "refusal": None}
-
-
-def _parsed(parser: ReplyParser) -> Reply:
+def _message(parser: ReplyParser) -> Reply:
     """A whole message that may have thinking and calls, the former under both names that clients look for."""
-    said = _message(parser.content or (None if parser.calls else ""))
+    said: Reply = {"role": "assistant", "content": parser.content or (None if parser.calls else ""), "refusal": None}
     if parser.reasoning:
         said |= {"reasoning_content": parser.reasoning, "reasoning": parser.reasoning}
     if parser.calls:

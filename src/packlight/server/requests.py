@@ -45,7 +45,7 @@ class Asked:
     tokens: bool = False  # the ids of the texts, too
     logprobs: bool = False
     prompt_logprobs: bool = False
-    parsers: list[ReplyParser] | None = None  # of each run's text, where it may think aloud or call tools
+    parsers: list[ReplyParser] | None = None  # of each run's text, of a chat
 
     def prompt_of(self, choice: int) -> list[int]:
         return self.prompts[choice // self.n]
