@@ -161,11 +161,13 @@ def test_aims_are_kept_or_named():
         ({"arrival": {"gap_max_s": 0.31}}, "arrival: largest gap 0.310 s, more than 0.3"),
         ({"turns": {"first_p50_s": 0.06}}, "turns: first token 0.060 s, more than 3 decode steps and 0.02 s, 0.050"),
         ({"one": {"failed": 1}}, "one: 2 requests failed"),
+        ({"one": {"unhealthy": 1}}, "one: /health was refused"),
     ):
         assert list(serving.missed(recorded(**changes))) == [line]
     slow = recorded() | {"overhead": {"served_tok_s": [95.0], "alone_tok_s": [100.0]}}
     assert list(serving.missed(slow)) == ["overhead: 5.0% of the engine's tokens/s, more than 3%"]
     assert list(serving.missed({"serving": {}})) == []
+    assert load_table.medians([{"failed": 1, "unhealthy": 1}, {}, {}]) == {"failed": 1, "unhealthy": 1}
 
 
 def test_the_table_shows_a_loss(tmp_path):

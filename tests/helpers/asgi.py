@@ -12,6 +12,15 @@ async def running(app):
         yield app
 
 
+async def freed(llm, server):
+    """Waits until the engine has nothing under way."""
+    for _ in range(1000):
+        if llm.engine.idle and not server.desk.driver.waiting:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("a slot was not freed")
+
+
 async def call(app, method, path, body=None, leave=None, headers=(), on_part=lambda part: None):
     """(status, headers, body) of a request; status None where nothing was answered. leave: an asyncio.Event at which
     the client goes.

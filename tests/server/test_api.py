@@ -7,10 +7,10 @@ import threading
 
 import numpy as np
 import pytest
-from asgi import call, running, stream_of
+from asgi import call, freed, running, stream_of
 from fake_engine import fake_llm
 
-from packlight import demo
+from packlight import PacklightError, demo
 from packlight.server import fields
 from packlight.server.app import Server
 from packlight.server.limits import Limits
@@ -49,11 +49,7 @@ class Served:
 
     async def free(self):
         """Waits until the engine has nothing under way."""
-        for _ in range(500):
-            if self.llm.engine.idle and not self.server.desk.driver.waiting:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError("a slot was not freed")
+        await freed(self.llm, self.server)
 
 
 @pytest.fixture(scope="module")
@@ -418,14 +414,18 @@ def test_logits_that_are_nan_are_a_fault(stream):
     assert len(served.faults) == 1
 
 
-def test_a_fault_in_one_text_loses_no_news_of_others():
+@pytest.mark.parametrize("error", [ZeroDivisionError("ours"), PacklightError("ours")])
+def test_a_fault_in_one_text_loses_no_news_of_others(error):
     served = Served()
     real_runs = served.llm.runs
+
+    def fails(event):
+        raise error
 
     def runs(*given):
         made = real_runs(*given)
         if given[0] == [[5]]:
-            made[0].take = lambda event: 1 / 0
+            made[0].take = fails
         return made
 
     served.llm.runs = runs

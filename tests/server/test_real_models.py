@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from asgi import call, running
+from asgi import call, freed, running
 from encoders import ENCODERS, write
 
 import packlight
@@ -78,11 +78,7 @@ def test_a_client_that_leaves_in_its_prompt_frees_its_slot_and_changes_no_other(
         leave.set()
         await left
         beside = await running_one
-        for _ in range(1000):
-            if llm.engine.idle and not server.desk.driver.waiting:
-                break
-            await asyncio.sleep(0.01)
-        assert llm.engine.idle
+        await freed(llm, server)
         return alone["choices"], beside["choices"]
 
     alone, beside = served(llm, work)

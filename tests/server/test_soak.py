@@ -10,6 +10,7 @@ import random
 import resource
 
 import pytest
+from asgi import freed
 from fake_engine import fake_llm
 from raw_http import served
 
@@ -103,10 +104,7 @@ def test_nothing_is_left_behind(count):
                 llm.engine.seen.clear()
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
-        for _ in range(200):
-            if llm.engine.idle and not servers[0].desk.driver.waiting:
-                break
-            await asyncio.sleep(0.01)
+        await freed(llm, servers[0])
         llm.engine.before_step = lambda number: None
         return marks[0], await one(address, "whole"), await one(address, "stream")
 
