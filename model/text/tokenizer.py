@@ -25,6 +25,8 @@ from packlight.model.text.specials import DEFAULT_IDS, Frame, Special, Specials,
 
 _BPE = ("gpt2", "gemma4", "whitespace", "hybriddna")
 
+# Vocabularies whose ids cover each character of a text, but for space beside special tokens.
+_COVERING = ("gpt2", "gemma4", "llama")
 _C_SPACES = " \t\n\v\f\r"
 
 
@@ -55,6 +57,7 @@ class Tokenizer:
         self.eog_ids = self._specials.eog_ids
         parted = self.kind != "bert" and flag(metadata, "add_sep_token", False)
         self._between = needed_id(metadata, self.kind, "seperator", self.vocab_size) if parted else None
+        self._longest = max(map(len, self._tokens))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
@@ -89,6 +92,15 @@ class Tokenizer:
         if add_special and self.end_id is not None:
             ids.append(self.end_id)
         return ids
+
+    def fewest(self, text: str) -> int:
+        """A number of ids that `text` has at least, without encoding it; 0 where a vocabulary leaves text out."""
+        if self.kind not in _COVERING:
+            return 0
+        characters = len(text)
+        if self._specials.strip_before or self._specials.strip_after:
+            characters -= sum(map(text.count, _C_SPACES))
+        return characters // self._longest
 
     def encode_pair(self, first: str, second: str) -> list[int]:
         """The ids of two texts that belong together, with what the vocabulary puts around and between them: of BERT's

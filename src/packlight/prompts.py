@@ -78,6 +78,7 @@ class Prompts:
         for name, text in (("query", query), ("document", document)):
             if not isinstance(text, str) or not text:
                 raise ConfigError(f"a {name} to rank with is a text, not {' '.join(reprlib.repr(text).split())}")
+            self.check_length(text)
         tokenizer = self._tokenizer
         if self._rerank_template is not None:
             ids = prompt_ids(tokenizer, filled(self._rerank_template, {"query": query, "document": document}))
@@ -87,10 +88,18 @@ class Prompts:
 
     def fitting(self, prompt: str | Ids) -> list[int]:
         """`ids` of a prompt that fits the context. Raises ContextLengthError for one that does not."""
+        self.check_length(prompt)
         ids = self.ids(prompt)
         if len(ids) > self._context:
             raise ContextLengthError(f"the text has {len(ids)} tokens; the context holds {self._context}")
         return ids
+
+    def check_length(self, prompt: str | Ids) -> None:
+        """Raises ContextLengthError for a text that cannot fit the context, however it is cut into tokens: one of
+        megabytes would take seconds to be cut.
+        """
+        if isinstance(prompt, str) and (fewest := self._tokenizer.fewest(prompt)) > self._context:
+            raise ContextLengthError(f"the text has {fewest} tokens or more; the context holds {self._context}")
 
     def answerable(self, prompt: str | Ids, parse_special: bool, answered: bool = True) -> list[int]:
         """`ids` of a prompt that leaves room for an answer, unless none is wanted. Raises ContextLengthError for one
@@ -100,6 +109,7 @@ class Prompts:
         at who called the method of `LLM`.
         Source: llama.cpp `check_double_bos_eos`.
         """
+        self.check_length(prompt)
         ids = self.ids(prompt, parse_special)
         if isinstance(prompt, str):
             bos, end = self._tokenizer.bos_id if self._tokenizer.add_bos else None, self._tokenizer.end_id

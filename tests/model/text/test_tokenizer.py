@@ -48,6 +48,21 @@ def extra(name: str) -> dict:
     return json.loads(shared_path("vocabs", f"extra-{name}.json").read_text())
 
 
+LENGTHS = ["", "a", " " * 3000, "word " * 200, "\N{SNOWMAN}e\u0301" * 50, "x" * 999, "<s> \n<|eot_id|>\t", "\n" * 900]
+
+
+@pytest.mark.parametrize("name", tokenizer_goldens.VARIANTS)
+def test_a_text_has_the_fewest_ids_that_are_said(name):
+    for text in LENGTHS:
+        assert own(name).fewest(text) <= len(own(name).encode(text, add_special=False, parse_special=True))
+
+
+@pytest.mark.parametrize("name", shared(["llama-spm", "llama-bpe", "gpt-2", "phi-3", "gemma-4"]))
+def test_the_fewest_ids_bound_a_long_text(name):
+    text = "".join(LENGTHS) * 3
+    assert 0 < load(name).fewest(text) <= len(load(name).encode(text, add_special=False, parse_special=True))
+
+
 # ---- llama.cpp's vectors
 
 
