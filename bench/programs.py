@@ -14,7 +14,7 @@ from packlight.model.spec.pooling import pooling_of
 
 if TYPE_CHECKING:
     from packlight.serve.engine import Event
-    from packlight.serve.scored import Scored
+    from packlight.serve.told import Told
 
 
 class Program(Protocol):
@@ -85,7 +85,7 @@ class Packlight:
             pass
         return events[-1].time
 
-    def _events(self) -> "list[Event | Scored]":
+    def _events(self) -> "list[Event | Told]":
         """What one step of the engine gives."""
         events = self._engine.step()
         if any(event.ended == "error" for event in events):

@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from packlight.common.errors import PacklightError
-from packlight.serve.run import Run
-from packlight.serve.scheduler import Scheduler
-from packlight.serve.scored import Scored
+from packlight.serve.scheduler import Booked, Scheduler
 
 if TYPE_CHECKING:
     from packlight.serve.engine import Event
+    from packlight.serve.told import Told
 
 SMOOTHING = 0.2  # share of the newest gap in the mean of the gaps between two runs' ends
 MOST_PATIENCE = 60  # seconds that a refused client is asked to wait at most
@@ -40,26 +39,26 @@ class Bounds(NamedTuple):
 class Ticket:
     """A run on its way through the thread."""
 
-    def __init__(self, run: Run, told: "list[News]"):
+    def __init__(self, run: Booked, told: "list[News]"):
         self.run, self._told = run, told
         self.prompt, self.sampling, self.steering = run.prompt, run.sampling, run.steering
-        self.keep, self.salt = run.keep, run.salt
+        self.keep, self.salt, self.states = run.keep, run.salt, run.states
         self.began = self.submitted = time.perf_counter()
         self.seated: float | None = None  # time.perf_counter() when it was found to have a slot
         self.number: int | None = None  # the engine's
         self.complete = False
 
-    def take(self, event: "Event | Scored") -> None:
+    def take(self, event: "Event | Told") -> None:
         """Notes it for the news of this step."""
         self.complete = bool(event.ended)
         self._told.append(News(self, event, None))
 
 
 class News(NamedTuple):
-    """What became of a run in a step: a token, scores of its prompt, or its end by an error."""
+    """What became of a run in a step: a token, what is told of its prompt, or its end by an error."""
 
     ticket: Ticket
-    event: "Event | Scored | None"
+    event: "Event | Told | None"
     error: BaseException | None
 
 
@@ -108,7 +107,7 @@ class Driver:
         with self._lock:
             return len(self._accepted) >= self._bounds.slots + self._bounds.runs
 
-    def submit(self, runs: Sequence[Run]) -> list[Ticket]:
+    def submit(self, runs: Sequence[Booked]) -> list[Ticket]:
         """Queues runs together and returns their tickets, of which `deliver` tells from now on; from any thread.
 
         Raises QueueFullError where no slot is free and these are too many beside those that wait. However many they

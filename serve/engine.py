@@ -44,8 +44,8 @@ from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
 from packlight.serve.prefix import WORTH_A_COPY, Held, Keep
 from packlight.serve.saved import Saved
-from packlight.serve.scored import Scored
 from packlight.serve.slots import Request, Seat, Slots, SlotsTakenError, SlotState
+from packlight.serve.told import Scored, States, Told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,27 +140,29 @@ class Engine:
         steering: Steering | None = None,
         keep: Keep = Keep.NOTHING,
         salt: str = "",
+        states: bool = False,
     ) -> int:
         """Queues a prompt of token ids and returns the request's number.
 
-        `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1, or 0 where it wants the
-        prompt's log-probabilities: of such a prompt all is read. past_end: an end token
+        `sampling` has a seed, and `max_tokens` None (until the context is full) or at least 1; or 0, which ends the
+        request when its prompt is read. past_end: an end token
         ends nothing, as a measurement of so many tokens needs it. steering: what changes its logits (default: what
-        `sampling` says without knowing any text). keep: what of the prompt need not be read where the cache has it.
-        salt: only requests of the same one share what the cache has.
-        Raises ContextLengthError when the prompt leaves no room for a token.
+        `sampling` says without knowing any text). keep: what of the prompt need not be read where the cache has it;
+        all is read of one whose log-probabilities or states are wanted. salt: only requests of the same one share what
+        the cache has. states: the prompt's hidden states are wanted (`States`), and no token.
+        Raises ContextLengthError when the prompt leaves no room for a token that is wanted.
         """
         room = self.plan.context - len(prompt)
-        if room < (0 if sampling.only_scores else 1):
+        if room < (1 if sampling.answered else 0):
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens; a context of {self.plan.context} leaves no room for an answer"
             )
-        if not prompt or (sampling.max_tokens == 0 and not sampling.only_scores):
-            raise ValueError("a request needs at least one prompt token and room for one more")
+        if not prompt or (states and sampling.answered):
+            raise ValueError("a request needs at least one prompt token, and wants states or tokens")
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         steering = Steering(sampling) if steering is None else steering
-        mu, keep = 2 * sampling.mirostat_tau, keep if sampling.prompt_logprobs is None else Keep.NOTHING
-        request = Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep, salt)
+        mu, keep = 2 * sampling.mirostat_tau, Keep.NOTHING if states or sampling.prompt_logprobs is not None else keep
+        request = Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep, salt, states)
         self._queue.append(request)
         return request.id
 
@@ -208,9 +210,9 @@ class Engine:
             raise ValueError(f"request {request} is not running or has not generated {tokens} tokens")
         return found
 
-    def step(self) -> list[Event | Scored]:
-        """One chunk of a prompt that is to be read, with the log-probabilities of its tokens where they are wanted and
-        the first token behind its end, and the next token of every request that was running, or the next few
+    def step(self) -> list[Event | Told]:
+        """One chunk of a prompt that is to be read, with the log-probabilities or states of its tokens where they are
+        wanted and the first token behind its end, and the next token of every request that was running, or the next few
         (`CompileConfig.tokens_per_launch`), in the order of their positions.
 
         One that is interrupted loses every request: the cache may be ahead of the tokens that were booked.
@@ -303,7 +305,8 @@ class Engine:
             self._fetch(request, seat)
             request.to_read, but_last = len(request.prompt), len(request.prompt) - 1
             ends = request.keep is Keep.TOKENS and self._ends and but_last >= WORTH_A_COPY
-            if self._steady and (0 < request.kept == but_last or ends):
+            there = 0 < request.kept == but_last
+            if self._steady and (there or ends) and (request.limit or not there):
                 request.to_read = but_last  # a decode step reads the last token: its bits are the same
                 self._set_lengths()
 
@@ -324,7 +327,7 @@ class Engine:
         if self.saved is not None:
             self.saved.park(self._cache, slot, self._slots.holds(slot))
 
-    def _read(self, beside: bool) -> list[Event | Scored]:
+    def _read(self, beside: bool) -> list[Event | Told]:
         """Reads a chunk of one prompt. beside: other requests wait for their next token."""
         reading = [(slot, request) for slot, request in self._slots.taken() if request.reads]
         if not reading:
@@ -338,16 +341,32 @@ class Engine:
         if self.saved is not None and request.keep is Keep.TOKENS:
             read = Held(request.prompt[: request.read], request.written, salt=request.salt)
             self.saved.mark(self._cache, slot, read)
-        scored = [] if request.sampling.prompt_logprobs is None else [self._score(slot, request, chunk, result)]
-        if request.read < len(request.prompt) or any(each.ended for each in scored):
-            return [*scored]
+        told = self._tell(slot, request, chunk, result)
+        if request.read < len(request.prompt) or any(each.ended for each in told):
+            return [*told]
         choice = Choice(*self._arguments([request]), np.array([request.read], np.int32), self._is_end)
         head: HeadResult = self._run(self.plan.head_key(1), None, HeadArgs(result.last, choice))
         assert head.picked is not None
-        return [*scored, self._advance(slot, request, head.picked, (0,))]
+        return [*told, self._advance(slot, request, head.picked, (0,))]
 
-    def _score(self, slot: int, request: Request, chunk: Chunk, read: PrefillResult) -> Scored:
-        """What a chunk that was read says of the tokens behind its own; the request ends if that is all it wants.
+    def _tell(self, slot: int, request: Request, chunk: Chunk, read: PrefillResult) -> list[Told]:
+        """What is told of a chunk that was read; the request ends with its last one if no token is wanted."""
+        last = request.limit == 0 and not request.reads
+        if request.states:
+            now, ended = time.perf_counter(), "length" if last else None
+            told = States(request.id, np.asarray(read.hidden)[: chunk.count], ended, now)
+        elif request.sampling.prompt_logprobs is not None:
+            told = self._score(request, chunk, read, last)
+        elif last:
+            told = Scored.of(request.id, request.read, (), 0, last, request.kept)
+        else:
+            return []
+        if told.ended:
+            self._slots.leave(slot, Held() if told.ended == "error" or request.states else request.held)
+        return [told]
+
+    def _score(self, request: Request, chunk: Chunk, read: PrefillResult, last: bool) -> Scored:
+        """What a chunk that was read says of the tokens behind its own. last: no token follows.
 
         Hidden states go to the score step by way of the host, in parts of its one size: they are D numbers a token,
         where logits are V.
@@ -362,11 +381,7 @@ class Engine:
             results.append(self._run(key, None, args))
         rows = itertools.chain.from_iterable(zip(*map(np.asarray, result), strict=True) for result in results)
         told = itertools.islice(rows, len(following))
-        wanted, last = request.sampling.prompt_logprobs or 0, request.limit == 0 and not request.reads
-        scored = Scored.of(request.id, chunk.start + 1, told, wanted, last)
-        if scored.ended:
-            self._slots.leave(slot, Held() if scored.ended == "error" else request.held)
-        return scored
+        return Scored.of(request.id, chunk.start + 1, told, request.sampling.prompt_logprobs or 0, last)
 
     def _arguments(self, requests: list[Request | None]) -> tuple[Adjustment, SlotSampling]:
         """How a step is to adjust and sample, a row per request; made anew only where something changed."""

@@ -11,11 +11,12 @@ from packlight.model.sampling.config import SamplingConfig
 from packlight.model.text.streaming import TextStream
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.serve.prefix import Keep
-from packlight.serve.scored import Scored
+from packlight.serve.told import Scored, States
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
     from packlight.serve.engine import Event
+    from packlight.serve.told import Told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Run:
     keep: Keep  # what of the prompt need not be read where the cache has it
     salt: str  # its beginning is shared only with runs of the same one
     began: float  # time.perf_counter() when it was submitted
+    states = False  # of its prompt none are wanted
     complete: bool  # no token follows
     failure: PacklightError | None  # what it ended for: NonFiniteLogitsError, or a form that cannot be kept
 
@@ -122,7 +124,8 @@ class Run:
         self._scores: list[TokenLogprob | None] = [None]  # of the prompt's tokens
         self._scored_at: float | None = None
         self._stream = shown or TextStream(tokenizer, sampling.stop)
-        self.complete = sampling.max_tokens == 0 and not sampling.only_scores
+        read = sampling.prompt_logprobs is not None or keep is not Keep.NOTHING  # for what it says, or for the cache
+        self.complete = not (sampling.answered or read)
         self.began = 0.0
         self.failure = None
         self._ids: list[int] = []
@@ -131,8 +134,9 @@ class Run:
         self._shown = self._told_of = 0
         self._reason = "length"
 
-    def take(self, event: "Event | Scored") -> None:
+    def take(self, event: "Event | Told") -> None:
         """Books one token, or what is said of some of the prompt's."""
+        assert not isinstance(event, States)
         if isinstance(event, Scored):
             self._take_scores(event)
             return
@@ -155,7 +159,7 @@ class Run:
         """Books log-probabilities of the prompt's tokens."""
         tokens = self.prompt[scored.start : scored.position]
         self._scores += map(self._token_logprob, tokens, scored.logprobs, scored.top_logprobs)
-        self._scored_at = scored.time
+        self._scored_at, self._cached = scored.time, scored.kept
         if scored.ended == "error":
             self.failure = _not_finite(scored.position)
         self.complete = bool(scored.ended)
@@ -198,7 +202,7 @@ class Run:
 
     def _timings(self) -> dict[str, float | None]:
         """Seconds, rates and gaps; None where there were too few tokens to measure."""
-        times, read_at = self._times, self._scored_at if self.sampling.only_scores else None
+        times, read_at = self._times, None if self.sampling.answered else self._scored_at
         gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
         ttft = times[0] - self.began if times else None
         read = read_at - self.began if read_at else ttft

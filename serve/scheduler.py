@@ -15,11 +15,11 @@ from packlight.common.errors import PacklightError
 from packlight.model.sampling.config import SamplingConfig
 from packlight.serve.prefix import Keep
 from packlight.serve.run import Completion, Run
-from packlight.serve.scored import Scored
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
     from packlight.serve.engine import Engine, Event
+    from packlight.serve.told import Told
 
 
 class Moved(Protocol):
@@ -36,11 +36,22 @@ class Moved(Protocol):
     @property
     def salt(self) -> str: ...
     @property
+    def states(self) -> bool: ...
+    @property
     def complete(self) -> bool: ...
 
     began: float
 
-    def take(self, event: "Event | Scored") -> None: ...
+    def take(self, event: "Event | Told") -> None: ...
+
+
+class Booked(Moved, Protocol):
+    """What books its own news: a `Run` or a `Reading`."""
+
+    failure: PacklightError | None
+
+    def check(self) -> None: ...
+    def fresh(self) -> str: ...
 
 
 class Stream(Generator[str, None, Completion]):
@@ -101,9 +112,13 @@ class Scheduler:
         """Drives the runs to their ends, side by side as slots are free. Raises NonFiniteLogitsError when the logits of
         one are, PacklightError when they were lost in an interrupted step.
         """
+        self.drive(runs)
+        return [run.completion() for run in runs]
+
+    def drive(self, runs: Sequence[Booked]) -> None:
+        """The same for what has no completion."""
         for _ in self._follow(runs):
             pass
-        return [run.completion() for run in runs]
 
     def stream(self, run: Run) -> "Stream":
         """Yields the run's text as it becomes safe to show and returns its completion. The run begins at the first
@@ -119,7 +134,8 @@ class Scheduler:
 
     def begin(self, run: Moved) -> int:
         """Queues a run and returns the number to end it by, in a turn of the caller. Raises as `Engine.submit` does."""
-        number = self._engine.submit(run.prompt, run.sampling, steering=run.steering, keep=run.keep, salt=run.salt)
+        asked = {"steering": run.steering, "keep": run.keep, "salt": run.salt, "states": run.states}
+        number = self._engine.submit(run.prompt, run.sampling, **asked)
         self._runs[number] = run
         run.began = time.perf_counter()
         return number
@@ -147,7 +163,7 @@ class Scheduler:
                 self._engine.cancel(number)
             raise
 
-    def _follow(self, runs: Sequence[Run]) -> Generator[str, None, None]:
+    def _follow(self, runs: Sequence[Booked]) -> Generator[str, None, None]:
         """Steps until these runs are complete, yielding each piece of their text that becomes safe to show."""
         mine: list[int] = []
         try:

@@ -37,6 +37,7 @@ class Request:
     mu: float  # Mirostat's state
     keep: Keep
     salt: str = ""  # what it begins with is shared only with requests of the same one
+    states: bool = False  # its hidden states are wanted, and no token
     tokens: list[int] = dataclasses.field(default_factory=list)  # generated; the newest is not in the cache yet
     read: int = 0  # tokens of its prompt that are in the cache
     to_read: int = 0  # of them, those that prefill steps read: all, or the last one less, which a decode step reads

@@ -190,9 +190,9 @@ class SamplingConfig:
         return (self.json_schema, self.regex, self.grammar) != (None, None, None)
 
     @property
-    def only_scores(self) -> bool:
-        """Whether the prompt's log-probabilities are all that is wanted."""
-        return self.max_tokens == 0 and self.prompt_logprobs is not None
+    def answered(self) -> bool:
+        """Whether a token is wanted: with `max_tokens=0` a prompt is read for its own sake, or the cache's."""
+        return self.max_tokens != 0
 
     @property
     def penalizes(self) -> bool:

@@ -37,6 +37,11 @@ def pooling_of(model: ModelConfig, named: str | None) -> str:
     return name
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., D), each scaled to length 1."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
 def check_generates(model: ModelConfig) -> None:
     """Raises UnsupportedError for a model that predicts no tokens."""
     if not model.generates:

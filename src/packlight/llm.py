@@ -25,7 +25,7 @@ from packlight.compile.plan import Plan
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.pooling import POOLED, Pooling, check_generates, pooling_of
+from packlight.model.spec.pooling import POOLED, Pooling, check_generates, pooling_of, unit
 from packlight.model.text.chat import Prompt, make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
@@ -33,6 +33,7 @@ from packlight.prepared import KVType, Prepared, prepare
 from packlight.prompts import Ids, Prompts
 from packlight.quant.kernels.native_build import Running
 from packlight.serve.prefix import Keep
+from packlight.serve.reading import Reading
 from packlight.serve.run import Completion, Run, Shown
 from packlight.serve.scheduler import Scheduler, Stream
 
@@ -233,8 +234,12 @@ class LLM:
         given = _several(prompts, "embed wants a list of texts, and at least one")
         rows = self._pooled([self.prompts.fitting(prompt) for prompt in given], kind)
         if normalize and kind != "rank":
-            rows = [row / np.maximum(np.linalg.norm(row, axis=-1, keepdims=True), 1e-12) for row in rows]
+            rows = [unit(row) for row in rows]
         return rows if kind == "none" else np.stack(rows)
+
+    def readings(self, texts: Sequence[list[int]], pooling: str) -> list[Reading]:
+        """What gives a row of each text of token ids, once `scheduler` has driven it, of a model that generates."""
+        return [Reading(ids, POOLED.get(pooling, lambda hidden: hidden)) for ids in texts]
 
     @suggesting
     def rerank(self, query: str, documents: Iterable[str]) -> np.ndarray:
@@ -261,18 +266,16 @@ class LLM:
 
     def _pooled(self, texts: list[list[int]], pooling: str) -> list[np.ndarray]:
         """What a pooling makes of each text of token ids, not made to be of length 1. Raises NonFiniteLogitsError."""
+        if not self.model.encodes:
+            readings = self.readings(texts, pooling)
+            self.scheduler.drive(readings)
+            return [reading.row for reading in readings]
         rows: list[Any] = [None] * len(texts)
-        if self.model.encodes:
-            for key, numbers in self.plan.text_groups([len(ids) for ids in texts]):
-                with self.scheduler.turn():
-                    made = self.engine.encode(key, [texts[number] for number in numbers], pooling)
-                for number, row in zip(numbers, made, strict=True):
-                    rows[number] = row
-        else:
-            for number, ids in enumerate(texts):
-                with self.scheduler.turn():
-                    hidden = self.engine.hidden(ids)
-                rows[number] = hidden if pooling == "none" else POOLED[pooling](hidden)
+        for key, group in self.plan.text_groups([len(ids) for ids in texts]):
+            with self.scheduler.turn():
+                made = self.engine.encode(key, [texts[at] for at in group], pooling)
+            for at, row in zip(group, made, strict=True):
+                rows[at] = row
         if not all(np.isfinite(row).all() for row in rows):
             raise NonFiniteLogitsError("the model's hidden states are NaN or infinite")
         return rows
@@ -345,7 +348,7 @@ class LLM:
         prompts: Any = prompt if several else [prompt]
         config, checked = self._checked(sampling), []
         for each in prompts:  # no comprehension: in Python 3.11 it hides the caller from warnings
-            checked.append(self.prompts.answerable(each, parse_special, not config.only_scores))
+            checked.append(self.prompts.answerable(each, parse_special, config.answered))
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
             raise ConfigError(f"n must be an integer of at least 1, not {reprlib.repr(n)}")
         completions = self.scheduler.complete(self.runs(checked, config, n, self._keep(reuse_prefix)))
@@ -468,7 +471,7 @@ class LLM:
         errors are `generate`'s; a bad one is refused at the call.
         """
         config = self._checked(sampling)
-        ids = self.prompts.answerable(prompt, parse_special, not config.only_scores)
+        ids = self.prompts.answerable(prompt, parse_special, config.answered)
         (run,) = self.runs([ids], config, 1, self._keep(reuse_prefix))
         return self.scheduler.stream(run)
 

@@ -8,8 +8,8 @@ import numpy as np
 from packlight.llm import LLM
 from packlight.prepared import Prepared, prepare
 from packlight.serve.scheduler import Scheduler
-from packlight.serve.scored import Scored
-from packlight.serve.slots import SlotsTakenError, SlotState
+from packlight.serve.slots import SlotState
+from packlight.serve.told import Scored, States
 
 
 class FakeEvent:
@@ -22,10 +22,10 @@ class FakeEvent:
 
 
 class FakeRequest:
-    def __init__(self, number, prompt, sampling, limit, script):
+    def __init__(self, number, prompt, sampling, limit, script, states):
         self.number, self.prompt, self.sampling, self.limit, self.script = number, prompt, sampling, limit, script
-        self.given = 0
-        self.wants_scores = sampling.prompt_logprobs is not None
+        self.given, self.states = 0, states
+        self.to_tell = states or limit == 0 or sampling.prompt_logprobs is not None
 
 
 class FakeEngine:
@@ -60,10 +60,11 @@ class FakeEngine:
     def holds(self, number):
         return any(each.number == number for each in (*self.queue, *self.running))
 
-    def submit(self, prompt, sampling, past_end=False, steering=None, keep=None, salt=""):
+    def submit(self, prompt, sampling, past_end=False, steering=None, keep=None, salt="", states=False):
         room = self.plan.context - len(prompt)
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        self.queue.append(FakeRequest(self.numbers, prompt, sampling, limit, [*self.script(prompt), self.end]))
+        script = [*self.script(prompt), self.end]
+        self.queue.append(FakeRequest(self.numbers, prompt, sampling, limit, script, states))
         self.seen.append(self.queue[-1])
         self.salts.append(salt)
         self.numbers += 1
@@ -82,19 +83,22 @@ class FakeEngine:
             raise
         while self.queue and len(self.running) < self.plan.slots:
             self.running.append(self.queue.pop(0))
-        scored = [self._score(each) for each in self.running if each.wants_scores]
-        events = [*scored, *(self._next(each) for each in self.running if each.limit)]
+        told = [self._tell(each) for each in self.running if each.to_tell]
+        events = [*told, *(self._next(each) for each in self.running if each.limit)]
         ended = {event.request for event in events if event.ended}
         self.running = [each for each in self.running if each.number not in ended]
         return events
 
-    def _score(self, request):
+    def _tell(self, request):
         """Each token of a prompt is as probable as exp(-1), but the best one has exp(-1/2)."""
-        request.wants_scores = False
-        count, wanted = len(request.prompt) - 1, request.sampling.prompt_logprobs
+        request.to_tell = False
+        if request.states:
+            return States(request.number, self.hidden(request.prompt), "length", time.perf_counter())
+        wanted = request.sampling.prompt_logprobs
+        count = 0 if wanted is None else len(request.prompt) - 1
         top = tuple(((token, -0.5), (0, -1.5))[:wanted] for token in request.prompt[1:])
         ended = "length" if request.limit == 0 else None
-        return Scored(request.number, (-1.0,) * count, top, ended, 1, count + 1, time.perf_counter())
+        return Scored(request.number, (-1.0,) * count, top[:count], ended, 1, count + 1, time.perf_counter())
 
     def _next(self, request):
         token = request.script[min(request.given, len(request.script) - 1)]
@@ -108,8 +112,6 @@ class FakeEngine:
         return FakeEvent(request.number, token, ended, position, 0, -0.5, tuple(top))
 
     def hidden(self, ids):
-        if len(self.running) >= self.plan.slots:
-            raise SlotsTakenError("a prompt needs a free slot")
         rng = np.random.default_rng(sum(ids))
         return rng.standard_normal((len(ids), self.width)).astype(np.float32)
 

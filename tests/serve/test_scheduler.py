@@ -14,6 +14,7 @@ from packlight.model.sampling.config import SamplingConfig
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.serve.run import Run
 from packlight.serve.scheduler import Scheduler
+from packlight.serve.told import Scored
 
 LETTERS = 259  # the first id behind the special tokens and the bytes
 
@@ -34,7 +35,7 @@ class Counting:
     def holds(self, number):
         return number in self.requests
 
-    def submit(self, prompt, sampling, steering, keep, salt):
+    def submit(self, prompt, sampling, **asked):
         number = next(self.numbers)
         self.requests[number] = 0, sampling.max_tokens
         return number
@@ -46,6 +47,10 @@ class Counting:
         self.steps += 1
         events = []
         for number, (given, wanted) in list(self.requests.items()):
+            if wanted == 0:  # its prompt is read
+                events.append(Scored.of(number, 1, (), 0, last=True))
+                self.cancel(number)
+                continue
             ended = "error" if self.fail else "length" if given + 1 == wanted else None
             events.append(
                 SimpleNamespace(

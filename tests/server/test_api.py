@@ -325,6 +325,48 @@ def test_embeddings_wait_for_a_slot():
     assert [status for status, *_ in served.run(work)] == [200, 200]
 
 
+def test_embeddings_wait_in_the_queue_and_leave_it_with_their_client():
+    """A text is read in the one slot, one waits, the next request is refused; whoever leaves frees what it had."""
+    served = Served(slots=1, max_queue=1)
+    held = threading.Event()
+    served.llm.engine.before_step = lambda number: held.wait(5)
+
+    async def work(_):
+        leave = asyncio.Event()
+        texts = [
+            asyncio.create_task(call(served.app, "POST", "/v1/embeddings", {"input": "a"}, leave)) for _ in range(2)
+        ]
+        while served.server.desk.driver.waiting + served.server.desk.driver.running < 2:
+            await asyncio.sleep(0.001)
+        refused = await call(served.app, "POST", "/v1/embeddings", {"input": "a"})
+        leave.set()
+        left = await asyncio.gather(*texts)
+        held.set()
+        await served.free()
+        return refused, left, await call(served.app, "POST", "/v1/embeddings", {"input": "a"})
+
+    (status, headers, said), left, after = served.run(work)
+    assert (status, json.loads(said)["error"]["code"]) == (429, "queue_full")
+    assert int(headers["retry-after"]) >= 1
+    assert [status for status, *_ in left] == [499, 499]
+    assert after[0] == 200
+    assert served.faults == []
+
+
+def test_a_text_of_megabytes_is_refused_before_it_is_cut_into_tokens(served, monkeypatch):
+    monkeypatch.setattr(served.llm.tokenizer, "_coder", None)  # it would fail
+    body = "a long text, " * 300_000
+    chat = {"messages": [{"role": "user", "content": body}]}
+    for path, asked in (
+        ("/v1/completions", {"prompt": body}),
+        ("/v1/chat/completions", chat),
+        ("/v1/embeddings", {"input": body}),
+    ):
+        status, _, code, message = wrong(served, path, asked)
+        assert (status, code) == (400, "context_length_exceeded")
+        assert "tokens or more" in message
+
+
 def test_models_and_what_else_is_told(served):
     async def work(_):
         return {

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 
+import numpy as np
 import pytest
 from asgi import call, freed, running
 from encoders import ENCODERS, write
@@ -83,6 +85,71 @@ def test_a_client_that_leaves_in_its_prompt_frees_its_slot_and_changes_no_other(
 
     alone, beside = served(llm, work)
     assert alone == beside
+
+
+def test_embeddings_are_those_of_the_model_and_streams_go_on_beside_them(llm):
+    texts = ["What is a generator?", "os.path " * 60]
+    stream = {"prompt": "A generator", "max_tokens": 100, "ignore_eos": True, "temperature": 0}
+
+    async def work(_, app):
+        streaming = asyncio.create_task(said(app, "/v1/completions", stream))
+        told = await said(app, "/v1/embeddings", {"input": texts})
+        beside = not streaming.done()
+        await streaming
+        return told, beside
+
+    told, beside = served(llm, work)
+    assert beside
+    np.testing.assert_array_equal(
+        np.array([each["embedding"] for each in told["data"]], np.float32), llm.embed(texts, "mean")
+    )
+    assert told["usage"]["prompt_tokens"] == sum(len(llm.encode(text)) for text in texts)
+
+
+def test_a_prompt_may_be_read_for_the_cache_alone(llm):
+    prompt = [7, *range(40, 140)]
+
+    async def work(_, app):
+        warm = await said(app, "/v1/completions", {"prompt": prompt, "max_tokens": 0})
+        return warm, await said(app, "/v1/completions", {"prompt": [*prompt, 8], "max_tokens": 1})
+
+    warm, next_one = served(llm, work)
+    assert (warm["choices"][0]["text"], warm["choices"][0]["finish_reason"]) == ("", "length")
+    assert (warm["usage"]["prompt_tokens"], warm["usage"]["completion_tokens"]) == (101, 0)
+    assert next_one["usage"]["prompt_tokens_details"]["cached_tokens"] == 101
+
+
+def test_an_encoder_has_a_queue_and_stops_for_a_client_that_left(tmp_path, monkeypatch):
+    config = packlight.CompileConfig(context=64, prefill_buckets=(16,), decode_batch=(1,), head_rows=1)
+    with packlight.load(write(tmp_path / "m.gguf", ENCODERS["bert"]), config) as llm:
+        held, groups = threading.Event(), []
+        embed = llm.embed
+
+        def slow(texts, *arguments):
+            groups.append(len(texts))
+            held.wait(5)
+            return embed(texts, *arguments)
+
+        monkeypatch.setattr(llm, "embed", slow)
+
+        async def work(server, app):
+            leave = asyncio.Event()
+            body = {"input": ["one", "two"] * 20}
+            left = asyncio.create_task(call(app, "POST", "/v1/embeddings", body, leave))
+            others = [asyncio.create_task(call(app, "POST", "/v1/embeddings", {"input": "a"})) for _ in range(33)]
+            while len(groups) == 0 or any(not task.done() for task in others) and sum(t.done() for t in others) < 1:
+                await asyncio.sleep(0.001)
+            leave.set()
+            await asyncio.sleep(0)
+            held.set()
+            return await left, await asyncio.gather(*others)
+
+        left, others = served(llm, work)
+    statuses = [status for status, *_ in others]
+    assert left[0] == 499
+    assert groups[0] < 40  # of its texts
+    assert sum(groups) == groups[0] + statuses.count(200)
+    assert (statuses.count(200), statuses.count(429)) == (32, 1)
 
 
 def test_documents_are_ranked(tmp_path):

@@ -19,11 +19,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from packlight.common.errors import PacklightError
 from packlight.compile.counter import CompileCounter
+from packlight.model.spec.pooling import unit
 from packlight.model.text.chat import KEY, prompt_ids, special_texts
 from packlight.serve.driver import Bounds
-from packlight.serve.slots import SlotsTakenError
 from packlight.server import fields
 from packlight.server.accounts import CLIENT_LEFT, account_of
 from packlight.server.errors import ApiError, api_error
@@ -32,6 +31,7 @@ from packlight.server.generation import Desk
 from packlight.server.limits import most_waiting, most_waiting_tokens
 from packlight.server.metrics import Metrics
 from packlight.server.openapi import document
+from packlight.server.pooling import Pooler
 from packlight.server.replies import Replies
 from packlight.server.requests import Asked, Requests
 from packlight.server.settings import Settings
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 WORKERS = 2  # threads for templates, tokens and grammars
-SLOT_POLL = 0.02  # seconds
 
 
 def make_app(llm: "LLM", settings: Settings, metrics: Metrics, report: Callable[[BaseException], None]) -> Starlette:
@@ -65,7 +64,7 @@ class Server:
             lambda: driver.running, lambda: driver.waiting, lambda: llm.plan.slots, lambda: self._compiles.count
         )
         self._workers = ThreadPoolExecutor(WORKERS, "request")
-        self._pooler = ThreadPoolExecutor(1, "pooling")  # its texts wait for slots, others' requests do not wait for it
+        self._pooler = Pooler(llm, self.desk, runs)
         self._began = int(time.time())
         self._fingerprint = f"packlight-{importlib.metadata.version('packlight')}"
 
@@ -101,7 +100,7 @@ class Server:
         self._compiles.stop()
         await asyncio.to_thread(self.desk.driver.close)
         self._workers.shutdown(cancel_futures=True)
-        self._pooler.shutdown(cancel_futures=True)
+        self._pooler.close()
 
     def _answered(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """The handler, whose errors are answers."""
@@ -157,18 +156,13 @@ class Server:
     async def _embeddings(self, request: Request) -> Response:
         values, headers = await self._read(request, "/v1/embeddings")
         name = self._requests.model(values)
-        texts = await self._worked(self._requests.texts, values)
-        account_of(request.scope).prompt_tokens = sum(map(len, texts))
-        vectors = await self._pooled(self._llm.embed, texts)
-        base64_wanted = values.get("encoding_format") == "base64"
-        data = [
-            {
-                "object": "embedding",
-                "index": number,
-                "embedding": _in_base64(vector) if base64_wanted else vector.tolist(),
-            }
-            for number, vector in enumerate(vectors)
-        ]
+        self._pooler.check_room()
+        texts, pooling = await self._worked(self._requests.texts, values)
+        vectors = await self._pooler.rows(request, texts, pooling)
+        coded = _in_base64 if values.get("encoding_format") == "base64" else _in_floats
+        scaled = unit if pooling != "rank" else np.asarray
+        embeddings = await self._worked(lambda: [coded(scaled(vector)) for vector in vectors])
+        data = [{"object": "embedding", "index": at, "embedding": each} for at, each in enumerate(embeddings)]
         return json_response(
             {"object": "list", "data": data, "model": name, "usage": _read_only(texts)}, headers=headers
         )
@@ -176,36 +170,14 @@ class Server:
     async def _rerank(self, request: Request) -> Response:
         values, headers = await self._read(request, "/v1/rerank")
         name = self._requests.model(values)
-        query, documents, pairs = await self._worked(self._requests.pairs, values)
-        account_of(request.scope).prompt_tokens = sum(map(len, pairs))
-        scores = [float(score) for score in await self._pooled(functools.partial(self._llm.rerank, query), documents)]
+        self._pooler.check_room()
+        documents, pairs = await self._worked(self._requests.pairs, values)
+        scores = [float(row[0]) for row in await self._pooler.rows(request, pairs, "rank")]
         best = sorted(range(len(scores)), key=lambda number: -scores[number])[: values.get("top_n")]
         shown = lambda number: {"document": {"text": documents[number]}} if values.get("return_documents") else {}  # noqa: E731
         results = [{"index": number, "relevance_score": scores[number], **shown(number)} for number in best]
         reply = {"object": "list", "model": name, "usage": _read_only(pairs), "results": results}
         return json_response(reply, headers=headers)
-
-    async def _pooled(self, function: Callable[[list[Any]], np.ndarray], texts: list[Any]) -> list[Any]:
-        """What `embed` or `rerank` gives of each text: of all together or, where each needs a slot, of one after the
-        other.
-        """
-        parts = [texts] if self._llm.model.encodes else [[text] for text in texts]
-        return [row for part in parts for row in await self._pooled_when_free(function, part)]
-
-    async def _pooled_when_free(self, function: Callable[[list[Any]], np.ndarray], texts: list[Any]) -> np.ndarray:
-        """The same of these texts, once there is a slot where the model needs one."""
-        until = time.monotonic() + self._settings.limits.queue_timeout
-        while True:
-            call = functools.partial(function, texts)
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._pooler, call)
-            except SlotsTakenError as error:
-                if time.monotonic() > until:
-                    patience = self.desk.driver.patience
-                    raise ApiError(503, str(error), code="queue_timeout", retry_after=patience) from None
-                await asyncio.sleep(SLOT_POLL)
-            except PacklightError as error:
-                raise api_error(error) from None
 
     async def _models(self, _: Request) -> Response:
         return json_response({"object": "list", "data": [self._described()]})
@@ -286,6 +258,11 @@ class Server:
 
     async def _openapi(self, _: Request) -> Response:
         return json_response(document(importlib.metadata.version("packlight")))
+
+
+def _in_floats(vector: np.ndarray) -> msgspec.Raw:
+    """Written at once: the event loop would take seconds for the numbers of many vectors."""
+    return msgspec.Raw(msgspec.json.encode(vector.tolist()))
 
 
 def _in_base64(vector: np.ndarray) -> str:

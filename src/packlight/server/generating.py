@@ -9,7 +9,7 @@ from starlette.responses import Response
 from packlight.server.accounts import CLIENT_LEFT, account_of
 from packlight.server.generation import Desk
 from packlight.server.replies import Replies
-from packlight.server.streams import DONE, PING, EventStream, events, json_response
+from packlight.server.streams import DONE, PING, EventStream, events, json_response, until_left
 
 PING_SECONDS = 15.0  # of silence on a stream
 
@@ -26,7 +26,7 @@ class Generating:
         self._replies, self._asked = replies, replies.asked
         self._answers = desk.submit(self._asked.runs)
         self._account = account_of(request.scope)
-        self._gone = asyncio.ensure_future(_left(request))
+        self._gone = asyncio.ensure_future(until_left(request))
         self._gone.add_done_callback(lambda _: self._answers.leave())
 
     async def response(self, headers: dict[str, str]) -> Response:
@@ -78,12 +78,6 @@ class Generating:
         account.queue_s = self._answers.queued
         if self._texts_noted:
             account.texts = self._replies.texts()
-
-
-async def _left(request: Request) -> None:
-    """Returns when the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _behind(begun: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

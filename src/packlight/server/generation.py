@@ -10,16 +10,15 @@ from collections.abc import Callable, Sequence
 
 from packlight.common.errors import NonFiniteLogitsError, PacklightError
 from packlight.serve.driver import Bounds, Driver, News, QueueFullError, Ticket
-from packlight.serve.run import Run
-from packlight.serve.scheduler import Scheduler
-from packlight.serve.scored import Scored
+from packlight.serve.scheduler import Booked, Scheduler
+from packlight.serve.told import Told
 from packlight.server.errors import ApiError, api_error
 
 
 class Answers:
     """The runs of one request, from `Desk.submit` to `close`."""
 
-    def __init__(self, desk: "Desk", runs: Sequence[Run], tickets: Sequence[Ticket]):
+    def __init__(self, desk: "Desk", runs: Sequence[Booked], tickets: Sequence[Ticket]):
         self._desk, self.runs, self.tickets = desk, runs, tickets
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
@@ -89,7 +88,7 @@ class Answers:
             self._error = news.error
         if news.event is None or run.complete:
             return
-        if not isinstance(news.event, Scored):
+        if not isinstance(news.event, Told):
             self.first_token = self.first_token or news.event.time
         run.take(news.event)
         if run.complete:
@@ -128,14 +127,14 @@ class Desk:
         self._loop = asyncio.get_running_loop()
         self.driver.start()
 
-    def submit(self, runs: Sequence[Run]) -> Answers:
+    def submit(self, runs: Sequence[Booked]) -> Answers:
         """Queues runs. Raises ApiError where too many wait."""
         assert self._loop is not None
         runs_to_come = [run for run in runs if not run.complete]
         try:
             tickets = self.driver.submit(runs_to_come)
         except QueueFullError as error:
-            raise self._full(str(error)) from None
+            raise self.full(str(error)) from None
         answers = Answers(self, runs_to_come, tickets)
         self._of |= dict.fromkeys(tickets, answers)
         if tickets:
@@ -145,9 +144,10 @@ class Desk:
     def check_room(self) -> None:
         """Raises ApiError where not one request more may wait, before anything is made of it."""
         if self.driver.full:
-            raise self._full(f"{self.driver.waiting} requests wait already")
+            raise self.full(f"{self.driver.waiting} requests wait already")
 
-    def _full(self, said: str) -> ApiError:
+    def full(self, said: str) -> ApiError:
+        """How a request is told that too many wait."""
         return ApiError(429, f"{said}; try again", code="queue_full", retry_after=self.driver.patience)
 
     def forget(self, answers: Answers) -> None:
@@ -181,7 +181,7 @@ class Desk:
                 continue
             if isinstance(each.ticket.run.failure, NonFiniteLogitsError):
                 self._report(each.ticket.run.failure)
-            if each.event is not None and not isinstance(each.event, Scored):
+            if each.event is not None and not isinstance(each.event, Told):
                 before = self._newest.get(each.ticket)
                 self._newest[each.ticket] = each.event.time
                 if before is not None:

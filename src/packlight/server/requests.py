@@ -74,6 +74,7 @@ class Requests:
         name = self.model(values)
         talk = self._conversation(values)
         with _of("messages"):
+            self._llm.prompts.check_length(talk.prompt.text)
             ids = self._llm.prompts.answerable(prompt_ids(self._llm.tokenizer, talk.prompt), parse_special=False)
         if values.get("top_logprobs") is not None and not values.get("logprobs"):
             raise wrong("top_logprobs", "top_logprobs goes with logprobs=true")
@@ -89,8 +90,7 @@ class Requests:
             if "prompt_logprobs" in values:
                 raise wrong("prompt_logprobs", "prompt_logprobs: echo with logprobs gives those of the prompt already")
             changes["prompt_logprobs"] = logprobs
-        scores = changes.get("prompt_logprobs", values.get("prompt_logprobs")) is not None
-        answered = values.get("max_tokens") != 0 or not scores
+        answered = values.get("max_tokens") != 0
         prompts = [self._prompt(each, answered) for each in _several("prompt", values.get("prompt"))]
         return self._asked(False, name, prompts, values, changes)
 
@@ -128,13 +128,15 @@ class Requests:
             return asked
         return dataclasses.replace(asked, prompt=cut_behind(asked.prompt, messages[-1]))
 
-    def texts(self, values: Mapping[str, Any]) -> list[list[int]]:
-        """The texts that an embedding is asked of. Raises ApiError."""
+    def texts(self, values: Mapping[str, Any]) -> tuple[list[list[int]], str]:
+        """The texts that an embedding is asked of, and the pooling that the file asks for. Raises ApiError."""
+        with _of("model"):
+            pooling = pooling_of(self._llm.model, None)
         with _of("input"):
-            return [self._llm.prompts.fitting(each) for each in _several("input", values.get("input"))]
+            return [self._llm.prompts.fitting(each) for each in _several("input", values.get("input"))], pooling
 
-    def pairs(self, values: Mapping[str, Any]) -> tuple[str, list[str], list[list[int]]]:
-        """A query and documents to rank, and the texts that they are read as. Raises ApiError."""
+    def pairs(self, values: Mapping[str, Any]) -> tuple[list[str], list[list[int]]]:
+        """Documents to rank, and the texts that each is read as with the query. Raises ApiError."""
         with _of("model"):
             pooling_of(self._llm.model, "rank")
         documents = []
@@ -146,7 +148,7 @@ class Requests:
         if "query" not in values:
             raise wrong("query", "query is missing", "missing_required_parameter")
         with _of("documents"):
-            return values["query"], documents, [self._llm.prompts.pair(values["query"], each) for each in documents]
+            return documents, [self._llm.prompts.pair(values["query"], each) for each in documents]
 
     def tokens(self, values: Mapping[str, Any]) -> list[int]:
         """The token ids of a text or of a conversation. Raises ApiError."""

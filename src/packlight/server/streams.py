@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -54,6 +55,12 @@ class EventStream(Response):
             account_of(scope).reason = error.code or error.type
             await send({"type": "http.response.body", "body": event(error.body), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def until_left(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def json_response(reply: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -45,7 +45,7 @@ def run(values: flags.FlagValues) -> None:
     prepared = prepared_from(values)
     prepared.prompts.check_sampling(config)
     with warnings.catch_warnings(record=True, action="always") as said:
-        prompt = prepared.prompts.answerable(text, values.parse_special, not config.only_scores)
+        prompt = prepared.prompts.answerable(text, values.parse_special, config.answered)
     warn([str(each.message) for each in said])
     _join(values, prepared)
     counter = CompileCounter()

@@ -1,0 +1,66 @@
+"""One text on its way to what a pooling makes of its hidden states. Knows no model and no device; imports no jax."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from packlight.common.errors import NonFiniteLogitsError, PacklightError
+from packlight.model.sampling.config import SamplingConfig
+from packlight.model.sampling.penalties import Steering
+from packlight.serve.prefix import Keep
+from packlight.serve.told import States
+
+if TYPE_CHECKING:
+    from packlight.serve.engine import Event
+    from packlight.serve.told import Told
+
+NOTHING = SamplingConfig(max_tokens=0)
+
+
+class Reading:
+    """One text that is read as a prompt is, and answered by no token.
+
+    pool: what makes of float32 hidden states (T, D) what is wanted.
+    """
+
+    sampling = NOTHING
+    steering = Steering(NOTHING)
+    keep = Keep.NOTHING  # the states of what the cache has are gone
+    salt = ""
+    states = True
+    began: float  # time.perf_counter() when it was submitted
+
+    def __init__(self, prompt: list[int], pool: Callable[[np.ndarray], np.ndarray]):
+        self.prompt, self._pool = prompt, pool
+        self._read: list[np.ndarray] = []
+        self._row: np.ndarray | None = None
+        self.began, self.complete = 0.0, False
+        self.failure: PacklightError | None = None
+
+    def take(self, event: "Event | Told") -> None:
+        """Books the hidden states of a chunk."""
+        assert isinstance(event, States)
+        self._read.append(event.hidden)
+        self.complete = bool(event.ended)
+        if self.complete:
+            self._row = self._pool(np.concatenate(self._read))
+            self._read.clear()
+            if not np.isfinite(self._row).all():
+                self.failure = NonFiniteLogitsError("the model's hidden states are NaN or infinite")
+
+    def fresh(self) -> str:
+        """Nothing: no text follows."""
+        return ""
+
+    def check(self) -> None:
+        """Raises what it ended for, if it ended for a failure."""
+        if self.failure is not None:
+            raise self.failure
+
+    @property
+    def row(self) -> np.ndarray:
+        """What the pooling made of a text that is read. Raises as `check` does."""
+        self.check()
+        assert self._row is not None
+        return self._row
