@@ -103,7 +103,7 @@ class Schema:
 
             try:
                 return json.dumps(value)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 raise ConfigError(f"{name} is not JSON: {error}") from None
         return None if value is None else _text(name, value)
 

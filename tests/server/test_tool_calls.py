@@ -18,6 +18,10 @@ TOOL = {
     },
 }
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL]}
+DEEP = {  # which Python's json reads, and does not write
+    "role": "assistant",
+    "tool_calls": [{"function": {"name": "weather", "arguments": '{"a": ' + "[" * 985 + "]" * 985 + "}"}}],
+}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"town": "Zürich 🙂"}}\n</tool_call>'
 
 
@@ -107,6 +111,7 @@ def test_a_whole_reply_goes_back_as_it_came():
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"regex": "a"}, "tools"),
         ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "messages[0].tool_calls"),
+        ({"messages": [DEEP]}, "messages[0].tool_calls[0].function.arguments"),
     ],
 )
 def test_tools_that_cannot_be_honoured_are_refused(changes, param):

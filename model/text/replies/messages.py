@@ -11,7 +11,7 @@ from packlight.common.text import shown
 from packlight.model.text.chat import check
 from packlight.model.text.replies.deltas import letters
 from packlight.model.text.replies.format import ReplyFormat
-from packlight.model.text.replies.values import loaded
+from packlight.model.text.replies.values import DEEPEST, loaded
 
 TEXTS = ("text", "input_text", "output_text", "refusal")  # kinds of content parts
 REASONING = ("reasoning_content", "reasoning", "thinking")  # where clients put what a model thought
@@ -93,9 +93,13 @@ def _called(call: Any, place: str, form: ReplyFormat) -> dict[str, Any]:
         raise ConfigError(f"{place} has no 'function' with a 'name'")
     given = function.get("arguments")
     arguments = {} if given in (None, "") else loaded(given) if isinstance(given, str) else given
-    if not isinstance(arguments, Mapping):
-        raise ConfigError(f"{place}.function.arguments is no JSON object")
-    text = json.dumps(arguments, ensure_ascii=False)
+    try:
+        text = json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, Mapping) else None
+    except (TypeError, ValueError, RecursionError):
+        text = None
+    if text is None:
+        said = f"is no JSON object, or one of more than {DEEPEST} brackets inside each other"
+        raise ConfigError(f"{place}.function.arguments {said}")
     made = {"type": "function", **call, "function": dict(function)}
     made["function"]["arguments"] = text if form.messages.arguments_as_text else arguments
     if form.messages.short_ids:

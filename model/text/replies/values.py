@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+DEEPEST = 64  # brackets inside each other; the server takes no deeper body
 _WORDS = {"True": True, "False": False, "None": None}  # as templates that print values have taught
 _NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
 _NAMES |= {type(None): "null"}
@@ -12,11 +13,22 @@ _BARE = re.compile(r"[^,\]}\s]+")
 
 
 def loaded(text: str) -> Any:
-    """A JSON text's value; None for what is none, or too deep."""
+    """A JSON text's value; None for what is none, or deeper than DEEPEST, which Python could read but not write."""
     try:
-        return json.loads(text, strict=False, parse_constant=_no_constant)
+        value = json.loads(text, strict=False, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None
+    return None if _too_deep(value) else value
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        holding = [each for each in level if isinstance(each, dict | list)]
+        if not holding:
+            return False
+        level = [item for each in holding for item in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 def _no_constant(name: str) -> None:

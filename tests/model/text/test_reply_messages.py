@@ -22,6 +22,11 @@ def call(name, arguments, number=0):
     return {"id": call_ids(1, [])(number), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def nested(depth):
+    """JSON of so many brackets inside each other."""
+    return '{"a": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+
+
 CONVERSATION = [
     {"role": "developer", "content": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}]},
     {"role": "user", "content": "Weather?", "id": "x"},
@@ -120,11 +125,21 @@ def test_tools_in_our_own_words():
             {"role": "assistant", "tool_calls": [call("x", "{")]},
             r"tool_calls\[0\].function.arguments is no JSON object",
         ),
+        ({"role": "assistant", "tool_calls": [call("x", nested(65))]}, "of more than 64 brackets inside each other"),
+        ({"role": "assistant", "tool_calls": [call("x", nested(985))]}, "of more than 64 brackets inside each other"),
+        ({"role": "assistant", "tool_calls": [call("x", {"a": {1}})]}, "is no JSON object"),
     ],
 )
 def test_what_is_no_message_is_named(message, said):
     with pytest.raises(ConfigError, match=said):
         prepared([message], (), ReplyFormat())
+
+
+def test_arguments_may_be_as_deep_as_a_body():
+    message = {"role": "assistant", "tool_calls": [call("x", nested(64))]}
+    form = ReplyFormat(messages=Messages(calls=True, arguments_as_text=True))
+    (made,), _ = prepared([message], (), form)
+    assert json.loads(made["tool_calls"][0]["function"]["arguments"]) == json.loads(nested(64))
 
 
 def test_the_format_comes_from_a_sandbox():
