@@ -174,6 +174,11 @@ def test_older_log_probabilities_have_offsets_into_the_text(served):
         ({"logit_bias": {"99999": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"stop": ["x"] * 17}, "stop", "invalid_value"),
+        ({"verbosity": "loud"}, "verbosity", "invalid_value"),
+        ({"verbosity": ["low"]}, "verbosity", "invalid_value"),
+        ({"priority": "high"}, "priority", "invalid_value"),
+        ({"priority": True}, "priority", "invalid_value"),
+        ({"timings_per_token": 1}, "timings_per_token", "invalid_value"),
         ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
         ({"store": True}, "store", "unsupported_parameter"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
@@ -212,7 +217,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(served, changes, param, code
 def test_what_cannot_change_an_answer_is_accepted(served):
     quiet = {field.name: None for field in fields.CHAT if field.name != "messages"}
     assert served.ask("/v1/chat/completions", CHAT | quiet)[0] == 200
-    inert = {field.name: {"any": "thing"} for field in fields.CHAT if field.standing is fields.Standing.INERT}
+    unchecked = [field for field in fields.CHAT if field.standing is fields.Standing.INERT and field.kind is None]
+    inert = {field.name: {"any": "thing"} for field in unchecked}
+    inert |= {"verbosity": "low", "priority": -(2**40), "timings_per_token": True}
     neutral = {field.name: field.neutral[0] for field in fields.CHAT if field.neutral}
     echoes = {"messages": [{"role": "user", "content": "hi", "id": 1, "annotations": [], "name": "x"}]}
     said = served.ask("/v1/chat/completions", echoes | inert | neutral | {"n": 1, "stop": None})[2]

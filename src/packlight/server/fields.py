@@ -138,8 +138,9 @@ class Field:
         return self.same_as or self.name
 
 
-def _inert(name: str, meaning: str) -> Field:
-    return Field(name, meaning, None, Standing.INERT)
+def _inert(name: str, meaning: str, kind: Kind | None = None) -> Field:
+    """A field that changes nothing. kind: what values it takes all the same; None takes any."""
+    return Field(name, meaning, kind, Standing.INERT)
 
 
 def _not(name: str, meaning: str, *neutral: Any) -> Field:
@@ -202,8 +203,8 @@ _COMMON = (
     _inert("prompt_cache_key", "prompts are found by what they begin with"),
     _inert("prompt_cache_retention", "prompts are found by what they begin with"),
     _inert("prediction", "a hint for speed"),
-    _inert("priority", "requests take turns"),
-    _inert("timings_per_token", "`timings` come with the last event"),
+    _inert("priority", "requests take turns", Integer(-(2**63), 2**63 - 1)),
+    _inert("timings_per_token", "`timings` come with the last event", _SWITCH),
     _not("store", "nothing is kept", False),
     _not("service_tier", "there is one", "auto", "default"),
     _not("id_slot", "the scheduler chooses", -1),
@@ -235,7 +236,7 @@ CHAT = (
     Field("chat_template_kwargs", "further variables of the template, such as enable_thinking", Object()),
     Field("add_generation_prompt", "false: the template does not open an answer", _SWITCH),
     Field("continue_final_message", "true: the answer goes on where the last message ends", _SWITCH),
-    _inert("verbosity", "a hint that no template reads"),
+    _inert("verbosity", "a hint that no template reads: low, medium or high", OneOf(("low", "medium", "high"))),
     _not("audio", "text only"),
     _not("modalities", "text only", ["text"]),
     _not("web_search_options", "no web"),
@@ -336,7 +337,7 @@ def read(route: str, body: Any, warn_unknown: bool = False) -> tuple[dict[str, A
                 said = f"unknown field {reprlib.repr(name)}{near(name[:LONGEST_NAME], known)}"
                 raise ApiError(400, said, name[:LONGEST_NAME], "unknown_parameter")
             unknown.append(name)
-        elif value is None or field.standing is Standing.INERT:
+        elif value is None or (field.standing is Standing.INERT and field.kind is None):
             continue
         elif field.standing is Standing.UNSUPPORTED:
             if value not in ("", [], {}) and not any(_same(value, each) for each in field.neutral):
@@ -348,6 +349,8 @@ def read(route: str, body: Any, warn_unknown: bool = False) -> tuple[dict[str, A
                 checked = field.kind.check(name, value)
             except ConfigError as error:
                 raise ApiError(400, str(error), name, "invalid_value") from None
+            if field.standing is Standing.INERT:
+                continue
             if field.target in values and values[field.target] != checked:
                 said = f"{name} and {said_by[field.target]} are the same, and have two values"
                 raise ApiError(400, said, name, "invalid_value")

@@ -161,7 +161,8 @@ def _field(field: Field) -> Schema:
     """The values that a field may have. null is as good as leaving it out."""
     match field.standing:
         case Standing.INERT:
-            return {"description": f"changes nothing: {field.meaning}"}
+            shape = {} if field.kind is None else _or_null(fields.schema(field.kind))
+            return shape | {"description": f"changes nothing: {field.meaning}"}
         case Standing.UNSUPPORTED:
             said = f"not supported: {field.meaning}"
             return {"description": said, "enum": [None, "", [], {}, *field.neutral]}
