@@ -165,6 +165,8 @@ def test_older_log_probabilities_have_offsets_into_the_text(served):
         ({"temperature": -1}, "temperature", "invalid_value"),
         ({"temperature": "1"}, "temperature", "invalid_value"),
         ({"max_tokens": -5}, "max_tokens", "invalid_value"),
+        ({"max_tokens": -1.0}, "max_tokens", "invalid_value"),
+        ({"top_k": -1.0}, "top_k", "invalid_value"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": 10**30}, "n", "invalid_value"),
@@ -252,6 +254,13 @@ def test_sampling_reaches_the_engine_under_every_name(served):
     assert (sampling.max_tokens, sampling.repeat_penalty, sampling.stop) == (3, 1.5, ("x",))
     assert sampling.logit_bias == ((5, -100.0),)
     assert sampling.seed is not None
+
+
+@pytest.mark.parametrize("off", [-1, 0])
+def test_top_k_is_off_in_both_ways_to_say_it(served, off):
+    assert served.ask("/v1/chat/completions", CHAT | {"top_k": off})[0] == 200
+    assert served.llm.engine.seen[-1].sampling.top_k == 0
+    assert wrong(served, "/v1/chat/completions", CHAT | {"top_k": -2})[1] == "top_k"
 
 
 def test_a_salt_reaches_the_engine(served):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from packlight.common.errors import ConfigError
 from packlight.common.text import near
 from packlight.model.sampling.config import MOST_LOGPROBS, PARAMETERS
-from packlight.model.sampling.parameters import Biases, Integer, Real, Schema, Switch, Text, Texts
+from packlight.model.sampling.parameters import Biases, Integer, Parameter, Real, Schema, Switch, Text, Texts
 from packlight.server.errors import ApiError
 
 MOST_CHOICES = 64  # of a prompt
@@ -113,13 +113,14 @@ class JsonBiases:
 
 
 @dataclasses.dataclass(frozen=True)
-class Endless:
-    """A whole number, or -1 for none."""
+class OrLess:
+    """A whole number, or -1 for `least`: for none, or for what is off."""
 
     of: Integer
+    least: int | None
 
     def check(self, name: str, value: Any) -> int | None:
-        return None if value == -1 and not isinstance(value, bool) else self.of.check(name, value)
+        return self.least if type(value) is int and value == -1 else self.of.check(name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,18 +148,21 @@ def _not(name: str, meaning: str, *neutral: Any) -> Field:
     return Field(name, meaning, None, Standing.UNSUPPORTED, neutral=neutral)
 
 
-def _kind_in_json(kind: Any) -> Kind:
-    match kind:
+def _kind_in_json(parameter: Parameter) -> Kind:
+    match parameter.kind:
         case Texts():
             return Stops()
-        case Biases():
+        case Biases() as kind:
             return JsonBiases(kind)
-        case Integer() if kind.optional:
-            return Endless(kind)
-    return kind
+        case Integer() as kind if kind.optional:
+            return OrLess(kind, None)
+        case Integer() as kind if parameter.name == "top_k":  # vLLM's way to say it
+            return OrLess(kind, 0)
+    return parameter.kind
 
 
 _IN_JSON = {  # what parameters mean here, where their help speaks of the terminal
+    "top_k": "draw from the k most probable tokens; 0 and -1 are off",
     "seed": "seed of the draws; without one, or with -1, a random one",
     "max_tokens": "tokens to generate at most; without it, or with -1, until the end",
     "stop": "end before this text, or before one of these",
@@ -168,12 +172,12 @@ _IN_JSON = {  # what parameters mean here, where their help speaks of the termin
 }
 _PARAMETER = {each.name: each for each in PARAMETERS}
 _SAMPLED = tuple(
-    Field(each.name, _IN_JSON.get(each.name, each.help), _kind_in_json(each.kind))
+    Field(each.name, _IN_JSON.get(each.name, each.help), _kind_in_json(each))
     for each in PARAMETERS
     if each.name != "logprobs"
 )
 _ALIASES = tuple(
-    Field(name, f"as `{same}`", _kind_in_json(_PARAMETER[same].kind), same_as=same)
+    Field(name, f"as `{same}`", _kind_in_json(_PARAMETER[same]), same_as=same)
     for name, same in (
         ("max_completion_tokens", "max_tokens"),
         ("n_predict", "max_tokens"),
@@ -375,7 +379,7 @@ def schema(kind: Any) -> dict[str, Any]:
     match kind:
         case Integer():
             return {"type": "integer", "minimum": kind.low, "maximum": kind.high}
-        case Endless():
+        case OrLess():
             return {"type": "integer", "minimum": -1, "maximum": kind.of.high}
         case Real():
             return {"type": "number", "minimum": kind.low, "maximum": kind.high}
