@@ -19,6 +19,7 @@ from packlight.server.settings import Settings
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+IMPOSSIBLE = {"not": {"type": "null"}}  # a schema whose words are not all kept
 ANSWER = "A scripted answer, 日本 and 🙂."
 
 
@@ -187,6 +188,8 @@ def test_older_log_probabilities_have_offsets_into_the_text(served):
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ({"response_format": {"type": "xml"}}, "response_format", "invalid_value"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
+        ({"response_format": {"json_schema": {"schema": {}}}}, "response_format", "invalid_value"),
+        ({"response_format": "json_object"}, "response_format", "invalid_value"),
         ({"model": "other"}, "model", "model_not_found"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "invalid_value"),
@@ -214,6 +217,28 @@ def test_what_cannot_be_honoured_is_refused_by_name(served, changes, param, code
     assert (status, found, said) == (404 if code == "model_not_found" else 400, param, code)
     assert message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": IMPOSSIBLE}}}, "response_format"),
+        ({"response_format": {"type": "json_object", "schema": IMPOSSIBLE}}, "response_format"),
+        ({"json_schema": IMPOSSIBLE}, "json_schema"),
+        ({"json_schema": "{"}, "json_schema"),
+        ({"regex": "("}, "regex"),
+        ({"grammar": "root ::= other"}, "grammar"),
+        ({"grammar": "start: other"}, "grammar"),
+        ({"regex": "a", "response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_form_that_cannot_be_kept_is_refused_by_its_own_name(served, path, changes, param):
+    pytest.importorskip("llguidance")
+    body = CHAT if "chat" in path else {"prompt": [5, 6]}
+    status, found, code, message = wrong(served, path, body | changes)
+    assert (status, found, code) == (400, param, "invalid_value")
+    assert message
 
 
 def test_what_cannot_change_an_answer_is_accepted(served):

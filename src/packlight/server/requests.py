@@ -109,7 +109,7 @@ class Requests:
         schema, variables = _schema(values.get("response_format", {})), template_variables(values)
         metadata, tokenizer = self._llm.file.metadata, self._llm.tokenizer
         bos, eos = special_texts(metadata, tokenizer)
-        with _of("messages"):
+        with _of("messages", json_schema="response_format"):
             check_generates(self._llm.model)
             asked = conversing.asked(
                 template_of(metadata, shown_path(self._llm.file.path), tools),
@@ -199,7 +199,6 @@ class Requests:
         if len(prompts) * n > MOST_PROMPTS:
             raise wrong("n", f"{len(prompts)} prompts and n={n} are more than {MOST_PROMPTS} texts")
         given = {each.name: values[each.name] for each in PARAMETERS if each.name in values}
-        given |= self._constraint(values, given, talk) | changes
         parsers: list[ReplyParser] = []
 
         def parser(prompt: list[int], config: SamplingConfig) -> ReplyParser | None:
@@ -208,8 +207,10 @@ class Requests:
             parsers.append(talk.parser(self._llm.tokenizer, config.seed, prompt, config.stop))
             return parsers[-1]
 
-        what = {} if talk is None or not talk.grammar else {"grammar": "tools" if talk.tools else "response_format"}
-        with _of(None, **what):
+        form = "tools" if talk is not None and talk.tools else "response_format"
+        made = self._constraint(values, given, talk)
+        given |= made | changes
+        with _of(None, **dict.fromkeys(made, form)):
             config = SamplingConfig(**(self._defaults | given))
             self._llm.prompts.check_sampling(config)
             keep = Keep.TOKENS if values.get("cache_prompt", True) else Keep.NOTHING
@@ -291,7 +292,7 @@ def _text_or_bytes(piece: bytes) -> str | list[int]:
 
 def _schema(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
     """The JSON schema that a response format asks for. Raises ApiError."""
-    kind = response_format.get("type", "text")
+    kind = response_format.get("type", "text" if not response_format else None)
     given = response_format.get("json_schema", response_format)
     schema = given.get("schema") if isinstance(given, dict) else None
     if kind == "text":
