@@ -100,6 +100,20 @@ def test_a_stream_joins_to_the_whole_text(served, changes):
     assert len(texts) == changes.get("n", 1)
 
 
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": [5, 6]})])
+def test_a_stream_tells_the_end_of_each_text_when_it_comes(path, body):
+    served = Served(slots=1)  # one text runs at a time
+    served.llm.engine.before_step = lambda number: threading.Event().wait(0.002)
+    parts = served.ask(path, body | {"n": 3, "stream": True})[2]
+    choices = [choice for part in parts[:-1] for choice in part["choices"]]
+    told = [
+        each for each in choices if each["finish_reason"] or each.get("text") or each.get("delta", {}).get("content")
+    ]
+    assert [each["index"] for each in told] == sorted(each["index"] for each in told)
+    assert [each["index"] for each in told if each["finish_reason"]] == [0, 1, 2]
+    assert [each["finish_reason"] for each in told if each["finish_reason"]] == ["stop"] * 3
+
+
 def test_usage_comes_last_where_it_is_asked_for(served):
     body = CHAT | {"stream": True, "stream_options": {"include_usage": True}}
     parts = served.ask("/v1/chat/completions", body)[2]

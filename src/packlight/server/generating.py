@@ -59,11 +59,11 @@ class Generating:
                 part = b"" if came else PING
                 if opening:
                     part, opening = part + events(replies.first()), False
-                part += events(replies.pieces(last=False))
+                part += events(replies.pieces())
                 if part:
                     yield part
             begin = events(replies.first()) if opening else b""
-            yield begin + events([*replies.pieces(last=True), *replies.last()]) + DONE
+            yield begin + events([*replies.pieces(), *replies.last()]) + DONE
         finally:
             self._close()
 

@@ -44,6 +44,7 @@ class Answers:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
         except TimeoutError:
+            self.check()  # it came just now
             return False
         self._changed.clear()
         self.check()

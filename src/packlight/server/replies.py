@@ -29,6 +29,7 @@ class Replies:
         }
         self._part = self._whole | ({"object": "chat.completion.chunk"} if asked.chat else {})
         self._at = [0] * len(asked.runs)  # where in each text the next token's text begins, in characters
+        self._ended = set[int]()  # the texts whose ends a stream has told
 
     def whole(self) -> Reply:
         """All texts, complete."""
@@ -47,11 +48,13 @@ class Replies:
             elif self.asked.echo and not self.asked.logprobs:
                 yield self._piece(number, {"text": self._prompt_text(number)})
 
-    def pieces(self, last: bool) -> Iterator[Reply]:
-        """What has become known of each text since the last call. last: all are complete."""
+    def pieces(self) -> Iterator[Reply]:
+        """What has become known of each text since the last call, with its end as soon as it has one."""
         for number, run in enumerate(self.asked.runs):
+            if number in self._ended:
+                continue
             ids, logprobs = run.fresh_tokens()
-            said = self._fresh(number, last or bool(ids))
+            said = self._fresh(number, run.complete or bool(ids))
             told: Reply = {}
             if self.asked.logprobs and (ids or said):
                 told["logprobs"] = self._logprobs(number, logprobs)
@@ -62,12 +65,12 @@ class Replies:
             for each in said:
                 yield self._piece(number, each | told)
                 told = {}
-        if last:
-            for number in range(len(self.asked.runs)):
+            if run.complete:
+                self._ended.add(number)
                 yield self._piece(number, {**self._nothing, "finish_reason": self._reason(number)})
 
     def _fresh(self, number: int, begun: bool) -> list[Reply]:
-        """What is new of a text, as parts of choices. begun: a token has come, or all are complete."""
+        """What is new of a text, as parts of choices. begun: a token has come, or the text is complete."""
         text = self.asked.runs[number].fresh()
         if self.asked.parsers is not None:
             return [{"delta": _delta(each)} for each in self.asked.parsers[number].taken()]
