@@ -166,6 +166,41 @@ def test_an_echo_has_its_prompt_s_log_probabilities(served, stream, most):
         assert text.startswith("".join(tokens[:3])[:2])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [False, True])
+def test_token_ids_have_vllms_shape_in_completions(served, echo, stream):
+    body = {"prompt": [[5, 6, 7], [8, 9]], "return_token_ids": True, "echo": echo, "stream": stream}
+    said = served.ask("/v1/completions", body)[2]
+    choices = [c for part in said[:-1] for c in part["choices"]] if stream else said["choices"]
+    wanted = served.llm.tokenizer.encode(ANSWER, add_special=False)
+    for index, prompt in enumerate(body["prompt"]):
+        mine = [choice for choice in choices if choice["index"] == index]
+        assert [choice["prompt_token_ids"] for choice in mine if "prompt_token_ids" in choice] == [prompt]
+        assert "prompt_token_ids" in mine[0]
+        assert [each for choice in mine for each in choice.get("token_ids", [])] == wanted
+        assert "tokens" not in mine[-1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_have_vllms_shape_in_chats(served, stream):
+    said = served.ask("/v1/chat/completions", CHAT | {"return_token_ids": True, "stream": stream})[2]
+    prompt = served.ask("/apply-template", CHAT)[2]["tokens"]
+    parts = said[:-1] if stream else [said]
+    assert parts[0]["prompt_token_ids"] == prompt
+    assert not any("prompt_token_ids" in part for part in parts[1:])
+    found = [each for part in parts for choice in part["choices"] for each in choice.get("token_ids", [])]
+    assert found == served.llm.tokenizer.encode(ANSWER, add_special=False)
+
+
+def test_token_ids_have_llama_cpps_name_too(served):
+    body = CHAT | {"return_tokens": True}
+    told = served.ask("/v1/chat/completions", body)[2]
+    assert told["choices"][0]["tokens"] == served.llm.tokenizer.encode(ANSWER, add_special=False)
+    assert "prompt_token_ids" not in told
+    both = served.ask("/v1/chat/completions", body | {"return_token_ids": True})[2]["choices"][0]
+    assert both["tokens"] == both["token_ids"]
+
+
 def test_older_log_probabilities_have_offsets_into_the_text(served):
     choice = served.ask("/v1/completions", {"prompt": "hi", "logprobs": 1})[2]["choices"][0]
     told = choice["logprobs"]

@@ -59,7 +59,8 @@ TEXT_LOGPROBS = _object(
 def _choices(logprobs: Schema, **said: Schema) -> Schema:
     reason = {"enum": ["stop", "length", "tool_calls"]}
     choice = {"index": WHOLE, **said, "logprobs": _or_null(logprobs), "finish_reason": reason}
-    return _list(_object(choice, tokens=_list(WHOLE)))
+    ids = _list(WHOLE)
+    return _list(_object(choice, tokens=ids, token_ids=ids, prompt_token_ids=ids))
 
 
 def _texts(kind: str, choices: Schema) -> Schema:
@@ -74,6 +75,7 @@ def _texts(kind: str, choices: Schema) -> Schema:
             "usage": _named("Usage"),
         },
         timings={"type": "object"},
+        prompt_token_ids=_list(WHOLE),
     )
 
 

@@ -38,15 +38,16 @@ class Replies:
         told = {**self._whole, "choices": choices, "usage": self.usage(), **_timings(completions)}
         if self.asked.chat and self.asked.prompt_logprobs:
             told["prompt_logprobs"] = _of_prompt(completions[0])
-        return told
+        return told | (self._prompt_ids(0) if self.asked.chat else {})
 
     def first(self) -> Iterator[Reply]:
-        """What stands before any token: of a chat the role, of an echo the prompt."""
+        """What stands before any token: of a chat the role, of an echo the prompt; and the prompt's ids."""
         for number in range(len(self.asked.runs)):
+            ids = self._prompt_ids(number)
             if self.asked.chat:
-                yield self._piece(number, {"delta": {"role": "assistant", "content": ""}})
-            elif self.asked.echo and not self.asked.logprobs:
-                yield self._piece(number, {"text": self._prompt_text(number)})
+                yield self._piece(number, {"delta": {"role": "assistant", "content": ""}}) | ids
+            elif (echoed := self.asked.echo and not self.asked.logprobs) or ids:
+                yield self._piece(number, {"text": self._prompt_text(number) if echoed else ""} | ids)
 
     def pieces(self) -> Iterator[Reply]:
         """What has become known of each text since the last call, with its end as soon as it has one."""
@@ -58,8 +59,8 @@ class Replies:
             told: Reply = {}
             if self.asked.logprobs and (ids or said):
                 told["logprobs"] = self._logprobs(number, logprobs)
-            if self.asked.tokens and ids:
-                told["tokens"] = ids
+            if ids:
+                told |= self._ids(ids)
             if told and not said:
                 said = [self._nothing]
             for each in said:
@@ -128,9 +129,15 @@ class Replies:
                 said["prompt_logprobs"] = _of_prompt(completion)
         said["logprobs"] = self._logprobs(number, completion.logprobs or []) if self.asked.logprobs else None
         said["finish_reason"] = self._reason(number)
-        if self.asked.tokens:
-            said["tokens"] = completion.token_ids
-        return said
+        return said | self._ids(completion.token_ids) | ({} if self.asked.chat else self._prompt_ids(number))
+
+    def _ids(self, ids: list[int]) -> Reply:
+        """The ids of a text, under the names that they are asked for by."""
+        return dict.fromkeys(["tokens"] * self.asked.tokens + ["token_ids"] * self.asked.token_ids, ids)
+
+    def _prompt_ids(self, number: int) -> Reply:
+        """The ids of a text's prompt, if they were asked for: vLLM has them in a choice, but of a chat beside them."""
+        return {"prompt_token_ids": self.asked.prompt_of(number)} if self.asked.token_ids else {}
 
     def _piece(self, number: int, said: Reply) -> Reply:
         choice = {"index": number, "logprobs": None, "finish_reason": None} | said

@@ -42,7 +42,8 @@ class Asked:
     stream: bool = False
     usage: bool = False  # as an event of its own
     echo: bool = False
-    tokens: bool = False  # the ids of the texts, too
+    tokens: bool = False  # the ids of the texts, too, as llama.cpp has them
+    token_ids: bool = False  # the ids of prompts and texts, too, as vLLM has them
     logprobs: bool = False
     prompt_logprobs: bool = False
     parsers: list[ReplyParser] | None = None  # of each run's text, of a chat
@@ -234,6 +235,7 @@ class Requests:
             usage=bool(options.get("include_usage")),
             echo=values.get("echo", False),
             tokens=values.get("return_tokens", False),
+            token_ids=values.get("return_token_ids", False),
             logprobs=changes["logprobs"] is not None,
             prompt_logprobs="prompt_logprobs" in values,
             parsers=parsers or None,
