@@ -10,7 +10,9 @@ from raw_http import served
 
 from packlight import demo
 from packlight.bench.render import ROOT
+from packlight.server import openapi
 from packlight.server.app import Server
+from packlight.server.life import METRICS
 from packlight.server.metrics import Metrics
 from packlight.server.settings import Settings
 from tools import server_fields
@@ -56,10 +58,29 @@ def test_the_client_runs(url, capsys):
 def test_every_route_and_metric_is_named():
     app = Server(fake_llm(demo.MODEL), Settings(names=("demo",)), Metrics(), lambda error: None).app()
     for route in app.routes:
-        path = route.path.replace("{name:path}", "NAME").replace("reranking", "rerank")
+        path = route.path.replace("{name:path}", "NAME")
         assert path in TEXT, path
     for name in re.findall(rb"^# TYPE (\w+) ", Metrics().text(), re.MULTILINE):
         assert name.decode() in TEXT, name
+
+
+def test_openapi_json_has_every_route():
+    """But itself; those under /v1 stand for those without it."""
+    app = Server(fake_llm(demo.MODEL), Settings(names=("demo",)), Metrics(), lambda error: None).app()
+    told = openapi.document("1")["paths"]
+    described = {(each, method) for path, methods in told.items() for method in methods for each in _ways(path)}
+    answered = {
+        (route.path.replace(":path", ""), method.lower()) for route in app.routes for method in route.methods - {"HEAD"}
+    }
+    assert described == answered - {("/openapi.json", "get")} | {(METRICS, "get")}  # which `Gate` answers
+    for path, methods in told.items():
+        for method in methods:
+            assert ("requestBody" in methods[method]) == (method == "post"), path
+
+
+def _ways(path):
+    """A path and, under /v1, the same without it."""
+    return {path, path.removeprefix("/v1")}
 
 
 def test_the_unit_names_flags_that_there_are():

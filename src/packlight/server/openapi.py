@@ -97,12 +97,14 @@ COMPONENTS = {
     "Usage": _object({"prompt_tokens": WHOLE, "total_tokens": WHOLE}, completion_tokens=WHOLE),
 }
 
+RANKING = _answers("results", RANKED)
 ANSWERS: dict[str, dict[str, Schema]] = {  # method -> route -> what it answers
     "post": {
         "/v1/chat/completions": _texts("chat.completion", _choices(CHAT_LOGPROBS, message=ANSWER)),
         "/v1/completions": _texts("text_completion", _choices(TEXT_LOGPROBS, text=TEXT)),
         "/v1/embeddings": _answers("data", EMBEDDING),
-        "/v1/rerank": _answers("results", RANKED),
+        "/v1/rerank": RANKING,
+        "/v1/reranking": RANKING,
         "/tokenize": TOKENS,
         "/detokenize": _object({"prompt": TEXT, "content": TEXT}),
         "/apply-template": _object({"prompt": TEXT, "tokens": _list(WHOLE), "count": WHOLE}),
@@ -112,10 +114,13 @@ ANSWERS: dict[str, dict[str, Schema]] = {  # method -> route -> what it answers
         "/v1/models/{name}": MODEL,
         "/tokenizer_info": _object({"vocab_size": WHOLE, "model_max_length": WHOLE}),
         "/health": _object({"status": TEXT}),
+        "/metrics": TEXT,
         "/props": {"type": "object"},
         "/slots": _list({"type": "object"}),
     },
 }
+SAME = {"/v1/reranking": "/v1/rerank"}  # routes whose bodies are another's
+PLAIN = ("/metrics",)  # routes whose answers are no JSON
 REQUIRED = {  # without which a body asks for nothing
     "/v1/chat/completions": ["messages"],
     "/v1/completions": ["prompt"],
@@ -132,7 +137,7 @@ def document(version: str) -> dict[str, Any]:
     for method, routes in ANSWERS.items():
         for path, answer in routes.items():
             paths[path] = {method: _operation(path, answer)}
-    said = "OpenAI's API; paths with /v1 answer without it too"
+    said = "OpenAI's API. Paths with /v1 answer without it too, and /openapi.json is this document"
     return {
         "openapi": "3.1.0",
         "info": {"title": "packlight", "version": version, "description": said},
@@ -142,8 +147,9 @@ def document(version: str) -> dict[str, Any]:
 
 
 def _operation(path: str, answer: Schema) -> dict[str, Any]:
-    good = {"application/json": {"schema": answer}}
-    rows = fields.BODIES.get(path, ())
+    good = {"text/plain" if path in PLAIN else "application/json": {"schema": answer}}
+    body_of = SAME.get(path, path)
+    rows = fields.BODIES.get(body_of, ())
     if any(field.name == "stream" for field in rows):
         good["text/event-stream"] = {"schema": TEXT}
     refused = {"description": "an error", "content": {"application/json": {"schema": _named("Error")}}}
@@ -152,7 +158,7 @@ def _operation(path: str, answer: Schema) -> dict[str, Any]:
     }
     if rows:
         body = {"type": "object", "properties": {field.name: _field(field) for field in rows}}
-        body |= {"required": REQUIRED.get(path, []), "additionalProperties": False}
+        body |= {"required": REQUIRED.get(body_of, []), "additionalProperties": False}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     if "{" in path:
         operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": TEXT}]

@@ -32,7 +32,7 @@ def asked():
 def test_no_request_is_a_fault(asked):
     server, document = asked
     routes = [each.ok() for each in document.get_all_operations()]
-    assert len(routes) == 13
+    assert len(routes) == 15
     for route in routes:
         assert tried(route, schemathesis.GenerationMode.POSITIVE) > 0
         tried(route, schemathesis.GenerationMode.NEGATIVE)
