@@ -3,6 +3,7 @@
 Imports no jax.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import types
@@ -11,13 +12,24 @@ from typing import Any
 
 from packlight.common.errors import ConfigError
 from packlight.model.sampling.tool_grammar import reply_grammar
-from packlight.model.text.chat import Prompt, make_prompt
+from packlight.model.text.chat import Prompt, make_prompt, special_texts, template_of
 from packlight.model.text.replies.deltas import call_ids
 from packlight.model.text.replies.format import ReplyFormat
 from packlight.model.text.replies.messages import prepared
 from packlight.model.text.replies.parser import ReplyParser
 from packlight.model.text.replies.probe import reply_format
 from packlight.model.text.tokenizer import Tokenizer
+
+
+def measure(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Measures the reply formats of a file's templates, of chats and of chats with tools, so that no chat waits for it.
+
+    Where that fails nothing is raised: the first chat is told why.
+    """
+    for tools in ((), ({},)):
+        with contextlib.suppress(Exception):
+            bos, eos = special_texts(metadata, tokenizer)
+            reply_format(template_of(metadata, "", tools), bos, eos)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,10 @@ import pytest
 from reply_templates import JSON, template
 from test_api import Served
 
+from packlight import conversing
+from packlight.model.text.replies.probe import reply_format
+from packlight.server.app import make_app
+
 HERMES = template(f"'<tool_call>\\n' + {JSON} + '\\n</tool_call>'", ("\n", "\n", ""))
 TOOL = {
     "type": "function",
@@ -117,6 +121,33 @@ def test_a_whole_reply_goes_back_as_it_came():
 def test_tools_that_cannot_be_honoured_are_refused(changes, param):
     status, _, said = served_with("x").ask("/v1/chat/completions", CHAT | changes)
     assert (status, said["error"]["param"]) == (400, param)
+
+
+def test_the_format_is_measured_before_the_server_is_ready():
+    served = served_with("x", HERMES + "{# of this test #}")
+    make_app(served.llm, served.settings, served.metrics, served.faults.append)
+    measured = reply_format.cache_info().misses
+    assert served.ask("/v1/chat/completions", CHAT)[0] == 200
+    assert reply_format.cache_info().misses == measured
+
+
+@pytest.mark.parametrize("form", ["{{ raise_exception('no') }}", "{% if %}", "", None, 7])
+def test_a_template_that_cannot_be_measured_stops_no_start(form):
+    served = served_with("x", form)
+    make_app(served.llm, served.settings, served.metrics, served.faults.append)
+    assert served.ask("/v1/chat/completions", CHAT)[0] == 400
+    assert not served.faults
+
+
+def test_a_fault_of_measuring_stops_no_start(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(conversing, "reply_format", fails)
+    served = served_with("x")
+    make_app(served.llm, served.settings, served.metrics, served.faults.append)
+    assert served.ask("/v1/chat/completions", CHAT)[0] == 500
+    assert [str(each) for each in served.faults] == ["ours"]
 
 
 def test_a_template_without_tools_is_told_of_them_only_where_the_server_is_told_so():

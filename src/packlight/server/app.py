@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from packlight import conversing
 from packlight.compile.counter import CompileCounter
 from packlight.model.spec.pooling import unit
 from packlight.model.text.chat import KEY, prompt_ids, special_texts
@@ -45,7 +46,8 @@ WORKERS = 2  # threads for templates, tokens and grammars
 
 
 def make_app(llm: "LLM", settings: Settings, metrics: Metrics, report: Callable[[BaseException], None]) -> Starlette:
-    """The app that answers for a model. report: told of errors that are our own faults."""
+    """The app that answers for a model, ready for its first chat. report: told of errors that are our own faults."""
+    conversing.measure(llm.file.metadata, llm.tokenizer)
     return Server(llm, settings, metrics, report).app()
 
 
