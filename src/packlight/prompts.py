@@ -40,6 +40,11 @@ def _as_list(prompt: Any) -> list[Any] | tuple[Any, ...] | None:
     return np.asarray(prompt).tolist() if hasattr(prompt, "__array__") and np.ndim(prompt) else None
 
 
+def _whole(given: Any) -> bool:
+    """Whether it is a whole number, which True is not."""
+    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
+
+
 class Prompts:
     """Checks what callers ask of one model, served with a context of `context` tokens."""
 
@@ -55,7 +60,7 @@ class Prompts:
         """
         if isinstance(prompt, str):
             ids = self._tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
-        elif (given := _as_list(prompt)) is not None and all(isinstance(i, numbers.Integral) for i in given):
+        elif (given := _as_list(prompt)) is not None and all(map(_whole, given)):
             ids = [int(i) for i in given]
         else:
             hint = "; messages are for chat" if isinstance(prompt, Mapping) else ""

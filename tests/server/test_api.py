@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import threading
 
@@ -313,6 +314,52 @@ def test_unknown_fields_pass_where_the_server_is_told_so():
 )
 def test_a_body_that_is_no_json_object_is_a_400(served, body):
     assert wrong(served, "/v1/completions", body)[0] == 400
+
+
+ODD = (True, 0, -1, 1.5, 10**30, "", "x", "\0", [], ["x"], [None], [[]], [True], [1.5], {}, {"a": None}, {"type": []})
+BODIES = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"prompt": [5, 6]},
+    "/v1/embeddings": {"input": "a"},
+    "/v1/rerank": {"query": "a", "documents": ["b"]},
+    "/tokenize": {"content": "a"},
+    "/detokenize": {"tokens": [5]},
+    "/apply-template": CHAT,
+}
+
+
+@pytest.mark.parametrize("route", fields.BODIES)
+def test_no_value_of_a_field_is_a_fault(route):
+    """A few odd values for each, in turn, so that each kind of field meets all of them."""
+    served = Served(answer="ok")
+    tried = itertools.cycle(ODD)
+
+    async def work(_):
+        for field in fields.BODIES[route]:
+            for odd in itertools.islice(tried, 5):
+                status, _, said = await call(served.app, "POST", route, BODIES[route] | {field.name: odd})
+                assert status in (200, 400, 404), (field.name, odd, said)
+
+    served.run(work)
+    assert not served.faults
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": [True, False]}, "prompt"),
+        ("/v1/embeddings", {"input": [True]}, "input"),
+        ("/detokenize", {"tokens": [True]}, "tokens"),
+        ("/detokenize", {"tokens": [1.0]}, "tokens"),
+        ("/v1/completions", {"prompt": [5], "logit_bias": {"5": True}}, "logit_bias"),
+        ("/v1/completions", {"prompt": [5], "logprobs": True}, "logprobs"),
+        ("/v1/completions", {"prompt": [5], "logprobs": 1.0}, "logprobs"),
+        ("/v1/chat/completions", CHAT | {"top_logprobs": True, "logprobs": True}, "top_logprobs"),
+        ("/v1/chat/completions", CHAT | {"logprobs": 1}, "logprobs"),
+    ],
+)
+def test_true_is_no_number_and_one_is_no_truth(served, path, body, param):
+    assert wrong(served, path, body)[:2] == (400, param)
 
 
 def test_sampling_reaches_the_engine_under_every_name(served):

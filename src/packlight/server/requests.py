@@ -178,7 +178,7 @@ class Requests:
         if "tokens" not in values:
             raise wrong("tokens", "tokens are missing", "missing_required_parameter")
         with _of("tokens"):
-            if not isinstance(values["tokens"], list) or any(isinstance(each, bool) for each in values["tokens"]):
+            if not isinstance(values["tokens"], list):
                 raise wrong("tokens", f"tokens are a list of ids, not {reprlib.repr(values['tokens'])}")
             ids = self._llm.prompts.ids(values["tokens"]) if values["tokens"] != [] else []
         return self._llm.tokenizer.decode(ids)
