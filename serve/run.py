@@ -179,6 +179,11 @@ class Run:
         if self.failure is not None:
             raise self.failure
 
+    @property
+    def generated(self) -> int:
+        """How many tokens the text has by now."""
+        return len(self._ids)
+
     def fresh(self) -> str:
         """The text that became safe to show since the last call."""
         text = "".join(self._text[self._shown :])

@@ -123,6 +123,20 @@ def test_usage_comes_last_where_it_is_asked_for(served):
     assert all(part["usage"] is None for part in parts[:-2])
 
 
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": [5, 6]})])
+def test_usage_may_come_with_every_event(served, path, body):
+    """Source: vLLM's `continuous_usage_stats`, which its benchmarks and guidellm ask for."""
+    options = {"stream": True, "n": 2, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    *parts, last, done = served.ask(path, body | options)[2]
+    assert done == "[DONE]"
+    so_far = [part["usage"] for part in parts if part["choices"][0]["index"] == 1]
+    counts = [each["completion_tokens"] for each in so_far]
+    assert counts == sorted(counts)
+    assert 2 * counts[-1] == last["usage"]["completion_tokens"] > 0
+    assert {each["prompt_tokens"] for each in so_far} == {last["usage"]["prompt_tokens"]}
+    assert all(each["total_tokens"] == each["prompt_tokens"] + each["completion_tokens"] for each in so_far)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_have_an_entry_a_token(served, stream):
     body = CHAT | {"logprobs": True, "top_logprobs": 2, "stream": stream}
@@ -165,6 +179,34 @@ def test_an_echo_has_its_prompt_s_log_probabilities(served, stream, most):
             assert len(tokens) == len(prompt) + most
         assert offsets[0] == 0
         assert text.startswith("".join(tokens[:3])[:2])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("more", [{}, {"n": 2}, {"logprobs": 1}, {"echo": True}, {"return_token_ids": True}])
+def test_no_tokens_are_a_prompt_that_is_read(served, more, stream):
+    """It reaches the engine, so that the cache has it, and nothing is told of the token behind it."""
+    before = len(served.llm.engine.seen)
+    body = {"prompt": [5, 6, 7], "max_tokens": 0, "stream": stream} | more
+    said = served.ask("/v1/completions", body | ({"stream_options": {"include_usage": True}} if stream else {}))[2]
+    assert [each.prompt for each in served.llm.engine.seen[before:]] == [[5, 6, 7]] * more.get("n", 1)
+    choices = [c for part in said[:-1] for c in part["choices"]] if stream else said["choices"]
+    text = served.llm.tokenizer.decode([5, 6, 7]) if "echo" in more else ""
+    assert "".join(choice["text"] for choice in choices if choice["index"] == 0) == text
+    assert [each["finish_reason"] for each in choices if each["finish_reason"]] == ["length"] * more.get("n", 1)
+    assert not any((choice["logprobs"] or {"tokens": []})["tokens"] for choice in choices)
+    assert not any(choice.get("token_ids") for choice in choices)
+    usage = said[-2]["usage"] if stream else said["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (3, 0, 3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_of_no_tokens_is_read_too(served, stream):
+    before = len(served.llm.engine.seen)
+    said = served.ask("/v1/chat/completions", CHAT | {"max_tokens": 0, "stream": stream})[2]
+    assert len(served.llm.engine.seen) == before + 1
+    choices = [c for part in said[:-1] for c in part["choices"]] if stream else said["choices"]
+    assert not any((choice.get("delta") or choice.get("message") or {}).get("content") for choice in choices)
+    assert choices[-1]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("stream", [False, True])

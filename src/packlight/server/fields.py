@@ -164,7 +164,7 @@ def _kind_in_json(parameter: Parameter) -> Kind:
 _IN_JSON = {  # what parameters mean here, where their help speaks of the terminal
     "top_k": "draw from the k most probable tokens; 0 and -1 are off",
     "seed": "seed of the draws; without one, or with -1, a random one",
-    "max_tokens": "tokens to generate at most; without it, or with -1, until the end",
+    "max_tokens": "tokens to generate at most; without it, or with -1, until the end; 0 reads the prompt for the cache",
     "stop": "end before this text, or before one of these",
     "logit_bias": "an object: token id to what is added to its logit; or llama.cpp's pairs",
     "json_schema": "write JSON that matches this schema, an object or a text",
@@ -195,7 +195,8 @@ _COMMON = (
     Field("n", "completions of each prompt; they read it once, and may be more than there are slots",
           Integer(1, MOST_CHOICES)),
     Field("stream", "server-sent events, one for what a step gave, ended by [DONE]", _SWITCH),
-    Field("stream_options", "include_usage: one more event with the usage before [DONE]", Object()),
+    Field("stream_options", "include_usage: one more event with the usage before [DONE]; with "
+          "continuous_usage_stats every event has its choice's so far", Object()),
     Field("response_format", "text, json_object or json_schema", Object()),
     Field("cache_prompt", "false reads the whole prompt anew", _SWITCH),
     Field("cache_salt", "only requests of the same one share what their prompts begin with", Text()),

@@ -141,7 +141,12 @@ class Replies:
 
     def _piece(self, number: int, said: Reply) -> Reply:
         choice = {"index": number, "logprobs": None, "finish_reason": None} | said
-        return {**self._part, "choices": [choice], **({"usage": None} if self.asked.usage else {})}
+        usage = self._usage_so_far(number) if self.asked.usage_so_far else None
+        return {**self._part, "choices": [choice], **({"usage": usage} if self.asked.usage else {})}
+
+    def _usage_so_far(self, number: int) -> Reply:
+        prompt, text = len(self.asked.prompt_of(number)), self.asked.runs[number].generated
+        return {"prompt_tokens": prompt, "completion_tokens": text, "total_tokens": prompt + text}
 
     def _prompt_text(self, number: int) -> str:
         return self._tokenizer.decode(self.asked.prompt_of(number))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FIELDS = {"messages", "tools", "tool_choice", *(each.name for each in PARAMETERS)}  # that errors begin with
 MOST_PROMPTS = 1024  # of one request
+STREAM_OPTIONS = ("include_usage", "continuous_usage_stats", "include_obfuscation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Asked:
     n: int
     stream: bool = False
     usage: bool = False  # as an event of its own
+    usage_so_far: bool = False  # of each choice in every event
     echo: bool = False
     tokens: bool = False  # the ids of the texts, too, as llama.cpp has them
     token_ids: bool = False  # the ids of prompts and texts, too, as vLLM has them
@@ -218,7 +220,7 @@ class Requests:
             runs = self._llm.runs(prompts, config, n, keep, values.get("cache_salt", ""), parser)
         options = values.get("stream_options", {})
         for option, value in options.items():
-            if option not in ("include_usage", "include_obfuscation") or not isinstance(value, bool | None):
+            if option not in STREAM_OPTIONS or not isinstance(value, bool | None):
                 said = f"stream_options: {reprlib.repr(option)}={reprlib.repr(value)} is unknown"
                 raise wrong("stream_options", said)
         if "prompt_logprobs" in values and values.get("stream"):
@@ -233,6 +235,7 @@ class Requests:
             n=n,
             stream=values.get("stream", False),
             usage=bool(options.get("include_usage")),
+            usage_so_far=bool(options.get("include_usage") and options.get("continuous_usage_stats")),
             echo=values.get("echo", False),
             tokens=values.get("return_tokens", False),
             token_ids=values.get("return_token_ids", False),
