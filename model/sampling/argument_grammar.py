@@ -8,6 +8,7 @@ from typing import Any
 from packlight.common.errors import ConfigError
 from packlight.common.text import shown
 from packlight.model.sampling.grammar import WHITE_SPACE
+from packlight.model.sampling.nesting import check_schema
 from packlight.model.text.replies.format import ReplyFormat
 from packlight.model.text.replies.reading import Markers, marks
 from packlight.model.text.replies.values import options_of, properties_of, required_of, types_of
@@ -181,7 +182,10 @@ def _refuse(tool: Mapping[str, Any], number: int, problem: str) -> None:
 
 
 def problem_of(schema: Mapping[str, Any]) -> str:
-    """Why a schema cannot be enforced; "" where it can. Raises ConfigError where llguidance is not installed."""
+    """Why a schema cannot be enforced; "" where it can. Raises ConfigError where llguidance is not installed, and for a
+    schema that is too deep.
+    """
+    check_schema(schema, "tools: references of their parameters")
     try:
         import llguidance
     except ImportError:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from packlight.common.errors import ConfigError
-from packlight.model.sampling import gbnf, lark, rules
+from packlight.model.sampling import gbnf, lark, nesting, rules
 from packlight.model.sampling.config import SamplingConfig
+from packlight.model.sampling.nesting import DEEPEST
 from packlight.model.text.specials import TokenType
 from packlight.model.text.tokenizer import Tokenizer
 
 # Between the parts of JSON; bounded as llama.cpp bounds it, because weak models would write nothing else.
 WHITE_SPACE = r"( |\n{1,2}[ \t]{0,20})?"
-DEEPEST = 1000  # nodes of a grammar within each other: llguidance's own reading of ten times as many overflows a stack
 FIELDS = ("json_schema", "regex", "grammar")  # of a SamplingConfig; llguidance's names for the kinds are the same
 
 
@@ -80,14 +80,18 @@ class Grammar:
             raise ConfigError(f"ignore_eos and {kind} exclude each other: a text that matches has an end")
         try:
             if kind == "json_schema":
+                nesting.check_schema(json.loads(text))
                 blank: Any = {"whitespace_pattern": WHITE_SPACE}
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=blank)
             elif kind == "grammar":
-                written = vocabulary.lark(text) if gbnf.is_gbnf(text) else text
-                grammar = llguidance.LLMatcher.grammar_from_lark(written)
+                if gbnf.is_gbnf(text):
+                    text = vocabulary.lark(text)
+                else:
+                    nesting.check_lark(text)
+                grammar = llguidance.LLMatcher.grammar_from_lark(text)
             else:
                 grammar = llguidance.grammar_from(kind, text)
-        except (ValueError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{kind}: {_line(error)}") from None
         self._matcher = llguidance.LLMatcher(vocabulary.matched, grammar, log_level=0)
         for problem in (self._matcher.get_error(), *self._matcher.get_grammar_warnings()):
