@@ -126,15 +126,21 @@ def served(
     load: Callable[[], Any] | None = None,
     release: threading.Event | None = None,
     wait: bool = True,
+    say: Callable[[str], None] = lambda line: None,
     **chosen: Any,
 ) -> Iterator[Served]:
-    """A server on a free port. wait: until it is ready. chosen: of Settings."""
+    """A server on a free port. wait: until it is ready. say: is told its lines too. chosen: of Settings."""
     left: list[str] = []
     lines: list[str] = []
     details: list[str] = []
     metrics = Metrics()
     app = routes(left, release or threading.Event())
-    life = Life(load or (lambda: app), Settings(port=0, **chosen), metrics, lines.append, details.append)
+
+    def note(line: str) -> None:
+        lines.append(line)
+        say(line)
+
+    life = Life(load or (lambda: app), Settings(port=0, **chosen), metrics, note, details.append)
     server = Served(life, metrics, lines, details, left)
 
     def work() -> None:

@@ -1,7 +1,8 @@
 """Requests for texts, from the queue to the last event: whole answers, streams, clients that leave, errors."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,7 +46,7 @@ class Generating:
         finally:
             self._close()
 
-    async def _parts(self) -> AsyncIterator[bytes]:
+    async def _parts(self) -> AsyncGenerator[bytes]:
         """The events of a stream, those of a step together. None follow where the client leaves."""
         answers, replies = self._answers, self._replies
         opening = True
@@ -80,7 +81,8 @@ class Generating:
             account.texts = self._replies.texts()
 
 
-async def _behind(begun: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield begun
-    async for part in parts:
-        yield part
+async def _behind(begun: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(parts):
+        yield begun
+        async for part in parts:
+            yield part

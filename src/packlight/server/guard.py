@@ -31,7 +31,7 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 METHODS = b"GET, POST, OPTIONS"
 JSON = re.compile(rb"application/(?:json|[\w.+-]+\+json)\s*(?:;.*)?", re.IGNORECASE)
 NAMES = re.compile(rb"[\w-]+(?:\s*,\s*[\w-]+)*")  # of headers
-LARGE = 1 << 20  # bytes of a body that is looked at beside the event loop
+LARGE = 1 << 16  # bytes of a body that is looked at beside the event loop
 RETRY = 5  # seconds after which a client that was refused for want of room may try again
 CLOSE = (b"connection", b"close")
 
@@ -67,6 +67,7 @@ class Guard:
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:
+            account.reason = "draining"
             if account.status is None:
                 await answer.refuse(ApiError(503, "the server is ending", code="draining", retry_after=RETRY))
             raise

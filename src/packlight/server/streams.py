@@ -4,8 +4,9 @@ know.
 Source: the HTML standard, "Server-sent events"; OpenAI's API, whose streams end by [DONE].
 """
 
+import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -41,7 +42,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, parts: AsyncIterator[bytes], headers: dict[str, str]):
+    def __init__(self, parts: AsyncGenerator[bytes], headers: dict[str, str]):
         self._parts = parts
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"} | headers)
@@ -49,8 +50,9 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for part in self._parts:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+            async with contextlib.aclosing(self._parts) as parts:  # at once, where it is stopped while it writes
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
         except ApiError as error:
             account_of(scope).reason = error.code or error.type
             await send({"type": "http.response.body", "body": event(error.body), "more_body": True})

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from processes import children, gone
 
 from packlight.model.text import chat, sandboxes
 from packlight.model.text.chat import ChatTemplateError, make_prompt
@@ -69,30 +70,6 @@ def said(text):
 def job(text):
     """The line that asks for a render of a message."""
     return json.dumps({"variables": {"messages": said(text)}, "now": None})
-
-
-def children(pid):
-    """The processes that one has, and theirs; none of one that ends meanwhile."""
-    own = []
-    with contextlib.suppress(OSError):
-        for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-            own += map(int, task.read_text().split())
-    return own + [deeper for child in own for deeper in children(child)]
-
-
-def runs(pid):
-    """Whether a process is there, and not just its number, which waits for somebody to ask how it ended."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone(pids, seconds=10.0):
-    until = time.monotonic() + seconds
-    while any(map(runs, pids)) and time.monotonic() < until:
-        time.sleep(0.01)
-    return not any(map(runs, pids))
 
 
 def opened(process):
