@@ -26,6 +26,10 @@ class ChatTemplateError(PacklightError):
     """A template that is missing, wrong, refuses the messages, or does not end."""
 
 
+class TemplateEndError(ChatTemplateError):
+    """A render that was stopped, or whose process died: it says nothing of what the template makes of messages."""
+
+
 class Prompt(NamedTuple):
     """What a template made of a conversation."""
 
@@ -121,9 +125,9 @@ def make_prompt(
     try:
         answer = json.loads(sandboxes.answer(opening, job, 4 * SECONDS))
     except TimeoutError:
-        raise ChatTemplateError(f"chat template: it does not end within {4 * SECONDS} s") from None
+        raise TemplateEndError(f"chat template: it does not end within {4 * SECONDS} s") from None
     except ValueError:  # killed by its limits before it could answer
-        raise ChatTemplateError("chat template: it does not end, or needs too much memory") from None
+        raise TemplateEndError("chat template: it does not end, or needs too much memory") from None
     if "error" in answer:
         raise ChatTemplateError(f"chat template: {shown(' '.join(answer['error'].split()), 400)}")
     text = re.sub("[\ud800-\udfff]", "\ufffd", answer["text"])  # halves of a character that an escape spelled

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from packlight.model.text.chat import ChatTemplateError, make_prompt
+from packlight.model.text.chat import ChatTemplateError, TemplateEndError, make_prompt
 from packlight.model.text.replies.format import GENERIC, Messages, ReplyFormat, Shape
 from packlight.model.text.replies.measure import ARGUMENTS, ID, TOOL, behind, measured, turn_at
 from packlight.model.text.specials import END_TEXTS
@@ -45,7 +45,10 @@ _WORDS_GRANITE = "<|tool_call|> followed by a JSON list"
 
 @functools.lru_cache(16)
 def reply_format(template: str, bos_token: str = "", eos_token: str = "") -> ReplyFormat:
-    """The format of a template's model; remembered by the template's text."""
+    """The format of a template's model; remembered by the template's text.
+
+    Raises TemplateEndError where a render does not end, or its process dies; nothing is remembered then.
+    """
     return _Probe(template, bos_token, eos_token).found()
 
 
@@ -57,7 +60,7 @@ class _Probe:
 
     def found(self) -> ReplyFormat:
         told = self.render(USER, tools=TOOLS, answers=True) or ""
-        if not told and self.render(USER, answers=True) is None:  # it renders nothing, and may take long for it
+        if not told and self.render(USER, answers=True) is None:  # it renders nothing
             return ReplyFormat()
         thinking = self._thinking(told)
         as_text = self.render(USER, calling(1)) is None and self.render(USER, calling(1, as_text=True)) is not None
@@ -76,6 +79,8 @@ class _Probe:
         tools = TOOLS if any("tool_calls" in message for message in messages) else tools
         try:
             return make_prompt(self.template, messages, answers, tools, **self._tokens).text
+        except TemplateEndError:
+            raise
         except ChatTemplateError:
             return None
 

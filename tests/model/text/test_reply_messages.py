@@ -9,6 +9,7 @@ from golden_models import shared
 from reply_templates import TEMPLATES, made
 
 from packlight.common.errors import ConfigError
+from packlight.model.text import sandboxes
 from packlight.model.text.chat import ChatTemplateError
 from packlight.model.text.replies import probe
 from packlight.model.text.replies.deltas import call_ids
@@ -146,3 +147,24 @@ def test_the_format_comes_from_a_sandbox():
     """Once as it is, with the process that guards us from templates."""
     form = probe.reply_format(TEMPLATES["json-list"], eos_token="<|end|>")
     assert (form.shape, form.section_open, json.dumps(form.parallel)) == (Shape.LIST, "<TOOLCALL>", "true")
+
+
+@pytest.mark.parametrize("fault", ["it dies", "it is stopped"])
+@pytest.mark.parametrize("at", [0, 3, 9])
+def test_a_format_that_was_not_measured_to_its_end_is_not_remembered(monkeypatch, fault, at):
+    """Else a machine that was busy once would have no tools until the program ends."""
+    answer, template, asked = sandboxes.answer, TEMPLATES["json-list"] + f"{{# {fault} {at} #}}", []
+
+    def failing(*job):
+        asked.append(job)
+        if len(asked) <= at:
+            return answer(*job)
+        if fault == "it dies":
+            return b""
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sandboxes, "answer", failing)
+        with pytest.raises(ChatTemplateError, match="it does not end"):
+            probe.reply_format(template, eos_token="<|end|>")
+    assert probe.reply_format(template, eos_token="<|end|>").shape is Shape.LIST
