@@ -1,6 +1,7 @@
 """`packlight serve`: a model behind OpenAI's API."""
 
 import dataclasses
+import gc
 import math
 import os
 import pathlib
@@ -48,6 +49,8 @@ def run(values: flags.FlagValues) -> None:
         llm = load(prepared.with_prefix_cache(kept))
         file = pathlib.Path(llm.file.path)
         names = tuple(dict.fromkeys((*settings.names, file.stem, file.name)))
+        gc.collect()
+        gc.freeze()  # what stays is not looked through again: with jax that takes longer than /health may
         return make_app(llm, dataclasses.replace(settings, names=names), metrics, life.fault)
 
     life = Life(app, settings, metrics, say, detail)
