@@ -1,16 +1,18 @@
-"""docs/server.md: its examples run, its tables are the server's own, and it names every route and every metric."""
+"""docs/server.md: its examples run, its tables and lines are the server's own, and it names every route and metric."""
 
+import json
 import re
 import shutil
 import subprocess
 
 import pytest
 from fake_engine import fake_llm
-from raw_http import served
+from raw_http import request, served, until
 
 from packlight import demo
 from packlight.bench.render import ROOT
 from packlight.server import openapi
+from packlight.server.accounts import Account
 from packlight.server.app import Server
 from packlight.server.life import METRICS
 from packlight.server.metrics import Metrics
@@ -26,14 +28,35 @@ def blocks(kind: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def url():
+def server():
     llm = fake_llm(demo.MODEL)
-    with served(lambda: Server(llm, Settings(names=("demo",)), Metrics(), lambda error: None).app()) as server:
-        yield server.life.url
+    with served(lambda: Server(llm, Settings(names=("demo",)), Metrics(), lambda error: None).app()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    return server.life.url
 
 
 def test_the_tables_are_the_server_s_own():
     assert server_fields.document(TEXT) == TEXT, "python -m tools.server_fields writes them"
+
+
+def test_the_lines_are_what_it_says(server):
+    block = next(
+        block for block in re.findall(r"^```\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL) if ": ready" in block
+    )
+    _, loading, ready, access = block.splitlines()
+    assert [line.replace(server.life.url, BASE) for line in server.lines[:2]] == [loading, ready]
+    body = {"messages": [{"role": "user", "content": "What is a generator?"}]}
+    server.ask(request("/v1/chat/completions", "POST", json.dumps(body).encode()))
+    until(lambda: server.said("POST /v1/chat/completions"))
+    form = lambda line: re.sub(r"[\d.]+", "N", line)  # noqa: E731
+    assert form(server.said("POST /v1/chat/completions")[-1]) == form(access.replace(" 12 cached,", ""))
+    account = Account("POST", "/v1/chat/completions", status=200, complete=True, prompt_tokens=23, generated_tokens=31)
+    account.cached_tokens, account.first_token_s, account.queue_s = 12, 0.031, 0.001
+    assert account.line().partition(": ")[2] == access.partition(": ")[2]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")

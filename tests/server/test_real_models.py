@@ -1,16 +1,23 @@
-"""Routes over models that are no script: cached tokens to the last one, ranking, a client that leaves in its prompt."""
+"""Routes over models that are no script: cached tokens to the last one, ranking, a client that leaves in its prompt,
+README's first request.
+"""
 
 import asyncio
 import json
+import re
+import shutil
+import subprocess
 import threading
 
 import numpy as np
 import pytest
+import raw_http
 from asgi import call, freed, running
 from encoders import ENCODERS, write
 
 import packlight
 from packlight import demo
+from packlight.bench.render import ROOT
 from packlight.server.app import Server
 from packlight.server.metrics import Metrics
 from packlight.server.settings import Settings
@@ -164,3 +171,16 @@ def test_documents_are_ranked(tmp_path):
     assert [(each["index"], each["relevance_score"]) for each in told["results"]] == [(n, scores[n]) for n in best]
     assert [each["document"]["text"] for each in told["results"]] == [texts[n] for n in best]
     assert told["usage"]["prompt_tokens"] > 0
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_readme_s_first_request_is_answered_as_it_says(llm):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    form = r"^\$ make serve .*\n(http.*)\n\$ (curl [^|]*) \| jq -r '\.choices\[0\]\.message\.content'\n(.*)\n```$"
+    (found,) = re.findall(form, text, re.MULTILINE)
+    ready, command, answer = found
+    with raw_http.served(lambda: Server(llm, Settings(names=("demo",)), Metrics(), lambda error: None).app()) as server:
+        own = lambda line: line.replace("http://127.0.0.1:8080", server.life.url)  # noqa: E731
+        assert own(ready) in server.lines
+        done = subprocess.run(["bash", "-c", own(command)], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == answer

@@ -3,6 +3,7 @@ OpenAI's, whole and streamed alike.
 """
 
 import json
+import time
 
 import pytest
 from reply_templates import JSON, template
@@ -85,6 +86,31 @@ def test_a_call_that_is_cut_off_is_none_to_run():
     for stream in (False, True):
         said = served.ask("/v1/chat/completions", CHAT | {"max_tokens": 14, "stream": stream})[2]
         assert (joined(said) if stream else whole(said))[3] == "length"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.002])  # of a step: many tokens make an event, or one does
+@pytest.mark.parametrize(
+    ("answer", "changes"),
+    [
+        (CALL, {}),
+        (f"<think>\nIt asks.\n</think>\n\nTwo, 日本:\n{CALL}\n{CALL}", {}),
+        (CALL, {"max_tokens": 14}),
+        ("Only words, 日本 and 🙂, END of them.", {"stop": ["END"]}),
+    ],
+)
+def test_each_token_of_a_stream_with_tools_has_its_log_probability(answer, changes, seconds):
+    served = served_with(answer)
+    served.llm.engine.before_step = lambda number: time.sleep(seconds)
+    body = CHAT | {"seed": 1, "logprobs": True, "top_logprobs": 2} | changes
+    said = served.ask("/v1/chat/completions", body)[2]
+    entries = said["choices"][0]["logprobs"]["content"]
+    parts = served.ask("/v1/chat/completions", body | {"stream": True})[2]
+    told = [choice["logprobs"] for part in parts[:-1] for choice in part["choices"] if choice["logprobs"]]
+    assert [entry for each in told for entry in each["content"]] == entries
+    assert len(entries) == said["usage"]["completion_tokens"] > 0
+    text = b"".join(bytes(entry["bytes"]) for entry in entries)
+    assert text == answer.encode() or (changes and answer.encode().startswith(text))
+    assert joined(parts) == whole(said)
 
 
 def test_tools_that_may_not_be_called_are_text():
