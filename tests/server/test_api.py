@@ -293,6 +293,8 @@ def test_older_log_probabilities_have_offsets_into_the_text(served):
         ),
         ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages", "context_length_exceeded"),
         ({"dry_sequence_breakers": ["x" * 41]}, "dry_sequence_breakers", "invalid_value"),
+        ({"dry_sequence_breakers": ["x"] * 65}, "dry_sequence_breakers", "invalid_value"),
+        ({"dry_sequence_breakers": "x"}, "dry_sequence_breakers", "invalid_value"),
         ({"chat_template_kwargs": {"template": "x"}}, "chat_template_kwargs", "invalid_value"),
         ({"tools": [TOOL], "tool_choice": {"function": {"name": []}}}, "tool_choice", "invalid_value"),
         ({"tools": [TOOL | {"function": {"name": "auto"}}]}, "tools[0]", "invalid_value"),

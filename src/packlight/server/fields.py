@@ -150,7 +150,7 @@ def _not(name: str, meaning: str, *neutral: Any) -> Field:
 
 def _kind_in_json(parameter: Parameter) -> Kind:
     match parameter.kind:
-        case Texts():
+        case Texts() if parameter.name == "stop":  # OpenAI's may be one text
             return Stops()
         case Biases() as kind:
             return JsonBiases(kind)
