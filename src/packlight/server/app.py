@@ -101,8 +101,8 @@ class Server:
         yield
         self._compiles.stop()
         await asyncio.to_thread(self.desk.driver.close)
-        self._workers.shutdown(cancel_futures=True)
-        self._pooler.close()
+        await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._pooler.close)
 
     def _answered(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """The handler, whose errors are answers."""
