@@ -28,6 +28,7 @@ DEFAULT_CONTEXT = 4096
 MAX_TEXT, MAX_LINE = 1 << 14, 500  # characters
 MAX_BUCKETS = 32  # of a list; executables are their products
 MAX_LAUNCH = 1024  # tokens, of which each has its log-probabilities in the result
+MAX_VERIFIED = 64  # rows of a step that verifies: beyond, drafts are hardly ever right
 MAX_DEVICES = 1024  # virtual ones on a CPU cost 75 KB and four threads each
 
 
@@ -70,6 +71,8 @@ class CompileConfig:
     length_buckets: cached positions a step may look back at, ascending; the whole context is always one.
     tokens_per_launch: tokens that a decode step may give each slot before the host sees them, with the stop test on the
         device; more than one where no logit depends on the tokens between (penalties and grammars do).
+    speculate: rows of the steps that verify drafts, ascending: a text's last token and what is guessed to follow it.
+        Empty makes no drafts. Layers must be able to go back to an earlier token, which recurrences are not.
     encode_buckets: tokens of each text per encode executable, ascending, which models made for embeddings have; doubled
         up to the context, as texts run whole.
     encode_rows: tokens that an encode step runs together, padding included: so many texts as fit, or one.
@@ -94,6 +97,7 @@ class CompileConfig:
     decode_batch: tuple[int, ...] = (1, 4)
     length_buckets: tuple[int, ...] = ()
     tokens_per_launch: int = 1
+    speculate: tuple[int, ...] = ()
     encode_buckets: tuple[int, ...] = (32, 64, 128, 256, 512)
     encode_rows: int = 128
     head_rows: int = 32
@@ -107,7 +111,7 @@ class CompileConfig:
     xla_options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
-        for key in ("prefill_buckets", "decode_batch", "encode_buckets", "length_buckets"):
+        for key in ("prefill_buckets", "decode_batch", "encode_buckets", "length_buckets", "speculate"):
             if isinstance(getattr(self, key), list):
                 object.__setattr__(self, key, tuple(getattr(self, key)))
         if isinstance(self.mesh, dict) and set(self.mesh) <= {"data", "tensor"}:
@@ -136,6 +140,11 @@ class CompileConfig:
             if not getattr(self, key):
                 raise ConfigError(f"config key '{key}' is empty")
         _ascending("length_buckets", self.length_buckets)
+        _ascending("speculate", self.speculate)
+        if self.speculate and not 2 <= self.speculate[0] <= self.speculate[-1] <= MAX_VERIFIED:
+            raise ConfigError(
+                f"config key 'speculate' holds {list(self.speculate)}; a step has 2 to {MAX_VERIFIED} rows"
+            )
         for batch in self.decode_batch:
             if batch % self.mesh.data:
                 raise ConfigError(

@@ -1,9 +1,10 @@
 """The plan: which executables a config means, and which one serves which request. Pure arithmetic, imports no jax.
 
-Eight phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
-`score` into log-probabilities of given tokens, `decode` runs one token, or several, of every slot it covers, `copy`
-gives a slot what another one has of a text, `save` and `load` take a part of a slot out and put it back, `encode` turns
-whole texts into vectors. Nothing outside the plan is ever executed.
+Nine phases: `prefill` runs T tokens of one slot, `head` turns rows of hidden states into logits and sampled ids,
+`score` into log-probabilities of given tokens, `decode` runs one token, or several, of every slot it covers, `verify`
+runs the last token of one slot with drafts of the next ones and keeps those that are right, `copy` gives a slot what
+another one has of a text, `save` and `load` take a part of a slot out and put it back, `encode` turns whole texts into
+vectors. Nothing outside the plan is ever executed.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ class Phase(enum.StrEnum):
     HEAD = enum.auto()
     SCORE = enum.auto()
     DECODE = enum.auto()
+    VERIFY = enum.auto()
     COPY = enum.auto()
     SAVE = enum.auto()
     LOAD = enum.auto()
@@ -48,7 +50,7 @@ class StepKey:
     """One executable."""
 
     phase: Phase
-    rows: int  # prefill tokens, head or score rows, slots to decode or to copy to, texts to encode, or a saved `Part`
+    rows: int  # tokens to prefill or verify, head or score rows, slots to decode, texts to encode, or a saved `Part`
     length: int = 0  # cached positions that the step sees, or tokens of each text; 0 for head and score
     tokens: int = 1  # that a decode step gives each slot at most
 
@@ -80,8 +82,8 @@ class Plan:
     generates: whether there are the steps that predict tokens. scores: whether one of them tells how probable given
     tokens are. texts: of each encode step the tokens that a text may have, and how many texts it runs together; none
     for a model that is not made for embeddings. most_beside: rows of a chunk at most while other texts wait for their
-    next token. pass_rows: what a pass over the weights costs, in rows. saves: what parts of a slot are saved, none
-    without a prefix cache.
+    next token. pass_rows: what a pass over the weights costs, in rows. verified: rows of the steps that verify drafts.
+    saves: what parts of a slot are saved, none without a prefix cache.
     """
 
     context: int
@@ -98,6 +100,7 @@ class Plan:
     texts: tuple[tuple[int, int], ...] = ()
     most_beside: int = 128
     pass_rows: int = PASS_ROWS
+    verified: tuple[int, ...] = ()
     saves: tuple[Part, ...] = ()
 
     @property
@@ -108,8 +111,9 @@ class Plan:
         score = [self.score_key] if self.scores and self.head_rows else []
         copy = [self.copy_key] if self.slots > self.groups else []
         decode = (self._decode(b, s) for b in self.decode_batch for s in self.lengths)
+        verify = (StepKey(Phase.VERIFY, t, s) for t in self.verified for s in self.lengths if s >= t)
         saved = (key(part) for part in self.saves for key in (self.save_key, self.load_key))
-        generating = (*prefill, *head, *score, *decode, *copy, *saved)
+        generating = (*prefill, *head, *score, *decode, *verify, *copy, *saved)
         encode = (StepKey(Phase.ENCODE, rows, tokens) for tokens, rows in self.texts)
         return (*(generating if self.generates else ()), *encode)
 
@@ -204,6 +208,11 @@ class Plan:
         batch = next(b for b in self.decode_batch if b >= rows)
         return self._decode(batch, self.length(positions)), min(ranks[0], (self.slots - batch) // self.groups)
 
+    def verify_key(self, tokens: int, start: int) -> StepKey | None:
+        """The smallest step for so many tokens from position `start`; None where none has room for them."""
+        rows = next((t for t in self.verified if t >= tokens and start + t <= self.capacity), None)
+        return rows and StepKey(Phase.VERIFY, rows, self.length(start + rows))
+
     def rank(self, slot: int) -> int:
         """A slot's number in its group."""
         return slot % (self.slots // self.groups)
@@ -225,9 +234,11 @@ def plan_of(config: CompileConfig, model: ModelConfig) -> Plan:
     """The plan for a model. Raises as `make_plan` does."""
     mixed = model.expert_count > 0
     plan = make_plan(config, model.context_length, model.generates, model.encodes, mixed)
+    shape = plan.cache(model, config.kv_dtype, WHOLE)
+    if plan.verified and not shape.rewinds(plan.capacity, plan.capacity - plan.verified[-1] + 1):
+        raise ConfigError("config key 'speculate': layers of the model cannot go back to an earlier token")
     if not config.prefix_cache_bytes or not model.generates:
         return plan
-    shape = plan.cache(model, config.kv_dtype, WHOLE)
     both = {Part.BLOCK: shape.block_bytes(CACHE_TILE), Part.END: shape.end_bytes}
     return dataclasses.replace(plan, saves=tuple(part for part, size in both.items() if size))
 
@@ -261,6 +272,7 @@ def make_plan(
         generates=generates,
         texts=_texts(config, context) if encodes else (),
         most_beside=config.prefill_rows_while_decoding,
+        verified=tuple(t for t in config.speculate if t <= context) if generates else (),
         pass_rows=native if config.platform == "cpu" and config.cpu_kernels == "native" else PASS_ROWS,
     )
 

@@ -1,4 +1,4 @@
-"""The traced steps, prefill, head, score, decode, copy and encode, and what each is lowered from.
+"""The traced steps, prefill, head, score, decode, verify, copy and encode, and what each is lowered from.
 
 Weights are arguments, the cache is donated, and whatever differs between requests is an array: nothing a user
 changes while serving leads to another executable.
@@ -113,6 +113,15 @@ class DecodeArgs(NamedTuple):
     is_end: Argument  # bool (V,), tokens that end a generation
 
 
+class VerifyArgs(NamedTuple):
+    """The last token of one slot and drafts of what follows it, the same on all devices."""
+
+    chunk: PrefillArgs  # as if they were of its prompt
+    adjustment: Adjustment  # of one slot, for all the tokens
+    sampling: SlotSampling  # each (1,)
+    is_end: Argument  # bool (V,), tokens that end a generation
+
+
 class CopyArgs(NamedTuple):
     """What a slot gets of another one of its group, the same on all devices."""
 
@@ -141,6 +150,14 @@ class DecodeResult(NamedTuple):
 
     cache: Cache
     picked: Picked  # each (B, tokens)
+
+
+class VerifyResult(NamedTuple):
+    """What is left of the drafts."""
+
+    cache: Cache  # the slot ends with the last draft that is right
+    picked: Picked  # each (T,), behind each token; means nothing behind a wrong draft
+    accepted: jax.Array  # int32 (), how many drafts are right
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,12 +208,16 @@ class Steps:
         if key.phase is Phase.ENCODE:
             pooling = self._shaped(jnp.int32, spec=P())
             return params, None, EncodeArgs(ints(rows, key.length), ints(rows), pooling)
-        neutral = nothing(rows, vocab, table_size(vocab, self.plan.context)), slot_sampling([None] * rows)
+        texts = 1 if key.phase is Phase.VERIFY else rows
+        neutral = nothing(texts, vocab, table_size(vocab, self.plan.context)), slot_sampling([None] * texts)
         adjustment, sampling = jax.tree.map(lambda x: array(x.dtype, *x.shape), neutral)
         is_end = self._shaped(jnp.bool_, vocab, spec=P())
         match key.phase:
             case Phase.PREFILL:
                 return params, self.cache(), PrefillArgs(ints(rows), ints(), ints(), ints())
+            case Phase.VERIFY:
+                chunk = PrefillArgs(ints(rows), ints(), ints(), ints())
+                return params, self.cache(), VerifyArgs(chunk, adjustment, sampling, is_end)
             case Phase.HEAD:
                 choice = Choice(adjustment, sampling, ints(rows), is_end) if rows == 1 else None
                 return params, None, HeadArgs(array(jnp.float32, rows, self.model.embedding_length), choice)
@@ -216,13 +237,14 @@ class Steps:
                 return params, self.cache(), asked
 
     def function(self, key: StepKey) -> Callable[[Params, Cache | None, Any], Any]:
-        """The traceable step, as one device runs it; see `prefill`, `head_step`, `score`, `decode` and `encode`."""
+        """The traceable step, as one device runs it; see the functions below."""
         numerics = self.numerics(key)
         run = {
             Phase.PREFILL: prefill,
             Phase.HEAD: head_step,
             Phase.SCORE: score,
             Phase.DECODE: functools.partial(decode, key.tokens),
+            Phase.VERIFY: verify,
             Phase.COPY: functools.partial(copy, self.cache_shape.state),
             Phase.SAVE: functools.partial(save, self.cache_shape, key.rows),
             Phase.LOAD: functools.partial(load, self.cache_shape, key.rows),
@@ -248,7 +270,7 @@ class Steps:
         if key.phase is Phase.ENCODE:
             kernel = self.kernels.whole_texts
         else:
-            queries = key.rows if key.phase is Phase.PREFILL else 1
+            queries = key.rows if key.phase in (Phase.PREFILL, Phase.VERIFY) else 1
             kernel = self.kernels.attention(queries, has_wgmma(self.placement.flat[0]))
         dtype, split = jnp.dtype(self.config.activation_dtype), self.placement.split
         native = self.kernels.path == "native"
@@ -276,6 +298,7 @@ class Steps:
             Phase.HEAD: replicated,
             Phase.SCORE: replicated,
             Phase.DECODE: DecodeResult(cache, replicated),
+            Phase.VERIFY: VerifyResult(cache, replicated, replicated),
             Phase.COPY: cache,
             Phase.ENCODE: EncodeResult(replicated, replicated, shared),
         }[key.phase]
@@ -298,18 +321,54 @@ def prefill(
     Padding writes keys and values behind the real ones, where no query looks before they are overwritten; a state that
     cannot be written over takes none of it.
     """
-    tokens, slot, start, real = args
-    split, mine = numerics.split, jnp.ones((), jnp.bool_)
-    if split.data > 1:  # the other groups run along and leave their slots as they are
-        group, slot = jnp.divmod(slot, jnp.int32(cache.length.shape[0]))
-        mine = group == data_number(split)
+    tokens, _, start, real = args
+    split, (slot, mine) = numerics.split, _own(args.slot, cache, numerics)
     rows = Rows(slot, start[None], (start + real)[None], mine[None])
     step = Step.of(cfg, numerics, params, rows, tokens.shape[0])
     hidden, state = hidden_states(step, params, tokens[None], cache.state)
     hidden = from_owner(hidden[0], mine, split)
     last = jax.lax.dynamic_slice_in_dim(hidden, real - 1, 1)
-    length = cache.length.at[slot].set(jnp.where(mine, start + real, cache.length[slot]))
-    return PrefillResult(Cache(length, state), hidden, last)
+    return PrefillResult(Cache(_ended(cache.length, slot, mine, start + real), state), hidden, last)
+
+
+def _own(slot: jax.Array, cache: Cache, numerics: Numerics) -> tuple[jax.Array, jax.Array]:
+    """A slot's number in its data group, int32 (), and whether that group is this device's, bool ()."""
+    if numerics.split.data == 1:
+        return slot, jnp.ones((), jnp.bool_)
+    group, slot = jnp.divmod(slot, jnp.int32(cache.length.shape[0]))
+    return slot, group == data_number(numerics.split)  # the other groups run along and leave their slots as they are
+
+
+def _ended(lengths: jax.Array, slot: jax.Array, mine: jax.Array, end: jax.Array) -> jax.Array:
+    """The slots' lengths, int32 (B,), with another end of one of them."""
+    return lengths.at[slot].set(jnp.where(mine, end, lengths[slot]))
+
+
+def verify(
+    cfg: ModelConfig,
+    numerics: Numerics,
+    params: Params,
+    cache: Cache,
+    args: VerifyArgs,
+) -> VerifyResult:
+    """Picks the token behind a slot's last one, and behind each draft as long as the drafts are what was picked.
+
+    Draws are functions of seed and position: a right draft leads to the token that would have been picked without it.
+    """
+    tokens, start, drafts = args.chunk.tokens, args.chunk.start, args.chunk.real - 1
+    read = prefill(cfg, numerics, params, cache, args.chunk)
+    count = tokens.shape[0]
+    adjustment, sampling = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), (args.adjustment, args.sampling)
+    )
+    position = start + 1 + jnp.arange(count, dtype=jnp.int32)
+    logits = head(cfg, params, read.hidden, numerics)
+    picked = pick(logits, adjustment, sampling, position, args.is_end, numerics.native)
+    right = (picked.ids[:-1] == tokens[1:]) & (jnp.arange(count - 1) < drafts)
+    accepted = jnp.sum(jnp.cumprod(right.astype(jnp.int32)), dtype=jnp.int32)
+    slot, mine = _own(args.chunk.slot, cache, numerics)
+    length = _ended(read.cache.length, slot, mine, start + 1 + accepted)
+    return VerifyResult(Cache(length, read.cache.state), picked, accepted)
 
 
 def head_step(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, args: HeadArgs) -> HeadResult:

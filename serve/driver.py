@@ -42,7 +42,7 @@ class Ticket:
     def __init__(self, run: Booked, told: "list[News]"):
         self.run, self._told = run, told
         self.prompt, self.sampling, self.steering = run.prompt, run.sampling, run.steering
-        self.keep, self.salt, self.states = run.keep, run.salt, run.states
+        self.keep, self.salt, self.states, self.predicted = run.keep, run.salt, run.states, run.predicted
         self.began = self.submitted = time.perf_counter()
         self.seated: float | None = None  # time.perf_counter() when it was found to have a slot
         self.number: int | None = None  # the engine's

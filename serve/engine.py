@@ -32,6 +32,8 @@ from packlight.compile.steps import (
     ScoreArgs,
     ScoreResult,
     Steps,
+    VerifyArgs,
+    VerifyResult,
 )
 from packlight.model.network.state import Cache
 from packlight.model.sampling.adjust import Adjustment, nothing, table_size
@@ -45,6 +47,7 @@ from packlight.model.weights.placement import P
 from packlight.serve.prefix import WORTH_A_COPY, Held, Keep
 from packlight.serve.saved import Saved
 from packlight.serve.slots import Request, Seat, Slots, SlotsTakenError, SlotState
+from packlight.serve.speculation import Drafter, Pace
 from packlight.serve.told import Scored, States, Told
 
 
@@ -65,6 +68,7 @@ class Event:
     top_logprobs: tuple[tuple[int, float], ...] = ()  # the most probable tokens, as many as it asked for
     kept: int = 0  # tokens of its prompt that were not read, as the cache had them
     failure: PacklightError | None = None  # why it ended by an error; None: the logits were NaN or infinite
+    drafts: tuple[int, int] | None = None  # tokens so far that were guessed, and of them right, where any are guessed
 
 
 BRIEF = 2  # tokens of a launch while a prompt waits for its turn
@@ -102,6 +106,7 @@ class Engine:
         self._ids, self._chunks = itertools.count(), itertools.count(1)
         self._unsteered: dict[int, Adjustment] = {}
         self._asked: dict[int, tuple[tuple[int | None, ...], SlotSampling]] = {}
+        self.pace = Pace(self.plan.verified, self.plan.pass_rows)
 
     @property
     def cache_bytes(self) -> int:
@@ -141,6 +146,7 @@ class Engine:
         keep: Keep = Keep.NOTHING,
         salt: str = "",
         states: bool = False,
+        predicted: Sequence[int] = (),
     ) -> int:
         """Queues a prompt of token ids and returns the request's number.
 
@@ -149,7 +155,8 @@ class Engine:
         ends nothing, as a measurement of so many tokens needs it. steering: what changes its logits (default: what
         `sampling` says without knowing any text). keep: what of the prompt need not be read where the cache has it;
         all is read of one whose log-probabilities or states are wanted. salt: only requests of the same one share what
-        the cache has. states: the prompt's hidden states are wanted (`States`), and no token.
+        the cache has. states: the prompt's hidden states are wanted (`States`), and no token. predicted: tokens
+        that are expected to follow, from which drafts are taken first.
         Raises ContextLengthError when the prompt leaves no room for a token that is wanted.
         """
         room = self.plan.context - len(prompt)
@@ -163,6 +170,8 @@ class Engine:
         steering = Steering(sampling) if steering is None else steering
         mu, keep = 2 * sampling.mirostat_tau, Keep.NOTHING if states or sampling.prompt_logprobs is not None else keep
         request = Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep, salt, states)
+        if self.plan.verified and steering.constant and not sampling.mirostat:
+            request.drafter = Drafter(self.plan.context, predicted)
         self._queue.append(request)
         return request.id
 
@@ -222,7 +231,7 @@ class Engine:
                 self._seat()
                 running = [(slot, request) for slot, request in self._slots.taken() if not request.reads]
                 events = self._read(bool(running))
-                return [*events, *self._decode(running)] if running else events
+                return [*events, *self._follow(running)] if running else events
             except BaseException:
                 self._lose()
                 raise
@@ -429,6 +438,44 @@ class Engine:
             raise NonFiniteLogitsError("the model's logits are NaN or infinite")
         return np.asarray(result.logits)[:count]
 
+    def _follow(self, running: list[tuple[int, Request]]) -> list[Event]:
+        """Moves these requests: one that is alone by drafts, where there are any that may be right."""
+        began = time.perf_counter()
+        if len(running) > 1:
+            return self._decode(running)
+        ((slot, request),) = running
+        events = self._verify(slot, request)
+        if events is None:
+            events = self._decode(running)
+            self.pace.took(1, (time.perf_counter() - began) / len(events))
+        return events
+
+    def _verify(self, slot: int, request: Request) -> list[Event] | None:
+        """Moves a request by one token more than it has drafts that are right. None: it has none."""
+        start, most = request.length, min(request.limit - len(request.tokens), self.plan.capacity - request.length)
+        if request.drafter is None:
+            return None
+        began = time.perf_counter()
+        drafts = request.drafter.drafts(request.prompt, request.tokens, most - 1, self.pace)
+        key = self.plan.verify_key(1 + len(drafts), start) if drafts else None
+        if key is None:
+            return None
+        tokens = np.zeros(key.rows, np.int32)
+        tokens[: 1 + len(drafts)] = request.newest, *drafts
+        chunk = PrefillArgs(tokens, np.int32(slot), np.int32(start), np.int32(1 + len(drafts)))
+        args = VerifyArgs(chunk, *self._arguments([request]), self._is_end)
+        result: VerifyResult = self._run(key, self._cache, args)
+        self._cache = result.cache
+        accepted = int(result.accepted)
+        self.pace.took(key.rows, time.perf_counter() - began)
+        request.drafter.verified(len(drafts), accepted)
+        request.written = max(request.written, start + key.rows)
+        return [
+            self._advance(slot, request, result.picked, (at,))
+            for at in range(accepted + 1)
+            if self._slots.requests[slot] is request
+        ]
+
     def _decode(self, running: list[tuple[int, Request]]) -> list[Event]:
         """Moves these requests by a launch: one token of those whose logits depend on what they wrote, and no more than
         BRIEF of any while a prompt waits.
@@ -471,7 +518,8 @@ class Engine:
         if ended:
             self._slots.leave(slot, Held() if ended == "error" else request.held)
         now, failure = time.perf_counter(), request.failure
-        event = Event(request.id, request.tokens[-1], ended, position, now, kept=request.kept, failure=failure)
+        drafts = request.drafter and (request.drafter.drafted, request.drafter.accepted)
+        event = Event(request.id, request.tokens[-1], ended, position, now, None, (), request.kept, failure, drafts)
         count = request.sampling.logprobs
         if count is None:
             return event

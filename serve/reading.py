@@ -29,6 +29,7 @@ class Reading:
     keep = Keep.NOTHING  # the states of what the cache has are gone
     salt = ""
     states = True
+    predicted = ()
     began: float  # time.perf_counter() when it was submitted
 
     def __init__(self, prompt: list[int], pool: Callable[[np.ndarray], np.ndarray]):

@@ -3,7 +3,7 @@
 import dataclasses
 import html
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from packlight.common.errors import NonFiniteLogitsError, PacklightError
@@ -42,7 +42,8 @@ class Completion:
 
     The text is the generated pieces' bytes joined, with invalid UTF-8 as U+FFFD. It ends before the end token or a stop
     string. The timings are ttft_s, prefill_tok_s (of tokens that were read), decode_tok_s, itl_p50_ms, itl_p95_ms and
-    total_s. An itl is the time between two tokens; those of one launch come together. `str(completion)` is the text.
+    total_s. An itl is the time between two tokens; those of one launch come together. drafted and accepted count the
+    tokens that were guessed, and those that were right, where drafts are made. `str(completion)` is the text.
     """
 
     text: str
@@ -102,6 +103,7 @@ class Run:
     steering: "Steering"  # of its logits; no other run's
     keep: Keep  # what of the prompt need not be read where the cache has it
     salt: str  # its beginning is shared only with runs of the same one
+    predicted: Sequence[int]  # tokens that are expected, which drafts are taken from
     began: float  # time.perf_counter() when it was submitted
     states = False  # of its prompt none are wanted
     complete: bool  # no token follows
@@ -116,10 +118,13 @@ class Run:
         keep: Keep = Keep.CHUNKS,
         shown: Shown | None = None,
         salt: str = "",
+        predicted: Sequence[int] = (),
     ):
-        """shown: makes the text; None is a `TextStream` with the request's stop strings."""
+        """shown: makes the text; None is a `TextStream` with the request's stop strings. predicted: tokens of a text
+        that is expected.
+        """
         self.prompt, self.sampling, self.steering, self._tokenizer = prompt, sampling, steering, tokenizer
-        self.keep, self.salt, self._cached = keep, salt, 0
+        self.keep, self.salt, self.predicted, self._cached = keep, salt, predicted, 0
         self._logprobs: list[TokenLogprob] = []
         self._scores: list[TokenLogprob | None] = [None]  # of the prompt's tokens
         self._scored_at: float | None = None
@@ -130,6 +135,7 @@ class Run:
         self.failure = None
         self._ids: list[int] = []
         self._times: list[float] = []
+        self._drafts: tuple[int, int] | None = None  # made, and right
         self._text: list[str] = []
         self._shown = self._told_of = 0
         self._reason = "length"
@@ -141,7 +147,7 @@ class Run:
             self._take_scores(event)
             return
         self._times.append(event.time)
-        self._cached = event.kept
+        self._cached, self._drafts = event.kept, event.drafts
         if event.ended == "error":
             self.failure = event.failure or _not_finite(event.position)
         elif event.ended != "stop":
@@ -211,12 +217,15 @@ class Run:
         gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
         ttft = times[0] - self.began if times else None
         read = read_at - self.began if read_at else ttft
+        drafted, accepted = self._drafts or (None, None)
         return {
             "ttft_s": ttft,
             "prefill_tok_s": (len(self.prompt) - self._cached) / read if read else None,
             "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
             "itl_p50_ms": statistics.median(gaps) if gaps else None,
             "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
+            "drafted": drafted,
+            "accepted": accepted,
             "total_s": times[-1] - self.began if times else read or 0.0,
         }
 

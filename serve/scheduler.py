@@ -38,6 +38,8 @@ class Moved(Protocol):
     @property
     def states(self) -> bool: ...
     @property
+    def predicted(self) -> Sequence[int]: ...
+    @property
     def complete(self) -> bool: ...
 
     began: float
@@ -134,8 +136,8 @@ class Scheduler:
 
     def begin(self, run: Moved) -> int:
         """Queues a run and returns the number to end it by, in a turn of the caller. Raises as `Engine.submit` does."""
-        asked = {"steering": run.steering, "keep": run.keep, "salt": run.salt, "states": run.states}
-        number = self._engine.submit(run.prompt, run.sampling, **asked)
+        asked = {"keep": run.keep, "salt": run.salt, "states": run.states, "predicted": run.predicted}
+        number = self._engine.submit(run.prompt, run.sampling, steering=run.steering, **asked)
         self._runs[number] = run
         run.began = time.perf_counter()
         return number

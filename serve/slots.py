@@ -15,6 +15,7 @@ from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.cache import CacheShape
 from packlight.serve.pool import Found, Pool
 from packlight.serve.prefix import WORTH_A_COPY, Held, Keep, common, kept, left
+from packlight.serve.speculation import Drafter
 
 if TYPE_CHECKING:
     from packlight.model.sampling.penalties import Steering
@@ -45,6 +46,7 @@ class Request:
     chunks: tuple[Chunk, ...] = ()  # that have read its prompt
     kept: int = 0  # tokens of its prompt that were not read
     failure: PacklightError | None = None  # why nothing can be sampled for it
+    drafter: Drafter | None = None  # where its drafts can be verified
 
     @property
     def reads(self) -> bool:

@@ -85,7 +85,8 @@ def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) ->
     """Bytes that a step must read when its slots are full and it gives all its tokens."""
     if key.phase is Phase.ENCODE:
         return weight_bytes(file, cfg, key.rows * key.length, head=False)
-    state = read_bytes(cfg, kv_dtype, key.rows if key.phase is Phase.PREFILL else 1, key.length)
+    several = key.phase in (Phase.PREFILL, Phase.VERIFY)
+    state = read_bytes(cfg, kv_dtype, key.rows if several else 1, key.length)
     match key.phase:
         case Phase.PREFILL:
             return weight_bytes(file, cfg, key.rows, head=False) + state
@@ -93,6 +94,8 @@ def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) ->
             return head_bytes(file)
         case Phase.DECODE:
             return key.tokens * (weight_bytes(file, cfg, key.rows) + key.rows * state)
+        case Phase.VERIFY:
+            return weight_bytes(file, cfg, key.rows) + state
         case Phase.COPY:
             return state
         case Phase.SAVE | Phase.LOAD:  # a block of positions or a text's end: about what a text of one tile has
@@ -112,6 +115,9 @@ def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
         case Phase.DECODE:
             each = matrix_flops(file, cfg) + head_flops(file) + attention_flops(cfg, 1, key.length)
             return key.tokens * key.rows * each
+        case Phase.VERIFY:
+            each = matrix_flops(file, cfg) + head_flops(file)
+            return key.rows * each + attention_flops(cfg, key.rows, key.length)
         case Phase.COPY | Phase.SAVE | Phase.LOAD:
             return 0.0
 

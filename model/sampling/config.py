@@ -176,6 +176,12 @@ class SamplingConfig:
         Text(from_file=True),
         "write text that matches this grammar (GBNF or Lark); a flag's @FILE reads a file",
     )
+    prediction: str | None = row(
+        None,
+        Text(from_file=True),
+        "a text that is expected, for drafts (speculate); a flag's @FILE reads a file",
+        more="It changes nothing but speed.",
+    )
 
     def __post_init__(self) -> None:
         for parameter in PARAMETERS:

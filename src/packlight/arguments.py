@@ -48,6 +48,7 @@ class Sampling(TypedDict, total=False):
     json_schema: str | Mapping[str, Any] | None
     regex: str | None
     grammar: str | None
+    prediction: str | None
 
 
 Sampling.__doc__ = f"{Sampling.__doc__}\n{documentation(PARAMETERS)}\n"

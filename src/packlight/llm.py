@@ -55,6 +55,7 @@ def load(
     context: int | None = None,
     slots: int | None = None,
     kv_type: KVType | None = None,
+    speculate: int | None = None,
 ) -> "LLM":
     """Loads a GGUF file and compiles, or takes from the store, all that runs it.
 
@@ -70,6 +71,8 @@ def load(
             by default the model's or 4096, whichever is less.
         slots: sequences that run at a time; each takes the memory of a context. None: the config's, 4 on a CPU.
         kv_type: what keys and values are cached in. None: the config's, "f16" on a CPU.
+        speculate: drafts of a text's next tokens, looked up in the text itself, that a step verifies at most. They
+            change nothing but speed, of one text at a time. None: the config's, or 0: none.
 
     Raises:
         MissingFileError: there is no such file; it is a FileNotFoundError too.
@@ -80,7 +83,8 @@ def load(
         MemoryLimitError: before anything is loaded where weights and cache do not fit the device; after compiling
             where a step's scratch does not fit beside them. It says which context or slots would.
     """
-    return LLM(prepare(demo.MODEL if path is None else path, config, context, slots, kv_type), on_read, on_built)
+    path = demo.MODEL if path is None else path
+    return LLM(prepare(path, config, context, slots, kv_type, speculate), on_read, on_built)
 
 
 class LLM:
@@ -527,13 +531,14 @@ class LLM:
         salt: only runs of the same one share what their prompts begin with. shown: makes of a prompt and how it is
         sampled what makes text of the run's ids, as `Run` takes it.
         """
-        made = []
+        made, drafts = [], self.plan.verified and config.prediction is not None
+        predicted = self.tokenizer.encode(config.prediction or "", add_special=False) if drafts else []
         for ids in prompts:
             seeded = config.with_seed()
             for i in range(n):
                 one = dataclasses.replace(seeded, seed=((seeded.seed or 0) + i) % 2**32)
                 steering, text = self.prompts.steering(one), shown(ids, one)
-                made.append(Run(ids, one, self.tokenizer, steering, keep, text, salt))
+                made.append(Run(ids, one, self.tokenizer, steering, keep, text, salt, predicted))
         return made
 
     def _keep(self, reuse_prefix: bool) -> Keep:

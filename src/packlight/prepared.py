@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import numbers
 import os
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +13,7 @@ from packlight.common import pages
 from packlight.common.arguments import suggesting
 from packlight.common.errors import Argument, ConfigError
 from packlight.common.text import shown, shown_path
-from packlight.compile.config import DTYPES, CompileConfig, default_config, read_config
+from packlight.compile.config import DTYPES, MAX_VERIFIED, CompileConfig, default_config, read_config
 from packlight.compile.kernels import KernelPlan, build_kernels
 from packlight.compile.memory import (
     Limit,
@@ -50,10 +51,11 @@ class Changes:
     slots: int | None = None  # sequences at a time
     kv_type: KVType | None = None  # of cached keys and values
     prefix_cache: int | None = None  # bytes of host memory for beginnings of texts without a slot
+    speculate: int | None = None  # drafts that a step verifies at most
 
     def __post_init__(self):
         """Raises ConfigError for a value that suits no model."""
-        for name, least in (("context", 0), ("slots", 1), ("prefix_cache", 0)):
+        for name, least in (("context", 0), ("slots", 1), ("prefix_cache", 0), ("speculate", 0)):
             count = getattr(self, name)
             if count is None:
                 continue
@@ -82,6 +84,12 @@ class Changes:
             config = dataclasses.replace(config, prefix_cache_bytes=self.prefix_cache)
         if self.kv_type is not None:
             config = dataclasses.replace(config, kv_dtype=KV_TYPES[self.kv_type])
+        if self.speculate is not None:
+            if self.speculate >= MAX_VERIFIED:
+                raise ConfigError(Argument("speculate", self.speculate), f": at most {MAX_VERIFIED - 1} drafts a step")
+            doubled = itertools.takewhile(lambda rows: rows <= self.speculate, (2**n for n in itertools.count(1)))
+            rows = (*doubled, 1 + self.speculate) if self.speculate else ()
+            config = dataclasses.replace(config, speculate=rows)
         return config
 
 
@@ -206,6 +214,7 @@ def prepare(
     context: int | None = None,
     slots: int | None = None,
     kv_type: KVType | None = None,
+    speculate: int | None = None,
 ) -> Prepared:
     """Opens and checks a file and a config, as `load` does first; reads no weights and imports no jax.
 
@@ -213,7 +222,7 @@ def prepare(
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"path is the file or the name of a model, not {shown(repr(path))}")
-    changes = Changes(context, slots, kv_type)
+    changes = Changes(context, slots, kv_type, speculate=speculate)
     if config is not None and not isinstance(config, CompileConfig):
         if not isinstance(config, str | os.PathLike):
             raise ConfigError(f"config is a path, a name or a CompileConfig, not {shown(repr(config))}")

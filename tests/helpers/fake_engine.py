@@ -19,6 +19,7 @@ class FakeEvent:
         self.request, self.token, self.ended, self.position = request, token, ended, position
         self.time, self.kept = time.perf_counter(), kept
         self.logprob, self.top_logprobs, self.failure = logprob, top_logprobs, None
+        self.drafts = None
 
 
 class FakeRequest:
@@ -60,7 +61,7 @@ class FakeEngine:
     def holds(self, number):
         return any(each.number == number for each in (*self.queue, *self.running))
 
-    def submit(self, prompt, sampling, past_end=False, steering=None, keep=None, salt="", states=False):
+    def submit(self, prompt, sampling, past_end=False, steering=None, keep=None, salt="", states=False, predicted=()):
         room = self.plan.context - len(prompt)
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         script = [*self.script(prompt), self.end]

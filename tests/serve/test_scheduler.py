@@ -63,6 +63,7 @@ class Counting:
                     top_logprobs=(),
                     failure=None,
                     kept=0,
+                    drafts=None,
                 )
             )
             self.requests[number] = given + 1, wanted

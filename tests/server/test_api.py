@@ -295,6 +295,8 @@ def test_older_log_probabilities_have_offsets_into_the_text(served):
         ({"dry_sequence_breakers": ["x" * 41]}, "dry_sequence_breakers", "invalid_value"),
         ({"dry_sequence_breakers": ["x"] * 65}, "dry_sequence_breakers", "invalid_value"),
         ({"dry_sequence_breakers": "x"}, "dry_sequence_breakers", "invalid_value"),
+        ({"prediction": {"type": "content", "content": 5}}, "prediction", "invalid_value"),
+        ({"prediction": {"content": [{"type": "image"}]}}, "prediction", "invalid_value"),
         ({"chat_template_kwargs": {"template": "x"}}, "chat_template_kwargs", "invalid_value"),
         ({"tools": [TOOL], "tool_choice": {"function": {"name": []}}}, "tool_choice", "invalid_value"),
         ({"tools": [TOOL | {"function": {"name": "auto"}}]}, "tools[0]", "invalid_value"),

@@ -3,6 +3,7 @@ README's first request.
 """
 
 import asyncio
+import dataclasses
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from encoders import ENCODERS, write
 import packlight
 from packlight import demo
 from packlight.bench.render import ROOT
+from packlight.serve.speculation import Pace
 from packlight.server.app import Server
 from packlight.server.metrics import Metrics
 from packlight.server.settings import Settings
@@ -111,6 +113,29 @@ def test_embeddings_are_those_of_the_model_and_streams_go_on_beside_them(llm):
         np.array([each["embedding"] for each in told["data"]], np.float32), llm.embed(texts, "mean")
     )
     assert told["usage"]["prompt_tokens"] == sum(len(llm.encode(text)) for text in texts)
+
+
+def test_a_prediction_is_followed_and_changes_nothing_else(native_library, monkeypatch):
+    monkeypatch.setattr(Pace, "drafts", lambda self, rate: 3)  # whatever this machine's steps take
+    config = dataclasses.replace(CONFIG, speculate=(2, 4))
+    body = {"prompt": "A generator is", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    with packlight.load(demo.MODEL, config) as llm:
+
+        async def work(_, app):
+            plain = await said(app, "/v1/completions", body | {"cache_prompt": False})
+            told = []
+            for content in (plain["choices"][0]["text"], [{"type": "text", "text": plain["choices"][0]["text"]}]):
+                asked = body | {"prediction": {"type": "content", "content": content}, "cache_prompt": False}
+                told.append(await said(app, "/v1/completions", asked))
+            return plain, told
+
+        plain, told = served(llm, work)
+    for each in told:
+        assert each["choices"] == plain["choices"]
+        details = each["usage"]["completion_tokens_details"]
+        assert details["accepted_prediction_tokens"] == each["timings"]["draft_n_accepted"] > 20
+        drafted = details["accepted_prediction_tokens"] + details["rejected_prediction_tokens"]
+        assert drafted == each["timings"]["draft_n"]
 
 
 def test_a_prompt_may_be_read_for_the_cache_alone(llm):

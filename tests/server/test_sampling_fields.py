@@ -15,7 +15,7 @@ ROUTES = {
     "/v1/completions": {"prompt": [5, 6]},
 }
 TABLE = {each.name: each for each in PARAMETERS}
-TEXTS = {"regex": "a+", "grammar": 'root ::= "a"'}
+TEXTS = {"regex": "a+", "grammar": 'root ::= "a"', "prediction": "an answer"}
 
 
 def named(route: str) -> list[tuple[str, Parameter]]:

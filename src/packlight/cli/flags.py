@@ -58,6 +58,7 @@ FLAGS: dict[str, FlagRow] = {
     "device": (flags.DEFINE_string, None, "cpu, gpu or tpu (default: the first that jax finds of tpu, gpu, cpu)"),
     "threads": (flags.DEFINE_integer, None, "cores to use (default: all that the process may use)"),
     "kv_type": (flags.DEFINE_string, None, "f32, f16 or bf16: of cached keys and values (default: the config's)"),
+    "speculate": (flags.DEFINE_integer, None, "drafts that a step verifies at most (default: the config's, or 0)"),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (
         flags.DEFINE_string,
@@ -140,7 +141,7 @@ SERVING += (
     "generic_tools",
     "log_prompts",
 )
-PLAN = ("config", "context", "slots", "kv_type", "device", "threads")
+PLAN = ("config", "context", "slots", "kv_type", "speculate", "device", "threads")
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")
 COMMON = (*MESSAGES, "helpfull")  # every command takes them

@@ -43,7 +43,8 @@ def prepared_from(
         config = target.config(config)
         target.check_compiler()
     slots = slots_of(values) if alone else values.slots
-    return prepare(path, config, values.context if context is None else context, slots, values.kv_type)
+    context = values.context if context is None else context
+    return prepare(path, config, context, slots, values.kv_type, values.speculate)
 
 
 def slots_of(values: flags.FlagValues) -> int | None:
@@ -137,7 +138,8 @@ def describe(llm: "packlight.LLM") -> list[str]:
     experts = f", experts {llm.experts_path}" if llm.experts_path else ""
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
     name, layers = shown_path(os.path.basename(llm.file.path)), llm.model.layers
-    slots = f", slots {llm.plan.slots}{launch}" if llm.model.generates else ", no cache"
+    drafts = f", {llm.plan.verified[-1] - 1} drafts a step" if llm.plan.verified else ""
+    slots = f", slots {llm.plan.slots}{launch}{drafts}" if llm.model.generates else ", no cache"
     return [
         f"{name}: {llm.model.architecture.name}, {megabytes(llm.weights_bytes)}: {mix}",
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}{experts}; "

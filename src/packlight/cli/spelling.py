@@ -28,6 +28,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "chat_template_file": ("chat_template",),
     **dict.fromkeys(("a", "served_model_name"), ("alias",)),
     **dict.fromkeys(("ctk", "cache_type_k"), ("kv_type",)),
+    **dict.fromkeys(("draft", "draft_max", "draft_n", "spec_draft_n_max"), ("speculate",)),
     **dict.fromkeys(("dev", "platform"), ("device",)),
     **dict.fromkeys(("o", "output"), ("out",)),
     **dict.fromkeys(("v", "log_verbose"), ("verbose",)),

@@ -113,6 +113,20 @@ class JsonBiases:
 
 
 @dataclasses.dataclass(frozen=True)
+class Predicted:
+    """A text, or OpenAI's object with one: its content is a text, or parts of one."""
+
+    def check(self, name: str, value: Any) -> str | None:
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, list):
+            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+            content = "".join(part for part in parts if isinstance(part, str)) if None not in parts else content
+        if not isinstance(content, str):
+            raise ConfigError(f"{name} is an object with a text as content, not {reprlib.repr(value)}")
+        return Text().check(name, content)
+
+
+@dataclasses.dataclass(frozen=True)
 class OrLess:
     """A whole number, or -1 for `least`: for none, or for what is off."""
 
@@ -158,6 +172,8 @@ def _kind_in_json(parameter: Parameter) -> Kind:
             return OrLess(kind, None)
         case Integer() as kind if parameter.name == "top_k":  # vLLM's way to say it
             return OrLess(kind, 0)
+        case Text() if parameter.name == "prediction":
+            return Predicted()
     return parameter.kind
 
 
@@ -169,6 +185,7 @@ _IN_JSON = {  # what parameters mean here, where their help speaks of the termin
     "logit_bias": "an object: token id to what is added to its logit; or llama.cpp's pairs",
     "json_schema": "write JSON that matches this schema, an object or a text",
     "grammar": "write text that matches this grammar (GBNF or Lark)",
+    "prediction": "a text that is expected, or an object with it as `content`: for drafts, where the server makes any",
 }
 _PARAMETER = {each.name: each for each in PARAMETERS}
 _SAMPLED = tuple(
@@ -207,7 +224,6 @@ _COMMON = (
     _inert("safety_identifier", "who asks"),
     _inert("prompt_cache_key", "prompts are found by what they begin with"),
     _inert("prompt_cache_retention", "prompts are found by what they begin with"),
-    _inert("prediction", "a hint for speed"),
     _inert("priority", "requests take turns", Integer(-(2**63), 2**63 - 1)),
     _inert("timings_per_token", "`timings` come with the last event", _SWITCH),
     _not("store", "nothing is kept", False),
@@ -396,7 +412,7 @@ def schema(kind: Any) -> dict[str, Any]:
             return {"type": "array", "items": {"type": "object"}, "minItems": kind.least}
         case Stops():
             return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-        case Schema():
+        case Schema() | Predicted():
             return {"anyOf": [{"type": "string"}, {"type": "object"}]}
         case Anything():
             return dict(kind.schema)

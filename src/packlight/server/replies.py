@@ -111,7 +111,7 @@ class Replies:
             "completion_tokens": texts,
             "total_tokens": prompt + texts,
             "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"reasoning_tokens": self._reasoning_tokens()},
+            "completion_tokens_details": {"reasoning_tokens": self._reasoning_tokens(), **_drafts(completions)},
         }
 
     def _reasoning_tokens(self) -> int:
@@ -240,6 +240,16 @@ def _name(token: TopLogprob) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
 
 
+def _drafts(completions: Sequence[Completion]) -> Reply:
+    """How many drafts were right, where any are made, under OpenAI's names."""
+    made = [each.timings for each in completions if each.timings["drafted"] is not None]
+    if not made:
+        return {}
+    accepted = sum(each["accepted"] or 0 for each in made)
+    rejected = sum(each["drafted"] or 0 for each in made) - accepted
+    return {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+
+
 def _timings(completions: Sequence[Completion]) -> Reply:
     """Of a lone text the times, under the names of llama.cpp's server."""
     if len(completions) != 1:
@@ -256,4 +266,6 @@ def _timings(completions: Sequence[Completion]) -> Reply:
         "predicted_ms": 1000 * (total - first),
         "predicted_per_second": times["decode_tok_s"],
     }
+    if times["drafted"] is not None:
+        said |= {"draft_n": times["drafted"], "draft_n_accepted": times["accepted"]}
     return {"timings": said}
