@@ -115,9 +115,9 @@ def _limits(llm: "packlight.LLM", stack: contextlib.ExitStack) -> Limits:
 def _fitted(prepared: Prepared, cases: Sequence[Case]) -> Prepared:
     """The same file under its config with the context and the slots that the cases need."""
     longest = max(case.context for case in cases)
-    if longest > prepared.model.context_length:
+    if longest > prepared.model.longest_context:
         raise ContextLengthError(
-            f"these lengths need a context of {longest}; the model has {prepared.model.context_length}: "
+            f"these lengths need a context of {longest}; the model has {prepared.model.longest_context}: "
             "lower --depth, --prompt_tokens or --gen_tokens"
         )
     each = prepared.config.tokens_per_launch

@@ -265,7 +265,7 @@ def entry_digest(steps: Steps, key: StepKey, params: Params) -> str:
     facts = {
         "step": str(key),
         "arguments": [str(tree), *(f"{x.dtype}{x.shape}" for x in leaves)],
-        "model": repr(dataclasses.replace(steps.model, name="", defaulted=(), unread=())),
+        "model": repr(dataclasses.replace(steps.model, name="", rope_given=(), defaulted=(), unread=())),
         "config": [steps.plan.context, steps.kernels.path, config.activation_dtype, repr(config.xla_options)],
         "device": [device.platform, device.device_kind, *compiler_version(device)],
         "mesh": [repr(placement.split), [[each.id for each in row] for row in placement.devices], jax.process_index()],

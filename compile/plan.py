@@ -17,6 +17,7 @@ from packlight.model.spec.cache import CacheShape
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.spec.state import CACHE_TILE, Room, whole_tiles
+from packlight.model.spec.stretching import too_long
 
 TEXT_TILE = 16  # texts are padded to a multiple of it
 # Going over all weights once takes as long as multiplying them with about so many rows (bench/LOG.md): where they are
@@ -233,7 +234,10 @@ class Plan:
 def plan_of(config: CompileConfig, model: ModelConfig) -> Plan:
     """The plan for a model. Raises as `make_plan` does."""
     mixed = model.expert_count > 0
-    plan = make_plan(config, model.context_length, model.generates, model.encodes, mixed)
+    if config.context > model.longest_context:
+        raise ConfigError(f"config key 'context' is {config.context}; ", *too_long(model, config.context))
+    known = model.longest_context if config.context else model.context_length
+    plan = make_plan(config, known, model.generates, model.encodes, mixed)
     shape = plan.cache(model, config.kv_dtype, WHOLE)
     if plan.verified and not shape.rewinds(plan.capacity, plan.capacity - plan.verified[-1] + 1):
         raise ConfigError("config key 'speculate': layers of the model cannot go back to an earlier token")

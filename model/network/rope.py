@@ -23,7 +23,7 @@ def inverse_frequencies(cfg: ModelConfig) -> np.ndarray:
     stretched = inverse / scaling.factor
     if scaling.kind != "yarn":
         return stretched
-    keep = _yarn_keep(cfg, pairs)
+    keep = scaling.extrapolation * _yarn_keep(cfg, pairs)
     return inverse * keep + stretched * (1.0 - keep)
 
 
@@ -87,7 +87,7 @@ class Turns:
         if cfg.sharpening.scale:
             scale, length, offset = cfg.sharpening
             self._sharper = 1.0 + scale * jnp.log1p(((positions + offset) // length).astype(jnp.float32))
-        scaling = RopeScaling() if cfg.architecture.windows.unstretched else cfg.rope_scaling
+        scaling = RopeScaling() if cfg.architecture.windows.unstretched else cfg.rope_scaling_swa or cfg.rope_scaling
         sliding = dataclasses.replace(
             cfg,
             rope_freq_base=cfg.rope_freq_base_swa,

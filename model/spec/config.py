@@ -93,6 +93,9 @@ class ModelConfig:
     rope_sections: tuple[int, ...] = ()  # pairs of each kind of positions; (): there is one kind
     rope_dimension_count_swa: int = 0  # of the sliding layers; 0: as of the others
     rope_freq_base_swa: float = 10000.0  # base of the sliding layers' rotation
+    rope_scaling_swa: RopeScaling | None = None  # of the sliding layers; None: that of the others
+    rope_reach: int = 0  # tokens that stretched positions serve; 0: those of `context_length`
+    rope_given: tuple[str, ...] = ()  # arguments that replace what the file says of the rotation
     side_by_side: bool = False  # attention and feed-forward read the same hidden states
     xielu: tuple[tuple[float, float, float, float], ...] = ()  # of each layer: alpha_n, alpha_p, beta, eps
     softcaps: tuple[float, float] = (0.0, 0.0)  # of attention scores and of logits; 0: none
@@ -116,6 +119,11 @@ class ModelConfig:
         parts = [mixer for mixer in self.mixers if isinstance(mixer, AttentionPart)]
         known = self.latent is None and not self.architecture.windows.chunked
         return known and all(part.width in MOSAIC_WIDTHS for part in parts)
+
+    @property
+    def longest_context(self) -> int:
+        """The most tokens that a slot may hold: what the file states, or as many as stretched positions serve."""
+        return max(self.context_length, self.rope_reach)
 
     @property
     def generates(self) -> bool:
@@ -298,7 +306,8 @@ class ModelConfig:
             rope_dimension_count_swa=rotated_swa if rotated_swa != rotated else 0,
             rope_freq_base=base,
             rope_freq_base_swa=read_sliding_rope_base(keys, base),
-            rope_scaling=read_rope_scaling(keys),
+            rope_scaling=(scaling := read_rope_scaling(keys)),
+            rope_reach=scaling.reach,
             rope_sections=read_rope_sections(keys, rotated),
             rotates=read_rotating_layers(keys, slides),
             sliding_window=window,

@@ -22,6 +22,21 @@ class RopeScaling:
     beta_slow: float = 1.0  # YaRN stretches pairs in full that turn less often than this
     sharpening: float = 1.0  # multiplier of YaRN's sharpening, which is 1 + 0.1 * multiplier * ln(factor)
     log_multiplier: float = 0.0  # multiplier of what it is divided by; 0: nothing
+    extrapolation: float = 1.0  # share of what YaRN keeps of the pairs that turn often; llama.cpp's `ext_factor`
+
+    def __str__(self) -> str:
+        """How positions are stretched, in words."""
+        match self.kind:
+            case "none":
+                return "not stretched"
+            case "linear":
+                return f"stretched {self.factor:g} times"
+        return f"stretched {self.factor:g} times {self.original_context:,} by YaRN"
+
+    @property
+    def reach(self) -> int:
+        """Tokens that YaRN stretches the original context to; 0 for other kinds, which a file's length includes."""
+        return round(self.original_context * self.factor) if self.kind == "yarn" else 0
 
 
 class Sharpening(NamedTuple):

@@ -1,4 +1,4 @@
-"""The keyword arguments of generation as type checkers and editors see them. Imports no numpy."""
+"""The keyword arguments of loading and of generation as type checkers and editors see them. Imports no numpy."""
 
 import inspect
 import typing
@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from packlight.common.arguments import Call, suggesting
 from packlight.model.sampling.config import PARAMETERS
 from packlight.model.sampling.parameters import documentation
+from packlight.model.spec.rope_changes import ROPE, Rope
 
 
 class Sampling(TypedDict, total=False):
@@ -58,11 +59,24 @@ def sampled(call: Call) -> Call:
     """`suggesting` for a function that takes `**sampling: Unpack[Sampling]`. Its signature, as help and notebooks show
     it, has each parameter with type and default.
     """
-    signature, types = inspect.signature(call), typing.get_type_hints(Sampling)
+    return _spread(call, Sampling, {row.name: row.default for row in PARAMETERS})
+
+
+def rotated(call: Call) -> Call:
+    """The same for a function that takes `**rope: Unpack[Rope]`; its documentation ends with their meanings."""
+    lines = "".join(f"\n    {name}: {row.help}" for name, row in ROPE.items())
+    said = "By llama.cpp's names, in place of what the file says of positions; more context than it states needs them:"
+    call.__doc__ = f"{inspect.cleandoc(call.__doc__ or '')}\n\n{said}{lines}"
+    return _spread(call, Rope, dict.fromkeys(ROPE))
+
+
+def _spread(call: Call, named: type, defaults: Mapping[str, Any]) -> Call:
+    """`suggesting` for a function whose `**` arguments are those of a typed dict."""
+    signature, types = inspect.signature(call), typing.get_type_hints(named)
     own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    named = [
-        inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=row.default, annotation=types[row.name])
-        for row in PARAMETERS
+    spread = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
+        for name, default in defaults.items()
     ]
-    call.__signature__ = signature.replace(parameters=[*own, *named])  # pyright: ignore[reportFunctionMemberAccess]
+    call.__signature__ = signature.replace(parameters=[*own, *spread])  # pyright: ignore[reportFunctionMemberAccess]
     return suggesting(call)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 import numpy as np
 
 from packlight import demo
-from packlight.arguments import Sampling, sampled
+from packlight.arguments import Sampling, rotated, sampled
 from packlight.common.arguments import suggesting
 from packlight.common.errors import Argument, ConfigError, NonFiniteLogitsError
 from packlight.common.text import megabytes, shown, shown_path
@@ -26,6 +26,7 @@ from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.pooling import POOLED, Pooling, check_generates, pooling_of, unit
+from packlight.model.spec.rope_changes import Rope
 from packlight.model.text.chat import Prompt, make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from packlight.serve.engine import Engine
 
 
-@suggesting
+@rotated
 def load(
     path: str | os.PathLike[str] | None = None,
     config: "str | os.PathLike[str] | CompileConfig | None" = None,
@@ -56,6 +57,7 @@ def load(
     slots: int | None = None,
     kv_type: KVType | None = None,
     speculate: int | None = None,
+    **rope: Unpack[Rope],
 ) -> "LLM":
     """Loads a GGUF file and compiles, or takes from the store, all that runs it.
 
@@ -67,8 +69,8 @@ def load(
             one that ships for jax's default platform.
         on_read: called with bytes read and bytes in all while the weights are read.
         on_built: called with an executable and the number of all while they are built.
-        context: tokens that a prompt and its answer may have together, at most what the model has. None: the config's,
-            by default the model's or 4096, whichever is less.
+        context: tokens that a prompt and its answer may have together, at most what the model has, or what the
+            arguments below stretch it to. None: the config's, by default the model's or 4096, whichever is less.
         slots: sequences that run at a time; each takes the memory of a context. None: the config's, 4 on a CPU.
         kv_type: what keys and values are cached in. None: the config's, "f16" on a CPU.
         speculate: drafts of a text's next tokens, looked up in the text itself, that a step verifies at most. They
@@ -84,7 +86,7 @@ def load(
             where a step's scratch does not fit beside them. It says which context or slots would.
     """
     path = demo.MODEL if path is None else path
-    return LLM(prepare(path, config, context, slots, kv_type, speculate), on_read, on_built)
+    return LLM(prepare(path, config, context, slots, kv_type, speculate, **rope), on_read, on_built)
 
 
 class LLM:

@@ -7,10 +7,10 @@ import importlib.util
 import itertools
 import numbers
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
+from packlight.arguments import rotated
 from packlight.common import pages
-from packlight.common.arguments import suggesting
 from packlight.common.errors import Argument, ConfigError
 from packlight.common.text import shown, shown_path
 from packlight.compile.config import DTYPES, MAX_VERIFIED, CompileConfig, default_config, read_config
@@ -27,7 +27,9 @@ from packlight.compile.memory import (
 from packlight.compile.plan import Plan, plan_of
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.rope_changes import Rope, RopeChanges
 from packlight.model.spec.sharding import Split, make_split
+from packlight.model.spec.stretching import stretched, too_long
 from packlight.model.spec.weights import check, formats, read_tensors, used_weights
 from packlight.model.text.chat import rerank_template
 from packlight.model.text.tokenizer import Tokenizer
@@ -67,8 +69,8 @@ class Changes:
 
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError for more context than the model has."""
-        if (self.context or 0) > model.context_length:
-            raise ConfigError(Argument("context", self.context), f": the model has only {model.context_length}")
+        if self.context is not None and self.context > model.longest_context:
+            raise ConfigError(Argument("context", self.context), ": ", *too_long(model, self.context))
 
     def applied(self, config: CompileConfig) -> CompileConfig:
         """The config with the changes. Raises ConfigError for slots that do not suit its mesh."""
@@ -102,7 +104,7 @@ class Prepared:
     """
 
     file: GGUFFile
-    model: ModelConfig  # what the file says of its hyperparameters
+    model: ModelConfig  # what the file says of its hyperparameters, and callers of its rotation
     tokenizer: Tokenizer
     named: CompileConfig | None  # the caller's config; None stands for the one that ships for jax's default platform
     changes: Changes = Changes()  # of the config
@@ -207,7 +209,7 @@ class Prepared:
             self.memory_limit.check(plan, shown_path(self.file.path))
 
 
-@suggesting
+@rotated
 def prepare(
     path: str | os.PathLike[str],
     config: str | os.PathLike[str] | CompileConfig | None = None,
@@ -215,6 +217,7 @@ def prepare(
     slots: int | None = None,
     kv_type: KVType | None = None,
     speculate: int | None = None,
+    **rope: Unpack[Rope],
 ) -> Prepared:
     """Opens and checks a file and a config, as `load` does first; reads no weights and imports no jax.
 
@@ -222,13 +225,13 @@ def prepare(
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"path is the file or the name of a model, not {shown(repr(path))}")
-    changes = Changes(context, slots, kv_type, speculate=speculate)
+    changes, rotation = Changes(context, slots, kv_type, speculate=speculate), RopeChanges(**rope)
     if config is not None and not isinstance(config, CompileConfig):
         if not isinstance(config, str | os.PathLike):
             raise ConfigError(f"config is a path, a name or a CompileConfig, not {shown(repr(config))}")
         config = read_config(config)
     file = open_gguf(find(path))
-    model = ModelConfig.from_gguf(file)
+    model = stretched(ModelConfig.from_gguf(file), file, rotation)
     check(file, model)
     changes.check(model)
     tokenizer = Tokenizer.from_file(file)

@@ -126,7 +126,7 @@ class Prompts:
         if not answered:
             return self.fitting(ids)
         if len(ids) >= self._context:
-            longest = self._model.context_length
+            longest = self._model.longest_context
             more = (", or load with up to ", Argument("context", longest)) if longest > self._context else ()
             said = f"the prompt has {len(ids)} tokens, which leaves no room for an answer in a context of "
             raise ContextLengthError(f"{said}{self._context}; shorten it", *more)

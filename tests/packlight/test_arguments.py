@@ -14,6 +14,7 @@ from packlight.arguments import Sampling
 from packlight.model.sampling.config import PARAMETERS
 from packlight.model.sampling.parameters import Biases, Integer, Kind, Real, Schema, Switch, Text, Texts
 from packlight.model.spec.pooling import POOLINGS
+from packlight.model.spec.rope_changes import ROPE, Rope
 from packlight.prepared import KV_TYPES, Changes, KVType
 
 SAMPLED = (packlight.LLM.generate, packlight.LLM.stream, packlight.LLM.chat)
@@ -62,6 +63,14 @@ def test_a_signature_shows_each_parameter_with_its_default(function):
     assert "sampling" not in shown
 
 
+@pytest.mark.parametrize("function", [packlight.load, packlight.prepare])
+def test_what_loads_shows_what_stretches_positions(function):
+    shown = inspect.signature(function).parameters
+    assert {name: shown[name].annotation for name in ROPE} == typing.get_type_hints(Rope)
+    assert {shown[name].default for name in ROPE} == {None}
+    assert "rope" not in shown
+
+
 @pytest.mark.parametrize("function", [packlight.load, packlight.prepare, *SAMPLED, packlight.LLM.embed])
 def test_a_docstring_speaks_of_each_argument_of_its_own(function):
     own = set(inspect.signature(function).parameters) - {parameter.name for parameter in PARAMETERS} - {"self"}
@@ -77,11 +86,12 @@ def test_a_docstring_speaks_of_each_argument_of_its_own(function):
     ("call", "words"),
     [
         (lambda: packlight.load(contxt=512), "load() takes no argument 'contxt'; did you mean 'context'?"),
+        (lambda: packlight.load(rope_scal=2), "load() takes no argument 'rope_scal'; did you mean 'rope_scale'?"),
         (lambda: packlight.load(n_ctx=512), "load() takes no argument 'n_ctx'; did you mean 'context'?"),
         (lambda: packlight.prepare("x", kv_typ="f16"), "prepare() takes no argument 'kv_typ'; did you mean 'kv_type'?"),
         (
             lambda: packlight.load(verbose=True),
-            "load() takes no argument 'verbose'; it takes: path, config, on_read, on_built, context, slots, kv_type",
+            f"load() takes no argument 'verbose'; it takes: {', '.join(inspect.signature(packlight.load).parameters)}",
         ),
         (
             lambda: packlight.CompileConfig(contex=512),
