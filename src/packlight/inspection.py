@@ -40,6 +40,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         parameters: without tensors of a type that holds no weights; bits_per_weight
         chat_templates: their names; the one without is "default"
         layers: how their parts repeat, in words
+        positions: how the file stretches them, in words
         native: instructions and origin of the native kernels, None until they are built
         cache: context, slots, kv_type and bytes of what `generate` keeps on a CPU
         memory: bytes of weights, cache, process and of all, and this machine's limit with its source
@@ -51,14 +52,14 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = find(path)
     file = open_gguf(path, join=False, weights_only=False)
-    problems, hyperparameters, planned = [], {}, _Planned()
+    problems, hyperparameters, positions, planned = [], {}, None, _Planned()
     metadata = {key: _plain(value) for key, value in file.metadata.items()}
     try:
         if metadata.keys() & {"split.count", "split.no"}:
             file = open_gguf(path, weights_only=False)
         check_types(file)
         model = ModelConfig.from_gguf(file)
-        hyperparameters = dataclasses.asdict(model)
+        hyperparameters, positions = dataclasses.asdict(model), str(model.rope_scaling)
         check(file, model)
         planned = _Planned.of(file, model)
     except PacklightError as error:
@@ -96,6 +97,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         "bits_per_weight": 8 * sum(info.nbytes for info in weights) / parameters if parameters else None,
         "chat_templates": _chat_templates(metadata),
         "layers": planned.layers,
+        "positions": positions,
         "native": planned.native and planned.native._asdict(),
         "cache": planned.cache,
         "memory": planned.memory_report(),

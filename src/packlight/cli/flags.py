@@ -12,6 +12,7 @@ from absl import flags
 from packlight.bench.options import FLAGS as BENCH_FLAGS
 from packlight.model.sampling.config import PARAMETERS
 from packlight.model.sampling.parameters import Biases, Integer, Parameter, Real, Schema, Switch, Text, Texts
+from packlight.model.spec.rope_changes import ROPE
 
 FlagRow = tuple[Callable[..., Any], Any, str]  # how absl defines it, its default, what it means
 KINDS: dict[type, Callable[..., Any]] = {  # of sampling parameters
@@ -23,6 +24,7 @@ KINDS: dict[type, Callable[..., Any]] = {  # of sampling parameters
     Texts: flags.DEFINE_multi_string,
     Biases: flags.DEFINE_multi_string,
 }
+PLAIN: dict[type, Callable[..., Any]] = {str: flags.DEFINE_string, float: flags.DEFINE_float, int: flags.DEFINE_integer}
 
 
 def _flag_of(parameter: Parameter) -> FlagRow:
@@ -59,6 +61,7 @@ FLAGS: dict[str, FlagRow] = {
     "threads": (flags.DEFINE_integer, None, "cores to use (default: all that the process may use)"),
     "kv_type": (flags.DEFINE_string, None, "f32, f16 or bf16: of cached keys and values (default: the config's)"),
     "speculate": (flags.DEFINE_integer, None, "drafts that a step verifies at most (default: the config's, or 0)"),
+    **{name: (PLAIN[row.kind], None, row.help) for name, row in ROPE.items()},
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (
         flags.DEFINE_string,
@@ -141,7 +144,7 @@ SERVING += (
     "generic_tools",
     "log_prompts",
 )
-PLAN = ("config", "context", "slots", "kv_type", "speculate", "device", "threads")
+PLAN = ("config", "context", "slots", "kv_type", "speculate", "device", "threads", *ROPE)
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")
 COMMON = (*MESSAGES, "helpfull")  # every command takes them

@@ -15,7 +15,9 @@ from packlight.cli.terminal import Bar, detail, say, warn
 from packlight.common.errors import ConfigError
 from packlight.common.text import megabytes, shown, shown_path
 from packlight.compile.config import PLATFORMS, CompileConfig, default_config, read_config
+from packlight.model.spec import stretching
 from packlight.model.spec.layers import in_words, traced
+from packlight.model.spec.rope_changes import ROPE
 from packlight.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ def prepared_from(
         target.check_compiler()
     slots = slots_of(values) if alone else values.slots
     context = values.context if context is None else context
-    return prepare(path, config, context, slots, values.kv_type, values.speculate)
+    rope = {name: values[name].value for name in ROPE}
+    return prepare(path, config, context, slots, values.kv_type, values.speculate, **rope)
 
 
 def slots_of(values: flags.FlagValues) -> int | None:
@@ -145,11 +148,18 @@ def describe(llm: "packlight.LLM") -> list[str]:
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}{experts}; "
         f"context {llm.plan.context}{slots}; "
         f"executables: {llm.executables.hits} from the store, {llm.executables.misses} compiled",
+        *([f"positions: {_positions(llm)}"] if llm.model.rope_given or llm.model.rope_scaling.kind != "none" else []),
         *([f"native kernels: {llm.native}"] if llm.native else []),
         *([f"last bits may depend on chunks and neighbours: {varying}"] if llm.native and varying else []),
         *([f"layers: {in_words(layers)}"] if traced(layers) > 1 else []),
         *([] if llm.placement.single else [f"{llm.placement.split}"]),
     ]
+
+
+def _positions(llm: "packlight.LLM") -> str:
+    """How positions are stretched, and who says so."""
+    said = stretching.in_words(llm.model) or "no layer rotates by them"
+    return f"{said} ({', '.join(f'--{name}' for name in llm.model.rope_given) or 'as the file says'})"
 
 
 def internals(llm: "packlight.LLM") -> list[str]:
@@ -161,6 +171,7 @@ def internals(llm: "packlight.LLM") -> list[str]:
     return [
         f"Python {platform.python_version()}, jax {jax.__version__}, {llm.device.device_kind}, {platform.platform()}",
         *(f"config: {field.name} = {getattr(config, field.name)!r}" for field in dataclasses.fields(config)),
+        f"positions: {_positions(llm)}",
         f"store: {store if config.store else 'none'}",
         *(
             f"executable {built.key}: {'from the store' if built.hit else 'compiled'} in {built.seconds:.2f} s, "

@@ -27,7 +27,7 @@ def summary_text(report: dict[str, Any]) -> str:
         "architecture": ", ".join(filter(None, (line(str(report["architecture"] or "")), shape))),
         "parameters": _in_words(report["parameters"]),
         "quantization": f"{report['quantization']}: {formats}{bits}" if formats else "there are no tensors",
-        "context": f"{numbers['context_length']:,} tokens" if numbers else "",
+        "context": f"{numbers['context_length']:,} tokens{_stretched(report)}" if numbers else "",
         "chat template": templates or "none: it continues texts",
         "memory": _memory(report["memory"], report["cache"]) if report["memory"] else "",
         "runs here": f"no: {why_not}" if why_not else "; ".join([_with_what(report), *report["here"]["slow"]]),
@@ -41,6 +41,15 @@ def _entry(title: str, text: str) -> str:
     """A title and a text that goes on below itself."""
     lines = textwrap.wrap(text, 80 - 17, break_on_hyphens=False, break_long_words=False)
     return f"  {title:<15}" + ("\n" + " " * 17).join(lines) + "\n"
+
+
+def _stretched(report: dict[str, Any]) -> str:
+    """What a file says of positions, and how far they serve where that is further than it states."""
+    numbers = report["hyperparameters"]
+    if numbers["rope_scaling"]["kind"] == "none":
+        return ""
+    further = f", --context up to {reach:,}" if (reach := numbers["rope_reach"]) > numbers["context_length"] else ""
+    return f"; positions {report['positions']}{further}"
 
 
 def _memory(memory: dict[str, Any], cache: dict[str, Any]) -> str:

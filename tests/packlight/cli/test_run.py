@@ -107,6 +107,19 @@ def test_stdout_has_the_text_and_a_line_end(small, tmp_path):
     )
 
 
+def test_the_plan_says_how_positions_are_stretched(small, tmp_path):
+    """And who says so: flags, or the file, of which `inspect` tells it too."""
+    said = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0}
+    path = write_llama(tmp_path / "m.gguf", layers=1, embed=32, vocab=270, extra=said)
+    run = (f"--model={path}", f"--config={small}", "--prompt=x", "--max_tokens=1", "--context=512")
+    asked = succeed(*run, "--rope_scale=4").stderr
+    assert "\npositions: stretched 4 times 128 by YaRN, base 10000 (--rope_scale)\n" in asked
+    stated = succeed(*run[:-1], "--context=256", "--verbose").stderr
+    assert stated.count("positions: stretched 2 times 128 by YaRN, base 10000 (as the file says)\n") == 2
+    text = " ".join(succeed("inspect", path).stdout.split())
+    assert "context 128 tokens; positions stretched 2 times 128 by YaRN, --context up to 256" in text
+
+
 @pytest.mark.parametrize(
     ("flags", "slots", "kv_dtype"),
     [

@@ -29,6 +29,16 @@ def parsed(line, command="generate"):
         ("generate", "m.gguf --n-predict=64 --ctx-size 512 -np 2", "model max_tokens context slots"),
         ("generate", "--max-tokens 5 --top-k=3 -t 2", "max_tokens top_k threads"),
         ("generate", "-f p.txt -ctk f16 -dev cpu", "prompt_file kv_type device"),
+        (
+            "generate",
+            "--rope-scaling yarn --rope-scale 4 --rope-freq-base 1e6 --yarn-orig-ctx 64 --yarn-ext-factor 1",
+            "rope_scaling rope_scale rope_freq_base yarn_orig_ctx yarn_ext_factor",
+        ),
+        (
+            "serve",
+            "--rope-freq-scale=0.25 --yarn-attn-factor=1 --yarn-beta-slow=1 --yarn-beta-fast=32",
+            "rope_freq_scale yarn_attn_factor yarn_beta_slow yarn_beta_fast",
+        ),
         ("generate", "--json --noparse-special --no-parse-special", "json parse_special"),
         ("chat", "-m m.gguf -sys kind --chat-template-file t.jinja", "model system chat_template"),
         ("inspect", "m.gguf --json", "model json"),

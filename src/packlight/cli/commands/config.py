@@ -10,6 +10,7 @@ from absl import flags
 from packlight.cli.flags import PLAN, Command
 from packlight.cli.terminal import write, write_json
 from packlight.common.text import shown_path
+from packlight.model.spec.rope_changes import ROPE
 
 if TYPE_CHECKING:
     from packlight.compile.config import CompileConfig
@@ -60,8 +61,9 @@ def _meant(config: "CompileConfig", values: flags.FlagValues) -> "tuple[CompileC
     if not config.context:
         notes["context"] = f"means what the model takes, {DEFAULT_CONTEXT} at most"
     if values.model is not None:
-        longest = ModelConfig.from_gguf(open_gguf(model_path(values))).context_length
-        notes["context"] = f"the model takes {longest}"
+        model = ModelConfig.from_gguf(open_gguf(model_path(values)))
+        notes["context"] = f"the model takes {model.longest_context}"
+        longest = model.longest_context if config.context else model.context_length
         config = dataclasses.replace(config, context=make_plan(config, longest).context)
     return config, notes
 
@@ -89,7 +91,7 @@ COMMAND = Command(
     "config",
     "show the config that would hold, and where each value comes from",
     "packlight config show --context=2048 > mine.toml",
-    ("action", "model", *(name for name in PLAN if name != "threads"), "json"),
+    ("action", "model", *(name for name in PLAN if name != "threads" and name not in ROPE), "json"),
     run,
     ("show",),
 )
