@@ -212,7 +212,7 @@ class Plan:
     def verify_key(self, tokens: int, start: int) -> StepKey | None:
         """The smallest step for so many tokens from position `start`; None where none has room for them."""
         rows = next((t for t in self.verified if t >= tokens and start + t <= self.capacity), None)
-        return rows and StepKey(Phase.VERIFY, rows, self.length(start + rows))
+        return None if rows is None else StepKey(Phase.VERIFY, rows, self.length(start + rows))
 
     def rank(self, slot: int) -> int:
         """A slot's number in its group."""

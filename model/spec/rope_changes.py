@@ -4,6 +4,7 @@ Imports no numpy, as flags are made of it. `model.spec.stretching` makes a model
 """
 
 import dataclasses
+import math
 import numbers
 import struct
 from collections.abc import Mapping
@@ -109,10 +110,11 @@ def _checked(name: str, row: Row, value: Any) -> Any:
         if value not in KINDS:
             raise ConfigError(said, f": it is one of {', '.join(KINDS)}")
         return value
-    number, word = (numbers.Integral, "an integer") if row.kind is int else (numbers.Real, "a number")
-    if isinstance(value, bool) or not isinstance(value, number) or not row.low <= value <= row.high:  # NaN is not
+    kind, word = (numbers.Integral, "an integer") if row.kind is int else (numbers.Real, "a number")
+    number: Any = value if isinstance(value, kind) and not isinstance(value, bool) else math.nan
+    if not row.low <= number <= row.high:  # NaN is not
         raise ConfigError(said, f": it is {word} from {row.low:.10g} to {row.high:.10g}")
-    return int(value) if row.kind is int else _float32(float(value))
+    return int(number) if row.kind is int else _float32(float(number))
 
 
 def _float32(value: float) -> float:

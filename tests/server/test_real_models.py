@@ -157,10 +157,10 @@ def test_an_encoder_has_a_queue_and_stops_for_a_client_that_left(tmp_path, monke
         held, groups = threading.Event(), []
         embed = llm.embed
 
-        def slow(texts, *arguments):
+        def slow(texts, **arguments):
             groups.append(len(texts))
             held.wait(5)
-            return embed(texts, *arguments)
+            return embed(texts, **arguments)
 
         monkeypatch.setattr(llm, "embed", slow)
 

@@ -7,9 +7,9 @@ each.
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
@@ -50,7 +50,9 @@ class Pooler:
         account_of(request.scope).prompt_tokens = sum(map(len, texts))
         left = asyncio.ensure_future(until_left(request))
         try:
-            return await (self._encoded if self._llm.model.encodes else self._read)(request, left, texts, pooling)
+            if self._llm.model.encodes:
+                return await self._encoded(left, texts, pooling)
+            return await self._read(request, left, texts, pooling)
         finally:
             left.cancel()
 
@@ -69,15 +71,14 @@ class Pooler:
             account_of(request.scope).queue_s = answers.queued
             answers.close()
 
-    async def _encoded(
-        self, _: Request, left: asyncio.Future[None], texts: Sequence[list[int]], pooling: str
-    ) -> list[np.ndarray]:
+    async def _encoded(self, left: asyncio.Future[None], texts: Sequence[list[int]], pooling: Any) -> list[np.ndarray]:
         self.check_room()
         self._under_way += 1
         try:
             rows: dict[int, np.ndarray] = {}
             for _, numbers in self._llm.plan.text_groups([len(ids) for ids in texts]):
-                call = functools.partial(self._llm.embed, [texts[number] for number in numbers], pooling, False)
+                group = [texts[number] for number in numbers]
+                call: Callable[[], Any] = functools.partial(self._llm.embed, group, pooling=pooling, normalize=False)
                 made = await asyncio.get_running_loop().run_in_executor(self._thread, call)
                 rows |= zip(numbers, made, strict=True)
                 if left.done():
