@@ -7,11 +7,11 @@ import numpy as np
 
 from packlight.common.errors import NonFiniteLogitsError, PacklightError
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.penalties import Steering
 from packlight.serve.prefix import Keep
 from packlight.serve.told import States
 
 if TYPE_CHECKING:
+    from packlight.model.sampling.penalties import Steering
     from packlight.serve.engine import Event
     from packlight.serve.told import Told
 
@@ -25,7 +25,6 @@ class Reading:
     """
 
     sampling = NOTHING
-    steering = Steering(NOTHING)
     keep = Keep.NOTHING  # the states of what the cache has are gone
     salt = ""
     states = True
@@ -38,6 +37,13 @@ class Reading:
         self._row: np.ndarray | None = None
         self.began, self.complete = 0.0, False
         self.failure: PacklightError | None = None
+
+    @property
+    def steering(self) -> "Steering":
+        """Of no logits; its module imports jax."""
+        from packlight.model.sampling.penalties import Steering
+
+        return Steering(NOTHING)
 
     def take(self, event: "Event | Told") -> None:
         """Books the hidden states of a chunk."""
