@@ -1,9 +1,8 @@
 """Compiled executables on disk, one file each. Knows bytes and digests; what an executable computes is `compile.aot`'s.
 
 An entry is a pickle around machine code, so to read it is to run it. What is read must have been written by this user:
-folder and entry are ours alone, and the entry bears a seal that takes our secret to make. The secret lies in the user's
-cache folder wherever the entries lie, so that a folder of entries from someone else is compiled again, not run, even
-after it was unpacked in our name. Source of the format: `jax.experimental.serialize_executable`.
+folder and entry are ours alone, and the entry bears a seal (`common.secret`), so that a folder of entries from someone
+else is compiled again, not run. Source of the format: `jax.experimental.serialize_executable`.
 
     b"packlight-aot-2\n" | HMAC-SHA256 of the rest (32 bytes) | entry digest (64 hex bytes) | pickle
         | what made it, as JSON | its length in 4 bytes, the least first | b"MADE"
@@ -15,17 +14,15 @@ import json
 import os
 import pathlib
 import pickle
-import secrets
-import stat
 from collections.abc import Mapping
 from typing import Any
 
-from packlight.common.files import cache_folder, open_regular, private_folder, remove_abandoned, whole_file
+from packlight.common.files import open_regular, private_folder, remove_abandoned, whole_file
+from packlight.common.secret import SEAL_BYTES, read_own, seal, user_secret
 from packlight.common.text import reason, shown_path
 
 MAGIC = b"packlight-aot-2\n"
 MADE, MOST_TOLD = b"MADE", 1 << 12  # the mark behind what is told of an entry, and the bytes that may be read of it
-SECRET_BYTES = 32
 MAX_BYTES = 1 << 28  # of an entry; the largest seen, a prefill step for a GPU, has 29 MB
 
 
@@ -42,7 +39,7 @@ class Store:
             self.folder = private_folder(folder)
             if not os.access(self.folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self.folder))
-            self._secret = _secret()
+            self._secret = user_secret()
             remove_abandoned(str(self.folder))
         except OSError as error:
             self.problem = f"{shown_path(str(error.filename or folder))}: {reason(error)}"
@@ -54,14 +51,14 @@ class Store:
         """The object stored under `digest`, or None when there is none. Raises EntryError for one not to be used."""
         path = self.path(digest)
         try:
-            content = _read_own(path, 0o022, MAX_BYTES)
+            content = read_own(path, 0o022, MAX_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise EntryError(f"{path.name}: {reason(error)}") from None
-        start = len(MAGIC) + 32
+        start = len(MAGIC) + SEAL_BYTES
         body = memoryview(content)[start:]
-        if not hmac.compare_digest(content[:start], MAGIC + self._seal(body)):
+        if not hmac.compare_digest(content[:start], MAGIC + seal(self._secret, body)):
             raise EntryError(f"{path.name}: not written by this user, or damaged")
         if body[:64] != digest.encode():
             raise EntryError(f"{path.name}: holds another entry")
@@ -75,13 +72,10 @@ class Store:
         told = b"" if made_by is None else json.dumps(made_by).encode()
         end = told + len(told).to_bytes(4, "little") + MADE if told else b""
         body = digest.encode() + pickle.dumps(value) + end  # a pickle says itself where it ends
-        if len(body) > MAX_BYTES - len(MAGIC) - 32:
+        if len(body) > MAX_BYTES - len(MAGIC) - SEAL_BYTES:
             raise ValueError(f"an executable of {len(body):,} bytes is too large")
         with whole_file(str(self.path(digest)), 0o600) as partial:
-            pathlib.Path(partial).write_bytes(MAGIC + self._seal(body) + body)
-
-    def _seal(self, body: bytes | memoryview) -> bytes:
-        return hmac.digest(self._secret, body, "sha256")
+            pathlib.Path(partial).write_bytes(MAGIC + seal(self._secret, body) + body)
 
 
 def made_by(path: pathlib.Path) -> dict[str, str] | None:
@@ -98,26 +92,3 @@ def made_by(path: pathlib.Path) -> dict[str, str] | None:
     except (ValueError, RecursionError):
         return None
     return {str(key): str(value) for key, value in told.items()} if isinstance(told, dict) else None
-
-
-def _secret() -> bytes:
-    """This user's secret, made on first use. Raises OSError."""
-    path = private_folder(cache_folder()) / "secret"
-    if not path.exists():
-        with whole_file(str(path), 0o600) as partial:
-            pathlib.Path(partial).write_bytes(secrets.token_bytes(SECRET_BYTES))
-    found = _read_own(path, 0o077, SECRET_BYTES)  # of processes that came first together, the last one's
-    if len(found) != SECRET_BYTES:
-        raise OSError(errno.EINVAL, f"has {len(found)} bytes, not {SECRET_BYTES}; delete it", str(path))
-    return found
-
-
-def _read_own(path: pathlib.Path, forbidden: int, most: int) -> bytes:
-    """The content of a file that is ours, with none of the `forbidden` permissions and `most` bytes. Raises OSError."""
-    fd, status = open_regular(path)
-    with open(fd, "rb") as file:
-        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & forbidden:
-            raise PermissionError(errno.EPERM, "other users own it or have access to it", str(path))
-        if status.st_size > most:
-            raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, more than {most:,}", str(path))
-        return file.read(status.st_size)
