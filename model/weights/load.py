@@ -62,19 +62,32 @@ class Move(NamedTuple):
     target: Rectangle  # in the device's part
 
 
-class _Part(NamedTuple):
-    """One device's part of a tensor."""
-
-    shape: tuple[int, ...]  # (..., out, N, block_bytes), in ggml's layout
-    moves: list[Move]
-    out: np.ndarray  # where it goes, in the layout that its kernel reads
+Shape = tuple[int, ...]
+Places = Mapping[int, np.ndarray]  # tensor device's number -> its place for a tensor, in the layout its kernel reads
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """One tensor to read."""
 
-    nbytes: int
-    run: Callable[[], None]
+    info: TensorInfo
+    places: Places  # where it belongs
+    read: Callable[[Places], None]  # reads it into such places; refuses scales that are NaN or infinite
+
+
+class Buffer(NamedTuple):
+    """One weight's matrices of a format, one after the other, on a device that holds all of them."""
+
+    shape: Shape  # (matrices, ...)
+    tensors: list[str]  # their names
+
+
+class _Grouped(NamedTuple):
+    """One weight's tensors by format."""
+
+    qtypes: list[str]  # of each buffer
+    layouts: list[str]  # of each buffer
+    shapes: list[Shape]  # of each buffer
+    places: tuple[tuple[int, int], ...]  # per tensor, (buffer, index in it)
 
 
 def read_weights(
@@ -91,9 +104,27 @@ def read_weights(
     devices: numbers along the tensor axis of `split`. Of a weight that is cut, only these devices' parts are read.
     Raises GGUFError naming the tensor (and block) that does not fit, cannot be read or holds a non-finite scale.
     """
+    weights, jobs = plan_weights(file, cfg, progress, layouts, split, devices)
+    run_jobs(jobs, lambda job: job.read(job.places), progress)
+    return weights
+
+
+def plan_weights(
+    file: GGUFFile,
+    cfg: ModelConfig,
+    progress: Callable[[int], None] = lambda nbytes: None,
+    layouts: Mapping[str, str] = GGML,
+    split: Split = WHOLE,
+    devices: Collection[int] = (0,),
+    allocate: Callable[[Shape], np.ndarray] | None = None,
+) -> tuple[list[HostWeight], list[Job]]:
+    """What `read_weights` gives, of which only the vectors are read, and the jobs that fill the matrices' buffers.
+
+    allocate: makes each buffer, uint8, in the order of `matrix_buffers`; None: in memory of the process.
+    """
     weights, jobs = [], []
     for weight in check(file, cfg):
-        infos = [file.tensors[name] for name in weight.tensors if name in file.tensors]
+        infos = _infos(file, weight)
         cuts = {device: cut(split, weight, device) for device in devices}
         if not next(iter(cuts.values())).axis:
             cuts = {0: Cut()}
@@ -102,16 +133,46 @@ def read_weights(
             weights.append(_read_vectors(file, weight, part, cuts))
             progress(sum(info.nbytes for info in infos))
         else:
-            host, reads = _plan_matrices(part, infos, layouts, cuts)
+            host, reads = _plan_matrices(part, infos, layouts, cuts, allocate or _allocate)
             weights.append(host)
             jobs += reads
+    return weights, jobs
+
+
+def run_jobs(jobs: list[Job], run: Callable[[Job], None], progress: Callable[[int], None]) -> None:
+    """Calls `run` with each job, READERS at a time, and `progress` with the bytes of each that is done."""
     pool = concurrent.futures.ThreadPoolExecutor(READERS)
     try:
-        for job, _ in zip(jobs, pool.map(lambda job: job.run(), jobs), strict=True):
-            progress(job.nbytes)
+        for job, _ in zip(jobs, pool.map(run, jobs), strict=True):
+            progress(job.info.nbytes)
     finally:
         pool.shutdown(cancel_futures=True)
-    return weights
+
+
+def matrix_buffers(file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str] = GGML) -> list[Buffer]:
+    """The buffers of all matrices on a single device. Raises GGUFError as `read_weights` does; nothing is read."""
+    buffers = []
+    for weight in check(file, cfg):
+        if not weight.is_vector:
+            infos = _infos(file, weight)
+            grouped = _group(WHOLE.part(weight), infos, layouts)
+            tensors: list[list[str]] = [[] for _ in grouped.shapes]
+            for info, (group, _) in zip(infos, grouped.places, strict=True):
+                tensors[group].append(info.name)
+            buffers += map(Buffer, grouped.shapes, tensors)
+    return buffers
+
+
+def _infos(file: GGUFFile, weight: Weight) -> list[TensorInfo]:
+    return [file.tensors[name] for name in weight.tensors if name in file.tensors]
+
+
+def _group(part: Weight, infos: list[TensorInfo], layouts: Mapping[str, str]) -> _Grouped:
+    qtypes = [info.format.name for info in infos]
+    order, places = group_by_format(qtypes)
+    kept = [layouts.get(infos[qtypes.index(qtype)].name, "ggml") for qtype in order]
+    shapes = [(qtypes.count(q), *part.blocks_shape(q, at)) for q, at in zip(order, kept, strict=True)]
+    return _Grouped(order, kept, shapes, places)
 
 
 def _read_vectors(file: GGUFFile, weight: Weight, part: Weight, cuts: Mapping[int, Cut]) -> HostWeight:
@@ -139,14 +200,15 @@ def _take_part(values: np.ndarray, axis: int, share: Cut) -> np.ndarray:
 
 
 def _plan_matrices(
-    part: Weight, infos: list[TensorInfo], layouts: Mapping[str, str], cuts: Mapping[int, Cut]
-) -> tuple[HostWeight, list[_Job]]:
+    part: Weight,
+    infos: list[TensorInfo],
+    layouts: Mapping[str, str],
+    cuts: Mapping[int, Cut],
+    allocate: Callable[[Shape], np.ndarray],
+) -> tuple[HostWeight, list[Job]]:
     """Buffers for a weight's parts, and the jobs that fill them."""
-    qtypes = [info.format.name for info in infos]
-    order, places = group_by_format(qtypes)
-    kept = [layouts.get(infos[qtypes.index(qtype)].name, "ggml") for qtype in order]
-    shapes = [(qtypes.count(q), *part.blocks_shape(q, at)) for q, at in zip(order, kept, strict=True)]
-    parts = {device: [_allocate(shape) for shape in shapes] for device in cuts}
+    order, kept, shapes, places = _group(part, infos, layouts)
+    parts = {device: [allocate(shape) for shape in shapes] for device in cuts}
     jobs = [
         _plan_job(part, info, kept[group], cuts, {device: parts[device][group][index] for device in cuts})
         for info, (group, index) in zip(infos, places, strict=True)
@@ -157,25 +219,21 @@ def _plan_matrices(
     return HostWeight(part, axis, {d: [buffers[0][0]] for d, buffers in parts.items()}, order, kept, ()), jobs
 
 
-def _plan_job(
-    part: Weight, info: TensorInfo, layout: str, cuts: Mapping[int, Cut], outs: Mapping[int, np.ndarray]
-) -> _Job:
-    """How to read one tensor into `outs`, each device's place for it. Every byte that is needed is read once."""
+def _plan_job(part: Weight, info: TensorInfo, layout: str, cuts: Mapping[int, Cut], places: Places) -> Job:
+    """How to read one tensor into each device's place for it. Every byte that is needed is read once."""
     axis = cuts[min(cuts)].axis
     if not axis:
-        return _Job(info.nbytes, functools.partial(_read_whole, info, layout, outs[0]))
+        return Job(info, places, functools.partial(_read_whole, info, layout))
     runs = _merge((p.start, p.start + p.length) for share in cuts.values() for p in share.pieces)
     starts = [start for start, _ in runs]
     reads = [_rectangle(info, axis, start, end - start) for start, end in runs]
-    shape, parts = part.blocks_shape(info.format.name), []
+    shape, moves = part.blocks_shape(info.format.name), {device: [] for device in cuts}
     for device, share in cuts.items():
-        moves = []
         for to, start, length in share.pieces:
             read = bisect.bisect_right(starts, start) - 1
             source = _rectangle(info, axis, start - starts[read], length)
-            moves.append(Move(read, source, _rectangle(info, axis, to, length)))
-        parts.append(_Part(shape, moves, outs[device]))
-    return _Job(info.nbytes, functools.partial(_read_parts, info, layout, reads, parts))
+            moves[device].append(Move(read, source, _rectangle(info, axis, to, length)))
+    return Job(info, places, functools.partial(_read_parts, info, layout, reads, shape, moves))
 
 
 def _merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -204,8 +262,9 @@ def _rectangle(info: TensorInfo, axis: Axis, start: int, length: int) -> Rectang
             return Rectangle(range(start, start + length), range(width))
 
 
-def _read_whole(info: TensorInfo, layout: str, out: np.ndarray) -> None:
+def _read_whole(info: TensorInfo, layout: str, places: Places) -> None:
     """Reads a tensor into its place and refuses scales that are NaN or infinite."""
+    out = places[0]
     blocks = out if layout == "ggml" else np.empty(info.blocks_shape, np.uint8)
     read_into(info, blocks)
     _check_scales(info, blocks, 0, 0)
@@ -213,17 +272,27 @@ def _read_whole(info: TensorInfo, layout: str, out: np.ndarray) -> None:
         _pack_into(info, blocks, layout, out)
 
 
-def _read_parts(info: TensorInfo, layout: str, reads: list[Rectangle], parts: list[_Part]) -> None:
-    """Reads what a tensor's parts need into their places and refuses scales that are NaN or infinite."""
+def _read_parts(
+    info: TensorInfo,
+    layout: str,
+    reads: list[Rectangle],
+    shape: Shape,
+    moves: Mapping[int, list[Move]],
+    places: Places,
+) -> None:
+    """Reads what a tensor's parts need into their places and refuses scales that are NaN or infinite.
+
+    shape: of a part, (..., out, N, block_bytes), in ggml's layout. moves: of each device.
+    """
     held = [_read_rectangle(info, each) for each in reads]
-    for part in parts:
-        blocks = part.out if layout == "ggml" else np.empty(part.shape, np.uint8)
+    for device, out in places.items():
+        blocks = out if layout == "ggml" else np.empty(shape, np.uint8)
         blocks[...] = 0  # what no move fills is padding
         rows = blocks.reshape(-1, *blocks.shape[-2:])
-        for move in part.moves:
+        for move in moves[device]:
             move.target.view(rows)[...] = move.source.view(held[move.read])
         if layout != "ggml":
-            _pack_into(info, blocks, layout, part.out)
+            _pack_into(info, blocks, layout, out)
 
 
 def _read_rectangle(info: TensorInfo, rectangle: Rectangle) -> np.ndarray:
@@ -271,7 +340,7 @@ def _read_vector(info: TensorInfo) -> np.ndarray:
     return values
 
 
-def _allocate(shape: tuple[int, ...]) -> np.ndarray:
+def _allocate(shape: Shape) -> np.ndarray:
     """An uninitialised uint8 array whose address is a multiple of ALIGNMENT."""
     size = int(np.prod(shape))
     raw = np.empty(size + ALIGNMENT, np.uint8)
