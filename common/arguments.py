@@ -15,6 +15,7 @@ OTHERS = {
     **dict.fromkeys(("n_ctx", "max_model_len"), "context"),
     **dict.fromkeys(("n_parallel", "max_num_seqs"), "slots"),
     **dict.fromkeys(("type_k", "cache_type_k", "kv_cache_dtype"), "kv_type"),
+    **dict.fromkeys(("mmap", "use_mmap"), "weights"),
     **dict.fromkeys(("model", "model_path", "filename"), "path"),
     **dict.fromkeys(("n_predict", "num_predict"), "max_tokens"),
     "temp": "temperature",

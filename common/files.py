@@ -64,6 +64,14 @@ def hold(path: str) -> None:
     _locked(path, wait=False, shared=True)
 
 
+def hold_open(fd: int) -> None:
+    """As long as this descriptor, or a copy of it, is open, `remove_unheld` leaves its file; as `hold`."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # not on Windows
+
+        fcntl.flock(fd, fcntl.LOCK_SH)  # others hold it alone for a moment only
+
+
 def is_held(path: str) -> bool:
     """Whether a living process holds the file or folder at `path`, which other users' are taken to be."""
     lock = _locked(path, wait=False)

@@ -21,6 +21,8 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug", "mesh8")
 CPU_KERNELS = ("auto", "native", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
+WEIGHTS = ("resident", "mapped")
+ONE_CPU = "weights are mapped for one CPU device, not for a GPU, a TPU or a mesh"
 DEFAULT_CONTEXT = 4096
 
 # Far above any config, and so low that what tomllib takes the square of (a key of 100,000 parts costs it 40 GB) stays
@@ -84,7 +86,10 @@ class CompileConfig:
     memory_limit: bytes that the memory plan may take on a device; 0 is what it has free.
     prefix_cache_bytes: host memory at most for beginnings of texts that have lost their slots, and for states that a
         text can go back to; 0 keeps none. It needs a single device.
+    weights: resident, they are read into memory; mapped, a file of them in the store's folder stands for memory, which
+        the first start writes: on one CPU device.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
+    cache_bytes: disk at most for files of mapped weights, of which those go that were used longest ago; 0 is no bound.
     xla_options: passed to XLA for every executable; numbers and booleans, as options of text name files that XLA writes
         and programs that it runs: those are for XLA_FLAGS.
     """
@@ -106,8 +111,10 @@ class CompileConfig:
     cpu_kernels: str = "auto"
     memory_limit: int = 0
     prefix_cache_bytes: int = 0
+    weights: str = "resident"
     store: bool = True
     cache_dir: str = ""
+    cache_bytes: int = 0
     xla_options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
@@ -123,6 +130,7 @@ class CompileConfig:
             ("cpu_kernels", CPU_KERNELS),
             ("kv_dtype", DTYPES),
             ("activation_dtype", DTYPES[:2]),
+            ("weights", WEIGHTS),
         ):
             if getattr(self, key) not in choices:
                 raise ConfigError(
@@ -133,6 +141,9 @@ class CompileConfig:
         _integer("tokens_per_launch", self.tokens_per_launch, 1, MAX_LAUNCH + 1)
         _integer("memory_limit", self.memory_limit, 0, 2**63)
         _integer("prefix_cache_bytes", self.prefix_cache_bytes, 0, 2**63)
+        _integer("cache_bytes", self.cache_bytes, 0, 2**63)
+        if self.weights == "mapped" and not self.on_one_cpu:
+            raise ConfigError(f"config key 'weights' is 'mapped'; {ONE_CPU}")
         if self.prefix_cache_bytes and self.mesh != MeshShape():
             raise ConfigError("config key 'prefix_cache_bytes' is for a single device, not for a mesh of several")
         for key in ("prefill_buckets", "decode_batch", "encode_buckets"):
@@ -162,6 +173,10 @@ class CompileConfig:
             raise ConfigError(f"config key 'cache_dir' is {_shown(self.cache_dir)}; it is a path")
 
     @property
+    def on_one_cpu(self) -> bool:
+        return self.platform == "cpu" and self.mesh == MeshShape()
+
+    @property
     def slots(self) -> int:
         return self.decode_batch[-1]
 
@@ -175,7 +190,7 @@ class CompileConfig:
 
     @property
     def store_dir(self) -> pathlib.Path:
-        """Where executables are stored; may begin with `~`."""
+        """Where executables and mapped weights are stored; may begin with `~`."""
         return pathlib.Path(self.cache_dir) if self.cache_dir else cache_folder()
 
 

@@ -43,6 +43,8 @@ class MemoryPlan:
     process: int = 0  # each device's share of what Python, jax and the executables take, where that is the same memory
     shape: CacheShape | None = None  # of the cache
     prefixes: int = 0  # what the prefix cache may take at most, where that is the same memory
+    mapped: int = 0  # weights beside `weights` that are pages of a file, which the system takes back when it needs room
+    mappable: bool = False  # whether all but few of `weights` could be such pages instead
 
     @property
     def total(self) -> int:
@@ -50,21 +52,23 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         parts = {
-            "weights": self.weights,
+            "vectors" if self.mapped else "weights": self.weights,
             "cache": self.cache,
             "scratch": self.scratch,
             "process": self.process or None,
             "prefix cache": self.prefixes or None,
         }
         known = (f"{name} {megabytes(count)}" for name, count in parts.items() if count is not None)
-        return f"{' + '.join(known)} = {megabytes(self.total)}"
+        mapped = f"weights {megabytes(self.mapped)} mapped; " if self.mapped else ""
+        return f"{mapped}{' + '.join(known)} = {megabytes(self.total)}"
 
     def advice(self, limit: int) -> tuple[str | Argument, ...]:
         """Which context, or how many slots, would fit into `limit` bytes with everything else as it is: the parts of a
         message.
         """
+        smaller = ("take a smaller file", *((", or ", Argument("weights", "mapped")) if self.mappable else ()))
         if self.shape is None:
-            return ("take a smaller file",)
+            return smaller
         shape, room, left = self.shape, self.shape.room, limit - (self.total - self.cache)
 
         def most(name: str, unit: int) -> int:
@@ -83,7 +87,7 @@ class MemoryPlan:
                 return one, " or ", other, " would fit"
             case [one]:
                 return one, " would fit"
-        return ("no context would fit: take a smaller file",)
+        return "no context would fit: ", *smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,22 +110,24 @@ class Limit:
 def plan_memory(
     file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], split: Split, plan: Plan, config: CompileConfig
 ) -> MemoryPlan:
-    """Weights as they lie in each device's memory under `KernelPlan.layouts`, the cache of its slots, and on a CPU the
-    process, of which the devices are parts.
+    """Weights as they lie in each device's memory, or in a file, under `KernelPlan.layouts`, the cache of its slots,
+    and on a CPU the process, of which the devices are parts.
     """
-    weights = 0
+    vectors = matrices = 0
     for weight in check(file, cfg):
         part = split.part(weight)
         for name in weight.tensors:
             if weight.is_vector:
-                weights += 4 * math.prod(part.shape)
+                vectors += 4 * math.prod(part.shape)
             else:
-                weights += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
+                matrices += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
     shape = plan.cache(cfg, config.kv_dtype, split)
     process = (PROCESS_BYTES + TOKEN_BYTES * cfg.vocab_size) // split.devices if config.platform == "cpu" else 0
     prefixes = config.prefix_cache_bytes if config.platform == "cpu" and cfg.generates else 0
     known = shape if cfg.generates else None
-    return MemoryPlan(weights, shape.device_bytes, process=process, shape=known, prefixes=prefixes)
+    mapped = matrices if config.weights == "mapped" else 0
+    weights, mappable = vectors + matrices - mapped, config.on_one_cpu and not mapped
+    return MemoryPlan(weights, shape.device_bytes, None, process, known, prefixes, mapped, mappable)
 
 
 def prefix_budget(left: int) -> int:

@@ -30,7 +30,8 @@ from packlight.model.spec.rope_changes import Rope
 from packlight.model.text.chat import Prompt, make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
-from packlight.prepared import KVType, Prepared, prepare
+from packlight.model.weights.mapped import map_weights
+from packlight.prepared import KVType, Prepared, Weights, prepare
 from packlight.prompts import Ids, Prompts
 from packlight.quant.kernels.native_build import Running
 from packlight.serve.prefix import Keep
@@ -57,6 +58,7 @@ def load(
     slots: int | None = None,
     kv_type: KVType | None = None,
     speculate: int | None = None,
+    weights: Weights | None = None,
     **rope: Unpack[Rope],
 ) -> "LLM":
     """Loads a GGUF file and compiles, or takes from the store, all that runs it.
@@ -75,6 +77,9 @@ def load(
         kv_type: what keys and values are cached in. None: the config's, "f16" on a CPU.
         speculate: drafts of a text's next tokens, looked up in the text itself, that a step verifies at most. They
             change nothing but speed, of one text at a time. None: the config's, or 0: none.
+        weights: "resident", they are read into memory; "mapped", the first load writes them to a file beside the
+            executables, as large as the model, which stands for memory then and at every later load: that reads
+            nothing, and what memory is short of the system takes back. On a CPU. None: the config's, or "resident".
 
     Raises:
         MissingFileError: there is no such file; it is a FileNotFoundError too.
@@ -86,7 +91,7 @@ def load(
             where a step's scratch does not fit beside them. It says which context or slots would.
     """
     path = demo.MODEL if path is None else path
-    return LLM(prepare(path, config, context, slots, kv_type, speculate, **rope), on_read, on_built)
+    return LLM(prepare(path, config, context, slots, kv_type, speculate, weights, **rope), on_read, on_built)
 
 
 class LLM:
@@ -122,14 +127,21 @@ class LLM:
         self.weights_bytes = prepared.weights_bytes
         prepared.check_memory()
         began = time.perf_counter()
+        progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
+        host, self._weights_warnings = None, ()
+        if (config := prepared.config).weights == "mapped":
+            host, self._weights_warnings = map_weights(
+                self.file, self.model, progress, prepared.kernels.layouts, config.store_dir, config.cache_bytes
+            )
+            prepared = prepared if host is not None else prepared.resident(self._weights_warnings[-1])
         self.config, self.plan, split = prepared.config, prepared.plan, prepared.split
         self._kernels, self.prompts = prepared.kernels, prepared.prompts
 
         def read(devices: Sequence[int]) -> list[HostWeight]:
-            progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
             return read_weights(self.file, self.model, progress, self._kernels.layouts, split, devices)
 
-        host = read([0]) if split.tensor == 1 else None  # before jax is imported, where no device has to be known
+        if host is None and split.tensor == 1:  # before jax is imported, where no device has to be known
+            host = read([0])
 
         from packlight.compile import aot
         from packlight.model.weights.params import place
@@ -160,6 +172,11 @@ class LLM:
         raises PacklightError; to close it again does nothing.
         """
         self.scheduler.close()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines that a user should see: what kept weights from being mapped, or executables from the store."""
+        return (*self._weights_warnings, *self.executables.warnings)
 
     def __repr__(self) -> str:
         plan, device = self.plan, self.device.platform

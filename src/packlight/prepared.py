@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from packlight.arguments import rotated
 from packlight.common import pages
-from packlight.common.errors import Argument, ConfigError
+from packlight.common.errors import Argument, ConfigError, MemoryLimitError
 from packlight.common.text import shown, shown_path
-from packlight.compile.config import DTYPES, MAX_VERIFIED, CompileConfig, default_config, read_config
+from packlight.compile.config import (
+    DTYPES,
+    MAX_VERIFIED,
+    ONE_CPU,
+    WEIGHTS,
+    CompileConfig,
+    default_config,
+    read_config,
+)
 from packlight.compile.kernels import KernelPlan, build_kernels
 from packlight.compile.memory import (
     Limit,
@@ -42,6 +50,7 @@ if TYPE_CHECKING:
 
 # llama.cpp's names beside the config's
 KVType = Literal["f32", "f16", "bf16", "float32", "float16", "bfloat16"]
+Weights = Literal["resident", "mapped"]
 KV_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"} | {name: name for name in DTYPES}
 
 
@@ -54,6 +63,7 @@ class Changes:
     kv_type: KVType | None = None  # of cached keys and values
     prefix_cache: int | None = None  # bytes of host memory for beginnings of texts without a slot
     speculate: int | None = None  # drafts that a step verifies at most
+    weights: Weights | None = None  # read into memory, or mapped
 
     def __post_init__(self):
         """Raises ConfigError for a value that suits no model."""
@@ -66,6 +76,8 @@ class Changes:
             object.__setattr__(self, name, int(count))  # numpy's too
         if self.kv_type is not None and not (isinstance(self.kv_type, str) and self.kv_type in KV_TYPES):
             raise ConfigError(Argument("kv_type", shown(str(self.kv_type))), f": it is one of {', '.join(KV_TYPES)}")
+        if self.weights not in (None, *WEIGHTS):
+            raise ConfigError(Argument("weights", shown(str(self.weights))), f": it is one of {', '.join(WEIGHTS)}")
 
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError for more context than the model has."""
@@ -92,6 +104,10 @@ class Changes:
             doubled = itertools.takewhile(lambda rows: rows <= self.speculate, (2**n for n in itertools.count(1)))
             rows = (*doubled, 1 + self.speculate) if self.speculate else ()
             config = dataclasses.replace(config, speculate=rows)
+        if self.weights is not None:
+            if self.weights == "mapped" and not config.on_one_cpu:
+                raise ConfigError(Argument("weights", self.weights), f": {ONE_CPU}")
+            config = dataclasses.replace(config, weights=self.weights)
         return config
 
 
@@ -192,9 +208,20 @@ class Prepared:
             return self
         if nbytes is None:
             free = host_limit()
-            left = free.bytes - self.memory.total if free is not None else 0
+            left = free.bytes - self.memory.total - self.memory.mapped if free is not None else 0
             nbytes = self.config.prefix_cache_bytes or prefix_budget(left)
         return dataclasses.replace(self, changes=dataclasses.replace(self.changes, prefix_cache=nbytes))
+
+    def resident(self, why: str) -> "Prepared":
+        """The same with weights that are read into memory. Raises MemoryLimitError, which begins with `why` they are
+        not mapped, when they do not fit.
+        """
+        changed = dataclasses.replace(self, changes=dataclasses.replace(self.changes, weights="resident"))
+        try:
+            changed.check_memory()
+        except MemoryLimitError as error:
+            raise MemoryLimitError(f"{why}; ", *error.parts) from None
+        return changed
 
     def steps(self, placement: "Placement") -> "Steps":
         """What the executables of the plan are made from, on these devices."""
@@ -217,6 +244,7 @@ def prepare(
     slots: int | None = None,
     kv_type: KVType | None = None,
     speculate: int | None = None,
+    weights: Weights | None = None,
     **rope: Unpack[Rope],
 ) -> Prepared:
     """Opens and checks a file and a config, as `load` does first; reads no weights and imports no jax.
@@ -225,7 +253,8 @@ def prepare(
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"path is the file or the name of a model, not {shown(repr(path))}")
-    changes, rotation = Changes(context, slots, kv_type, speculate=speculate), RopeChanges(**rope)
+    changes = Changes(context, slots, kv_type, speculate=speculate, weights=weights)
+    rotation = RopeChanges(**rope)
     if config is not None and not isinstance(config, CompileConfig):
         if not isinstance(config, str | os.PathLike):
             raise ConfigError(f"config is a path, a name or a CompileConfig, not {shown(repr(config))}")

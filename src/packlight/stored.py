@@ -1,7 +1,8 @@
-"""What packlight keeps on disk between runs: executables, native kernels, what killed processes left. Imports no jax.
+"""What packlight keeps on disk between runs: executables, mapped weights, native kernels, what killed processes left.
+Imports no jax.
 
 It lists them with what made each, tells which of them this installation never reads again, and removes them. What a
-living process holds stays: a file that is being written, the kernels that run.
+living process holds stays: a file that is being written, weights that are mapped, the kernels that run.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from packlight.common.text import reason, shown_path
 from packlight.compile.config import CompileConfig
 from packlight.compile.origin import origin
 from packlight.compile.store import made_by
+from packlight.model.weights import mapped
 from packlight.quant.kernels.native_build import builds_folder, own_build
 
 FACTS = {"sources": "sources", "jax": "jax", "jaxlib": "jaxlib", "python": "Python", "cpu": "CPU"}
@@ -26,16 +28,16 @@ class Kept:
     """One file, or folder of an unfinished build."""
 
     path: pathlib.Path
-    kind: str  # executable, kernels or unfinished
+    kind: str  # executable, weights, kernels or unfinished
     bytes: int
-    modified: float  # seconds since 1970
+    modified: float  # seconds since 1970; of weights, when they were used last
     made_by: dict[str, str]  # empty where it does not say
     stale: str | None  # why this installation never reads it again, or None
     held: bool  # by a living process
 
 
 def folders(config: CompileConfig) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where executables lie under a config, and where native kernels under all. Raises ConfigError."""
+    """Where executables and weights lie under a config, and where native kernels under all. Raises ConfigError."""
     try:
         return config.store_dir.expanduser(), builds_folder()
     except RuntimeError as error:
@@ -53,7 +55,7 @@ def remove(files: Iterable[Kept]) -> list[Kept]:
     gone = []
     for each in files:
         try:
-            if remove_unheld(str(each.path)):
+            if mapped.remove_weights(each.path) if each.kind == "weights" else remove_unheld(str(each.path)):
                 gone.append(each)
         except FileNotFoundError:
             continue  # another process was quicker
@@ -80,6 +82,10 @@ def _in_folder(folder: pathlib.Path, library: pathlib.Path | None) -> Iterator[K
             elif path.suffix == ".aot":
                 by = made_by(path) or {}
                 yield _kept(path, "executable", by, _other(by))
+            elif path.suffix == mapped.WEIGHTS:
+                yield _kept(path, "weights", *mapped.told(path))
+            elif path.suffix == mapped.SEAL and not path.with_suffix(mapped.WEIGHTS).exists():
+                yield _kept(path, "weights", {}, "its weights are gone")
             elif folder == builds_folder() and path.suffix == ".failed":
                 yield _kept(path, "kernels", {}, "a compiler failed")
             elif folder == builds_folder() and path.suffix in (".so", ".unloadable"):
@@ -94,7 +100,8 @@ def _in_folder(folder: pathlib.Path, library: pathlib.Path | None) -> Iterator[K
 def _kept(path: pathlib.Path, kind: str, by: dict[str, str], stale: str | None) -> Kept:
     status = path.stat()
     size = sum(each.stat().st_size for each in path.rglob("*")) if path.is_dir() else status.st_size
-    return Kept(path, kind, size, status.st_mtime, by, stale, is_held(str(path)))
+    used = mapped.used_at(path) if kind == "weights" else status.st_mtime
+    return Kept(path, kind, size, used, by, stale, is_held(str(path)))
 
 
 def _other(by: dict[str, str]) -> str | None:

@@ -62,6 +62,11 @@ FLAGS: dict[str, FlagRow] = {
     "kv_type": (flags.DEFINE_string, None, "f32, f16 or bf16: of cached keys and values (default: the config's)"),
     "speculate": (flags.DEFINE_integer, None, "drafts that a step verifies at most (default: the config's, or 0)"),
     **{name: (PLAIN[row.kind], None, row.help) for name, row in ROPE.items()},
+    "weights": (
+        flags.DEFINE_string,
+        None,
+        "resident or mapped: in memory, or in a file that stands for it, on a CPU (default: the config's)",
+    ),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (
         flags.DEFINE_string,
@@ -144,7 +149,7 @@ SERVING += (
     "generic_tools",
     "log_prompts",
 )
-PLAN = ("config", "context", "slots", "kv_type", "speculate", "device", "threads", *ROPE)
+PLAN = ("config", "context", "slots", "kv_type", "speculate", "weights", "device", "threads", *ROPE)
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")
 COMMON = (*MESSAGES, "helpfull")  # every command takes them

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from packlight.cli.commands import COMMANDS
 from packlight.cli.flags import COMMON, FLAGS, MESSAGES, PLAN, PROCESSES, SAMPLING, SERVING, STRUCTURED, Command
-from packlight.cli.spelling import ALIASES, MOOT
+from packlight.cli.spelling import ALIASES, MOOT, VALUES
 from packlight.common.errors import ConfigError
 from packlight.common.text import near
 
@@ -112,6 +112,8 @@ def _spellings() -> Iterable[str]:
         others.setdefault(names[0], []).append(f"{'-' if len(alias) < 4 else '--'}{alias.replace('_', '-')}")
     for name, aliases in others.items():
         yield f"  --{name:<16}{' '.join(aliases)}\n"
+    for alias, (name, value) in VALUES.items():
+        yield f"  --{f'{name}={value}':<16}--{alias.replace('_', '-')}\n"
     yield "\nThese have nothing to set here:\n\n"
     for why in dict.fromkeys(MOOT.values()):
         named = " ".join(f"--{name.replace('_', '-')}" for name, text in MOOT.items() if text == why)
@@ -140,7 +142,7 @@ def man_page() -> str:
     for name in dict.fromkeys(name for command in COMMANDS.values() for name in command.takes if name != "action"):
         parts.append(f".TP\n.B {_roff(_short(name) + '--' + name)}\n{_roff(meaning_of(name))}\n")
     parts.append(
-        ".SH FILES\n.TP\n.I ~/.cache/packlight\nExecutables and native kernels; see \\fBpacklight cache\\fP.\n"
+        ".SH FILES\n.TP\n.I ~/.cache/packlight\nExecutables, weights, native kernels; see \\fBpacklight cache\\fP.\n"
         ".SH ENVIRONMENT\n.TP\n.B XDG_CACHE_HOME\nThe folder for packlight/, instead of ~/.cache.\n"
         ".TP\n.B CXX\nThe C++ compiler that builds the native kernels.\n.TP\n.B NO_COLOR\nShows no colours.\n"
     )

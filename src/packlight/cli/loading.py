@@ -47,7 +47,7 @@ def prepared_from(
     slots = slots_of(values) if alone else values.slots
     context = values.context if context is None else context
     rope = {name: values[name].value for name in ROPE}
-    return prepare(path, config, context, slots, values.kv_type, values.speculate, **rope)
+    return prepare(path, config, context, slots, values.kv_type, values.speculate, values.weights, **rope)
 
 
 def slots_of(values: flags.FlagValues) -> int | None:
@@ -101,7 +101,7 @@ def load(prepared: Prepared, on_weights: Callable[[], None] = lambda: None) -> "
         say(line)
     for line in internals(llm):
         detail(line)
-    warn([*prepared.warnings, *llm.executables.warnings])
+    warn([*prepared.warnings, *llm.warnings])
     return llm
 
 

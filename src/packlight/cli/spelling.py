@@ -34,11 +34,13 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("v", "log_verbose"), ("verbose",)),
     **dict.fromkeys(("q", "silent", "log_disable"), ("quiet",)),
 }
+# Flags of llama.cpp without a value that are a value of one of ours.
+VALUES: Mapping[str, tuple[str, str]] = {"mmap": ("weights", "mapped"), "no_mmap": ("weights", "resident")}
 # Flags of llama.cpp that have nothing to set here, each with what is so instead; the SWITCHES have no value.
 SWITCHES = {
     **dict.fromkeys(("cnv", "conversation", "i", "interactive"), "packlight chat is the command for a conversation"),
     **dict.fromkeys(("no_cnv", "no_conversation"), "generate continues the prompt as it is"),
-    **dict.fromkeys(("mlock", "no_mmap"), "all weights are read into the memory of the process"),
+    "mlock": "the system decides which pages of memory stay",
     **dict.fromkeys(("cb", "cont_batching"), "requests always share the steps of the slots"),
     "metrics": "the server always has /metrics",
     "jinja": "chat templates are always rendered as Jinja",
@@ -106,6 +108,11 @@ def spelled(command: str, arguments: Iterable[str], values: flags.FlagValues) ->
             return [], True
         if typed == "version":
             raise ConfigError("--version stands alone: packlight --version")
+        if typed in VALUES and VALUES[typed][0] in values and not equals:
+            name, value = VALUES[typed]
+            named.add(name)
+            out.append(f"--{name}={value}")
+            continue
         if typed in MOOT:
             say(f"{word.partition('=')[0]} changes nothing: {MOOT[typed]}")
             if not equals and typed not in SWITCHES and left and MOOT_VALUE.fullmatch(left[0]):

@@ -198,7 +198,7 @@ def show_task(title: str, total: int, unit: str, note: str) -> Iterator[Advance]
     """A `common.progress.task` as a line and a bar."""
     say(note)
     with Bar() as bar:
-        bar.start(title, total, unit)
+        bar.start(title, total, unit, unit_scale=unit == "B")
         yield bar.advance
 
 

@@ -101,6 +101,11 @@ MISTAKES = [
     ("--model={good} --prompt=x --context=-1", "--context=-1: it is an integer of at least 0"),
     ("--model={good} --prompt=x --slots=0", "--slots=0: it is an integer of at least 1"),
     ("--model={good} --prompt=x --kv_type=q4_0", "--kv_type=q4_0: it is one of f32, f16, bf16"),
+    ("--model={good} --prompt=x --weights=mmap", "--weights=mmap: it is one of resident, mapped"),
+    (
+        "--model={good} --prompt=x --device=gpu --weights=mapped",
+        "--weights=mapped: weights are mapped for one CPU device",
+    ),
     ("--model={good} --prompt=x --max_tokens=-2", "max_tokens must be between 0 and .*-2"),
     ("--model={good} --prompt=x --temperature=nan", "temperature must be .*nan"),
     ("--model={good} --prompt=x --top_p=2", "top_p must be between 0 and 1"),

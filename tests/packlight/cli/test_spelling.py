@@ -10,7 +10,7 @@ from packlight.cli import loading
 from packlight.cli.commands import COMMANDS
 from packlight.cli.inputs import sampling_fields
 from packlight.cli.main import _parse
-from packlight.cli.spelling import ALIASES, MOOT, SWITCHES, spelled
+from packlight.cli.spelling import ALIASES, MOOT, SWITCHES, VALUES, spelled
 from packlight.common.errors import ConfigError
 
 
@@ -39,6 +39,8 @@ def parsed(line, command="generate"):
             "--rope-freq-scale=0.25 --yarn-attn-factor=1 --yarn-beta-slow=1 --yarn-beta-fast=32",
             "rope_freq_scale yarn_attn_factor yarn_beta_slow yarn_beta_fast",
         ),
+        ("generate", "m.gguf --mmap", "model weights"),
+        ("serve", "m.gguf --no-mmap", "model weights"),
         ("generate", "--json --noparse-special --no-parse-special", "json parse_special"),
         ("chat", "-m m.gguf -sys kind --chat-template-file t.jinja", "model system chat_template"),
         ("inspect", "m.gguf --json", "model json"),
@@ -67,6 +69,7 @@ def test_a_value_stays_as_it_is():
         ("--promt=x", "unknown flag '--promt'; did you mean '--prompt'?; see packlight generate --help"),
         ("--versoin", "unknown flag '--versoin'; did you mean '--version'?"),
         ("--model=m.gguf --version", "--version stands alone"),
+        ("--mmap=1", "unknown flag '--mmap'"),
         ("--zzz", "unknown flag '--zzz'; see packlight generate --help"),
         ("--undefok=zzz", "unknown flag '--undefok'"),
         ("m.gguf n.gguf", "unexpected argument 'n.gguf'"),
@@ -136,7 +139,9 @@ def test_a_flag_that_sets_nothing_takes_a_word_that_may_be_its_value_and_no_file
 def test_every_alias_is_a_flag_of_some_command_and_hides_none():
     takes = {name for command in COMMANDS.values() for name in command.takes}
     assert {name for names in ALIASES.values() for name in names} <= takes
-    assert not (ALIASES.keys() | MOOT.keys()) & takes
+    assert not (ALIASES.keys() | MOOT.keys() | VALUES.keys()) & takes
+    assert parsed("--mmap").weights == "mapped"
+    assert parsed("--no-mmap").weights == "resident"
 
 
 def test_threads_are_cores_of_this_process(monkeypatch, capsys):

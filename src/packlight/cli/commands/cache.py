@@ -20,7 +20,7 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def run(values: flags.FlagValues) -> None:
-    """Lists executables and native kernels with what made them; removes those of other versions, or all."""
+    """Lists executables, weights and native kernels with what made them; removes those of other versions, or all."""
     from packlight.compile.config import default_config, read_config
     from packlight.stored import as_json, folders, kept, remove
 
@@ -62,7 +62,7 @@ def _listed(where: str, files: "Sequence[Kept]", going: "Sequence[Kept]", each_f
     groups: dict[tuple[str, ...], list[Kept]] = {}
     for each in files:
         by = {name: shown(value) for name, value in each.made_by.items()}  # a model's name is a stranger's
-        made = f"packlight {by['packlight']}, jax {by['jax']}" if "packlight" in by and "jax" in by else "-"
+        made = ", ".join(f"{name} {by[name]}" for name in ("packlight", "jax") if name in by) or "-"
         what = (by.get("step", shown(os.path.basename(each.path))), by.get("model", "-")) if each_file else ()
         fate = "stays: in use" if each.held else f"goes: {each.stale}" if each.stale else "stays"
         groups.setdefault((each.kind, *what, made, fate), []).append(each)
@@ -86,7 +86,7 @@ def _age(modified: float) -> str:
 
 COMMAND = Command(
     "cache",
-    "list, prune or clear stored executables and native kernels",
+    "list, prune or clear stored executables, weights and kernels",
     "packlight cache prune",
     ("action", "config", "dry_run", "json"),
     run,

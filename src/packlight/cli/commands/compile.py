@@ -113,6 +113,7 @@ def _limit(prepared: "Prepared", target: "targets.Target | None") -> "Limit | No
 def _memory_report(memory: "MemoryPlan", limit: "Limit | None") -> dict[str, Any]:
     return {
         "weights_bytes": memory.weights,
+        "mapped_bytes": memory.mapped,
         "kv_bytes": memory.cache,
         "scratch_bytes": memory.scratch,
         "process_bytes": memory.process,

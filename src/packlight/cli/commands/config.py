@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from packlight.compile.config import CompileConfig
 
 # flag -> the key that it changes
-CHANGED = {"context": "context", "slots": "decode_batch", "kv_type": "kv_dtype", "speculate": "speculate"}
+CHANGED = {
+    "context": "context",
+    "slots": "decode_batch",
+    "kv_type": "kv_dtype",
+    "speculate": "speculate",
+    "weights": "weights",
+}
 
 
 def run(values: flags.FlagValues) -> None:
@@ -28,7 +34,10 @@ def run(values: flags.FlagValues) -> None:
     named = config_of(values)
     text, source = config_text(values.config or values.device or default_platform())
     base = named or parse_config(text, source)
-    config = Changes(values.context, slots_of(values), values.kv_type, speculate=values.speculate).applied(base)
+    changes = Changes(
+        values.context, slots_of(values), values.kv_type, speculate=values.speculate, weights=values.weights
+    )
+    config = changes.applied(base)
     written = given_keys(text)
     origins = {each.name: shown_path(source) if each.name in written else "default" for each in fields(config)}
     for flag, key in CHANGED.items():
