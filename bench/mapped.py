@@ -1,0 +1,98 @@
+"""Weights that are mapped beside weights that are read: the start, the speed of text, and the process's memory.
+
+    python -m packlight.bench.mapped --model=FILE [--context=512] [--tokens=128] [--rounds=5]
+
+Each run is a process of its own, resident and mapped in turn, warm: a first run of each compiles and writes. A table on
+stdout, of medians with their range: seconds until the weights are there (`load_s`) and until the model is loaded, from
+the start of Python; tokens per second; anonymous and file pages after the text. Exits with 1 where ids differ.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import packlight
+from packlight.bench.machine import resident
+from packlight.compile.config import WEIGHTS
+
+PROMPT = [*range(300, 332)]  # token ids
+ROWS = {  # what is measured -> its title and its unit
+    "load_s": ("weights there, s", 1.0),
+    "start_s": ("model loaded, s", 1.0),
+    "decode_tok_s": ("tokens/s", 1.0),
+    "anonymous": ("anonymous, MB", 1e6),
+    "file": ("file pages, MB", 1e6),
+}
+
+
+def child(model: str, weights: str, context: int, tokens: int) -> None:
+    """Loads the model and writes a text: a line when it is loaded, and a line of what was measured."""
+    llm = packlight.load(model, context=context, slots=1, weights=weights)  # pyright: ignore[reportArgumentType]
+    print(flush=True)
+    greedy = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+    llm.generate(PROMPT, **greedy)
+    done = llm.generate(PROMPT, **greedy)
+    anonymous, file = resident(os.getpid())
+    facts = {"load_s": llm.timings["load_s"], "decode_tok_s": done.timings["decode_tok_s"], "ids": done.token_ids}
+    facts |= {"anonymous": anonymous, "file": file, "misses": llm.executables.misses, "warnings": llm.warnings}
+    print(json.dumps(facts | {"plan": str(llm.memory)}))
+
+
+def run(options: argparse.Namespace, weights: str) -> dict[str, Any]:
+    """What a process of its own measures. Raises CalledProcessError where it fails."""
+    command = [sys.executable, "-m", "packlight.bench.mapped", f"--model={options.model}", f"--weights={weights}"]
+    command += [f"--context={options.context}", f"--tokens={options.tokens}"]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        start = time.perf_counter() - began
+        said = process.stdout.read()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return json.loads(said) | {"start_s": start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m packlight.bench.mapped", description="mapped weights beside read ones"
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--weights", choices=WEIGHTS, help="measure these in this process alone, which prints JSON")
+    options = parser.parse_args()
+    if options.weights:
+        child(options.model, options.weights, options.context, options.tokens)
+        return
+    found: dict[str, list[dict[str, Any]]] = {weights: [] for weights in WEIGHTS}
+    try:
+        for number in range(1 + options.rounds):  # the first one warms up
+            for weights in WEIGHTS if number % 2 else reversed(WEIGHTS):
+                found[weights].append(run(options, weights))
+    except subprocess.CalledProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{'':<18}" + "".join(f"{weights:>28}" for weights in WEIGHTS))
+    for name, (title, unit) in ROWS.items():
+        cells = []
+        for weights in WEIGHTS:
+            values = sorted(each[name] / unit for each in found[weights][1:])
+            cells.append(f"{statistics.median(values):.3f} ({values[0]:.3f}-{values[-1]:.3f})")
+        print(f"{title:<18}" + "".join(f"{cell:>28}" for cell in cells))
+    for weights in WEIGHTS:
+        last = found[weights][-1]
+        print(f"{weights}: {last['plan']}", *last["warnings"], sep="\n")
+    if len({tuple(each["ids"]) for runs in found.values() for each in runs}) > 1:
+        print("ids differ", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
