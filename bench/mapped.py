@@ -2,9 +2,10 @@
 
     python -m packlight.bench.mapped --model=FILE [--context=512] [--tokens=128] [--rounds=5]
 
-Each run is a process of its own, resident and mapped in turn, warm: a first run of each compiles and writes. A table on
-stdout, of medians with their range: seconds until the weights are there (`load_s`) and until the model is loaded, from
-the start of Python; tokens per second; anonymous and file pages after the text. Exits with 1 where ids differ.
+Each run is a process of its own, resident and mapped in turn, warm: a first run of each compiles and writes. A line on
+stderr for each, then a table on stdout, of medians with their range: seconds until the weights are there (`load_s`) and
+until the model is loaded, from the start of Python; tokens per second; anonymous and file pages after the text. Exits
+with 1 where ids differ.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def child(model: str, weights: str, context: int, tokens: int) -> None:
     llm = packlight.load(model, context=context, slots=1, weights=weights)  # pyright: ignore[reportArgumentType]
     print(flush=True)
     greedy = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
-    llm.generate(PROMPT, **greedy)
+    llm.generate(PROMPT, **greedy | {"max_tokens": 8})  # what comes first is slower
     done = llm.generate(PROMPT, **greedy)
     anonymous, file = resident(os.getpid())
     facts = {"load_s": llm.timings["load_s"], "decode_tok_s": done.timings["decode_tok_s"], "ids": done.token_ids}
@@ -75,7 +76,9 @@ def main() -> None:
     try:
         for number in range(1 + options.rounds):  # the first one warms up
             for weights in WEIGHTS if number % 2 else reversed(WEIGHTS):
-                found[weights].append(run(options, weights))
+                found[weights].append(made := run(options, weights))
+                told = ", ".join(f"{title} {made[name] / unit:.3f}" for name, (title, unit) in ROWS.items())
+                print(f"{number} {weights}: {told}", file=sys.stderr, flush=True)
     except subprocess.CalledProcessError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -78,6 +78,10 @@ class Header:
         """Where the first buffer is in the file."""
         return _rounded_up(len(self.packed()), self.alignment)
 
+    def whole(self) -> int:
+        """Bytes of the file."""
+        return self.first() + self.nbytes
+
 
 class Arrangement(NamedTuple):
     """Where buffers lie, from the first one on."""
@@ -127,7 +131,7 @@ def write(fd: int, header: Header, jobs: list[Job], progress: Callable[[int], No
         records[record.name] = record._replace(crc32=f"{zlib.crc32(blocks):08x}")
 
     run_jobs(jobs, move, progress)
-    os.ftruncate(fd, first + header.nbytes)
+    os.ftruncate(fd, header.whole())
     summed = dataclasses.replace(header, tensors=tuple(records.values()))
     _write_at(fd, np.frombuffer(summed.packed(), np.uint8), 0)
     os.fsync(fd)
@@ -146,7 +150,7 @@ def read_header(fd: int, size: int) -> Header:
     header = _parsed(text)
     if header is None or header.packed() != start + text:
         raise DamagedError("its header is none")
-    whole = header.first() + header.nbytes
+    whole = header.whole()
     if size != whole:
         raise DamagedError(f"it has {size:,} bytes, not {whole:,}")
     return header

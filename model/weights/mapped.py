@@ -157,7 +157,7 @@ class _Kept:
         with contextlib.suppress(OSError):
             if hmac.compare_digest(read_own(self.seal, FOREIGN, SEAL_BYTES), sealed):
                 return
-        note = f"checking {megabytes(header.nbytes)} of weights in {shown_path(str(self.path))}, which was touched"
+        note = f"checking {megabytes(header.whole())} of weights in {shown_path(str(self.path))}, which was touched"
         with task("weights", sum(record.nbytes for record in header.tensors), "B", note) as advance:
             check_tensors(fd, header, advance)
         self._put_seal(sealed)
@@ -179,7 +179,7 @@ class _Kept:
         made_by = {"packlight": importlib.metadata.version("packlight"), "layouts": laying_out_hash(), "model": name}
         arranged = self.arrangement
         header = Header(arranged.alignment, arranged.nbytes, made_by, self.source, arranged.records)
-        whole = header.first() + header.nbytes
+        whole = header.whole()
         with contextlib.suppress(FileNotFoundError):
             remove_unheld(str(self.path))  # what is there cannot be used
         _make_room(self.path.parent, whole, most_bytes)

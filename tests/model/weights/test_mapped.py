@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -21,10 +22,12 @@ import pytest
 from ggufs import NOISE, write_llama
 from recipe_files import write as write_recipe
 from recipes import RECIPES
+from running import succeed, write_config
 
 import packlight
 from packlight import demo, stored
 from packlight.common import mounts
+from packlight.common.progress import shown_by
 from packlight.compile.config import CompileConfig, MeshShape
 from packlight.model.weights import load as reading
 from packlight.model.weights import mapfile, mapped
@@ -145,6 +148,26 @@ def test_the_first_start_writes_and_the_next_reads_nothing(model, unchecked, mon
         after.st_ctime_ns,
     )
     assert model.seal.stat().st_mtime > 1  # when it was used
+
+
+def test_what_takes_long_is_said_before_it_begins(model):
+    told = []
+
+    @contextlib.contextmanager
+    def show(title, total, unit, note):
+        told.append(note)
+        done = []
+        yield done.append
+        assert sum(done) == total
+
+    with shown_by(show):
+        model.maps_right()
+        model.maps_right()
+        size = f"{model.file.stat().st_size / 1e6:,.1f} MB of weights"
+        assert told == [f"writing {size} to {model.folder}, once for this file"]
+        os.utime(model.file)
+        model.maps_right()
+    assert told[1:] == [f"checking {size} in {model.file}, which was touched"]
 
 
 def test_buffers_begin_on_pages_and_cannot_be_written(tmp_path):
@@ -603,6 +626,20 @@ def test_a_file_is_held_as_long_as_it_is_mapped(model):
     del kept
     assert not listed(model)[model.file].held
     assert stored.remove([each]) == [each]
+    assert not [*model.folder.iterdir()]
+
+
+def test_the_command_lists_and_prunes_them(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = write_config(tmp_path / "c.toml", cache_dir=str(model.folder))
+    weights = model.maps_right()
+    text = succeed("cache", f"--config={config}").stdout
+    assert re.search(r"^weights +packlight \S+ +1 +\S+ MB +just now +stays: in use$", text, re.MULTILINE)
+    model.path.unlink()
+    del weights
+    assert re.search(r" goes: .*model.gguf is gone$", succeed("cache", f"--config={config}").stdout, re.MULTILINE)
+    assert succeed("cache", "prune", "--dry_run", f"--config={config}").stdout.startswith("would remove 1 files, ")
+    assert succeed("cache", "prune", f"--config={config}").stdout.startswith("removed 1 files, ")
     assert not [*model.folder.iterdir()]
 
 
