@@ -4,8 +4,9 @@
 
 Each run is a process of its own, resident and mapped in turn, warm: a first run of each compiles and writes. A line on
 stderr for each, then a table on stdout, of medians with their range: seconds until the weights are there (`load_s`) and
-until the model is loaded, from the start of Python; tokens per second; anonymous and file pages after the text. Exits
-with 1 where ids differ.
+until the model is loaded, from the start of Python; tokens per second; anonymous and file pages after the text. Speeds
+of processes apart differ by what else the machine does, so a last line is of both in one process, a short text each in
+turn. Exits with 1 where ids differ.
 """
 
 import argparse
@@ -19,9 +20,11 @@ from typing import Any
 
 import packlight
 from packlight.bench.machine import resident
-from packlight.compile.config import WEIGHTS
+from packlight.prepared import Weights
 
+WEIGHTS: tuple[Weights, ...] = ("resident", "mapped")
 PROMPT = [*range(300, 332)]  # token ids
+TURNS, TURN_TOKENS = 8, 24  # of a round in one process
 ROWS = {  # what is measured -> its title and its unit
     "load_s": ("weights there, s", 1.0),
     "start_s": ("model loaded, s", 1.0),
@@ -31,13 +34,16 @@ ROWS = {  # what is measured -> its title and its unit
 }
 
 
-def child(model: str, weights: str, context: int, tokens: int) -> None:
+def greedy(tokens: int) -> packlight.Sampling:
+    return {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+
+
+def child(model: str, weights: Weights, context: int, tokens: int) -> None:
     """Loads the model and writes a text: a line when it is loaded, and a line of what was measured."""
-    llm = packlight.load(model, context=context, slots=1, weights=weights)  # pyright: ignore[reportArgumentType]
+    llm = packlight.load(model, context=context, slots=1, weights=weights)
     print(flush=True)
-    greedy = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
-    llm.generate(PROMPT, **greedy | {"max_tokens": 8})  # what comes first is slower
-    done = llm.generate(PROMPT, **greedy)
+    llm.generate(PROMPT, **greedy(8))  # what comes first is slower
+    done = llm.generate(PROMPT, **greedy(tokens))
     anonymous, file = resident(os.getpid())
     facts = {"load_s": llm.timings["load_s"], "decode_tok_s": done.timings["decode_tok_s"], "ids": done.token_ids}
     facts |= {"anonymous": anonymous, "file": file, "misses": llm.executables.misses, "warnings": llm.warnings}
@@ -57,6 +63,17 @@ def run(options: argparse.Namespace, weights: str) -> dict[str, Any]:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return json.loads(said) | {"start_s": start}
+
+
+def ratios(options: argparse.Namespace) -> list[float]:
+    """Speeds of mapped weights in those of resident ones, of texts that follow each other in one process."""
+    plain, mapped = (packlight.load(options.model, context=options.context, slots=1, weights=each) for each in WEIGHTS)
+    found = []
+    for number in range(1 + TURNS * options.rounds):  # the first one warms up
+        pair = (plain, mapped) if number % 2 else (mapped, plain)
+        speeds = {id(llm): llm.generate(PROMPT, **greedy(TURN_TOKENS)).timings["decode_tok_s"] or 0 for llm in pair}
+        found.append(speeds[id(mapped)] / speeds[id(plain)])
+    return sorted(found[1:])
 
 
 def main() -> None:
@@ -89,6 +106,9 @@ def main() -> None:
             values = sorted(each[name] / unit for each in found[weights][1:])
             cells.append(f"{statistics.median(values):.3f} ({values[0]:.3f}-{values[-1]:.3f})")
         print(f"{title:<18}" + "".join(f"{cell:>28}" for cell in cells))
+    times = ratios(options)
+    low, high = times[len(times) // 4], times[-1 - len(times) // 4]
+    print(f"in one process, {len(times)} pairs: {statistics.median(times):.3f} times (half: {low:.3f}-{high:.3f})")
     for weights in WEIGHTS:
         last = found[weights][-1]
         print(f"{weights}: {last['plan']}", *last["warnings"], sep="\n")

@@ -128,7 +128,7 @@ def write(fd: int, header: Header, jobs: list[Job], progress: Callable[[int], No
         record = records[job.info.name]
         assert blocks.nbytes == record.nbytes, record
         _write_at(fd, blocks.reshape(-1), first + record.offset)
-        records[record.name] = record._replace(crc32=f"{zlib.crc32(blocks):08x}")
+        records[record.name] = record._replace(crc32=f"{zlib.crc32(blocks.data):08x}")
 
     run_jobs(jobs, move, progress)
     os.ftruncate(fd, header.whole())
@@ -163,7 +163,7 @@ def check_tensors(fd: int, header: Header, progress: Callable[[int], None]) -> N
     for record in header.tensors:
         crc = 0
         for piece in _pieces(fd, first + record.offset, record.nbytes, chunk):
-            crc = zlib.crc32(piece, crc)
+            crc = zlib.crc32(piece.data, crc)
         if f"{crc:08x}" != record.crc32:
             raise DamagedError(f"tensor '{shown(record.name)}' is damaged")
         progress(record.nbytes)
