@@ -217,17 +217,17 @@ class Run:
         gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
         ttft = times[0] - self.began if times else None
         read = read_at - self.began if read_at else ttft
-        drafted, accepted = self._drafts or (None, None)
+        drafts: dict[str, float | None] = {}
+        if self._drafts is not None:
+            drafts["drafted"], drafts["accepted"] = self._drafts
         return {
             "ttft_s": ttft,
             "prefill_tok_s": (len(self.prompt) - self._cached) / read if read else None,
             "decode_tok_s": 1000 * len(gaps) / sum(gaps) if gaps else None,
             "itl_p50_ms": statistics.median(gaps) if gaps else None,
             "itl_p95_ms": gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))] if gaps else None,
-            "drafted": drafted,
-            "accepted": accepted,
             "total_s": times[-1] - self.began if times else read or 0.0,
-        }
+        } | drafts
 
 
 def _not_finite(position: int) -> NonFiniteLogitsError:

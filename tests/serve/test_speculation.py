@@ -152,7 +152,7 @@ def test_drafts_are_for_one_text_at_a_time(llm, monkeypatch):
 def test_no_drafts_where_logits_depend_on_what_was_written(llm, monkeypatch, more):
     monkeypatch.setattr(Drafter, "drafts", lambda *_: pytest.fail("a draft was asked for"))
     done = llm.generate(REPEATS, max_tokens=8, seed=1, **more)
-    assert (done.timings["drafted"], done.timings["accepted"]) == (None, None)
+    assert not done.timings.keys() & {"drafted", "accepted"}
 
 
 def test_a_text_that_repeats_is_guessed(llm, monkeypatch):

@@ -229,7 +229,7 @@ def speed(completion: "Completion", ended: str | None = None) -> str:
     rate = f", then {t['decode_tok_s']:.1f} tokens/s" if t["decode_tok_s"] is not None else ""
     counts = f"{len(completion.prompt_token_ids)} + {len(completion.token_ids)} tokens"
     kept = f", {completion.cached_tokens} kept" if completion.cached_tokens else ""
-    drafts = f", {t['accepted']:.0f} of {t['drafted']:.0f} drafts right" if t["drafted"] else ""
+    drafts = f", {t['accepted']:.0f} of {t['drafted']:.0f} drafts right" if t.get("drafted") else ""
     return f"{counts}{kept}{first}{rate}{drafts}; ended by {ended or completion.finish_reason}"
 
 

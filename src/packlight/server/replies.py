@@ -242,7 +242,7 @@ def _name(token: TopLogprob) -> str:
 
 def _drafts(completions: Sequence[Completion]) -> Reply:
     """How many drafts were right, where any are made, under OpenAI's names."""
-    made = [each.timings for each in completions if each.timings["drafted"] is not None]
+    made = [each.timings for each in completions if "drafted" in each.timings]
     if not made:
         return {}
     accepted = sum(each["accepted"] or 0 for each in made)
@@ -266,6 +266,6 @@ def _timings(completions: Sequence[Completion]) -> Reply:
         "predicted_ms": 1000 * (total - first),
         "predicted_per_second": times["decode_tok_s"],
     }
-    if times["drafted"] is not None:
+    if "drafted" in times:
         said |= {"draft_n": times["drafted"], "draft_n_accepted": times["accepted"]}
     return {"timings": said}
