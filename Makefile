@@ -33,7 +33,7 @@ serve: $(VENV)/installed-serve
 	@$(PY) run.py serve $(if $(MODEL),--model="$(MODEL)") $(SERVE_ARGS)
 
 # every proof once, in 720 seconds of processor time or it fails: six minutes of two idle cores, once there is something
-# in .cache/tests. The first time, all that tests run is compiled, and 3 times as much is allowed.
+# in .cache/tests. The first time, all that tests run is compiled, and 5 times as much is allowed.
 # A machine whose processors are slower gets more time by as much.
 test: $(VENV)/installed-dev
 	XLA_FLAGS="$(QUICK)" $(PY) -m pytest -n 2 --dist worksteal --budget=570 -m "not product and not targets and not clients and not shipped"

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 SHOWN = 15
-# Times what a run takes whose programs are kept from an earlier one. 904 s against 405 were measured; since every plan
-# has a step that scores prompts and a server is tested, 1,630 s of this scale, where the budget of kept ones is 570.
-COLD = 3.0
+# Times what a run may take whose programs are kept from an earlier one. Of a first run 3,075 s were measured where LOOP
+# took 0.36 to 0.45, with the kernels built and a part of its programs kept; all of it, 2,400 to 2,800 s of this scale,
+# where the budget of kept ones is 570.
+COLD = 5.0
 # Processor seconds of LOOP on the machine that budgets are for. Inferred: a machine that takes 0.53 runs the whole
 # suite in 1.8 times its processor time.
 REFERENCE = 0.3

@@ -7,7 +7,7 @@ import pytest
 from golden_models import model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiers import tiered
+from tiers import product, tiered
 
 import packlight
 from packlight import demo
@@ -166,7 +166,7 @@ def test_a_text_that_repeats_is_guessed(llm, monkeypatch):
     assert sum(llm.engine.steps_run.values()) - before < 40 + len(llm.plan.chunks(0, len(prompt)))
 
 
-@pytest.mark.parametrize("mesh", [MeshShape(2, 2)])
+@pytest.mark.parametrize("mesh", [MeshShape(2, 1), product(MeshShape(2, 2))])
 def test_a_mesh_verifies(tmp_path, monkeypatch, mesh):
     """A slot of the second group of devices, whose group alone keeps what is right."""
     changes = {"mesh": mesh, "cpu_kernels": "xla", "decode_batch": (2, 4), "context": 96}
