@@ -26,7 +26,7 @@ LOADS = {
     "the vector of ids": ("/v1/embeddings", {"input": IDS}),
     "a text's tokens": ("/tokenize", {"prompt": TEXT}),
 }
-POLLS = 100
+POLLS = 300  # of 100 the 99th is one of the two slowest, and two hiccups of a shared machine are no percentile
 POLL = f"""
 import socket, sys, time
 taken = []
@@ -65,7 +65,7 @@ def frozen():
 
 @pytest.mark.usefixtures("frozen")
 def test_health_is_told_while_bodies_of_100_000_tokens_arrive():
-    """By another process that asks 100 times: the 99th of its answers counts. All workers are busy all the time."""
+    """By another process that asks POLLS times: the 99th percentile counts. All workers are busy all the time."""
     ended, statuses = threading.Event(), []
     with serving(wide_llm()) as (server, _):
 
