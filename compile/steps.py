@@ -213,11 +213,10 @@ class Steps:
         adjustment, sampling = jax.tree.map(lambda x: array(x.dtype, *x.shape), neutral)
         is_end = self._shaped(jnp.bool_, vocab, spec=P())
         match key.phase:
-            case Phase.PREFILL:
-                return params, self.cache(), PrefillArgs(ints(rows), ints(), ints(), ints())
-            case Phase.VERIFY:
+            case Phase.PREFILL | Phase.VERIFY:
                 chunk = PrefillArgs(ints(rows), ints(), ints(), ints())
-                return params, self.cache(), VerifyArgs(chunk, adjustment, sampling, is_end)
+                verified = VerifyArgs(chunk, adjustment, sampling, is_end)
+                return params, self.cache(), chunk if key.phase is Phase.PREFILL else verified
             case Phase.HEAD:
                 choice = Choice(adjustment, sampling, ints(rows), is_end) if rows == 1 else None
                 return params, None, HeadArgs(array(jnp.float32, rows, self.model.embedding_length), choice)

@@ -418,9 +418,7 @@ class Engine:
 
     def _prefill(self, slot: int, ids: list[int], chunk: Chunk) -> PrefillResult:
         """Runs a chunk of a prompt."""
-        tokens = np.zeros(chunk.key.rows, np.int32)
-        tokens[: chunk.count] = ids[chunk.start : chunk.start + chunk.count]
-        args = PrefillArgs(tokens, np.int32(slot), np.int32(chunk.start), np.int32(chunk.count))
+        args = _chunk_args(chunk.key, slot, chunk.start, ids[chunk.start : chunk.start + chunk.count])
         result: PrefillResult = self._run(chunk.key, self._cache, args)
         self._cache = result.cache
         return result
@@ -440,10 +438,9 @@ class Engine:
 
     def _follow(self, running: list[tuple[int, Request]]) -> list[Event]:
         """Moves these requests: one that is alone by drafts, where there are any that may be right."""
-        began = time.perf_counter()
-        if len(running) > 1:
+        if len(running) > 1 or not self.plan.verified:
             return self._decode(running)
-        ((slot, request),) = running
+        began, ((slot, request),) = time.perf_counter(), running
         events = self._verify(slot, request)
         if events is None:
             events = self._decode(running)
@@ -460,9 +457,7 @@ class Engine:
         key = self.plan.verify_key(1 + len(drafts), start) if drafts else None
         if key is None:
             return None
-        tokens = np.zeros(key.rows, np.int32)
-        tokens[: 1 + len(drafts)] = request.newest, *drafts
-        chunk = PrefillArgs(tokens, np.int32(slot), np.int32(start), np.int32(1 + len(drafts)))
+        chunk = _chunk_args(key, slot, start, [request.newest, *drafts])
         args = VerifyArgs(chunk, *self._arguments([request]), self._is_end)
         result: VerifyResult = self._run(key, self._cache, args)
         self._cache = result.cache
@@ -529,3 +524,10 @@ class Engine:
             logprob=float(np.asarray(picked.logprob)[index]),
             top_logprobs=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
         )
+
+
+def _chunk_args(key: StepKey, slot: int, start: int, ids: Sequence[int]) -> PrefillArgs:
+    """Tokens of a slot from position `start` on, padded to the rows of a step."""
+    tokens = np.zeros(key.rows, np.int32)
+    tokens[: len(ids)] = ids
+    return PrefillArgs(tokens, np.int32(slot), np.int32(start), np.int32(len(ids)))

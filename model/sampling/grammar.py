@@ -13,7 +13,6 @@ import numpy as np
 from packlight.common.errors import ConfigError
 from packlight.model.sampling import gbnf, lark, nesting, rules
 from packlight.model.sampling.config import SamplingConfig
-from packlight.model.sampling.nesting import DEEPEST
 from packlight.model.text.specials import TokenType
 from packlight.model.text.tokenizer import Tokenizer
 
@@ -125,8 +124,8 @@ def _lark(text: str, tokenizer: Tokenizer) -> str:
     if endless := found.keys() - rules.closure(found, order, single=True):
         raise ConfigError(f"grammar: the rule {min(endless)!r} has no end: all that it matches needs it again")
     solved = rules.without_tail_recursion(found)
-    if rules.depth(solved, rules.components({name: rules.references(rule) for name, rule in solved.items()})) > DEEPEST:
-        raise ConfigError(f"grammar: its rules are more than {DEEPEST:,} deep within each other")
+    levels = {name: 1 + rules.height(rule) for name, rule in solved.items()}
+    nesting.check_depth("grammar: its rules", levels, {name: rules.references(rule) for name, rule in solved.items()})
     return lark.write(solved, gbnf.ROOT, lambda token: _token_id(token, tokenizer))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from packlight.common.errors import ConfigError
-from packlight.model.sampling.rules import components
+from packlight.model.sampling.rules import depth
 
 DEEPEST = 1000  # levels; llguidance's own reading of five times as many overflows a stack
 # What is no rule's name or bracket: texts, comments and regular expressions, which do not go over lines.
@@ -40,7 +40,7 @@ def check_lark(text: str) -> None:
         tokens = _NAME_OR_BRACKET.findall(plain, rule.end(), end)
         levels[rule[1]] = levels.get(rule[1], 0) + 1 + _most_open(tokens)
         leads.setdefault(rule[1], set()).update(known.intersection(tokens))
-    _check("grammar: its rules", levels, leads)
+    check_depth("grammar: its rules", levels, leads)
 
 
 def check_schema(schema: Any, what: str = "json_schema: its references") -> None:
@@ -58,17 +58,12 @@ def check_schema(schema: Any, what: str = "json_schema: its references") -> None
         levels[str(id(part))], leads[str(id(part))] = _levels(part), {str(id(each)) for each in parts}
         todo += parts
     levels[str(id(schema))] += len(names) * _levels(schema)  # each may lead anywhere
-    _check(what, levels, leads)
+    check_depth(what, levels, leads)
 
 
-def _check(what: str, levels: Mapping[str, int], leads: Mapping[str, set[str]]) -> None:
-    """levels: of each rule itself. leads: the rules that it names."""
-    deepest: dict[str, int] = {}
-    for loop in components(dict(leads)):
-        below = (deepest[name] for rule in loop for name in leads[rule] if name in deepest)
-        most = max(below, default=0) + sum(levels[name] for name in loop)
-        deepest.update(dict.fromkeys(loop, most))
-    if max(deepest.values(), default=0) > DEEPEST:
+def check_depth(what: str, levels: Mapping[str, int], leads: Mapping[str, set[str]]) -> None:
+    """Raises ConfigError where rules are too deep; `rules.depth` has the arguments."""
+    if depth(levels, leads) > DEEPEST:
         raise ConfigError(f"{what} are more than {DEEPEST:,} deep within each other")
 
 

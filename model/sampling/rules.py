@@ -1,7 +1,7 @@
 """Grammars as trees: rules by name, and what follows from them. Knows no notation and no matching."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 Ranges = tuple[tuple[int, int], ...]  # first and last code point of each, ascending, apart from each other
 
@@ -75,7 +75,7 @@ def parts(node: Node) -> Iterator[Node]:
         seen.update(map(id, children(each)))
 
 
-def components(graph: dict[str, set[str]]) -> list[list[str]]:
+def components(graph: Mapping[str, set[str]]) -> list[list[str]]:
     """The strongly connected components, each behind those that it leads to. Source: Tarjan 1972."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
@@ -153,21 +153,22 @@ def closure(rules: dict[str, Node], order: list[list[str]], single: bool) -> set
     return known
 
 
-def depth(rules: dict[str, Node], order: list[list[str]]) -> int:
-    """The most nodes within each other, through rules, that a walk meets which enters no rule twice (or more).
+def depth(levels: Mapping[str, int], leads: Mapping[str, set[str]]) -> int:
+    """The most levels within each other that a walk meets which enters no rule twice (or more).
 
-    The order is that of `components`.
+    levels: of each rule itself. leads: the rules that it names.
     """
     deepest: dict[str, int] = {}
-    for loop in order:
-        below = (deepest[name] for rule in loop for name in references(rules[rule]) if name in deepest)
-        most = max(below, default=0) + sum(1 + _height(rules[name]) for name in loop)
+    for loop in components(leads):
+        below = (deepest[name] for rule in loop for name in leads[rule] if name in deepest)
+        most = max(below, default=0) + sum(levels[name] for name in loop)
         deepest.update(dict.fromkeys(loop, most))
-    return max(deepest.values())
+    return max(deepest.values(), default=0)
 
 
-def _height(node: Node) -> int:
-    return 1 + max(map(_height, children(node)), default=0)
+def height(node: Node) -> int:
+    """The most nodes within each other, the node itself among them."""
+    return 1 + max(map(height, children(node)), default=0)
 
 
 def without_tail_recursion(rules: dict[str, Node]) -> dict[str, Node]:

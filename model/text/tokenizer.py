@@ -6,6 +6,7 @@ plain text is encoded (`bpe`, `spm`, `wpm`, `ugm` and others). Knows nothing of 
 Source: llama.cpp src/llama-vocab.cpp, unless said otherwise.
 """
 
+import functools
 import os
 import re
 import reprlib
@@ -57,7 +58,6 @@ class Tokenizer:
         self.eog_ids = self._specials.eog_ids
         parted = self.kind != "bert" and flag(metadata, "add_sep_token", False)
         self._between = needed_id(metadata, self.kind, "seperator", self.vocab_size) if parted else None
-        self._longest = max(map(len, self._tokens))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
@@ -92,6 +92,11 @@ class Tokenizer:
         if add_special and self.end_id is not None:
             ids.append(self.end_id)
         return ids
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self._tokens))
 
     def fewest(self, text: str) -> int:
         """A number of ids that `text` has at least, without encoding it; 0 where a vocabulary leaves text out."""

@@ -21,7 +21,7 @@ from packlight.common.errors import Argument, ConfigError, NonFiniteLogitsError
 from packlight.common.text import megabytes, shown, shown_path
 from packlight.compile.config import CompileConfig
 from packlight.compile.memory import MemoryPlan
-from packlight.compile.plan import Plan
+from packlight.compile.plan import Plan, StepKey
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.config import ModelConfig
@@ -295,10 +295,16 @@ class LLM:
             return [reading.row for reading in readings]
         rows: list[Any] = [None] * len(texts)
         for key, group in self.plan.text_groups([len(ids) for ids in texts]):
-            with self.scheduler.turn():
-                made = self.engine.encode(key, [texts[at] for at in group], pooling)
-            for at, row in zip(group, made, strict=True):
+            for at, row in zip(group, self.encode_group(key, [texts[at] for at in group], pooling), strict=True):
                 rows[at] = row
+        return rows
+
+    def encode_group(self, key: StepKey, texts: Sequence[list[int]], pooling: str) -> list[np.ndarray]:
+        """What a pooling makes of texts that one step of an encoder runs (`Plan.text_groups`). Raises
+        NonFiniteLogitsError.
+        """
+        with self.scheduler.turn():
+            rows = self.engine.encode(key, texts, pooling)
         if not all(np.isfinite(row).all() for row in rows):
             raise NonFiniteLogitsError("the model's hidden states are NaN or infinite")
         return rows

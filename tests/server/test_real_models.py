@@ -155,14 +155,14 @@ def test_an_encoder_has_a_queue_and_stops_for_a_client_that_left(tmp_path, monke
     config = packlight.CompileConfig(context=64, prefill_buckets=(16,), decode_batch=(1,), head_rows=1)
     with packlight.load(write(tmp_path / "m.gguf", ENCODERS["bert"]), config) as llm:
         held, groups = threading.Event(), []
-        embed = llm.embed
+        encode = llm.encode_group
 
-        def slow(texts, **arguments):
+        def slow(key, texts, pooling):
             groups.append(len(texts))
             held.wait(5)
-            return embed(texts, **arguments)
+            return encode(key, texts, pooling)
 
-        monkeypatch.setattr(llm, "embed", slow)
+        monkeypatch.setattr(llm, "encode_group", slow)
 
         async def work(server, app):
             leave = asyncio.Event()

@@ -15,6 +15,7 @@ from packlight.common.errors import ConfigError
 from packlight.common.text import near
 from packlight.model.sampling.config import MOST_LOGPROBS, PARAMETERS
 from packlight.model.sampling.parameters import Biases, Integer, Parameter, Real, Schema, Switch, Text, Texts
+from packlight.model.text.replies.messages import content_text
 from packlight.server.errors import ApiError
 
 MOST_CHOICES = 64  # of a prompt
@@ -114,16 +115,14 @@ class JsonBiases:
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """A text, or OpenAI's object with one: its content is a text, or parts of one."""
+    """A text, or OpenAI's object with one as `content`, which may be parts as a message has them."""
 
     def check(self, name: str, value: Any) -> str | None:
         content = value.get("content") if isinstance(value, dict) else value
-        if isinstance(content, list):
-            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-            content = "".join(part for part in parts if isinstance(part, str)) if None not in parts else content
-        if not isinstance(content, str):
+        text = content_text(content, f"{name}.content")
+        if text is None:
             raise ConfigError(f"{name} is an object with a text as content, not {reprlib.repr(value)}")
-        return Text().check(name, content)
+        return Text().check(name, text)
 
 
 @dataclasses.dataclass(frozen=True)

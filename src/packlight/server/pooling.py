@@ -7,9 +7,9 @@ each.
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
@@ -71,14 +71,13 @@ class Pooler:
             account_of(request.scope).queue_s = answers.queued
             answers.close()
 
-    async def _encoded(self, left: asyncio.Future[None], texts: Sequence[list[int]], pooling: Any) -> list[np.ndarray]:
+    async def _encoded(self, left: asyncio.Future[None], texts: Sequence[list[int]], pooling: str) -> list[np.ndarray]:
         self.check_room()
         self._under_way += 1
         try:
             rows: dict[int, np.ndarray] = {}
-            for _, numbers in self._llm.plan.text_groups([len(ids) for ids in texts]):
-                group = [texts[number] for number in numbers]
-                call: Callable[[], Any] = functools.partial(self._llm.embed, group, pooling=pooling, normalize=False)
+            for key, numbers in self._llm.plan.text_groups([len(ids) for ids in texts]):
+                call = functools.partial(self._llm.encode_group, key, [texts[number] for number in numbers], pooling)
                 made = await asyncio.get_running_loop().run_in_executor(self._thread, call)
                 rows |= zip(numbers, made, strict=True)
                 if left.done():
