@@ -1,12 +1,12 @@
 """One text on its way to what a pooling makes of its hidden states. Knows no model and no device; imports no jax."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from packlight.common.errors import NonFiniteLogitsError, PacklightError
 from packlight.model.sampling.config import SamplingConfig
+from packlight.model.spec.pooling import kept_of, pooled
 from packlight.serve.prefix import Keep
 from packlight.serve.told import States
 
@@ -21,7 +21,7 @@ NOTHING = SamplingConfig(max_tokens=0)
 class Reading:
     """One text that is read as a prompt is, and answered by no token.
 
-    pool: what makes of float32 hidden states (T, D) what is wanted.
+    Of each chunk's hidden states only what its pooling needs is kept, as whoever books them may have no time.
     """
 
     sampling = NOTHING
@@ -31,10 +31,10 @@ class Reading:
     predicted = ()
     began: float  # time.perf_counter() when it was submitted
 
-    def __init__(self, prompt: list[int], pool: Callable[[np.ndarray], np.ndarray]):
-        self.prompt, self._pool = prompt, pool
-        self._read: list[np.ndarray] = []
-        self._row: np.ndarray | None = None
+    def __init__(self, prompt: list[int], pooling: str):
+        """pooling: a name out of `model.spec.pooling`, but "rank"."""
+        self.prompt, self._pooling = prompt, pooling
+        self._kept: np.ndarray | None = None
         self.began, self.complete = 0.0, False
         self.failure: PacklightError | None = None
 
@@ -48,13 +48,10 @@ class Reading:
     def take(self, event: "Event | Told") -> None:
         """Books the hidden states of a chunk."""
         assert isinstance(event, States)
-        self._read.append(event.hidden)
+        self._kept = kept_of(self._pooling, self._kept, event.hidden)
         self.complete = bool(event.ended)
-        if self.complete:
-            self._row = self._pool(np.concatenate(self._read))
-            self._read.clear()
-            if not np.isfinite(self._row).all():
-                self.failure = NonFiniteLogitsError("the model's hidden states are NaN or infinite")
+        if self.complete and not np.isfinite(self._kept).all():
+            self.failure = NonFiniteLogitsError("the model's hidden states are NaN or infinite")
 
     def fresh(self) -> str:
         """Nothing: no text follows."""
@@ -69,5 +66,5 @@ class Reading:
     def row(self) -> np.ndarray:
         """What the pooling made of a text that is read. Raises as `check` does."""
         self.check()
-        assert self._row is not None
-        return self._row
+        assert self._kept is not None
+        return pooled(self._pooling, self._kept, len(self.prompt))

@@ -10,11 +10,12 @@ from packlight.common.errors import ConfigError, UnsupportedError
 from packlight.model.spec.config import ModelConfig
 
 Pooling = Literal["mean", "cls", "last", "rank", "none"]
-# Name -> float32 hidden states (T, D) to a vector (D,), of models whose texts run through a cache.
-POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean": lambda hidden: hidden.mean(0),
-    "cls": lambda hidden: hidden[0],
-    "last": lambda hidden: hidden[-1],
+# Name -> what is kept of a text, float32 (D,): of what was kept before, None at its beginning, and of the hidden states
+# (T, D) of its next tokens. A sum goes on from where it was, so that no cut into chunks changes its order.
+POOLED: dict[str, Callable[[np.ndarray | None, np.ndarray], np.ndarray]] = {
+    "mean": lambda before, hidden: (hidden if before is None else np.concatenate([before[None], hidden])).sum(0),
+    "cls": lambda before, hidden: hidden[0].copy() if before is None else before,
+    "last": lambda before, hidden: hidden[-1].copy(),
 }
 NONE = len(POOLED)  # what stands for no pooling, where the number of one of them may stand
 # The names that callers may give: those, what a reranker's head says, and no pooling, a vector for each token.
@@ -35,6 +36,18 @@ def pooling_of(model: ModelConfig, named: str | None) -> str:
     if name == "rank" and not (model.encodes and model.ranks):
         raise ConfigError(f"pooling 'rank'{whose} needs the head of a reranker, which the file does not have")
     return name
+
+
+def kept_of(pooling: str, before: np.ndarray | None, hidden: np.ndarray) -> np.ndarray:
+    """What is kept of a text for a pooling, as POOLED says; for "none" its hidden states (T, D)."""
+    if pooling in POOLED:
+        return POOLED[pooling](before, hidden)
+    return hidden if before is None else np.concatenate([before, hidden])
+
+
+def pooled(pooling: str, kept: np.ndarray, tokens: int) -> np.ndarray:
+    """What a pooling makes of what was kept of a text of so many tokens."""
+    return kept / np.float32(tokens) if pooling == "mean" else kept
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from packlight.compile.plan import Plan, StepKey
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.sampling.config import SamplingConfig
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.pooling import POOLED, Pooling, check_generates, pooling_of, unit
+from packlight.model.spec.pooling import Pooling, check_generates, pooling_of, unit
 from packlight.model.spec.rope_changes import Rope
 from packlight.model.text.chat import Prompt, make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
@@ -262,7 +262,7 @@ class LLM:
 
     def readings(self, texts: Sequence[list[int]], pooling: str) -> list[Reading]:
         """What gives a row of each text of token ids, once `scheduler` has driven it, of a model that generates."""
-        return [Reading(ids, POOLED.get(pooling, lambda hidden: hidden)) for ids in texts]
+        return [Reading(ids, pooling) for ids in texts]
 
     @suggesting
     def rerank(self, query: str, documents: Iterable[str]) -> np.ndarray:

@@ -33,6 +33,14 @@ def test_states_are_those_of_the_steps(llm, count):
     np.testing.assert_array_equal(read, llm.engine.hidden(IDS[:count]))
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_pooling_by_chunks_is_that_of_all_states(llm, pooling):
+    """To the bit: what is summed chunk by chunk is summed in the order of the whole."""
+    (whole,) = llm.embed([IDS[:300]], "none", normalize=False)
+    wanted = {"mean": whole.mean(0), "cls": whole[0], "last": whole[-1]}[pooling]
+    np.testing.assert_array_equal(llm.embed([IDS[:300]], pooling, normalize=False)[0], wanted)
+
+
 def test_more_texts_than_slots_get_what_each_gets_alone(llm):
     texts = [IDS[at : at + 5 + 20 * at] for at in range(5)]
     together = llm.embed(texts, "mean")
