@@ -129,7 +129,7 @@ def build(
     an impossible option.
     """
     config = steps.config
-    store, warnings = Store(config.store_dir) if config.store else None, []
+    store, warnings = Store(config.store_dir, config.cache_bytes) if config.store else None, []
     if store is not None and store.problem:
         warnings.append(f"executables are not kept: {store.problem}")
         store = None

@@ -89,7 +89,8 @@ class CompileConfig:
     weights: resident, they are read into memory; mapped, a file of them in the store's folder stands for memory, which
         the first start writes: on one CPU device.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
-    cache_bytes: disk at most for files of mapped weights, of which those go that were used longest ago; 0 is no bound.
+    cache_bytes: disk at most for executables and files of mapped weights together, of which those go that were used
+        longest ago; 0 is no bound.
     xla_options: passed to XLA for every executable; numbers and booleans, as options of text name files that XLA writes
         and programs that it runs: those are for XLA_FLAGS.
     """

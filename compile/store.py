@@ -8,6 +8,7 @@ else is compiled again, not run. Source of the format: `jax.experimental.seriali
         | what made it, as JSON | its length in 4 bytes, the least first | b"MADE"
 """
 
+import contextlib
 import errno
 import hmac
 import json
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from packlight.common.files import open_regular, private_folder, remove_abandoned, whole_file
+from packlight.common.room import EXECUTABLE, make_room
 from packlight.common.secret import SEAL_BYTES, read_own, seal, user_secret
 from packlight.common.text import reason, shown_path
 
@@ -33,8 +35,9 @@ class EntryError(Exception):
 class Store:
     """A folder of entries. `problem` says in one line why the folder cannot be used, or is None."""
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.problem, self._secret = folder, None, b""
+    def __init__(self, folder: pathlib.Path, most_bytes: int = 0):
+        """most_bytes: that the kept files of the folder may take together, as in `common.room.make_room`."""
+        self.folder, self.problem, self._most_bytes, self._secret = folder, None, most_bytes, b""
         try:
             self.folder = private_folder(folder)
             if not os.access(self.folder, os.W_OK | os.X_OK):
@@ -45,7 +48,7 @@ class Store:
             self.problem = f"{shown_path(str(error.filename or folder))}: {reason(error)}"
 
     def path(self, digest: str) -> pathlib.Path:
-        return self.folder / f"{digest}.aot"
+        return self.folder / f"{digest}{EXECUTABLE}"
 
     def read(self, digest: str) -> Any | None:
         """The object stored under `digest`, or None when there is none. Raises EntryError for one not to be used."""
@@ -62,6 +65,8 @@ class Store:
             raise EntryError(f"{path.name}: not written by this user, or damaged")
         if body[:64] != digest.encode():
             raise EntryError(f"{path.name}: holds another entry")
+        with contextlib.suppress(OSError):
+            os.utime(path)  # which says when it was used
         return pickle.loads(body[64:])
 
     def write(self, digest: str, value: Any, made_by: Mapping[str, str] | None = None) -> None:
@@ -72,8 +77,10 @@ class Store:
         told = b"" if made_by is None else json.dumps(made_by).encode()
         end = told + len(told).to_bytes(4, "little") + MADE if told else b""
         body = digest.encode() + pickle.dumps(value) + end  # a pickle says itself where it ends
-        if len(body) > MAX_BYTES - len(MAGIC) - SEAL_BYTES:
+        whole = len(MAGIC) + SEAL_BYTES + len(body)
+        if whole > MAX_BYTES:
             raise ValueError(f"an executable of {len(body):,} bytes is too large")
+        make_room(self.folder, whole, self._most_bytes)
         with whole_file(str(self.path(digest)), 0o600) as partial:
             pathlib.Path(partial).write_bytes(MAGIC + seal(self._secret, body) + body)
 

@@ -18,15 +18,15 @@ import json
 import mmap
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from packlight.common.files import hold_open, is_held, open_regular, private_folder, remove_unheld, whole_file
+from packlight.common.files import hold_open, open_regular, private_folder, remove_unheld, whole_file
 from packlight.common.mounts import remote_type
 from packlight.common.progress import task
+from packlight.common.room import SEAL, WEIGHTS, make_room
 from packlight.common.secret import SEAL_BYTES, open_own, read_own, seal, user_secret
 from packlight.common.text import megabytes, reason, shown, shown_path
 from packlight.model.gguf.reader import GGUFFile
@@ -43,7 +43,6 @@ from packlight.model.weights.mapfile import (
     write,
 )
 
-WEIGHTS, SEAL = ".weights", ".seal"
 FOREIGN = 0o022  # permissions that let other users write
 QUANT = pathlib.Path(__file__).resolve().parents[2] / "quant"
 # The sources that decide how a tensor's bytes are laid out.
@@ -71,8 +70,8 @@ def map_weights(
 ) -> Mapped:
     """The weights as `read_weights` gives them, the matrices in read-only memory that a file in `folder` is mapped to.
 
-    The file is made where there is none, or none that is right. most_bytes: that such files may take on the disk, for
-    which those that were used longest ago go; 0 is no bound. Raises GGUFError as `read_weights` does.
+    The file is made where there is none, or none that is right. most_bytes: that the kept files of the folder may take
+    together, for which those that were used longest ago go; 0 is no bound. Raises GGUFError as `read_weights` does.
     """
     warnings: list[str] = []
     try:
@@ -182,7 +181,7 @@ class _Kept:
         whole = header.whole()
         with contextlib.suppress(FileNotFoundError):
             remove_unheld(str(self.path))  # what is there cannot be used
-        _make_room(self.path.parent, whole, most_bytes)
+        make_room(self.path.parent, whole, most_bytes)
         _, jobs = plan_weights(self.file, self.cfg, layouts=self.layouts, allocate=_shaped)
         note = f"writing {megabytes(whole)} of weights to {shown_path(str(self.path.parent))}, once for this file"
         with contextlib.ExitStack() as stack:
@@ -210,43 +209,6 @@ def _map(fd: int, size: int) -> np.ndarray:
     with contextlib.suppress(OSError, AttributeError):  # systems, and kernels, without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)
-
-
-def _make_room(folder: pathlib.Path, nbytes: int, most_bytes: int) -> None:
-    """Removes files of weights until so many bytes more are no more than `most_bytes`, or none where that is no use.
-
-    Raises OSError where there is no room.
-    """
-    if most_bytes:
-        others = [*folder.glob(f"*{WEIGHTS}")]
-        surplus = nbytes + sum(path.stat().st_size for path in others) - most_bytes
-        going = []
-        for path in sorted(others, key=used_at):
-            if surplus > 0 and not is_held(str(path)):
-                going.append(path)
-                surplus -= path.stat().st_size
-        if surplus > 0:
-            most = f"config key 'cache_bytes' allows {megabytes(most_bytes)}"
-            raise OSError(errno.EDQUOT, f"{megabytes(nbytes)} are needed, {most}")
-        for path in going:
-            remove_weights(path)
-    free = shutil.disk_usage(folder).free
-    if nbytes > free:
-        raise OSError(errno.ENOSPC, f"{megabytes(nbytes)} are needed, {megabytes(free)} are free")
-
-
-def used_at(path: pathlib.Path) -> float:
-    """When a file of weights was last used, in seconds since 1970. Raises OSError where it is gone."""
-    seal = path.with_suffix(SEAL)
-    return (seal if seal.exists() else path).stat().st_mtime
-
-
-def remove_weights(path: pathlib.Path) -> bool:
-    """Removes a file of weights and its seal unless a living process holds it; whether it did. Raises OSError."""
-    if not remove_unheld(str(path)):
-        return False
-    path.with_suffix(SEAL).unlink(missing_ok=True)
-    return True
 
 
 def told(path: pathlib.Path) -> tuple[dict[str, str], str | None]:

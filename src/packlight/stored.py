@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from packlight.common.errors import ConfigError
-from packlight.common.files import is_held, is_unfinished, remove_unheld
+from packlight.common.files import is_held, is_unfinished
+from packlight.common.room import EXECUTABLE, SEAL, WEIGHTS, remove_kept, used_at
 from packlight.common.text import reason, shown_path
 from packlight.compile.config import CompileConfig
 from packlight.compile.origin import origin
@@ -30,7 +31,7 @@ class Kept:
     path: pathlib.Path
     kind: str  # executable, weights, kernels or unfinished
     bytes: int
-    modified: float  # seconds since 1970; of weights, when they were used last
+    modified: float  # seconds since 1970; of executables and weights, when they were used last
     made_by: dict[str, str]  # empty where it does not say
     stale: str | None  # why this installation never reads it again, or None
     held: bool  # by a living process
@@ -55,7 +56,7 @@ def remove(files: Iterable[Kept]) -> list[Kept]:
     gone = []
     for each in files:
         try:
-            if mapped.remove_weights(each.path) if each.kind == "weights" else remove_unheld(str(each.path)):
+            if remove_kept(each.path):
                 gone.append(each)
         except FileNotFoundError:
             continue  # another process was quicker
@@ -79,12 +80,12 @@ def _in_folder(folder: pathlib.Path, library: pathlib.Path | None) -> Iterator[K
         try:
             if is_unfinished(entry.name):
                 yield _kept(path, "unfinished", {}, "its process was killed")
-            elif path.suffix == ".aot":
+            elif path.suffix == EXECUTABLE:
                 by = made_by(path) or {}
                 yield _kept(path, "executable", by, _other(by))
-            elif path.suffix == mapped.WEIGHTS:
+            elif path.suffix == WEIGHTS:
                 yield _kept(path, "weights", *mapped.told(path))
-            elif path.suffix == mapped.SEAL and not path.with_suffix(mapped.WEIGHTS).exists():
+            elif path.suffix == SEAL and not path.with_suffix(WEIGHTS).exists():
                 yield _kept(path, "weights", {}, "its weights are gone")
             elif folder == builds_folder() and path.suffix == ".failed":
                 yield _kept(path, "kernels", {}, "a compiler failed")
@@ -100,7 +101,7 @@ def _in_folder(folder: pathlib.Path, library: pathlib.Path | None) -> Iterator[K
 def _kept(path: pathlib.Path, kind: str, by: dict[str, str], stale: str | None) -> Kept:
     status = path.stat()
     size = sum(each.stat().st_size for each in path.rglob("*")) if path.is_dir() else status.st_size
-    used = mapped.used_at(path) if kind == "weights" else status.st_mtime
+    used = used_at(path)
     return Kept(path, kind, size, used, by, stale, is_held(str(path)))
 
 

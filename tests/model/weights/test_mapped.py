@@ -26,7 +26,7 @@ from running import succeed, write_config
 
 import packlight
 from packlight import demo, stored
-from packlight.common import mounts
+from packlight.common import mounts, room
 from packlight.common.progress import shown_by
 from packlight.compile.config import CompileConfig, MeshShape
 from packlight.model.weights import load as reading
@@ -415,7 +415,7 @@ def test_a_scale_that_is_not_finite_is_refused_and_nothing_is_kept(tmp_path):
 def full_disk(model, monkeypatch):
     usage = shutil.disk_usage(model.path)
     with monkeypatch.context() as patch:
-        patch.setattr(mapped.shutil, "disk_usage", lambda _: usage._replace(free=5))
+        patch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=5))
         yield "0.0 MB are free"
 
 
