@@ -177,7 +177,8 @@ def _system() -> int | None:
 def _cgroup() -> int | None:
     """What the tightest control group of this process leaves: limit - (usage - file cache that can be dropped).
 
-    Source: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+    That is all file cache, as in MemAvailable: pages of mapped weights, ours or others', count as active.
+    Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst, and si_mem_available().
     """
     try:
         lines = (PROC / "self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -205,5 +206,6 @@ def _left(folder: pathlib.Path, limit_name: str, usage_name: str) -> int | None:
         stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
     except (OSError, ValueError):  # no such group, or "max"
         return None
-    cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    lists = ("active_file", "inactive_file")
+    cached = sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in lists)
     return max(1, limit - max(0, usage - cached))

@@ -186,7 +186,7 @@ def test_free_memory_of_the_system(machine):
 
 
 def test_the_tightest_control_group_counts(machine):
-    """Version 2; an outer group is tighter, and its inactive file cache could be dropped."""
+    """Version 2; an outer group is tighter, and its file cache could be dropped."""
     machine({
         "proc/self/cgroup": "0::/a/b\n",
         "cgroup/a/b/memory.max": "max\n",
@@ -194,7 +194,7 @@ def test_the_tightest_control_group_counts(machine):
         "cgroup/a/b/memory.stat": "inactive_file 0\n",
         "cgroup/a/memory.max": "5000000\n",
         "cgroup/a/memory.current": "3000000\n",
-        "cgroup/a/memory.stat": "anon 1\ninactive_file 2500000\n",
+        "cgroup/a/memory.stat": "anon 1\nactive_file 1500000\ninactive_file 1000000\n",
     })  # fmt: skip
     assert host_limit() == Limit(4_500_000, "memory cgroup")
     machine({"cgroup/a/memory.max": "max\n"})
@@ -206,7 +206,7 @@ def test_control_groups_of_version_1(machine):
         "proc/self/cgroup": "5:cpu:/x\n4:memory:/a\n",
         "cgroup/memory/a/memory.limit_in_bytes": "5000000\n",
         "cgroup/memory/a/memory.usage_in_bytes": "1000000\n",
-        "cgroup/memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 200000\n",
+        "cgroup/memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 150000\ntotal_active_file 50000\n",
     })  # fmt: skip
     assert host_limit() == Limit(4_200_000, "memory cgroup")
 
