@@ -32,6 +32,7 @@ HANDLERS = (
     "packlight_route",
     "packlight_experts",
     "packlight_rank",
+    "packlight_advance",
 )
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 ROUNDINGS = {"Q1_0": "crossed", "Q2_0": "crossed", "NVFP4": "halved"}  # the others': by their blocks; native/weights.h
@@ -159,6 +160,15 @@ def checked_rows(blocks: jax.Array, qtype: str, layout: str, out: int | None, wi
     if -(-out // lanes) != blocks.shape[-3]:
         raise ValueError(f"native matmul: {qtype} {layout} blocks {blocks.shape} do not hold {out} rows")
     return out
+
+
+def advance(x: jax.Array, layer: jax.Array, stream: jax.Array) -> jax.Array:
+    """x itself, once a step that is about to read `layer` has said so to a stream, and the layer is in memory.
+
+    layer: int32 (). stream: int32 (), a `native_stream.Stream`'s number. The step fails where the layer cannot be read.
+    """
+    result = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.ffi.ffi_call(target("packlight_advance"), result, input_output_aliases={0: 0})(x, layer, stream)
 
 
 def activation_block(qtype: str, isa: str = "best") -> int:
