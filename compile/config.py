@@ -21,8 +21,8 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug", "mesh8")
 CPU_KERNELS = ("auto", "native", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
-WEIGHTS = ("resident", "mapped")
-ONE_CPU = "weights are mapped for one CPU device, not for a GPU, a TPU or a mesh"
+WEIGHTS = ("resident", "mapped", "streamed")
+ONE_CPU = "weights are mapped and streamed for one CPU device, not for a GPU, a TPU or a mesh"
 DEFAULT_CONTEXT = 4096
 
 # Far above any config, and so low that what tomllib takes the square of (a key of 100,000 parts costs it 40 GB) stays
@@ -31,6 +31,7 @@ MAX_TEXT, MAX_LINE = 1 << 14, 500  # characters
 MAX_BUCKETS = 32  # of a list; executables are their products
 MAX_LAUNCH = 1024  # tokens, of which each has its log-probabilities in the result
 MAX_VERIFIED = 64  # rows of a step that verifies: beyond, drafts are hardly ever right
+MAX_AHEAD = 1024  # layers, more than a model has
 MAX_DEVICES = 1024  # virtual ones on a CPU cost 75 KB and four threads each
 
 
@@ -87,7 +88,10 @@ class CompileConfig:
     prefix_cache_bytes: host memory at most for beginnings of texts that have lost their slots, and for states that a
         text can go back to; 0 keeps none. It needs a single device.
     weights: resident, they are read into memory; mapped, a file of them in the store's folder stands for memory, which
-        the first start writes: on one CPU device.
+        the first start writes: on one CPU device; streamed, of that file no more is in memory than the budget lets.
+    weights_budget: bytes of streamed weights that are in memory at most; 0 is what the machine leaves. Layers that do
+        not fit are read in every step.
+    weights_ahead: streamed layers that are asked for before a step comes to them; 0 reads each when it is needed.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     cache_bytes: disk at most for executables and files of mapped weights together, of which those go that were used
         longest ago; 0 is no bound.
@@ -113,6 +117,8 @@ class CompileConfig:
     memory_limit: int = 0
     prefix_cache_bytes: int = 0
     weights: str = "resident"
+    weights_budget: int = 0
+    weights_ahead: int = 2
     store: bool = True
     cache_dir: str = ""
     cache_bytes: int = 0
@@ -143,8 +149,10 @@ class CompileConfig:
         _integer("memory_limit", self.memory_limit, 0, 2**63)
         _integer("prefix_cache_bytes", self.prefix_cache_bytes, 0, 2**63)
         _integer("cache_bytes", self.cache_bytes, 0, 2**63)
-        if self.weights == "mapped" and not self.on_one_cpu:
-            raise ConfigError(f"config key 'weights' is 'mapped'; {ONE_CPU}")
+        _integer("weights_budget", self.weights_budget, 0, 2**63)
+        _integer("weights_ahead", self.weights_ahead, 0, MAX_AHEAD + 1)
+        if self.weights != "resident" and not self.on_one_cpu:
+            raise ConfigError(f"config key 'weights' is {self.weights!r}; {ONE_CPU}")
         if self.prefix_cache_bytes and self.mesh != MeshShape():
             raise ConfigError("config key 'prefix_cache_bytes' is for a single device, not for a mesh of several")
         for key in ("prefill_buckets", "decode_batch", "encode_buckets"):

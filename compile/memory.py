@@ -23,6 +23,7 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split
 from packlight.model.spec.state import CACHE_TILE
 from packlight.model.spec.weights import check
+from packlight.model.weights.residence import Residence
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 PROC = pathlib.Path("/proc")
@@ -44,14 +45,18 @@ class MemoryPlan:
     shape: CacheShape | None = None  # of the cache
     prefixes: int = 0  # what the prefix cache may take at most, where that is the same memory
     mapped: int = 0  # weights beside `weights` that are pages of a file, which the system takes back when it needs room
+    residence: Residence | None = None  # which of the mapped weights are in memory, where they are streamed
     mappable: bool = False  # whether all but few of `weights` could be such pages instead
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + (self.scratch or 0) + self.process + self.prefixes
+        streamed = self.residence.resident_bytes if self.residence is not None else 0
+        return self.weights + streamed + self.cache + (self.scratch or 0) + self.process + self.prefixes
 
     def __str__(self) -> str:
+        where = self.residence
         parts = {
+            "streamed weights": where and where.resident_bytes,
             "vectors" if self.mapped else "weights": self.weights,
             "cache": self.cache,
             "scratch": self.scratch,
@@ -59,7 +64,8 @@ class MemoryPlan:
             "prefix cache": self.prefixes or None,
         }
         known = (f"{name} {megabytes(count)}" for name, count in parts.items() if count is not None)
-        mapped = f"weights {megabytes(self.mapped)} mapped; " if self.mapped else ""
+        how = f"streamed: {where}" if where is not None else "mapped"
+        mapped = f"weights {megabytes(self.mapped)} {how}; " if self.mapped else ""
         return f"{mapped}{' + '.join(known)} = {megabytes(self.total)}"
 
     def advice(self, limit: int) -> tuple[str | Argument, ...]:
@@ -125,9 +131,9 @@ def plan_memory(
     process = (PROCESS_BYTES + TOKEN_BYTES * cfg.vocab_size) // split.devices if config.platform == "cpu" else 0
     prefixes = config.prefix_cache_bytes if config.platform == "cpu" and cfg.generates else 0
     known = shape if cfg.generates else None
-    mapped = matrices if config.weights == "mapped" else 0
+    mapped = matrices if config.weights != "resident" else 0
     weights, mappable = vectors + matrices - mapped, config.on_one_cpu and not mapped
-    return MemoryPlan(weights, shape.device_bytes, None, process, known, prefixes, mapped, mappable)
+    return MemoryPlan(weights, shape.device_bytes, None, process, known, prefixes, mapped, mappable=mappable)
 
 
 def prefix_budget(left: int) -> int:

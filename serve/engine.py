@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -71,6 +72,22 @@ class Event:
     drafts: tuple[int, int] | None = None  # tokens so far that were guessed, and of them right, where any are guessed
 
 
+class LayerError(PacklightError):
+    """A streamed layer cannot be read: the file was cut short, or the disk fails."""
+
+
+@contextlib.contextmanager
+def readable_layers() -> Iterator[None]:
+    """Raises LayerError, which names the layer, for a step that failed because a streamed layer cannot be read."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them, differs by how a step is called
+        if said := UNREADABLE.search(str(error)):
+            raise LayerError(said[0]) from None
+        raise
+
+
+UNREADABLE = re.compile(r"layer \d+: its weights cannot be read: [^\n]*")  # native/stream.cc
 BRIEF = 2  # tokens of a launch while a prompt waits for its turn
 OLDEST_EVERY = 4  # chunks, of which one is the oldest prompt's, and the others that prompt's which is soonest read
 
@@ -261,7 +278,7 @@ class Engine:
             self._park(slot)
             self._slots.spoil(slot)
             read = [(self._prefill(slot, ids, chunk), chunk.count) for chunk in self.plan.chunks(0, len(ids))]
-        return np.concatenate([np.asarray(result.hidden)[:count] for result, count in read])
+            return np.concatenate([np.asarray(result.hidden)[:count] for result, count in read])
 
     def encode(self, key: StepKey, texts: Sequence[list[int]], pooling: str) -> list[np.ndarray]:
         """What an encode step makes of texts of token ids, which fit it: of each a vector, scores for the pooling
@@ -272,9 +289,10 @@ class Engine:
             real[row] = len(ids)
             tokens[row, : len(ids)] = ids
         kind = np.int32(list(POOLED).index(pooling) if pooling in POOLED else NONE)
-        result: EncodeResult = self._run(key, None, EncodeArgs(tokens, real, kind))
-        made = {"rank": result.scores, "none": result.hidden}.get(pooling, result.pooled)
-        rows = np.asarray(made)[: len(texts)]
+        with readable_layers():
+            result: EncodeResult = self._run(key, None, EncodeArgs(tokens, real, kind))
+            made = {"rank": result.scores, "none": result.hidden}.get(pooling, result.pooled)
+            rows = np.asarray(made)[: len(texts)]
         return [row[: len(ids)] if pooling == "none" else row for row, ids in zip(rows, texts, strict=True)]
 
     def _run(self, key: StepKey, cache: Cache | None, args: NamedTuple) -> Any:
@@ -283,11 +301,15 @@ class Engine:
 
     @contextlib.contextmanager
     def _whole_cache(self) -> Iterator[None]:
-        """An interrupt between a step and its result loses the donated cache, and every request with it: start anew."""
+        """An interrupt between a step and its result loses the donated cache, and every request with it: start anew.
+
+        So does a streamed layer that cannot be read, which is a PacklightError.
+        """
         try:
-            yield
-        except BaseException:
-            if any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
+            with readable_layers():
+                yield
+        except BaseException as error:
+            if isinstance(error, LayerError) or any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
                 self._cache = self._steps.empty_cache()
                 self._lose()
             raise

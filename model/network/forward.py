@@ -32,6 +32,7 @@ from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.parts.shortconv import ShortConvPart
 from packlight.model.weights.params import Params
+from packlight.quant.kernels import native_ops
 from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import gather_rows
 
@@ -106,7 +107,10 @@ def _numbered(
 ) -> Any:
     """Layer `number` of a run, whose first one is `base` of those that have each part."""
     run = layer if kind.altup is None else _layer_of_streams
-    return run(step, blk, kind, {name: at + number for name, at in base.items()}, *carry)
+    at, (x, state) = {name: first + number for name, first in base.items()}, carry
+    if step.stream is not None:
+        x = native_ops.advance(x, at[LAYER], step.stream)
+    return run(step, blk, kind, at, x, state)
 
 
 def _loop(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:

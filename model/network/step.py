@@ -20,6 +20,7 @@ class Step:
     rows: Rows
     positions: jax.Array  # int32 (B, T), of the tokens
     turns: Turns
+    stream: jax.Array | None = None  # int32 (), the stream that brings layers; None: all of them are in memory
     inputs: jax.Array | None = None  # float32 (L, B, T, P), what each layer reads of the tokens themselves
 
     @classmethod
@@ -27,4 +28,4 @@ class Step:
         """The step that runs `tokens` tokens of each row."""
         positions = rows.start[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
         turns = Turns(cfg, positions, rope_divisors(cfg, params, numerics.context))
-        return cls(cfg, numerics, rows, positions, turns)
+        return cls(cfg, numerics, rows, positions, turns, params.get("stream"))

@@ -42,6 +42,8 @@ from packlight.model.weights.mapfile import (
     read_header,
     write,
 )
+from packlight.model.weights.residence import UNIT, Residence
+from packlight.quant.kernels.native_stream import Stream
 
 FOREIGN = 0o022  # permissions that let other users write
 QUANT = pathlib.Path(__file__).resolve().parents[2] / "quant"
@@ -58,6 +60,7 @@ class Mapped(NamedTuple):
 
     weights: list[HostWeight] | None  # None: they are not mapped, as the last line says
     warnings: tuple[str, ...] = ()  # lines that a user should see
+    stream: Stream | None = None  # what brings the layers, where they are streamed
 
 
 def map_weights(
@@ -67,23 +70,27 @@ def map_weights(
     layouts: Mapping[str, str],
     folder: pathlib.Path,
     most_bytes: int = 0,
+    residence: Residence | None = None,
 ) -> Mapped:
     """The weights as `read_weights` gives them, the matrices in read-only memory that a file in `folder` is mapped to.
 
-    The file is made where there is none, or none that is right. most_bytes: that the kept files of the folder may take
-    together, for which those that were used longest ago go; 0 is no bound. Raises GGUFError as `read_weights` does.
+    The file is made where there is none, or none that is right.
+    most_bytes: that the kept files of the folder may take together, for which those that were used longest ago go; 0 is
+        no bound.
+    residence: which layers stay in memory, where the others are streamed; None leaves it to the system.
+    Raises GGUFError as `read_weights` does, UnsupportedError where the system cannot stream.
     """
     warnings: list[str] = []
     try:
-        kept = _Kept(file, cfg, layouts, _usable(folder), user_secret())
+        kept = _Kept(file, cfg, layouts, _usable(folder), user_secret(), residence)
         try:
-            return Mapped(kept.opened(progress))
+            return kept.opened(progress)
         except FileNotFoundError:
             pass
         except DamagedError as error:
             warnings.append(f"{shown_path(str(kept.path))}: {error}; it is made anew")
         kept.make(most_bytes)
-        return Mapped(kept.opened(progress), tuple(warnings))
+        return kept.opened(progress)._replace(warnings=tuple(warnings))
     except (OSError, DamagedError) as error:
         where = getattr(error, "filename", None) or folder
         why = f"{shown_path(str(where))}: {reason(error)}"
@@ -102,10 +109,17 @@ class _Kept:
     """The file of one model's weights in one layout, which need not be there."""
 
     def __init__(
-        self, file: GGUFFile, cfg: ModelConfig, layouts: Mapping[str, str], folder: pathlib.Path, secret: bytes
+        self,
+        file: GGUFFile,
+        cfg: ModelConfig,
+        layouts: Mapping[str, str],
+        folder: pathlib.Path,
+        secret: bytes,
+        residence: Residence | None,
     ):
         """Raises OSError where the model's own file is gone."""
         self.file, self.cfg, self.layouts, self.secret = file, cfg, layouts, secret
+        self.residence = residence
         self.source = tuple(map(Part.of, file.parts))
         self.arrangement = Arrangement.of(matrix_buffers(file, cfg, layouts))
         self.path = folder / f"{self._digest()}{WEIGHTS}"
@@ -125,8 +139,8 @@ class _Kept:
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def opened(self, progress: Callable[[int], None]) -> list[HostWeight]:
-        """The weights, mapped. The file is held as long as any of them is.
+    def opened(self, progress: Callable[[int], None]) -> Mapped:
+        """The weights, mapped, and their stream. The file is held as long as any of them is.
 
         Raises FileNotFoundError where there is no file, DamagedError where it is not to be used, OSError.
         """
@@ -141,6 +155,7 @@ class _Kept:
                 raise DamagedError("it holds other tensors")
             self._check(fd, header)
             memory = _map(fd, status.st_size)[header.first() :]
+            stream = None if self.residence is None else open_stream(fd, memory, header.first(), self.residence)
         finally:
             os.close(fd)
         with contextlib.suppress(OSError):
@@ -148,7 +163,7 @@ class _Kept:
         allocate = self.arrangement.slices(memory)
         weights, jobs = plan_weights(self.file, self.cfg, progress, self.layouts, allocate=allocate)
         progress(sum(job.info.nbytes for job in jobs))
-        return weights
+        return Mapped(weights, stream=stream)
 
     def _check(self, fd: int, header: Header) -> None:
         """Compares checksums unless the file is sealed as it is; then seals it. Raises DamagedError, OSError."""
@@ -193,6 +208,14 @@ class _Kept:
                 if tuple(map(Part.of, self.file.parts)) != self.source:
                     raise OSError(errno.EBUSY, "changed while it was read", self.file.path)
             self._put_seal(self._sealed(fd, header))  # only now: its name has changed the file's times
+
+
+def open_stream(fd: int, memory: np.ndarray, offset: int, residence: Residence) -> Stream:
+    """What brings layers of an open file whose buffers are mapped to `memory`, from `offset` in the file on. Raises
+    UnsupportedError where the system cannot stream.
+    """
+    cut = residence.cut
+    return Stream(fd, memory, offset, UNIT, cut.sizes, cut.layers, residence.kept, residence.ahead)
 
 
 def _shaped(shape: Shape) -> np.ndarray:

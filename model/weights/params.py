@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, cut
@@ -30,6 +31,7 @@ def abstract(
     formats: Mapping[str, str],
     layouts: Mapping[str, str] = GGML,
     placement: Placement | None = None,
+    streamed: bool = False,
 ) -> Params:
     """The parameter tree with `jax.ShapeDtypeStruct` leaves, for a file whose tensors have `formats`.
 
@@ -38,10 +40,14 @@ def abstract(
     layouts: of the tensors that are not kept in ggml's (`compile.kernels.KernelPlan`).
     placement: the leaves say how they lie on its devices. Their shapes are of all devices' parts together, padding
         included; a QTensor's `rows` and `width` are one part's, as traced code sees it.
+    streamed: the leaf "stream" is there, int32 (), the number of the stream that brings layers.
     Raises GGUFError as `used_weights` does.
     """
     tree: Params = {"blk": {}}
     split = WHOLE if placement is None else placement.split
+    if streamed:
+        sharding = None if placement is None else placement.sharding()
+        tree["stream"] = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
     for weight in used_weights(cfg, formats):
         names = weight.tensors
         qtypes, kept = [formats.get(name, "F32") for name in names], [layouts.get(name, "ggml") for name in names]
@@ -94,13 +100,16 @@ def _array_axis(weight: Weight, axis: Axis, layout: str) -> int | None:
     return weight.per_layer + len(weight.shape) + 1 + axis_of(axis, layout)
 
 
-def place(weights: list[HostWeight], placement: Placement) -> Params:
+def place(weights: list[HostWeight], placement: Placement, stream: int | None = None) -> Params:
     """The parameter tree on the devices. On a CPU the aligned host buffers become the arrays, uncopied.
 
+    stream: the number of the stream that brings layers, which becomes the leaf "stream".
     Empties `weights`, so that no host copy outlives its transfer. Raises ValueError where a buffer does not hold the
     matrix that it should.
     """
     tree: Params = {"blk": {}}
+    if stream is not None:
+        tree["stream"] = placement.put(np.int32(stream))
     weights.reverse()
     while weights:
         host = weights.pop()

@@ -34,6 +34,7 @@ from packlight.model.weights.mapped import map_weights
 from packlight.prepared import KVType, Prepared, Weights, prepare
 from packlight.prompts import Ids, Prompts
 from packlight.quant.kernels.native_build import Running
+from packlight.quant.kernels.native_stream import StreamCounts
 from packlight.serve.prefix import Keep
 from packlight.serve.reading import Reading
 from packlight.serve.run import Completion, Run, Shown
@@ -79,7 +80,9 @@ def load(
             change nothing but speed, of one text at a time. None: the config's, or 0: none.
         weights: "resident", they are read into memory; "mapped", the first load writes them to a file beside the
             executables, as large as the model, which stands for memory then and at every later load: that reads
-            nothing, and what memory is short of the system takes back. On a CPU. None: the config's, or "resident".
+            nothing, and what memory is short of the system takes back; "streamed", the same, and no more of the file is
+            in memory than the config's `weights_budget` lets, so that each step reads the layers that do not fit, ahead
+            of where it is. On a CPU. None: the config's, or "resident".
 
     Raises:
         MissingFileError: there is no such file; it is a FileNotFoundError too.
@@ -128,10 +131,11 @@ class LLM:
         prepared.check_memory()
         began = time.perf_counter()
         progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
-        host, self._weights_warnings = None, ()
-        if (config := prepared.config).weights == "mapped":
-            host, self._weights_warnings = map_weights(
-                self.file, self.model, progress, prepared.kernels.layouts, config.store_dir, config.cache_bytes
+        host, self._weights_warnings, self._stream = None, (), None
+        if (config := prepared.config).weights != "resident":
+            folder, layouts = config.store_dir, prepared.kernels.layouts
+            host, self._weights_warnings, self._stream = map_weights(
+                self.file, self.model, progress, layouts, folder, config.cache_bytes, prepared.residence
             )
             prepared = prepared if host is not None else prepared.resident(self._weights_warnings[-1])
         self.config, self.plan, split = prepared.config, prepared.plan, prepared.split
@@ -149,7 +153,8 @@ class LLM:
 
         self.placement = aot.find_devices(self.config, split)
         self.device = self.placement.flat[0]
-        params = place(read(self.placement.tensor_numbers) if host is None else host, self.placement)
+        number = None if self._stream is None else self._stream.number
+        params = place(read(self.placement.tensor_numbers) if host is None else host, self.placement, number)
         loaded = time.perf_counter()
         built = lambda b: on_built(b, len(self.plan.steps)) if on_built else None  # noqa: E731
         steps = prepared.steps(self.placement)
@@ -172,6 +177,13 @@ class LLM:
         raises PacklightError; to close it again does nothing.
         """
         self.scheduler.close()
+        if self._stream is not None:
+            self._stream.close()
+
+    @property
+    def streamed(self) -> StreamCounts | None:
+        """What streaming the weights took so far, over all steps; None where they are not streamed."""
+        return None if self._stream is None else self._stream.counts()
 
     @property
     def warnings(self) -> tuple[str, ...]:

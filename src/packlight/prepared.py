@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import numbers
 import os
+import sys
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from packlight.arguments import rotated
@@ -41,6 +42,8 @@ from packlight.model.spec.stretching import stretched, too_long
 from packlight.model.spec.weights import check, formats, read_tensors, used_weights
 from packlight.model.text.chat import rerank_template
 from packlight.model.text.tokenizer import Tokenizer
+from packlight.model.weights.load import matrix_buffers
+from packlight.model.weights.residence import Cut, Residence, plan_residence
 from packlight.prompts import Prompts
 from packlight.sources.find import find
 
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
 
 # llama.cpp's names beside the config's
 KVType = Literal["f32", "f16", "bf16", "float32", "float16", "bfloat16"]
-Weights = Literal["resident", "mapped"]
+Weights = Literal["resident", "mapped", "streamed"]
 KV_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"} | {name: name for name in DTYPES}
 
 
@@ -63,7 +66,7 @@ class Changes:
     kv_type: KVType | None = None  # of cached keys and values
     prefix_cache: int | None = None  # bytes of host memory for beginnings of texts without a slot
     speculate: int | None = None  # drafts that a step verifies at most
-    weights: Weights | None = None  # read into memory, or mapped
+    weights: Weights | None = None  # read into memory, mapped or streamed
 
     def __post_init__(self):
         """Raises ConfigError for a value that suits no model."""
@@ -105,7 +108,7 @@ class Changes:
             rows = (*doubled, 1 + self.speculate) if self.speculate else ()
             config = dataclasses.replace(config, speculate=rows)
         if self.weights is not None:
-            if self.weights == "mapped" and not config.on_one_cpu:
+            if self.weights != "resident" and not config.on_one_cpu:
                 raise ConfigError(Argument("weights", self.weights), f": {ONE_CPU}")
             config = dataclasses.replace(config, weights=self.weights)
         return config
@@ -181,8 +184,38 @@ class Prepared:
 
     @functools.cached_property
     def memory(self) -> MemoryPlan:
-        """Bytes of weights, cache and process on each device; scratch is not known before executables are."""
+        """Bytes of weights, cache and process on each device; scratch is not known before executables are.
+
+        Raises as `residence` does.
+        """
+        return dataclasses.replace(self._memory, residence=self.residence)
+
+    @functools.cached_property
+    def _memory(self) -> MemoryPlan:
+        """`memory` without streamed weights."""
         return plan_memory(self.file, self.model, self.kernels.layouts, self.split, self.plan, self.config)
+
+    @functools.cached_property
+    def residence(self) -> Residence | None:
+        """Which layers stay in memory, where weights are streamed. Raises MemoryLimitError for a budget that is too
+        small, ConfigError for what cannot be streamed.
+        """
+        config = self.config
+        if config.weights != "streamed":
+            return None
+        if self.model.expert_count:
+            raise ConfigError(Argument("weights", "streamed"), ": layers with experts are only mapped so far")
+        if self.kernels.path != "native":
+            raise ConfigError(Argument("weights", "streamed"), ": layers are streamed with native kernels only")
+        buffers = matrix_buffers(self.file, self.model, self.kernels.layouts)
+        budget, whose = config.weights_budget, "config key 'weights_budget' allows"
+        if budget:
+            budget -= self._memory.weights
+        elif (limit := self.memory_limit) is not None:
+            budget, whose = (limit.bytes - self._memory.total) * 9 // 10, f"{limit.source} leaves"
+        else:
+            budget = sys.maxsize
+        return plan_residence(Cut.of(buffers, self.model.block_count), budget, config.weights_ahead, whose)
 
     @functools.cached_property
     def memory_limit(self) -> Limit | None:
@@ -208,7 +241,8 @@ class Prepared:
             return self
         if nbytes is None:
             free = host_limit()
-            left = free.bytes - self.memory.total - self.memory.mapped if free is not None else 0
+            mapped = self.memory.mapped if self.residence is None else 0
+            left = free.bytes - self.memory.total - mapped if free is not None else 0
             nbytes = self.config.prefix_cache_bytes or prefix_budget(left)
         return dataclasses.replace(self, changes=dataclasses.replace(self.changes, prefix_cache=nbytes))
 

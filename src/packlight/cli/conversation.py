@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from packlight.cli.entering import Entry, History
 from packlight.cli.spelling import message
-from packlight.cli.terminal import follow, say, speed, write
+from packlight.cli.terminal import follow, say, speed, streaming, write
 from packlight.common.errors import ConfigError, PacklightError
 from packlight.common.files import open_regular, whole_file
 from packlight.common.text import near, reason, shown, shown_path
@@ -235,6 +235,8 @@ class Conversation:
                 completion = follow(stream, show)
             write("\n")
             say(speed(completion))
+            for line in streaming(self._llm):
+                say(line)
             if completion.finish_reason == "length":
                 full = len(prompt) + len(completion.token_ids) >= self._context
                 limit = f"the context of {self._context:,} tokens is full" if full else "that is all of --max_tokens"

@@ -65,7 +65,8 @@ FLAGS: dict[str, FlagRow] = {
     "weights": (
         flags.DEFINE_string,
         None,
-        "resident or mapped: in memory, or in a file that stands for it, on a CPU (default: the config's)",
+        "resident, mapped or streamed: in memory, in a file that stands for it, the latter within a budget "
+        "(default: the config's)",
     ),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (

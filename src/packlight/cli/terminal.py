@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 from packlight.cli import messages
 from packlight.common.cleanup import undo_all, undone
 from packlight.common.progress import Advance
-from packlight.common.text import printable, reason
+from packlight.common.text import megabytes, printable, reason
 
 if TYPE_CHECKING:
-    from packlight import Completion
+    from packlight import LLM, Completion
 
 LAST_WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 PATIENCE = 5.0  # seconds that a task may take before a line is said of it where no bar can be shown
@@ -231,6 +231,16 @@ def speed(completion: "Completion", ended: str | None = None) -> str:
     kept = f", {completion.cached_tokens} kept" if completion.cached_tokens else ""
     drafts = f", {t['accepted']:.0f} of {t['drafted']:.0f} drafts right" if t.get("drafted") else ""
     return f"{counts}{kept}{first}{rate}{drafts}; ended by {ended or completion.finish_reason}"
+
+
+def streaming(llm: "LLM") -> list[str]:
+    """The line on streamed weights, over all steps so far; none where they are not streamed."""
+    where, counts = llm.memory.residence, llm.streamed
+    if where is None or counts is None:
+        return []
+    layers = f"streamed: {where.streamed} of {where.layers} layers, {megabytes(where.step_bytes)} a step"
+    found = f"{counts.ready} ready, {counts.late} late, {counts.waited_ns / 1e9:.2f} s waited"
+    return [f"{layers}; {found}; {megabytes(counts.bytes + counts.kept_bytes)} read"]
 
 
 @contextlib.contextmanager

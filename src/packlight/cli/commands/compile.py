@@ -53,7 +53,8 @@ def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Exec
     from packlight.model.weights.params import abstract
 
     placement = _placement(prepared, target)
-    params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
+    streamed = prepared.residence is not None
+    params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement, streamed)
     device, steps = placement.flat[0], prepared.steps(placement)
     attention = prepared.kernels.attention_names(device)
     told = {key: aot.xla_options(prepared.config, device, key).items() for key in steps.plan.steps}

@@ -17,6 +17,7 @@ from packlight.cli.terminal import (
     reserve_stdout,
     say,
     speed,
+    streaming,
     warn,
     write,
     write_json,
@@ -62,6 +63,8 @@ def run(values: flags.FlagValues) -> None:
         completion = follow(stream, write)
     write("\n")
     say(speed(completion) + seed)
+    for line in streaming(llm):
+        say(line)
 
 
 def _prompt_text(values: flags.FlagValues) -> str:
