@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,19 +72,8 @@ class Event:
     drafts: tuple[int, int] | None = None  # tokens so far that were guessed, and of them right, where any are guessed
 
 
-class LayerError(PacklightError):
-    """A streamed layer cannot be read: the file was cut short, or the disk fails."""
-
-
-@contextlib.contextmanager
-def readable_layers() -> Iterator[None]:
-    """Raises LayerError, which names the layer, for a step that failed because a streamed layer cannot be read."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them, differs by how a step is called
-        if said := UNREADABLE.search(str(error)):
-            raise LayerError(said[0]) from None
-        raise
+class LostWeightsError(PacklightError):
+    """Weights in a file cannot be read any more: it was cut short, or the disk fails."""
 
 
 UNREADABLE = re.compile(r"layer \d+: its weights cannot be read: [^\n]*")  # native/stream.cc
@@ -97,10 +86,17 @@ class Engine:
 
     steady: whether a text's bits depend on its tokens alone, however it is cut (`KernelPlan.varying`). Where they do
     not, a prompt is read in the same chunks whatever runs beside it.
+    lost: says what became of weights that a file was mapped to, if they are no longer what was loaded.
     """
 
     def __init__(
-        self, steps: Steps, executables: Executables, params: Params, end_tokens: frozenset[int], steady: bool = False
+        self,
+        steps: Steps,
+        executables: Executables,
+        params: Params,
+        end_tokens: frozenset[int],
+        steady: bool = False,
+        lost: Callable[[], str | None] = lambda: None,
     ):
         self.plan = steps.plan
         self.steps_run: collections.Counter[StepKey] = collections.Counter()  # how often each executable ran
@@ -111,7 +107,7 @@ class Engine:
         self._is_end[sorted(end_tokens)] = True
         self._placement = steps.placement
         self._cache = steps.empty_cache()
-        self._steady = steady
+        self._steady, self._lost = steady, lost
         shape, budget = steps.cache_shape, steps.config.prefix_cache_bytes
         self.saved = Saved(self.plan, shape, budget, self._run) if self.plan.saves else None
         # whether a prompt is read but for its last token, so that others find its slot where they can go on
@@ -259,8 +255,9 @@ class Engine:
         """
         hidden = self.hidden(ids)
         largest = self.plan.head_rows[-1]
-        blocks = [self._head(hidden[at : at + largest]) for at in range(first, len(ids), largest)]
-        return np.concatenate(blocks)
+        with self._readable():
+            blocks = [self._head(hidden[at : at + largest]) for at in range(first, len(ids), largest)]
+            return np.concatenate(blocks)
 
     def hidden(self, ids: list[int]) -> np.ndarray:
         """Normed hidden states after every token of `ids`, float32 (T, D), by the prefill steps, in a free slot.
@@ -289,7 +286,7 @@ class Engine:
             real[row] = len(ids)
             tokens[row, : len(ids)] = ids
         kind = np.int32(list(POOLED).index(pooling) if pooling in POOLED else NONE)
-        with readable_layers():
+        with self._readable():
             result: EncodeResult = self._run(key, None, EncodeArgs(tokens, real, kind))
             made = {"rank": result.scores, "none": result.hidden}.get(pooling, result.pooled)
             rows = np.asarray(made)[: len(texts)]
@@ -303,16 +300,28 @@ class Engine:
     def _whole_cache(self) -> Iterator[None]:
         """An interrupt between a step and its result loses the donated cache, and every request with it: start anew.
 
-        So does a streamed layer that cannot be read, which is a PacklightError.
+        So do weights that cannot be read.
         """
         try:
-            with readable_layers():
+            with self._readable():
                 yield
         except BaseException as error:
-            if isinstance(error, LayerError) or any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
+            if isinstance(error, LostWeightsError) or any(x.is_deleted() for x in jax.tree.leaves(self._cache)):
                 self._cache = self._steps.empty_cache()
                 self._lose()
             raise
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Raises LostWeightsError where weights could not be read, of which what came of a step cannot be used."""
+        try:
+            yield
+        except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them, differs by how a step is called
+            if said := UNREADABLE.search(str(error)):
+                raise LostWeightsError(said[0]) from None
+            raise
+        if said := self._lost():
+            raise LostWeightsError(said)
 
     def _lose(self) -> None:
         """Ends every request; no slot holds anything."""

@@ -43,6 +43,8 @@ from packlight.model.weights.mapfile import (
     write,
 )
 from packlight.model.weights.residence import UNIT, Residence
+from packlight.quant.kernels import native_build
+from packlight.quant.kernels.native_guard import guard
 from packlight.quant.kernels.native_stream import Stream
 
 FOREIGN = 0o022  # permissions that let other users write
@@ -61,6 +63,7 @@ class Mapped(NamedTuple):
     weights: list[HostWeight] | None  # None: they are not mapped, as the last line says
     warnings: tuple[str, ...] = ()  # lines that a user should see
     stream: Stream | None = None  # what brings the layers, where they are streamed
+    lost: Callable[[], str | None] = lambda: None  # says that the file can no longer be read, if so
 
 
 def map_weights(
@@ -154,7 +157,9 @@ class _Kept:
             if [record[:3] for record in header.tensors] != [record[:3] for record in self.arrangement.records]:
                 raise DamagedError("it holds other tensors")
             self._check(fd, header)
-            memory = _map(fd, status.st_size)[header.first() :]
+            mapping = _map(fd, status.st_size)
+            lost = self._watch(mapping)
+            memory = np.frombuffer(mapping, np.uint8)[header.first() :]
             stream = None if self.residence is None else open_stream(fd, memory, header.first(), self.residence)
         finally:
             os.close(fd)
@@ -163,7 +168,16 @@ class _Kept:
         allocate = self.arrangement.slices(memory)
         weights, jobs = plan_weights(self.file, self.cfg, progress, self.layouts, allocate=allocate)
         progress(sum(job.info.nbytes for job in jobs))
-        return Mapped(weights, stream=stream)
+        return Mapped(weights, stream=stream, lost=lost)
+
+    def _watch(self, mapping: mmap.mmap) -> Callable[[], str | None]:
+        """Says from now on whether a page of the mapping could not be read, where there is a library to catch that."""
+        try:
+            is_lost = guard(mapping)
+        except native_build.NativeBuildError:
+            return lambda: None
+        said = f"{shown_path(str(self.path))}: weights in use cannot be read: the file was cut short, or its disk fails"
+        return lambda: said if is_lost() else None
 
     def _check(self, fd: int, header: Header) -> None:
         """Compares checksums unless the file is sealed as it is; then seals it. Raises DamagedError, OSError."""
@@ -223,15 +237,15 @@ def _shaped(shape: Shape) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.uint8), shape)
 
 
-def _map(fd: int, size: int) -> np.ndarray:
-    """The bytes of a file, uint8 (size,), which cannot be written. Raises DamagedError where it is shorter, OSError."""
+def _map(fd: int, size: int) -> mmap.mmap:
+    """The bytes of a file, which cannot be written. Raises DamagedError where it is shorter, OSError."""
     try:
         memory = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
     except ValueError:
         raise DamagedError("it was cut short") from None
     with contextlib.suppress(OSError, AttributeError):  # systems, and kernels, without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+    return memory
 
 
 def told(path: pathlib.Path) -> tuple[dict[str, str], str | None]:

@@ -30,7 +30,7 @@ from packlight.model.spec.rope_changes import Rope
 from packlight.model.text.chat import Prompt, make_prompt, own_prompt, prompt_ids, special_texts
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
-from packlight.model.weights.mapped import map_weights
+from packlight.model.weights.mapped import Mapped, map_weights
 from packlight.prepared import KVType, Prepared, Weights, prepare
 from packlight.prompts import Ids, Prompts
 from packlight.quant.kernels.native_build import Running
@@ -131,13 +131,15 @@ class LLM:
         prepared.check_memory()
         began = time.perf_counter()
         progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
-        host, self._weights_warnings, self._stream = None, (), None
+        host, mapped = None, Mapped(None)
         if (config := prepared.config).weights != "resident":
             folder, layouts = config.store_dir, prepared.kernels.layouts
-            host, self._weights_warnings, self._stream = map_weights(
+            mapped = map_weights(
                 self.file, self.model, progress, layouts, folder, config.cache_bytes, prepared.residence
             )
-            prepared = prepared if host is not None else prepared.resident(self._weights_warnings[-1])
+            host = mapped.weights
+            prepared = prepared if host is not None else prepared.resident(mapped.warnings[-1])
+        self._weights_warnings, self._stream = mapped.warnings, mapped.stream
         self.config, self.plan, split = prepared.config, prepared.plan, prepared.split
         self._kernels, self.prompts = prepared.kernels, prepared.prompts
 
@@ -159,7 +161,8 @@ class LLM:
         built = lambda b: on_built(b, len(self.plan.steps)) if on_built else None  # noqa: E731
         steps = prepared.steps(self.placement)
         self.executables = aot.build(steps, params, built)
-        self.engine = Engine(steps, self.executables, params, self.tokenizer.eog_ids, steady=not self.varying)
+        end_tokens, steady = self.tokenizer.eog_ids, not self.varying
+        self.engine = Engine(steps, self.executables, params, end_tokens, steady, mapped.lost)
         self.memory = dataclasses.replace(prepared.memory, scratch=self.executables.scratch_bytes)
         prepared.check_memory(self.memory.scratch)
         self.kv_bytes = self.engine.cache_bytes

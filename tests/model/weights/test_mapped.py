@@ -745,6 +745,24 @@ print(json.dumps(found | {"mapped": llm.memory.mapped, "misses": llm.executables
 """
 
 
+def test_a_file_that_is_cut_short_while_it_is_used_ends_no_process(paths, tmp_path):
+    config = CompileConfig(**SMALL, cache_dir=str(tmp_path / "store"))
+    llm = packlight.load(paths["mixed"], config, weights="mapped")
+    (file,) = (tmp_path / "store").glob("*.weights")
+    ids, greedy = [*range(5, 25)], {"temperature": 0, "max_tokens": 8}
+    expected = llm.logits(ids)
+    os.truncate(file, file.stat().st_size // 2)
+    for ask in (lambda: llm.generate([ids], **greedy), lambda: llm.logits(ids)):
+        with pytest.raises(packlight.PacklightError, match=rf"{file}: weights in use cannot be read: the file was cut"):
+            ask()
+    with packlight.load(paths["mixed"], config, weights="mapped") as again:
+        assert "bytes, not" in again.warnings[0]  # it is made anew
+        np.testing.assert_array_equal(again.logits(ids), expected)
+    with pytest.raises(packlight.PacklightError, match="weights in use cannot be read"):
+        llm.generate([ids], **greedy)
+    llm.close()
+
+
 def test_mapped_weights_are_no_memory_of_the_process(tmp_path, store):
     """R31: what the plan counts as mapped, to a tenth."""
     path = write_llama(tmp_path / "m.gguf", layers=4, embed=1024, heads=8, kv_heads=8, vocab=300)
