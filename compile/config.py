@@ -31,6 +31,7 @@ MAX_TEXT, MAX_LINE = 1 << 14, 500  # characters
 MAX_BUCKETS = 32  # of a list; executables are their products
 MAX_LAUNCH = 1024  # tokens, of which each has its log-probabilities in the result
 MAX_VERIFIED = 64  # rows of a step that verifies: beyond, drafts are hardly ever right
+DRAFTED = (2, 4)  # rows of steps that verify a draft model's drafts, where nobody says how many
 MAX_AHEAD = 1024  # layers, more than a model has
 MAX_DEVICES = 1024  # virtual ones on a CPU cost 75 KB and four threads each
 

@@ -47,11 +47,13 @@ class MemoryPlan:
     mapped: int = 0  # weights beside `weights` that are pages of a file, which the system takes back when it needs room
     residence: Residence | None = None  # which of the mapped weights are in memory, where they are streamed
     mappable: bool = False  # whether all but few of `weights` could be such pages instead
+    draft: int = 0  # weights and cache of a draft model
 
     @property
     def total(self) -> int:
         streamed = self.residence.resident_bytes if self.residence is not None else 0
-        return self.weights + streamed + self.cache + (self.scratch or 0) + self.process + self.prefixes
+        beside = self.process + self.prefixes + self.draft
+        return self.weights + streamed + self.cache + (self.scratch or 0) + beside
 
     def __str__(self) -> str:
         where = self.residence
@@ -62,6 +64,7 @@ class MemoryPlan:
             "scratch": self.scratch,
             "process": self.process or None,
             "prefix cache": self.prefixes or None,
+            "draft model": self.draft or None,
         }
         known = (f"{name} {megabytes(count)}" for name, count in parts.items() if count is not None)
         how = f"streamed: {where}" if where is not None else "mapped"

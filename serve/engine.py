@@ -45,7 +45,8 @@ from packlight.model.spec.pooling import NONE, POOLED, check_generates
 from packlight.model.spec.sharding import DATA
 from packlight.model.weights.params import Params
 from packlight.model.weights.placement import P
-from packlight.serve.prefix import WORTH_A_COPY, Held, Keep
+from packlight.serve.draft_model import DraftModel
+from packlight.serve.prefix import WORTH_A_COPY, Held, Keep, common
 from packlight.serve.saved import Saved
 from packlight.serve.slots import Request, Seat, Slots, SlotsTakenError, SlotState
 from packlight.serve.speculation import Drafter, Pace
@@ -87,6 +88,7 @@ class Engine:
     steady: whether a text's bits depend on its tokens alone, however it is cut (`KernelPlan.varying`). Where they do
     not, a prompt is read in the same chunks whatever runs beside it.
     lost: says what became of weights that a file was mapped to, if they are no longer what was loaded.
+    draft_model: guesses what a text that is alone goes on with, for the steps that verify.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Engine:
         end_tokens: frozenset[int],
         steady: bool = False,
         lost: Callable[[], str | None] = lambda: None,
+        draft_model: DraftModel | None = None,
     ):
         self.plan = steps.plan
         self.steps_run: collections.Counter[StepKey] = collections.Counter()  # how often each executable ran
@@ -118,8 +121,9 @@ class Engine:
         self._queue: collections.deque[Request] = collections.deque()
         self._ids, self._chunks = itertools.count(), itertools.count(1)
         self._unsteered: dict[int, Adjustment] = {}
-        self._asked: dict[int, tuple[tuple[int | None, ...], SlotSampling]] = {}
-        self.pace = Pace(self.plan.verified, self.plan.pass_rows)
+        self._asked: dict[int, tuple[tuple[SamplingConfig | None, ...], SlotSampling]] = {}
+        self._draft_model = draft_model
+        self.pace = Pace(self.plan.verified, self.plan.pass_rows, draft_model.weight if draft_model is not None else 0)
 
     @property
     def cache_bytes(self) -> int:
@@ -142,6 +146,11 @@ class Engine:
     def holds(self, request: int) -> bool:
         """Whether a request is queued or running."""
         return any(r is not None and r.id == request for r in (*self._queue, *self._slots.requests))
+
+    def begun(self, ids: Sequence[int], salt: str) -> int:
+        """How many tokens that a text begins with a slot has, of a request of the same salt."""
+        held = map(self._slots.holds, range(self.plan.slots))
+        return max((common(each.ids, ids) for each in held if each.salt == salt), default=0)
 
     def close(self) -> None:
         """Frees the memory of weights and cache. The engine is of no use afterwards."""
@@ -184,7 +193,8 @@ class Engine:
         mu, keep = 2 * sampling.mirostat_tau, Keep.NOTHING if states or sampling.prompt_logprobs is not None else keep
         request = Request(next(self._ids), list(prompt), sampling, limit, past_end, steering, mu, keep, salt, states)
         if self.plan.verified and steering.constant and not sampling.mirostat:
-            request.drafter = Drafter(self.plan.context, predicted)
+            rate = self._draft_model.rate if self._draft_model is not None else None
+            request.drafter = Drafter(self.plan.context, predicted, rate)
         self._queue.append(request)
         return request.id
 
@@ -426,7 +436,7 @@ class Engine:
     def _arguments(self, requests: list[Request | None]) -> tuple[Adjustment, SlotSampling]:
         """How a step is to adjust and sample, a row per request; made anew only where something changed."""
         rows = len(requests)
-        who = tuple(r and r.id for r in requests)
+        who = tuple(r and r.sampling for r in requests)
         spec = P(DATA) if rows > 1 else P()
         known, sampling = self._asked.get(rows, ((), None))
         if sampling is None or known != who:
@@ -471,9 +481,10 @@ class Engine:
         """Moves these requests: one that is alone by drafts, where there are any that may be right."""
         if len(running) > 1 or not self.plan.verified:
             return self._decode(running)
-        began, ((slot, request),) = time.perf_counter(), running
+        ((slot, request),) = running
         events = self._verify(slot, request)
         if events is None:
+            began = time.perf_counter()
             events = self._decode(running)
             self.pace.took(1, (time.perf_counter() - began) / len(events))
         return events
@@ -483,8 +494,10 @@ class Engine:
         start, most = request.length, min(request.limit - len(request.tokens), self.plan.capacity - request.length)
         if request.drafter is None:
             return None
+        text = request.prompt, request.tokens, most - 1, self.pace
+        asked = (self._draft_model.asker(request, self.pace),) if self._draft_model is not None else ()
+        drafts = request.drafter.drafts(*text, *asked)
         began = time.perf_counter()
-        drafts = request.drafter.drafts(request.prompt, request.tokens, most - 1, self.pace)
         key = self.plan.verify_key(1 + len(drafts), start) if drafts else None
         if key is None:
             return None

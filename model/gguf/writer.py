@@ -4,6 +4,7 @@ It knows the container and nothing of models. The writing is gguf-py's, which ma
 `open_gguf` has found it sound. A split source becomes one file.
 """
 
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,16 +32,18 @@ def write_like(
     formats: Mapping[str, str],
     packed: Iterable[np.ndarray],
     file_type: gguf.LlamaFileType | None = None,
+    numbers: Mapping[str, int] = types.MappingProxyType({}),
 ) -> None:
     """Writes the tensors of `source` in their formats of `formats`, tensor name -> format name, to `path`.
 
     packed: the bytes of each tensor, uint8 of the shape `byte_shape`, in the order of the file. They are taken one at a
         time, so that an iterator can make them when they are written.
     file_type: the value of "general.file_type"; None leaves what the source has.
+    numbers: other values of some keys.
     Raises GGUFError when the source cannot be read, and OSError.
     """
     writer = gguf.GGUFWriter(path, str(source.metadata["general.architecture"]))
-    _add_keys(writer, source, file_type)
+    _add_keys(writer, source, file_type, numbers)
     for info in source.tensors.values():
         shape = byte_shape(info, formats[info.name])
         nbytes = int(np.prod(shape, dtype=np.int64))
@@ -68,7 +71,9 @@ def _fields(path: str) -> Iterable[gguf.ReaderField]:
         raise GGUFError(f"{shown_path(path)}: cannot read: {reason(error)}") from None
 
 
-def _add_keys(writer: gguf.GGUFWriter, source: GGUFFile, file_type: gguf.LlamaFileType | None) -> None:
+def _add_keys(
+    writer: gguf.GGUFWriter, source: GGUFFile, file_type: gguf.LlamaFileType | None, numbers: Mapping[str, int]
+) -> None:
     for field in _fields(source.path):
         if field.name == "general.alignment":
             writer.add_custom_alignment(source.alignment)  # as a plain key it would not move the tensors
@@ -85,7 +90,7 @@ def _add_keys(writer: gguf.GGUFWriter, source: GGUFFile, file_type: gguf.LlamaFi
         values = [field.parts[at].tobytes() for at in field.data] if text else field.contents()
         if nested is None and text:
             (values,) = values
-        writer.add_key_value(field.name, values, field.types[0], nested)
+        writer.add_key_value(field.name, numbers.get(field.name, values), field.types[0], nested)
     if file_type is not None:
         writer.add_file_type(file_type)
     if "general.quantization_version" not in source.metadata:

@@ -107,6 +107,13 @@ class Tokenizer:
             characters -= sum(map(text.count, _C_SPACES))
         return characters // self._longest
 
+    def first_difference(self, other: "Tokenizer", start: int) -> int | None:
+        """The first id from `start` on that is another token in another vocabulary, as far as both have ids; None
+        where all are the same.
+        """
+        both = enumerate(zip(self._tokens[start:], other._tokens[start:], strict=False), start)
+        return next((token for token, (mine, its) in both if mine != its), None)
+
     def encode_pair(self, first: str, second: str) -> list[int]:
         """The ids of two texts that belong together, with what the vocabulary puts around and between them: of BERT's
         [CLS] first [SEP] second [SEP], of others bos first eos sep second eos, as far as the file adds them.

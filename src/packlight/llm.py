@@ -60,6 +60,7 @@ def load(
     kv_type: KVType | None = None,
     speculate: int | None = None,
     weights: Weights | None = None,
+    draft_model: str | os.PathLike[str] | None = None,
     **rope: Unpack[Rope],
 ) -> "LLM":
     """Loads a GGUF file and compiles, or takes from the store, all that runs it.
@@ -83,6 +84,8 @@ def load(
             nothing, and what memory is short of the system takes back; "streamed", the same, and no more of the file is
             in memory than the config's `weights_budget` lets, so that each step reads the layers that do not fit, ahead
             of where it is. On a CPU. None: the config's, or "resident".
+        draft_model: a second, smaller model with the same tokens, named as `path` is, which makes drafts too. It takes
+            memory of its own. Without `speculate` a step verifies 3 at most. None: drafts are looked up only, if any.
 
     Raises:
         MissingFileError: there is no such file; it is a FileNotFoundError too.
@@ -94,7 +97,8 @@ def load(
             where a step's scratch does not fit beside them. It says which context or slots would.
     """
     path = demo.MODEL if path is None else path
-    return LLM(prepare(path, config, context, slots, kv_type, speculate, weights, **rope), on_read, on_built)
+    prepared = prepare(path, config, context, slots, kv_type, speculate, weights, draft_model, **rope)
+    return LLM(prepared, on_read, on_built)
 
 
 class LLM:
@@ -118,17 +122,24 @@ class LLM:
     timings: dict[str, float]  # seconds: load_s to read and place the weights, compile_s to build
     prompts: Prompts  # checks what is asked of the model
     scheduler: Scheduler  # moves all that is generated
+    draft: "LLM | None" = None  # the draft model
 
     def __init__(
         self,
         prepared: Prepared,
         on_read: Callable[[int, int], None] | None = None,
         on_built: Callable[["Built", int], None] | None = None,
+        draft: "LLM | None" = None,
     ):
-        """Reads the weights and builds the executables of what was prepared. Arguments and errors are `load`'s."""
+        """Reads the weights and builds the executables of what was prepared. Arguments and errors are `load`'s.
+
+        draft: the draft model, as it was loaded from `Prepared.companion`; None loads it, if there is one.
+        """
         self.file, self.model, self.tokenizer = prepared.file, prepared.model, prepared.tokenizer
         self.weights_bytes = prepared.weights_bytes
         prepared.check_memory()
+        if prepared.companion is not None:
+            self.draft = LLM(prepared.companion) if draft is None else draft
         began = time.perf_counter()
         progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
         host, mapped = None, Mapped(None)
@@ -151,6 +162,7 @@ class LLM:
 
         from packlight.compile import aot
         from packlight.model.weights.params import place
+        from packlight.serve.draft_model import DraftModel
         from packlight.serve.engine import Engine
 
         self.placement = aot.find_devices(self.config, split)
@@ -161,9 +173,14 @@ class LLM:
         built = lambda b: on_built(b, len(self.plan.steps)) if on_built else None  # noqa: E731
         steps = prepared.steps(self.placement)
         self.executables = aot.build(steps, params, built)
-        end_tokens, steady = self.tokenizer.eog_ids, not self.varying
-        self.engine = Engine(steps, self.executables, params, end_tokens, steady, mapped.lost)
-        self.memory = dataclasses.replace(prepared.memory, scratch=self.executables.scratch_bytes)
+        drafts = None
+        if (draft := self.draft) is not None:
+            weight, vocabulary = draft.weights_bytes / self.weights_bytes, draft.model.vocab_size
+            drafts = DraftModel(draft.engine, weight, vocabulary, self.model.vocab_size)
+        steady, ends = not self.varying, self.tokenizer.eog_ids
+        self.engine = Engine(steps, self.executables, params, ends, steady, mapped.lost, drafts)
+        scratch = max(each.executables.scratch_bytes for each in (self, self.draft) if each is not None)
+        self.memory = dataclasses.replace(prepared.memory, scratch=scratch)
         prepared.check_memory(self.memory.scratch)
         self.kv_bytes = self.engine.cache_bytes
         self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
@@ -182,6 +199,8 @@ class LLM:
         self.scheduler.close()
         if self._stream is not None:
             self._stream.close()
+        if self.draft is not None:
+            self.draft.close()
 
     @property
     def streamed(self) -> StreamCounts | None:
@@ -191,7 +210,8 @@ class LLM:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Lines that a user should see: what kept weights from being mapped, or executables from the store."""
-        return (*self._weights_warnings, *self.executables.warnings)
+        draft = self.draft.warnings if self.draft is not None else ()
+        return (*self._weights_warnings, *self.executables.warnings, *draft)
 
     def __repr__(self) -> str:
         plan, device = self.plan, self.device.platform

@@ -15,11 +15,13 @@ from packlight.common import pages
 from packlight.common.errors import Argument, ConfigError, MemoryLimitError
 from packlight.common.text import shown, shown_path
 from packlight.compile.config import (
+    DRAFTED,
     DTYPES,
     MAX_VERIFIED,
     ONE_CPU,
     WEIGHTS,
     CompileConfig,
+    MeshShape,
     default_config,
     read_config,
 )
@@ -34,6 +36,7 @@ from packlight.compile.memory import (
     prefix_budget,
 )
 from packlight.compile.plan import Plan, plan_of
+from packlight.drafting import Draft, draft_config, open_draft
 from packlight.model.gguf.reader import GGUFFile, open_gguf
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.rope_changes import Rope, RopeChanges
@@ -67,6 +70,7 @@ class Changes:
     prefix_cache: int | None = None  # bytes of host memory for beginnings of texts without a slot
     speculate: int | None = None  # drafts that a step verifies at most
     weights: Weights | None = None  # read into memory, mapped or streamed
+    drafted: str | None = None  # the draft model, as the caller names it
 
     def __post_init__(self):
         """Raises ConfigError for a value that suits no model."""
@@ -81,6 +85,9 @@ class Changes:
             raise ConfigError(Argument("kv_type", shown(str(self.kv_type))), f": it is one of {', '.join(KV_TYPES)}")
         if self.weights not in (None, *WEIGHTS):
             raise ConfigError(Argument("weights", shown(str(self.weights))), f": it is one of {', '.join(WEIGHTS)}")
+
+        if self.drafted is not None and self.speculate == 0:
+            raise ConfigError(Argument("draft_model", self.drafted), " has no use: ", Argument("speculate", 0))
 
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError for more context than the model has."""
@@ -111,6 +118,10 @@ class Changes:
             if self.weights != "resident" and not config.on_one_cpu:
                 raise ConfigError(Argument("weights", self.weights), f": {ONE_CPU}")
             config = dataclasses.replace(config, weights=self.weights)
+        if self.drafted is not None:
+            if config.mesh != MeshShape():
+                raise ConfigError(Argument("draft_model", self.drafted), ": it runs on one device, not on a mesh")
+            config = dataclasses.replace(config, speculate=config.speculate or DRAFTED)
         return config
 
 
@@ -128,6 +139,7 @@ class Prepared:
     named: CompileConfig | None  # the caller's config; None stands for the one that ships for jax's default platform
     changes: Changes = Changes()  # of the config
     planned: Plan | None = None  # replaces the plan that the config asks for
+    draft: Draft | None = None  # the file that makes drafts
 
     @functools.cached_property
     def _built(self) -> tuple[CompileConfig, str | None]:
@@ -166,6 +178,15 @@ class Prepared:
         return self.planned or plan_of(self.config, self.model)
 
     @functools.cached_property
+    def companion(self) -> "Prepared | None":
+        """The draft model, prepared for this plan. Raises ConfigError where it cannot go back to an earlier token."""
+        if self.draft is None:
+            return None
+        config = draft_config(self.draft, self.config, self.plan)
+        planned = dataclasses.replace(plan_of(config, self.draft.model), scores=False)
+        return Prepared(*self.draft, config, planned=planned)
+
+    @functools.cached_property
     def split(self) -> Split:
         """How the devices of the config's mesh share the model."""
         kinds, mesh = formats(self.file), self.config.mesh
@@ -175,7 +196,10 @@ class Prepared:
     def context(self) -> int:
         """Tokens that a slot will hold. Every config that ships leaves them to the file, so none has to be chosen."""
         config = self.changes.applied(self.named or default_config("cpu"))
-        return plan_of(config, self.model).context
+        plan = plan_of(config, self.model)
+        if self.draft is not None:
+            draft_config(self.draft, config, plan)
+        return plan.context
 
     @functools.cached_property
     def prompts(self) -> Prompts:
@@ -184,16 +208,19 @@ class Prepared:
 
     @functools.cached_property
     def memory(self) -> MemoryPlan:
-        """Bytes of weights, cache and process on each device; scratch is not known before executables are.
-
-        Raises as `residence` does.
+        """Bytes of weights, cache and process on each device, and of a draft model; scratch is not known before
+        executables are. Raises as `residence` does.
         """
         return dataclasses.replace(self._memory, residence=self.residence)
 
     @functools.cached_property
     def _memory(self) -> MemoryPlan:
         """`memory` without streamed weights."""
-        return plan_memory(self.file, self.model, self.kernels.layouts, self.split, self.plan, self.config)
+        own = plan_memory(self.file, self.model, self.kernels.layouts, self.split, self.plan, self.config)
+        if self.companion is None:
+            return own
+        draft = self.companion.memory
+        return dataclasses.replace(own, mapped=own.mapped + draft.mapped, draft=draft.weights + draft.cache)
 
     @functools.cached_property
     def residence(self) -> Residence | None:
@@ -279,6 +306,7 @@ def prepare(
     kv_type: KVType | None = None,
     speculate: int | None = None,
     weights: Weights | None = None,
+    draft_model: str | os.PathLike[str] | None = None,
     **rope: Unpack[Rope],
 ) -> Prepared:
     """Opens and checks a file and a config, as `load` does first; reads no weights and imports no jax.
@@ -287,7 +315,8 @@ def prepare(
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"path is the file or the name of a model, not {shown(repr(path))}")
-    changes = Changes(context, slots, kv_type, speculate=speculate, weights=weights)
+    drafted = None if draft_model is None else shown_path(str(draft_model))
+    changes = Changes(context, slots, kv_type, speculate=speculate, weights=weights, drafted=drafted)
     rotation = RopeChanges(**rope)
     if config is not None and not isinstance(config, CompileConfig):
         if not isinstance(config, str | os.PathLike):
@@ -298,7 +327,8 @@ def prepare(
     check(file, model)
     changes.check(model)
     tokenizer = Tokenizer.from_file(file)
-    prepared = Prepared(file, model, tokenizer, config, changes)
+    draft = None if draft_model is None else open_draft(draft_model, file, model, tokenizer)
+    prepared = Prepared(file, model, tokenizer, config, changes, draft=draft)
     _ = prepared.context  # an impossible one is refused here
     return prepared
 

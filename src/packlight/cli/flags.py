@@ -61,6 +61,7 @@ FLAGS: dict[str, FlagRow] = {
     "threads": (flags.DEFINE_integer, None, "cores to use (default: all that the process may use)"),
     "kv_type": (flags.DEFINE_string, None, "f32, f16 or bf16: of cached keys and values (default: the config's)"),
     "speculate": (flags.DEFINE_integer, None, "drafts that a step verifies at most (default: the config's, or 0)"),
+    "draft_model": (flags.DEFINE_string, None, "file or name of a smaller model with the same tokens, to make drafts"),
     **{name: (PLAIN[row.kind], None, row.help) for name, row in ROPE.items()},
     "weights": (
         flags.DEFINE_string,
@@ -151,6 +152,7 @@ SERVING += (
     "log_prompts",
 )
 PLAN = ("config", "context", "slots", "kv_type", "speculate", "weights", "device", "threads", *ROPE)
+DRAFTING = ("draft_model",)  # of commands that generate texts
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")
 COMMON = (*MESSAGES, "helpfull")  # every command takes them

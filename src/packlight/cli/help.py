@@ -6,7 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from packlight.cli.commands import COMMANDS
-from packlight.cli.flags import COMMON, FLAGS, MESSAGES, PLAN, PROCESSES, SAMPLING, SERVING, STRUCTURED, Command
+from packlight.cli.flags import (
+    COMMON,
+    DRAFTING,
+    FLAGS,
+    MESSAGES,
+    PLAN,
+    PROCESSES,
+    SAMPLING,
+    SERVING,
+    STRUCTURED,
+    Command,
+)
 from packlight.cli.spelling import ALIASES, MOOT, VALUES
 from packlight.common.errors import ConfigError
 from packlight.common.text import near
@@ -31,7 +42,7 @@ TOPICS: Mapping[str, Topic] = {
         tuple(name for name in SAMPLING if name not in STRUCTURED),
     ),
     "structured": Topic("texts of a form, with the extra `grammar`", STRUCTURED),
-    "running": Topic("what a model runs on, and how much it may take", (*PLAN, *PROCESSES)),
+    "running": Topic("what a model runs on, and how much it may take", (*PLAN, *DRAFTING, *PROCESSES)),
     "serving": Topic("whom a server answers, how long, and what of a request", SERVING[4:]),
     "messages": Topic("what is said on stderr; NO_COLOR=1 turns colours off", MESSAGES),
     "spellings": Topic("other names of flags, mostly llama.cpp's; hyphens are underscores", ()),

@@ -47,7 +47,8 @@ def prepared_from(
     slots = slots_of(values) if alone else values.slots
     context = values.context if context is None else context
     rope = {name: values[name].value for name in ROPE}
-    return prepare(path, config, context, slots, values.kv_type, values.speculate, values.weights, **rope)
+    draft = values.draft_model if "draft_model" in values else None
+    return prepare(path, config, context, slots, values.kv_type, values.speculate, values.weights, draft, **rope)
 
 
 def slots_of(values: flags.FlagValues) -> int | None:
@@ -96,7 +97,10 @@ def load(prepared: Prepared, on_weights: Callable[[], None] = lambda: None) -> "
     on_weights: called when the weights are read and nothing is compiled yet.
     """
     say_memory(prepared, prepared.memory_limit)
-    llm = _load(prepared, on_weights)
+    draft = None
+    if prepared.companion is not None:
+        draft, on_weights = _load(prepared.companion, on_weights), lambda: None
+    llm = _load(prepared, on_weights, draft)
     for line in describe(llm):
         say(line)
     for line in internals(llm):
@@ -105,13 +109,14 @@ def load(prepared: Prepared, on_weights: Callable[[], None] = lambda: None) -> "
     return llm
 
 
-def compile_counts(executables: "Executables", counter: "CompileCounter") -> dict[str, int]:
+def compile_counts(counter: "CompileCounter", *executables: "Executables") -> dict[str, int]:
     """How many executables came from the store, how many were compiled for it, and all compilations counted."""
-    return {"hits": executables.hits, "misses": executables.misses, "compiled": counter.count}
+    hits, misses = (sum(getattr(each, name) for each in executables) for name in ("hits", "misses"))
+    return {"hits": hits, "misses": misses, "compiled": counter.count}
 
 
-def _load(prepared: Prepared, on_weights: Callable[[], None]) -> "packlight.LLM":
-    """The prepared model, with progress bars."""
+def _load(prepared: Prepared, on_weights: Callable[[], None], draft: "packlight.LLM | None" = None) -> "packlight.LLM":
+    """The prepared model with its draft model, if there is one, with progress bars."""
     left = prepared.weights_bytes
     with Bar() as bar:
         bar.start("load", left, unit="B", unit_scale=True)
@@ -124,7 +129,7 @@ def _load(prepared: Prepared, on_weights: Callable[[], None]) -> "packlight.LLM"
                 on_weights()
                 bar.start("compile", len(prepared.plan.steps), unit="step")
 
-        return packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1))
+        return packlight.LLM(prepared, on_read, lambda _built, _total: bar.advance(1), draft)
 
 
 def describe(llm: "packlight.LLM") -> list[str]:
@@ -153,6 +158,7 @@ def describe(llm: "packlight.LLM") -> list[str]:
         *([f"last bits may depend on chunks and neighbours: {varying}"] if llm.native and varying else []),
         *([f"layers: {in_words(layers)}"] if traced(layers) > 1 else []),
         *([] if llm.placement.single else [f"{llm.placement.split}"]),
+        *([] if llm.draft is None else [f"draft model: {'; '.join(describe(llm.draft)[:2])}"]),
     ]
 
 

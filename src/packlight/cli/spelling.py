@@ -29,6 +29,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("a", "served_model_name"), ("alias",)),
     **dict.fromkeys(("ctk", "cache_type_k"), ("kv_type",)),
     **dict.fromkeys(("draft", "draft_max", "draft_n", "spec_draft_n_max"), ("speculate",)),
+    **dict.fromkeys(("md", "model_draft", "spec_draft_model"), ("draft_model",)),
     **dict.fromkeys(("dev", "platform"), ("device",)),
     **dict.fromkeys(("o", "output"), ("out",)),
     **dict.fromkeys(("v", "log_verbose"), ("verbose",)),
@@ -55,6 +56,12 @@ MOOT: Mapping[str, str] = {
     **dict.fromkeys(("fa", "flash_attn"), "attention never holds all scores at once"),
     **dict.fromkeys(("b", "batch_size", "ub", "ubatch_size"), "prefill_buckets of the config say how prompts are cut"),
     **dict.fromkeys(("ctv", "cache_type_v"), "values are cached in the type of keys, which --kv_type names"),
+    **dict.fromkeys(
+        ("ngld", "gpu_layers_draft", "n_gpu_layers_draft", "spec_draft_ngl"), "a draft model runs where the other does"
+    ),
+    **dict.fromkeys(
+        ("ctkd", "ctvd", "cache_type_k_draft", "cache_type_v_draft"), "--kv_type is a draft model's cache's too"
+    ),
     **dict.fromkeys(("tb", "threads_batch"), "prompts and text use the threads that --threads names"),
 }
 # What stands without a flag's name: the model's file, and for some commands more. Source: llama.cpp's llama-quantize.

@@ -15,7 +15,7 @@ from running import COMMAND, packlight, succeed, without_jax, write_config
 import packlight as packlight_api
 from packlight.cli import tables
 from packlight.cli.commands import COMMANDS
-from packlight.model.gguf.reader import NOT_WEIGHTS
+from packlight.model.gguf.reader import NOT_WEIGHTS, open_gguf
 
 TINY = {"layers": 1, "embed": 32, "vocab": 270}
 
@@ -26,6 +26,12 @@ def no_jax(tmp_path_factory):
     folder = tmp_path_factory.mktemp("poison")
     folder.joinpath("jax.py").write_text("raise ImportError('jax was imported')\n")
     return {"PYTHONPATH": str(folder)}
+
+
+def _renamed(path, token):
+    """A file's tokens, of which one has another name."""
+    tokens = [*open_gguf(path).metadata["tokenizer.ggml.tokens"]]
+    return [*tokens[:token], "another", *tokens[token + 1 :]]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,10 @@ def files(tmp_path_factory):
         "text": damaged("text", b"Once upon a time there was a file that held a story.\n" * 9),
         "empty": damaged("empty", b""),
         "truncated": damaged("truncated", raw[:-100]),
+        "alike": write_llama(folder / "alike.gguf", **TINY, seed=1),
+        "larger": write_llama(folder / "larger.gguf", **TINY | {"vocab": 400}),
+        "renamed": write_llama(folder / "renamed.gguf", **TINY, extra={"tokenizer.ggml.tokens": _renamed(good, 266)}),
+        "no_bos": write_llama(folder / "no_bos.gguf", **TINY, extra={"tokenizer.ggml.add_bos_token": False}),
         "format": damaged("format", raw[:at] + struct.pack("<I", 99) + raw[at + 4 :]),
         "nan": damaged("nan", poked(raw, "blk.0.ffn_up.weight", 3, 0, np.float16("nan").tobytes())),
         "architecture": write_llama(folder / "arch.gguf", **TINY, extra={"general.architecture": "martian"}),
@@ -106,6 +116,26 @@ MISTAKES = [
         "--model={good} --prompt=x --device=gpu --weights=mapped",
         "--weights=mapped: weights are mapped for one CPU device",
     ),
+    (
+        "--model={good} --prompt=x --draft_model={renamed}",
+        "--draft_model=.*renamed.gguf: token 266 is 'another', and '.*' in .*good.gguf; drafts need the same tokens",
+    ),
+    (
+        "--model={good} --prompt=x --draft_model={larger}",
+        "--draft_model=.*larger.gguf: it has 400 tokens, more than 128 from the 270 in .*good.gguf",
+    ),
+    (
+        "--model={good} --prompt=x -md {no_bos}",
+        "--draft_model=.*no_bos.gguf: the bos token that texts get is none, and 1 in .*good.gguf",
+    ),
+    ("--model={good} --prompt=x --draft_model={pre}", "pre.gguf: .*martian"),
+    ("--model={good} --prompt=x --draft_model={absent}", "absent.gguf.*No such file"),
+    ("--model={good} --prompt=x --draft_model=", "--draft_model= is the file or the name of a model"),
+    (
+        "--model={good} --prompt=x --draft_model={alike} --speculate=0",
+        "--draft_model=.*alike.gguf has no use: --speculate=0",
+    ),
+    ("--model={good} --prompt=x --draft_model={alike} --config=mesh8", "alike.gguf: it runs on one device, not on a"),
     ("--model={good} --prompt=x --max_tokens=-2", "max_tokens must be between 0 and .*-2"),
     ("--model={good} --prompt=x --temperature=nan", "temperature must be .*nan"),
     ("--model={good} --prompt=x --top_p=2", "top_p must be between 0 and 1"),

@@ -39,6 +39,8 @@ def parsed(line, command="generate"):
             "--rope-freq-scale=0.25 --yarn-attn-factor=1 --yarn-beta-slow=1 --yarn-beta-fast=32",
             "rope_freq_scale yarn_attn_factor yarn_beta_slow yarn_beta_fast",
         ),
+        ("generate", "m.gguf -md d.gguf --draft-max 3", "model draft_model speculate"),
+        ("chat", "m.gguf --model-draft=d.gguf -ngld 9", "model draft_model"),
         ("generate", "m.gguf --mmap", "model weights"),
         ("serve", "m.gguf --no-mmap", "model weights"),
         ("generate", "--json --noparse-special --no-parse-special", "json parse_special"),

@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from packlight.cli.flags import PLAN, SAMPLING, Command
+from packlight.cli.flags import DRAFTING, PLAN, SAMPLING, Command
 from packlight.cli.inputs import file_text, sampling_fields, text_of
 from packlight.cli.terminal import say
 from packlight.common.errors import ConfigError
@@ -53,6 +53,7 @@ COMMAND = Command(
         "on_full",
         "history_file",
         *(name for name in SAMPLING if name not in ("logprobs", "prompt_logprobs")),
+        *DRAFTING,
         *PLAN,
     ),
     run,

@@ -36,7 +36,7 @@ def run(values: flags.FlagValues) -> None:
     say(f"memory with scratch: {memory}")
     rows = _rows(prepared, target, executables, memory, limit)
     if values.json:
-        counts = compile_counts(executables, counter)
+        counts = compile_counts(counter, executables)
         result = {"executables": rows, "compile": counts, "memory": _memory_report(memory, limit)}
         result["attention"] = attention
         write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))

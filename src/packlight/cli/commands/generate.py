@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from packlight import demo
-from packlight.cli.flags import PLAN, PROCESSES, SAMPLING, Command
+from packlight.cli.flags import DRAFTING, PLAN, PROCESSES, SAMPLING, Command
 from packlight.cli.inputs import given_text, sampling_fields
 from packlight.cli.terminal import (
     echo,
@@ -104,12 +104,13 @@ def _generate_report(
         "kv_bytes": llm.kv_bytes,
         "scratch_bytes": llm.memory.scratch,
         "process_bytes": llm.memory.process,
+        **({} if llm.draft is None else {"draft_bytes": llm.memory.draft}),
     }
     return {
         **dataclasses.asdict(completion),
         "timings": llm.timings | completion.timings,
         "memory": memory | {"peak_rss_bytes": peak_rss()},
-        "compile": compile_counts(llm.executables, counter),
+        "compile": compile_counts(counter, *(each.executables for each in (llm, llm.draft) if each is not None)),
         "mesh": dataclasses.asdict(llm.placement.split),
         "plan": llm.kernel_paths(),
         "layouts": llm.layouts(),
@@ -121,6 +122,13 @@ COMMAND = Command(
     "generate",
     "continue a prompt; done where no command is named",
     "packlight generate --model=model.gguf --prompt='Once upon a time'",
-    ("model", "prompt", "prompt_file", "parse_special", "display_prompt", *SAMPLING, *PLAN, *PROCESSES, "json"),
+    (
+        *("model", "prompt", "prompt_file", "parse_special", "display_prompt"),
+        *SAMPLING,
+        *DRAFTING,
+        *PLAN,
+        *PROCESSES,
+        "json",
+    ),
     run,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from packlight.cli.flags import PLAN, SAMPLING, SERVING, STRUCTURED, Command
+from packlight.cli.flags import DRAFTING, PLAN, SAMPLING, SERVING, STRUCTURED, Command
 from packlight.cli.inputs import sampling_fields
 from packlight.cli.terminal import close_stderr, detail, say, warn
 from packlight.common.cleanup import undo_all
@@ -116,6 +116,6 @@ COMMAND = Command(
     "serve",
     "answer requests in OpenAI's API, over HTTP",
     "packlight serve --model=model.gguf --slots=8",
-    ("model", *SERVING, *DEFAULTS, *PLAN),
+    ("model", *SERVING, *DEFAULTS, *DRAFTING, *PLAN),
     run,
 )
