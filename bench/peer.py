@@ -2,11 +2,11 @@
 
     python bench/peer.py        # then one request a line on stdin, one answer a line on stdout
 
-Requests: {"do": "load", "model", "threads"}, {"do": "start", "phase", "tokens", "context", "prompts"}, {"do": "run"},
-{"do": "stop"}. An answer that holds "error" is a failure in words. Between requests it waits for the next line.
-It runs under any Python that has llama_cpp and numpy, so it imports nothing of packlight. Settings are llama.cpp's
-defaults (float16 cache, automatic flash attention, 512 tokens a micro-batch); threads and lengths are given, and
-"swa_full" where layers have a sliding window.
+Requests: {"do": "load", "model", "threads", "repack"}, {"do": "start", "phase", "tokens", "context", "prompts"},
+{"do": "run"}, {"do": "stop"}. An answer that holds "error" is a failure in words. Between requests it waits for the
+next line. It runs under any Python that has llama_cpp and numpy, so it imports nothing of packlight. Settings are
+llama.cpp's defaults (float16 cache, automatic flash attention, 512 tokens a micro-batch); threads and lengths are
+given, and "swa_full" where layers have a sliding window.
 """
 
 import ctypes
@@ -29,11 +29,11 @@ class Peer:
         self.context: Any = None
         self.batch: Any = None
 
-    def load(self, model: str, threads: int) -> dict[str, Any]:
-        """Loads the file on the CPU."""
+    def load(self, model: str, threads: int, repack: bool = True) -> dict[str, Any]:
+        """Loads the file on the CPU. repack: weights may be laid out anew, in memory beside those that are mapped."""
         self.threads = threads
         params = lib.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers, params.use_extra_bufts = 0, repack
         began = time.perf_counter()
         self.model = lib.llama_model_load_from_file(os.fsencode(model), params)
         if not self.model:
