@@ -8,7 +8,9 @@ from packlight.model.spec.weight import Segment
 
 CACHE_TILE = 128  # cached positions per pass of the attention loop; cache lengths are multiples of it
 RECURRENCE_LANES = 16  # native kernels know recurrences whose heads have a multiple of so many channels
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4, "int8": 1}
+Q8_0 = "q8_0"  # the type of keys and values in int8 with a scale for every Q8_0_BLOCK of them
+Q8_0_BLOCK = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Room(NamedTuple):
     slots: int
     capacity: int  # positions of each slot
     chunk: int  # the most tokens of a slot that one step runs
-    dtype: str  # of keys and values
+    dtype: str  # of keys and values, or Q8_0
 
 
 def has_native_recurrence(width: int) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from packlight.model.spec.state import Buffer, Room, whole_tiles
+from packlight.model.spec.state import Q8_0, Q8_0_BLOCK, Buffer, Room, whole_tiles
 from packlight.model.spec.weight import Segment, Weight
 
 if TYPE_CHECKING:
@@ -22,6 +22,18 @@ class KV(NamedTuple):
 
     k: Any
     v: Any
+
+
+class QuantizedKV(NamedTuple):
+    """Keys and values in int8, at the places of `KV`, and what to multiply them with. N is C / 32, rounded up.
+
+    What they are made of is in `model.network.mixers.attention.quantized`.
+    """
+
+    k: Any  # int8 (L, B, K, S, C)
+    v: Any  # int8 (L, B, K, S, C)
+    k_scales: Any  # float16 (L, B, K, S, N), of each 32 channels
+    v_scales: Any  # float16 (L, B, K, S, N)
 
 
 class Source(NamedTuple):
@@ -96,9 +108,15 @@ class AttentionPart:
         """S: what a window sees and one step writes lie there together, in whole tiles of the attention loop."""
         return min(room.capacity, whole_tiles(self.window + room.chunk - 1)) if self.window else room.capacity
 
-    def state(self, cfg: "ModelConfig", layers: int, room: Room) -> KV:
-        shape = (layers, room.slots, self.kv_heads, self.positions(room), self.width)
-        each = Buffer(shape, room.dtype, ("", "B", "K", "", ""), along_text=True)
+    def state(self, cfg: "ModelConfig", layers: int, room: Room) -> KV | QuantizedKV:
+        def buffer(channels: int, dtype: str) -> Buffer:
+            shape = (layers, room.slots, self.kv_heads, self.positions(room), channels)
+            return Buffer(shape, dtype, ("", "B", "K", "", ""), along_text=True)
+
+        if room.dtype == Q8_0:
+            numbers, scales = buffer(self.width, "int8"), buffer(-(-self.width // Q8_0_BLOCK), "float16")
+            return QuantizedKV(numbers, numbers, scales, scales)
+        each = buffer(self.width, room.dtype)
         return KV(each, each)
 
     def rewinds(self, room: Room, written: int, length: int) -> bool:

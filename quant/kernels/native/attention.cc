@@ -30,6 +30,7 @@ struct Call {
   Attend attend;
   const float* q;        // (B, T, H, C)
   const uint8_t *k, *v;  // (slots, K, S, C) of the layer, from the first row's slot on
+  const uint16_t *k_scales, *v_scales;  // (slots, K, S, blocks) of int8, from there on; null: none
   KvType type;
   const int32_t *start, *end;  // (B,)
   float* out;  // (B, T, H * value_width)
@@ -69,8 +70,10 @@ struct Call {
     block.q = q + ((b * T + token) * H + head * group) * C;
     block.token_stride = H * C;
     block.tokens = tokens(token), block.group = group, block.width = C, block.value_width = value_width;
-    const int64_t offset = (b * K + head) * S * C * (type == KvType::f32 ? 4 : 2);
+    const int64_t place = (b * K + head) * S, offset = place * C * bytes_of(type);
     block.k = k + offset, block.v = v + offset, block.type = type, block.places = S;
+    block.k_scales = block.v_scales = nullptr;
+    if (k_scales) block.k_scales = k_scales + place * blocks_of(C), block.v_scales = v_scales + place * blocks_of(C);
     block.position = position(b, token), block.length = length(b);
     block.sight = sight, block.slopes = slopes ? slopes + head * group : nullptr;
     block.scale = kLog2E / std::sqrt(static_cast<float>(C));  // weights are powers of 2
@@ -185,7 +188,17 @@ Attend kernel(Isa asked) {
   }
 }
 
+// Whether the scales are those of such a cache: (L, slots, K, S, blocks) of int8, and otherwise none.
+bool fits(const ffi::AnyBuffer& scales, ffi::Span<const int64_t> cache, KvType type) {
+  const auto given = scales.dimensions();
+  if (scales.element_type() != ffi::F16) return false;
+  if (type != KvType::q8) return !scales.element_count();
+  return given.size() == 5 && std::equal(given.begin(), given.begin() + 4, cache.begin()) &&
+         given[4] == blocks_of(cache[4]);
+}
+
 ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+               ffi::AnyBuffer k_scales, ffi::AnyBuffer v_scales,
                ffi::Buffer<ffi::S32> index, ffi::Buffer<ffi::S32> slot, ffi::Buffer<ffi::S32> start,
                ffi::Buffer<ffi::S32> end, ffi::Buffer<ffi::F32> sinks, ffi::Buffer<ffi::F32> slopes,
                ffi::Result<ffi::Buffer<ffi::F32>> out, ffi::Result<ffi::Buffer<ffi::F32>> partials,
@@ -204,7 +217,11 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
     case ffi::F32: call.type = KvType::f32; break;
     case ffi::F16: call.type = KvType::f16; break;
     case ffi::BF16: call.type = KvType::bf16; break;
-    default: return ffi::Error::InvalidArgument("keys and values are float32, float16 or bfloat16");
+    case ffi::S8: call.type = KvType::q8; break;
+    default: return ffi::Error::InvalidArgument("keys and values are float32, float16, bfloat16 or int8");
+  }
+  if (!fits(k_scales, cache, call.type) || !fits(v_scales, cache, call.type)) {
+    return ffi::Error::InvalidArgument("want float16 scales (L, slots, K, S, C / 32) of keys and values in int8 alone");
   }
   call.attend = kernel(static_cast<Isa>(isa));
   if (!call.attend) return ffi::Error::InvalidArgument("this CPU lacks the instruction set asked for");
@@ -220,11 +237,15 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
     return ffi::Error::InvalidArgument("the layer or a slot is outside the cache");
   }
   if (!out->element_count()) return ffi::Error::Success();
-  const int64_t bytes = call.type == KvType::f32 ? 4 : 2;
-  const int64_t offset = (layer * cache[1] + first) * call.K * call.S * call.C * bytes;
+  const int64_t place = (layer * cache[1] + first) * call.K * call.S, offset = place * call.C * bytes_of(call.type);
   call.q = q.typed_data(), call.out = out->typed_data();
   call.k = static_cast<const uint8_t*>(k.untyped_data()) + offset;
   call.v = static_cast<const uint8_t*>(v.untyped_data()) + offset;
+  call.k_scales = call.v_scales = nullptr;
+  if (call.type == KvType::q8) {
+    call.k_scales = static_cast<const uint16_t*>(k_scales.untyped_data()) + place * blocks_of(call.C);
+    call.v_scales = static_cast<const uint16_t*>(v_scales.untyped_data()) + place * blocks_of(call.C);
+  }
   call.start = start.typed_data(), call.end = end.typed_data();
   call.block_tokens = std::clamp<int64_t>(block_rows / call.group, 1, call.T);
   call.blocks = (call.T + call.block_tokens - 1) / call.block_tokens;
@@ -275,6 +296,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_attention, packlight::run,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()

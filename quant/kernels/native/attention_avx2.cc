@@ -22,6 +22,26 @@ inline Floats load_f16(const uint16_t* p) { return _mm256_cvtph_ps(words(p)); }
 inline Floats load_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words(p)), 16));
 }
+inline Floats load_int8(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+using Ints = __m256i;
+inline Ints load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline Ints splat_int(int32_t x) { return _mm256_set1_epi32(x); }
+inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
+constexpr int kShift = 0;
+struct Keys {
+  Ints value, magnitude;
+};
+inline Keys keyed(Ints words) { return {words, _mm256_abs_epi8(words)}; }
+// maddubs takes unsigned times signed: keys give their magnitude, and their sign to queries. Two products of 127 * 127
+// fit an int16.
+inline Ints dot4(const Keys& key, Ints x, Ints sum) {
+  const Ints pairs = _mm256_maddubs_epi16(key.magnitude, _mm256_sign_epi8(x, key.value));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
 constexpr int kMostFew = 8;  // one sum a row in 16 registers
 inline float largest(Floats x) {
   __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

@@ -22,6 +22,19 @@ inline Floats load_f16(const uint16_t* p) { return _mm512_cvtph_ps(words(p)); }
 inline Floats load_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words(p)), 16));
 }
+inline Floats load_int8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+using Ints = __m512i;
+inline Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+inline Ints splat_int(int32_t x) { return _mm512_set1_epi32(x); }
+inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+constexpr int kShift = 128;  // the instruction takes unsigned times signed
+using Keys = Ints;
+inline Keys keyed(Ints words) { return _mm512_xor_si512(words, _mm512_set1_epi32(static_cast<int>(0x80808080u))); }
+inline Ints dot4(Keys key, Ints x, Ints sum) { return _mm512_dpbusd_epi32(sum, key, x); }
+
 constexpr int kMostFew = 8;  // sums of 16 rows and a strip of keys' would take all registers
 inline float largest(Floats x) { return _mm512_reduce_max_ps(x); }
 

@@ -73,24 +73,32 @@ inline void score_few_strips(const uint32_t* words, int64_t strip, const float* 
   }
 }
 
+// kStrips times kLanes keys from position s of a tile on, transposed to `words`, `strip` words apart. Those outside
+// lead .. count - 1 have a neighbour's.
+template <int kStrips>
+inline void transpose_strips(const uint8_t* keys, int64_t bytes, int64_t s, int64_t lead, int64_t count,
+                             uint32_t* words, int64_t strip, uint8_t* edge) {
+  for (int64_t i = 0; i < kStrips; ++i) {
+    const int64_t first = s + i * kLanes;
+    const uint8_t* from = keys + first * bytes;
+    if (first < lead || first + kLanes > count) {
+      for (int64_t j = 0; j < kLanes; ++j) {
+        const int64_t at = first + j < lead ? lead : first + j < count ? first + j : count - 1;
+        std::memcpy(edge + j * bytes, keys + at * bytes, bytes);
+      }
+      from = edge;
+    }
+    transpose_keys(from, bytes, words + i * strip);
+  }
+}
+
 template <int kRows, KvType kType>
 inline void score_few_tile(const Block& b, const uint8_t* keys, int64_t lead, int64_t count, const float* q,
                            uint32_t* words, uint8_t* edge, float* scores, Ahead values) {
   constexpr int kStrips = few_strips(kRows), kStep = kStrips * kLanes;
   const int64_t bytes = b.width * (kType == KvType::f32 ? 4 : 2), strip = (bytes + 3) / 4 * kLanes + kLanes * kLanes;
   for (int64_t s = lead / kStep * kStep; s < count; s += kStep) {
-    for (int64_t i = 0; i < kStrips; ++i) {
-      const int64_t first = s + i * kLanes;
-      const uint8_t* from = keys + first * bytes;
-      if (first < lead || first + kLanes > count) {
-        for (int64_t j = 0; j < kLanes; ++j) {
-          const int64_t at = first + j < lead ? lead : first + j < count ? first + j : count - 1;
-          std::memcpy(edge + j * bytes, keys + at * bytes, bytes);
-        }
-        from = edge;
-      }
-      transpose_keys(from, bytes, words + i * strip);
-    }
+    transpose_strips<kStrips>(keys, bytes, s, lead, count, words, strip, edge);
     score_few_strips<kRows, kStrips, kType>(words, strip, q, b.width, scores + s, values);
   }
 }

@@ -23,6 +23,7 @@ struct Ahead {
 
 inline Floats load_as(const uint8_t* p, KvType type) {
   if (type == KvType::f32) return load(reinterpret_cast<const float*>(p));
+  if (type == KvType::q8) return load_int8(p);
   const auto* halves = reinterpret_cast<const uint16_t*>(p);
   return type == KvType::f16 ? load_f16(halves) : load_bf16(halves);
 }
@@ -31,7 +32,7 @@ inline Floats load_as(const uint8_t* p, KvType type) {
 // each. They lie `pitch` channels apart.
 template <KvType kType>
 inline void widen(const uint8_t* from, int64_t pitch, int64_t count, int64_t width, float* to) {
-  constexpr int64_t kBytes = kType == KvType::f32 ? 4 : 2;
+  constexpr int64_t kBytes = bytes_of(kType);
   const int64_t whole = width / kLanes * kLanes;
   for (int64_t s = 0; s < count; ++s, from += pitch * kBytes, to += padded(width)) {
     for (int64_t c = 0; c < whole; c += kLanes) store(to + c, load_as(from + c * kBytes, kType));
@@ -69,6 +70,8 @@ inline Floats changed(const Block& b, Floats x, Floats key, Floats query, Floats
 
 #include "attention_few.h"
 
+#include "attention_int8.h"
+
 #include "attention_mix.h"
 
 // Of what `b` looks at: in tiles that begin at multiples of kTile, so that a row's sums have the same order wherever
@@ -77,19 +80,27 @@ inline void attend(const Block& b, float* space, const Partial& result) {
   const int64_t rows = b.rows(), lanes = (rows + kLanes - 1) / kLanes * kLanes, pitch = padded(b.width);
   const int64_t mixed_pitch = padded(b.value_width);
   float* q = space;
-  float* scores = q + lanes * b.width;
+  float* scores = q + lanes * query_space(b.width);
   float* shrink = scores + lanes * kTile;
   float *slopes = shrink + lanes, *positions = slopes + lanes;
   int32_t* visible = reinterpret_cast<int32_t*>(positions + lanes);
   int32_t* oldest = visible + lanes;
   float* wide_keys = shrink + 5 * padded(rows);
   float* wide_values = wide_keys + kTile * (pitch + kPad);  // transposed keys take a little more than wide ones
-  const int64_t bytes = b.width * (b.type == KvType::f32 ? 4 : 2);  // of a key or a value
+  const bool int8 = b.type == KvType::q8;
+  const int64_t blocks = blocks_of(b.width);
+  float* value_scales = wide_values + kTile * pitch;
+  float* key_scales = value_scales + kTile * blocks + kPad;
+  const int64_t bytes = b.width * bytes_of(b.type);  // of a key or a value
   const int64_t begin = b.first / kTile * kTile, first_end = begin + kTile < b.last ? begin + kTile : b.last;
   const bool few = rows <= kMostFew;
   if (!b.turned) {
     Ahead{b.k + b.first % b.places * bytes, b.k + ((first_end - 1) % b.places + 1) * bytes}.fetch(INT64_MAX);
-    few ? interleave_queries(b, q) : transpose_queries(b, lanes, q);
+    if (int8) {
+      few ? round_few(b, q) : round_many(b, lanes, q);
+    } else {
+      few ? interleave_queries(b, q) : transpose_queries(b, lanes, q);
+    }
   }
   for (int64_t row = 0; row < lanes; ++row) {
     const int64_t real = row < rows ? row : rows - 1, position = b.position + real / b.group;
@@ -108,6 +119,10 @@ inline void attend(const Block& b, float* space, const Partial& result) {
     const uint8_t *k = b.k + place * bytes, *v = b.v + place * bytes, *next_k = b.k + (at + kTile) % b.places * bytes;
     const Ahead values_ahead{v + lead * bytes, v + count * bytes};
     Ahead keys_ahead{next_k, next_k + next_count * bytes};
+    if (int8) {
+      fetch_scales(b, (at + kTile) % b.places, next_count);
+      spread_scales(b.k_scales + place * blocks, blocks, lead, count, value_scales, key_scales);
+    }
     const bool changes = b.sight.softcap || b.slopes;
     const bool hides = at + count > visible[0] || at < oldest[rows - 1] || lead || filled > count;
     const auto hide = [&](float& score, int64_t s, int64_t row) {
@@ -115,14 +130,16 @@ inline void attend(const Block& b, float* space, const Partial& result) {
       score = position >= oldest[row] && position < visible[row] ? score : -__builtin_inff();
     };
     if (few) {
-      score_few(b, k, lead, count, q, wide_keys, wide_values, scores, values_ahead);
+      int8 ? score_few_int8(b, k, lead, count, q, wide_keys, wide_values, key_scales, scores, values_ahead)
+           : score_few(b, k, lead, count, q, wide_keys, wide_values, scores, values_ahead);
       if (changes) change_few(b, at, lead / kLanes * kLanes, filled, slopes, positions, scores);
       for (int64_t row = 0; row < (hides ? rows : 0); ++row) {
         for (int64_t s = 0; s < filled; ++s) hide(scores[row * kTile + s], s, row);
       }
       soften_few(scores, rows, filled, result.top, result.total, shrink);
     } else {
-      score_many(b, k, lead, count, q, lanes, wide_keys, scores, values_ahead);
+      int8 ? score_many_int8(b, k, lead, count, q, lanes, wide_keys, key_scales, scores, values_ahead)
+           : score_many(b, k, lead, count, q, lanes, wide_keys, scores, values_ahead);
       if (changes) change_many(b, at, lead / kStrip * kStrip, filled, lanes, slopes, positions, scores);
       for (int64_t s = 0; s < (hides ? filled : 0); ++s) {
         for (int64_t row = 0; row < lanes; ++row) hide(scores[s * lanes + row], s, row);
@@ -135,19 +152,22 @@ inline void attend(const Block& b, float* space, const Partial& result) {
     KvType type = b.type;
     const uint8_t* values = v;
     int64_t values_pitch = bytes;
-    if (!few && b.type != KvType::f32 && b.v == b.k) {
+    if (int8) widen_scales(b.v_scales + (place + lead) * blocks, blocks, count - lead, value_scales);
+    if (!few && b.type != KvType::f32 && !int8 && b.v == b.k) {
       values = reinterpret_cast<const uint8_t*>(wide_keys), values_pitch = pitch * 4, type = KvType::f32;
     } else if ((!few && b.type != KvType::f32 && rows > kStrip) || b.value_width % kLanes) {
-      widen(v, b.width, b.type, count, b.value_width, wide_values);
+      int8 ? widen_int8(v + lead * bytes, b.width, count - lead, b.value_width, value_scales, blocks,
+                        wide_values + lead * mixed_pitch)
+           : widen(v, b.width, b.type, count, b.value_width, wide_values);
       values = reinterpret_cast<const uint8_t*>(wide_values), values_pitch = mixed_pitch * 4, type = KvType::f32;
     }
     values += lead * values_pitch;
     if (few) {
-      mixer<kTile>(type)(0, rows, scores + lead, 1, count - lead, values, values_pitch, shrink, result.mixed,
-                         mixed_pitch, b.value_width, keys_ahead);
+      mixer<kTile>(type)(0, rows, scores + lead, 1, count - lead, values, values_pitch, value_scales, blocks, shrink,
+                         result.mixed, mixed_pitch, b.value_width, keys_ahead);
     } else {
-      mixer<1>(type)(0, rows, scores + lead * lanes, lanes, count - lead, values, values_pitch, shrink, result.mixed,
-                     mixed_pitch, b.value_width, keys_ahead);
+      mixer<1>(type)(0, rows, scores + lead * lanes, lanes, count - lead, values, values_pitch, value_scales, blocks,
+                     shrink, result.mixed, mixed_pitch, b.value_width, keys_ahead);
     }
   }
 }

@@ -38,6 +38,36 @@ inline Floats from_f16(Bits half) {
 inline Floats load_f16(const uint16_t* p) { return from_f16(words(p)); }
 inline Floats load_bf16(const uint16_t* p) { return (Floats)(words(p) << 16); }
 
+using Ints = int32_t __attribute__((vector_size(16)));
+inline Ints load_ints(const void* p) {
+  Ints x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+inline Ints splat_int(int32_t x) { return Ints{x, x, x, x}; }
+inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+inline Floats load_int8(const uint8_t* p) {
+  int8_t __attribute__((vector_size(4))) bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Floats);
+}
+constexpr int kShift = 0;
+using Keys = Ints;
+inline Keys keyed(Ints words) { return words; }
+#if defined(__aarch64__)
+inline Ints dot4(Keys key, Ints x, Ints sum) {
+  const int8x16_t a = (int8x16_t)key, b = (int8x16_t)x;
+  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+  const int32x4_t high = vpaddlq_s16(vmull_high_s8(a, b));
+  return sum + (Ints)vpaddq_s32(low, high);
+}
+#else
+inline Ints dot4(Keys key, Ints x, Ints sum) {
+  for (int shift = 24; shift >= 0; shift -= 8) sum += ((key << shift) >> 24) * ((x << shift) >> 24);
+  return sum;
+}
+#endif
+
 constexpr int kMostFew = 2;  // 4 rows fill the lanes
 inline float largest(Floats x) {
   float most = x[0];

@@ -11,11 +11,14 @@ from at_once import assert_eight_devices_finish
 from natives import isas
 
 from packlight.model.network.mixers.attention.native import PART, native_attention
+from packlight.model.network.mixers.attention.quantized import rounded, unpacked
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.mixers.attention.write import write
 from packlight.model.network.state import Rows
-from packlight.model.spec.parts.attention import KV
+from packlight.model.spec.parts.attention import KV, QuantizedKV
+from packlight.model.spec.state import Q8_0_BLOCK
+from packlight.quant.kernels.native_ops import round_activations
 
 pytestmark = pytest.mark.usefixtures("native_library")
 
@@ -56,18 +59,27 @@ class Static(NamedTuple):
 
 
 NOTHING = Static()
+INT8 = "int8"  # among types of the cache: keys and values are pairs of numbers and scales
+
+
+def kept(x, dtype):
+    return jax.jit(rounded)(x) if dtype == INT8 else jnp.asarray(x, dtype)
+
+
+def state_of(k, v):
+    return QuantizedKV(k[0], v[0], k[1], v[1]) if isinstance(k, tuple) else KV(k, v)
 
 
 @functools.partial(jax.jit, static_argnames=("span", "special", "threads", "isa"))
 def native(q, k, v, index, slot, start, end, span=SPAN, special=NOTHING, threads=0, isa="best"):
     rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
-    return native_attention(q, KV(k, v), index, rows, span, special.scores, threads=threads, isa=isa)
+    return native_attention(q, state_of(k, v), index, rows, span, special.scores, threads=threads, isa=isa)
 
 
 @functools.partial(jax.jit, static_argnames=("span",))
 def tiled(q, k, v, index, slot, start, end, span=SPAN):
     rows = Rows(slot, start, end, jnp.ones(q.shape[0], jnp.bool_))
-    return tiled_attention(q, KV(k, v), index, rows, span)
+    return tiled_attention(q, state_of(k, v), index, rows, span)
 
 
 def case(shape, start=(0,), pad=0, dtype=np.float32, capacity=CAPACITY):
@@ -160,6 +172,43 @@ def test_equals_float64_and_the_twin(shape, dtype):
             assert np.all(np.abs(np.asarray(native(*arguments)) - twin)[real] <= 2 * bound[real])
 
 
+def rounded_queries(q):
+    """What meets keys in int8, in place of queries."""
+    width = q.shape[-1]
+    q = np.pad(q, [(0, 0)] * 3 + [(0, -width % Q8_0_BLOCK)])
+    return np.asarray(round_activations(q.reshape(-1, q.shape[-1]), Q8_0_BLOCK)).reshape(q.shape)[..., :width]
+
+
+def int8_case(*arguments, **options):
+    """As `case`, with keys and values in int8; scales are NaN where no row may look. And what they are in float32."""
+    q, k, v, *rest = case(*arguments, **options)
+    k, v = (jax.tree.map(np.array, kept(np.where(np.isfinite(x), x, np.nan), INT8)) for x in (k, v))
+    return (q, k, v, *rest), tuple(np.asarray(unpacked(*x)) for x in (k, v))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1, 1, 5), (1, 40, 1, 2, 7)], ids=str)
+def test_int8_equals_float64_and_the_twin(shape):
+    """Keys and values are exact products, those of rounded queries and keys are added up exactly: what a float32 kernel
+    may err by with the same numbers is more than enough.
+    """
+    for i in range(0, len(STARTS), 2):
+        neighbours = np.roll(STARTS, -i)[: shape[0]]
+        (q, k, v, *rest), plain = int8_case(shape, neighbours, pad=0 if shape[1] == 1 else i // 2 % 2)
+        exact, bound = oracle(rounded_queries(q), *plain, *rest)
+        for isa in isas():
+            assert_near(native(q, k, v, *rest, isa=isa), exact, bound)
+        twin = np.asarray(tiled(rounded_queries(q), k, v, *rest))
+        real = ~np.isnan(exact)
+        assert np.all(np.abs(np.asarray(native(q, k, v, *rest)) - twin)[real] <= 2 * bound[real])
+
+
+def test_int8_of_another_shape_is_an_error():
+    (q, k, v, *rest), _ = int8_case((1, 1, 1, 1, 64))
+    for bad in ((k[0], k[1][..., :1]), (k[0], k[1].astype(np.float32)), (k[0].astype(np.float16), k[1])):
+        with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="want"):
+            native(q, bad, (bad[0], v[1]), *rest).block_until_ready()
+
+
 @pytest.mark.parametrize("shape", [(3, 1, 1, 20, 96), (1, 33, 1, 3, 80), (2, 7, 2, 4, 100)], ids=str)
 @pytest.mark.parametrize("width", [1, 37, 64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -207,11 +256,19 @@ def test_what_families_do_to_scores_equals_float64(name, shape):
                 k[1, 1 + b, :, unseen], v[1, 1 + b, :, unseen] = np.nan, np.inf
         for isa in isas():
             assert_near(native(q, k, v, *rest, special=special, isa=isa), exact, bound)
+    (q, k, v, *rest), plain = int8_case(shape, (300, 0, 129), pad=shape[1] // 3)
+    exact, bound = oracle(rounded_queries(q), *plain, *rest, special._replace(sinks=special.sinks or None))
+    if special.window and not special.chunked:
+        for b, start in enumerate(rest[2]):
+            for _, scales in (k, v):
+                scales[1, 1 + b, :, : max(0, int(start) - special.window + 1)] = np.nan
+    for isa in isas():
+        assert_near(native(q, k, v, *rest, special=special, isa=isa), exact, bound)
 
 
 @pytest.mark.parametrize("group", [1, 3, 8])
 @pytest.mark.parametrize("name", ["plain", "window", "all"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16, INT8])
 def test_a_querys_bits_do_not_depend_on_how_many_there_are(group, name, dtype):
     """R31: a prompt of 600 tokens at once, in pieces, and single queries; spans and threads of every kind."""
     T, C, S = 600, 36, 1024
@@ -219,7 +276,7 @@ def test_a_querys_bits_do_not_depend_on_how_many_there_are(group, name, dtype):
     special = special._replace(sinks=special.sinks[:group], alibi=special.alibi[:group])
     rng = np.random.default_rng(1)
     q = rng.normal(size=(1, T, group, C)).astype(np.float32)
-    k, v = (jnp.asarray(rng.normal(size=(1, 1, 1, S, C)), dtype) for _ in range(2))
+    k, v = (kept(rng.normal(size=(1, 1, 1, S, C)).astype(np.float32), dtype) for _ in range(2))
 
     def run(first, count, span, threads, isa):
         start, end = (np.array([x], np.int32) for x in (first, first + count))
@@ -245,8 +302,8 @@ def test_lanes_of_positions_and_of_queries_agree(width, group):
     rng = np.random.default_rng(2)
     q = rng.normal(size=(1, T, group, width)).astype(np.float32)
     first = S - T
-    for dtype in (np.float32, np.float16, jnp.bfloat16):
-        k, v = (jnp.asarray(rng.normal(size=(1, 1, 1, S, width)), dtype) for _ in range(2))
+    for dtype in (np.float32, np.float16, jnp.bfloat16, INT8):
+        k, v = (kept(rng.normal(size=(1, 1, 1, S, width)).astype(np.float32), dtype) for _ in range(2))
         for isa in isas():
 
             def run(at, count, isa=isa, k=k, v=v):

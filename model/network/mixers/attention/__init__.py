@@ -21,7 +21,7 @@ from packlight.model.network.products import closing, linears
 from packlight.model.network.state import Rows
 from packlight.model.network.step import Step
 from packlight.model.spec.config import ModelConfig
-from packlight.model.spec.parts.attention import KV, AttentionPart
+from packlight.model.spec.parts.attention import KV, AttentionPart, QuantizedKV
 from packlight.model.spec.sharding import WHOLE
 from packlight.model.weights.params import Params
 
@@ -31,9 +31,9 @@ def mix(
     part: AttentionPart,
     weights: Params,
     index: jax.Array,  # int32 (), of the layer among those that have the part
-    state: KV | None,  # None: rows are whole texts, of which nothing is kept
+    state: KV | QuantizedKV | None,  # None: rows are whole texts, of which nothing is kept
     h: jax.Array,  # float32 (B, T, D), normed
-) -> tuple[jax.Array, KV | None]:  # float32 (B, T, D)
+) -> tuple[jax.Array, KV | QuantizedKV | None]:  # float32 (B, T, D)
     """What attention adds to a layer's input, and the state with this step's keys and values, if it makes them."""
     family, numerics, slides = step.cfg.architecture.attention, step.numerics, part.window > 0
     q, k, v, gate = project(step, part, weights, index, h)
@@ -121,7 +121,7 @@ def scaled(cfg: ModelConfig, q: jax.Array) -> jax.Array:
 
 def attention(
     q: jax.Array,  # float32 (B, T, H, C)
-    state: KV,
+    state: KV | QuantizedKV,
     index: jax.Array,
     rows: Rows,
     span: int,
@@ -145,12 +145,12 @@ def attention(
             return whole_attention(q, state, index, rows, span, scores, values)
         case "native":
             return native_attention(q, state, index, rows, span, scores, values)
-        case "mosaic" if not values:
+        case "mosaic" if not values and isinstance(state, KV):
             from packlight.model.network.mixers.attention.mosaic import mosaic_attention  # here: only GPUs need Mosaic
 
             return mosaic_attention(q, state, index, rows, span, scores)
         case _:
-            raise ValueError(f"attention {kernel!r} is unknown, or does not know narrow values")
+            raise ValueError(f"attention {kernel!r} is unknown, or does not know such values")
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:

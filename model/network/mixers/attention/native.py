@@ -6,7 +6,7 @@ import numpy as np
 
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.state import Rows
-from packlight.model.spec.parts.attention import KV
+from packlight.model.spec.parts.attention import KV, QuantizedKV
 from packlight.quant.kernels import native_ops
 
 BLOCK_ROWS = 64  # queries that share a pass over keys and values
@@ -15,7 +15,7 @@ PART = 256  # cached positions that are added up before they are added to others
 
 def native_attention(
     q: jax.Array,
-    state: KV,
+    state: KV | QuantizedKV,
     index: jax.Array,
     rows: Rows,
     span: int,
@@ -28,7 +28,9 @@ def native_attention(
     """As `tiled.tiled_attention`, on the whole cache and on XLA's own threads.
 
     A query's bits depend on its own text alone: not on how many queries there are, on neighbours, slot, span or number
-    of threads. Queries of padding give something finite. threads 0 takes XLA's pool; isa: one of native_ops.ISAS.
+    of threads. Queries of padding give something finite. Where keys are int8, queries are rounded by blocks of 32 as
+    `native_ops.round_activations` does it, and a block's products are added up exactly. threads 0 takes XLA's pool;
+    isa: one of native_ops.ISAS.
     """
     return _call(q, state, index, rows, span, special, values, True, threads, isa)
 
@@ -52,7 +54,7 @@ def native_full_attention(
 
 def _call(
     q: jax.Array,
-    state: KV,
+    state: KV | QuantizedKV,
     index: jax.Array,
     rows: Rows,
     span: int,
@@ -70,10 +72,11 @@ def _call(
         seen = min(span, window + T + PART) if window else span
         scratch = B * K * -(-seen // PART) * _partial_floats(T * group, width)
     none = jnp.zeros((0,), jnp.float32)
+    scales = (state.k_scales, state.v_scales) if isinstance(state, QuantizedKV) else 2 * (none.astype(jnp.float16),)
     results = [jax.ShapeDtypeStruct((B, T, H * width), jnp.float32), jax.ShapeDtypeStruct((scratch,), jnp.float32)]
     call = jax.ffi.ffi_call(native_ops.target("packlight_attention"), results)
     out, _ = call(
-        *(q, state.k, state.v, index, rows.slot, rows.start, rows.end),
+        *(q, state.k, state.v, *scales, index, rows.slot, rows.start, rows.end),
         none if special.sinks is None else special.sinks,
         none if special.alibi is None else special.alibi,
         value_width=np.int64(width),

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from packlight.model.network.mixers.attention.quantized import unpacked
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.mixers.attention.write import in_order
 from packlight.model.network.norms import softcap
 from packlight.model.network.state import Rows
-from packlight.model.spec.parts.attention import KV
+from packlight.model.spec.parts.attention import KV, QuantizedKV
 from packlight.model.spec.state import CACHE_TILE
 
 # A tile's first place in the cache -> keys (B, K, tile, C) and values (B, K, tile, Cv) of the tile's positions.
@@ -18,20 +19,30 @@ Fetch = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def tiled_attention(
-    q: jax.Array, state: KV, index: jax.Array, rows: Rows, span: int, special: Scores = PLAIN, values: int = 0
+    q: jax.Array,
+    state: KV | QuantizedKV,
+    index: jax.Array,
+    rows: Rows,
+    span: int,
+    special: Scores = PLAIN,
+    values: int = 0,
 ) -> jax.Array:
-    """Attention to cached keys and values, in tiles. values: Cv, their first channels that count; 0: all."""
+    """Attention to cached keys and values, in tiles. values: Cv, their first channels that count; 0: all.
+
+    Keys and values in int8 are unpacked to float32, a tile at a time.
+    """
     B, K, S = q.shape[0], *state.k.shape[2:4]
-    widths = state.k.shape[4], values or state.v.shape[4]
 
     def fetch(place: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # in order: where keys are values too, XLA would want another order in this loop, and copy the whole cache
-        at = (index, rows.slot, jnp.int32(0), place, jnp.int32(0))
-        keys, kept = (
-            lax.dynamic_slice(in_order(x), at, (1, B, K, CACHE_TILE, width))[0]
-            for x, width in zip(state, widths, strict=True)
-        )
-        return keys, kept
+        def tile(x: jax.Array, channels: int = 0) -> jax.Array:
+            # in order: where keys are values too, XLA would want another order in this loop, and copy the whole cache
+            at = (index, rows.slot, jnp.int32(0), place, jnp.int32(0))
+            return lax.dynamic_slice(in_order(x), at, (1, B, K, CACHE_TILE, channels or x.shape[4]))[0]
+
+        if isinstance(state, KV):
+            return tile(state.k), tile(state.v, values)
+        assert not values, "narrow values in int8"
+        return unpacked(tile(state.k), tile(state.k_scales)), unpacked(tile(state.v), tile(state.v_scales))
 
     return attention_in_tiles(q, fetch, S, rows, span, special)
 

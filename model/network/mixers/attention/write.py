@@ -7,20 +7,25 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from packlight.model.network.mixers.attention.quantized import rounded
 from packlight.model.network.state import Rows
-from packlight.model.spec.parts.attention import KV
+from packlight.model.spec.parts.attention import KV, QuantizedKV
 
 
 def write(
-    state: KV,
+    state: KV | QuantizedKV,
     index: jax.Array,
     k: jax.Array,  # (B, T, K, C)
     v: jax.Array,  # (B, T, K, C)
     rows: Rows,
     window: int = 0,
-) -> KV:
-    """Puts k and v at their positions, as `put` does it."""
-    return KV(put(state.k, index, k, rows, window), put(state.v, index, v, rows, window))
+) -> KV | QuantizedKV:
+    """Puts k and v at their positions, as `put` does it, in int8 with their scales where the state is of that kind."""
+    if isinstance(state, KV):
+        return KV(put(state.k, index, k, rows, window), put(state.v, index, v, rows, window))
+    (k, k_scales), (v, v_scales) = rounded(k), rounded(v)
+    new = QuantizedKV(k, v, k_scales, v_scales)
+    return QuantizedKV(*(put(buffer, index, each, rows, window) for buffer, each in zip(state, new, strict=True)))
 
 
 def put(
