@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 
 from packlight.common.errors import ConfigError
 from packlight.compile.config import DEFAULT_CONTEXT, CompileConfig
-from packlight.model.spec.cache import CacheShape
+from packlight.model.spec.cache import CacheShape, check_kv_dtype
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.spec.state import CACHE_TILE, Room, whole_tiles
@@ -238,6 +238,8 @@ def plan_of(config: CompileConfig, model: ModelConfig) -> Plan:
         raise ConfigError(f"config key 'context' is {config.context}; ", *too_long(model, config.context))
     known = model.longest_context if config.context else model.context_length
     plan = make_plan(config, known, model.generates, model.encodes, mixed)
+    if reason := check_kv_dtype(model, config.kv_dtype):
+        raise ConfigError(f"config key 'kv_dtype' is {config.kv_dtype!r}; {reason}")
     shape = plan.cache(model, config.kv_dtype, WHOLE)
     if plan.verified and not shape.rewinds(plan.capacity, plan.capacity - plan.verified[-1] + 1):
         raise ConfigError("config key 'speculate': layers of the model cannot go back to an earlier token")

@@ -8,8 +8,10 @@ import math
 from typing import Any
 
 from packlight.model.spec.config import ModelConfig
+from packlight.model.spec.parts.attention import AttentionPart
+from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
-from packlight.model.spec.state import Buffer, Room
+from packlight.model.spec.state import Q8_0, Buffer, Room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,17 @@ class CacheShape:
     def rewinds(self, written: int, length: int) -> bool:
         """Whether a slot whose first `written` positions were written can go on from its first `length` ones."""
         return all(mixer.rewinds(self.room, written, length) for mixer in self.cfg.mixers)
+
+
+def check_kv_dtype(cfg: ModelConfig, dtype: str) -> str | None:
+    """Why the cache of a model cannot be of a type, in words. None where it can, or where the model has no cache."""
+    if dtype != Q8_0 or not cfg.generates:
+        return None
+    if any(isinstance(mixer, MlaPart) for mixer in cfg.mixers):
+        return "the model's layers keep latents (mla), for which it is not made"
+    if not any(isinstance(mixer, AttentionPart) for mixer in cfg.mixers):
+        return f"the model keeps no keys and values, only {', '.join(mixer.name for mixer in cfg.mixers)}"
+    return None
 
 
 def read_bytes(cfg: ModelConfig, dtype: str, rows: int, length: int) -> int:

@@ -16,7 +16,7 @@ from packlight.common.errors import Argument, ConfigError, MemoryLimitError
 from packlight.common.text import shown, shown_path
 from packlight.compile.config import (
     DRAFTED,
-    DTYPES,
+    KV_DTYPES,
     MAX_VERIFIED,
     ONE_CPU,
     WEIGHTS,
@@ -38,6 +38,7 @@ from packlight.compile.memory import (
 from packlight.compile.plan import Plan, plan_of
 from packlight.drafting import Draft, draft_config, open_draft
 from packlight.model.gguf.reader import GGUFFile, open_gguf
+from packlight.model.spec.cache import check_kv_dtype
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.rope_changes import Rope, RopeChanges
 from packlight.model.spec.sharding import Split, make_split
@@ -55,9 +56,9 @@ if TYPE_CHECKING:
     from packlight.model.weights.placement import Placement
 
 # llama.cpp's names beside the config's
-KVType = Literal["f32", "f16", "bf16", "float32", "float16", "bfloat16"]
+KVType = Literal["f32", "f16", "bf16", "float32", "float16", "bfloat16", "q8_0"]
 Weights = Literal["resident", "mapped", "streamed"]
-KV_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"} | {name: name for name in DTYPES}
+KV_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"} | {name: name for name in KV_DTYPES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +91,11 @@ class Changes:
             raise ConfigError(Argument("draft_model", self.drafted), " has no use: ", Argument("speculate", 0))
 
     def check(self, model: ModelConfig) -> None:
-        """Raises ConfigError for more context than the model has."""
+        """Raises ConfigError for more context than the model has, and for a cache of a type that it cannot have."""
         if self.context is not None and self.context > model.longest_context:
             raise ConfigError(Argument("context", self.context), ": ", *too_long(model, self.context))
+        if self.kv_type is not None and (reason := check_kv_dtype(model, KV_TYPES[self.kv_type])):
+            raise ConfigError(Argument("kv_type", self.kv_type), f": {reason}")
 
     def applied(self, config: CompileConfig) -> CompileConfig:
         """The config with the changes. Raises ConfigError for slots that do not suit its mesh."""

@@ -102,6 +102,22 @@ def test_what_lost_its_slot_comes_back_bit_by_bit(name, tmp_path):
     assert saved(llm).failed == 0
 
 
+@pytest.mark.usefixtures("native_library")
+def test_keys_and_values_in_int8_come_back_with_their_scales():
+    """Out of the other slot by a copy, out of host memory, and in their slot after going back."""
+    llm = load(kv_dtype="q8_0")
+    first, other = IDS[:200], [*IDS[:150], *IDS[300:330]]
+    answer, expected = cold(llm, first), cold(llm, other)
+    forget(llm)
+    assert run(llm, first) == (answer, 0)
+    assert run(llm, other) == (expected, 150)  # copied
+    assert run(llm, first) == (answer, 199)
+    fill(llm)
+    assert run(llm, other) == (expected, 179)
+    assert llm.engine.reused["pool"] >= 179
+    assert saved(llm).pool.bytes >= llm.plan.cache(llm.model, "q8_0", llm.placement.split).block_bytes(128)
+
+
 def test_other_salts_share_nothing(llm):
     """Not in a slot, by a copy, from the pool, or by waiting for another one's chunks."""
     forget(llm)

@@ -118,15 +118,21 @@ def compiled(path, phase, rows, tokens=1, **config):
 
 
 @pytest.mark.parametrize(
-    ("phase", "rows", "tokens"), [(Phase.DECODE, 4, 1), (Phase.DECODE, 4, 8), (Phase.PREFILL, 16, 1)]
+    ("phase", "rows", "tokens", "kv_dtype"),
+    [
+        (Phase.DECODE, 4, 1, "float32"),
+        (Phase.DECODE, 4, 8, "float32"),
+        (Phase.PREFILL, 16, 1, "float32"),
+        (Phase.DECODE, 4, 1, "q8_0"),
+    ],
 )
-def test_cache_is_updated_in_place_and_weights_stay_packed(tmp_path, phase, rows, tokens):
+def test_cache_is_updated_in_place_and_weights_stay_packed(tmp_path, phase, rows, tokens, kv_dtype):
     """R7: scratch under 1 % of the cache and under one layer's packed bytes; weights are arguments, as packed bytes."""
     path = write_llama(
         tmp_path / "m.gguf", layers=4, embed=2048, heads=32, kv_heads=8, ffn=5632, context=32768,
         formats={"default": "Q4_K"},
     )  # fmt: skip
-    step, params, cache = compiled(path, phase, rows, tokens, context=32768, decode_batch=(4,))
+    step, params, cache = compiled(path, phase, rows, tokens, context=32768, decode_batch=(4,), kv_dtype=kv_dtype)
     memory = step.memory_analysis()
     cache_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
     packed = [x for x in jax.tree.leaves(params) if x.dtype == jnp.uint8]

@@ -100,6 +100,19 @@ def test_logits_do_not_depend_on_the_mesh(divided, alone, data, tensor):
     assert np.abs(logits_alone(divided, TEXTS[0], data, tensor) - expected).max() <= 1e-4 * expected.std()
 
 
+@pytest.mark.product
+def test_scales_are_shared_as_their_heads_are(divided, alone):
+    """Of 8 kv heads on 8 devices.
+
+    Sums in another order differ by 2^-20 of a number, 2^-13 of a step of its block. So of 8,000 numbers one becomes its
+    neighbour, by a whole step, where all are rounded by 0.29 steps (RMS): 0.04 of what rounding does to logits.
+    """
+    one, eight = (on(divided, 1, tensor, kv_dtype="q8_0", cpu_kernels="xla").logits(TEXTS[0]) for tensor in (1, 8))
+    rounding = np.sqrt(np.mean((one - alone["xla"].logits(TEXTS[0])) ** 2))
+    assert rounding > 1e-4 * one.std()  # the key has an effect
+    assert np.sqrt(np.mean((eight - one) ** 2)) <= 0.15 * rounding
+
+
 # Every branch of the split: experts, some padding, sinks, fused and biased matrices, norms over all heads, windows, one
 # block a row.
 BRANCHES = ("llama", "llama-gqa", "llama-moe", "gpt-oss", "olmo2", "phi3", "starcoder2", "gemma3", "qwen3moe", "lfm2")

@@ -74,6 +74,22 @@ def test_any_way_gives_the_same_bits(name, tmp_path):
             np.testing.assert_array_equal(ours, theirs, err_msg=f"the cache, {way}")
 
 
+@pytest.mark.usefixtures("native_library")
+@pytest.mark.parametrize("name", ["own/gpt-oss", "own/qwen35-packed"])
+def test_any_way_gives_the_same_bits_of_a_cache_in_int8(name, tmp_path):
+    """All positions, windows with sinks, and beside recurrences, which keep float32."""
+    told = golden(name, tmp_path)
+    model = load(told.path, cpu_kernels="native", decode_batch=(8,), kv_dtype="q8_0")
+    assert not model.steps.kernels.varying
+    ids = told.ids[:TOKENS]
+    whole = read(model, ids, [TOKENS])
+    assert {x.dtype.name for x in whole[1]} >= {"int8", "float16"}
+    for found in (read(model, ids, [1, 4, TOKENS - 5]), decoded(model, ids, 5, 3)):
+        np.testing.assert_array_equal(found[0], whole[0])
+        for ours, theirs in zip(found[1], whole[1], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 LOGITS = (
     "import packlight, sys; sys.stdout.buffer.write(packlight.load(sys.argv[1]).logits(eval(sys.argv[2])).tobytes())"
 )
