@@ -1,8 +1,13 @@
-// Scores of int8 keys, each block of kBlock channels with a scale: queries are rounded in the same blocks, products of a
-// block are added up in integers, exactly, and blocks one after the other in floats. So a score has one order whether a
-// lane holds a position (few queries) or a query (many), as in attention_few.h and attention_many.h. Included by
-// attention_kernel.h. An instruction set brings Ints, vectors of kLanes int32, and `Keys`: 4 channels of a key in each
-// lane, made by `keyed`; `dot4`: adds their products with 4 channels of queries; kShift: what `keyed` adds to a channel.
+// Scores of int8 keys, each block of kBlock channels with a scale: queries are rounded in the same blocks, products of
+// a block are added up in integers, exactly, and blocks one after the other in floats. So a score has one order whether
+// a lane holds a position (few queries) or a query (many), as in attention_few.h and attention_many.h. Included by
+// attention_kernel.h.
+//
+// An instruction set brings Ints, vectors of kLanes int32, and
+//
+//   Keys    4 channels of a key in each lane, made by `keyed`
+//   dot4    adds their products with 4 channels of queries
+//   kShift  what `keyed` adds to a channel
 
 #include "quantize_block.h"
 

@@ -1,5 +1,5 @@
-// One row of f32 activations to int8, with the sums that kernels want. Included inside each instruction set's namespace and
-// target.
+// One row of f32 activations to int8, with the sums that kernels want. Included inside each instruction set's namespace
+// and target.
 
 #include "quantize_block.h"
 

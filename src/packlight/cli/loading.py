@@ -18,6 +18,7 @@ from packlight.compile.config import PLATFORMS, CompileConfig, default_config, r
 from packlight.model.spec import stretching
 from packlight.model.spec.layers import in_words, traced
 from packlight.model.spec.rope_changes import ROPE
+from packlight.model.spec.state import Q8_0
 from packlight.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def describe(llm: "packlight.LLM") -> list[str]:
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
     name, layers = shown_path(os.path.basename(llm.file.path)), llm.model.layers
     drafts = f", {llm.plan.verified[-1] - 1} drafts a step" if llm.plan.verified else ""
-    slots = f", slots {llm.plan.slots}{launch}{drafts}" if llm.model.generates else ", no cache"
+    kept = f", cache {Q8_0}" if llm.config.kv_dtype == Q8_0 else ""
+    slots = f", slots {llm.plan.slots}{launch}{drafts}{kept}" if llm.model.generates else ", no cache"
     return [
         f"{name}: {llm.model.architecture.name}, {megabytes(llm.weights_bytes)}: {mix}",
         f"{llm.device.device_kind}: kernels {paths}, attention {llm.attention_path}{experts}; "
