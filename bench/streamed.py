@@ -33,8 +33,8 @@ from packlight.bench.machine import threads
 from packlight.bench.mapped import greedy
 from packlight.bench.peers import WORKER
 from packlight.bench.worker import Worker
+from packlight.common.room import used_at
 from packlight.compile.config import CompileConfig, default_config
-from packlight.model.weights.mapped import used_at
 
 GROUPS = pathlib.Path("/sys/fs/cgroup/memory")
 ENTER = 'echo $$ > "$0/cgroup.procs" && exec "$@"'  # what a shell does with a group and a command

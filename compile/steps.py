@@ -381,7 +381,8 @@ def head_step(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None
 def score(cfg: ModelConfig, numerics: Numerics, params: Params, _cache: None, args: ScoreArgs) -> ScoreResult:
     """Log-probabilities of given tokens: of their logits, nothing leaves the step."""
     logits = head(cfg, params, args.hidden, numerics)
-    return ScoreResult(*logprobs(logits, jnp.asarray(args.next_ids), numerics.native), finite(logits))
+    ids = jnp.asarray(args.next_ids)
+    return ScoreResult(*logprobs(logits, ids, jnp.zeros_like(ids), numerics.native), finite(logits))
 
 
 class Launch(NamedTuple):

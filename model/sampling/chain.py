@@ -5,10 +5,12 @@ draw; or, where asked for, temperature and Mirostat. All but the last see probab
 and penalties come before: `model.sampling.adjust`. Every step takes tokens out of the order of ranks
 (`model.sampling.rank`). All steps but typical-p and XTC keep a prefix of it.
 
-Two paths give the same ids bit for bit. The short one ranks the `cap` highest logits with `lax.top_k`. The long one
-ranks all V, in 20 to 100 times as long, or 4 to 20 times by a CPU's native kernels (bench/LOG.md). A row
-takes the long one only where its kept set may reach beyond `cap`: the choice is made from the row itself, never from
-its neighbours.
+With a CPU's native kernels all of it is one call, `quant.kernels.native_sampler`. What follows is the twin of that, and
+what runs elsewhere.
+
+Its two paths give the same ids bit for bit. The short one ranks the `cap` highest logits with `lax.top_k`. The long one
+ranks all V, in 20 to 100 times as long (bench/LOG.md). A row takes the long one only where its kept set may reach
+beyond `cap`: the choice is made from the row itself, never from its neighbours.
 """
 
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ from packlight.model.sampling.rank import (
     HUGE,
     TINY,
     Array,
+    asked_log_probabilities,
     below_best,
     best_kept,
     clean,
@@ -33,7 +36,6 @@ from packlight.model.sampling.rank import (
     finite,
     first_true,
     leading,
-    log_probabilities,
     mass,
     prefix_sums,
     ranked,
@@ -41,6 +43,7 @@ from packlight.model.sampling.rank import (
     value_at,
 )
 from packlight.quant import division
+from packlight.quant.kernels import native_sampler
 
 DTYPES = {parameter.name: np.dtype(parameter.dtype) for parameter in PARAMETERS if parameter.dtype}
 DTYPES |= {"mirostat_mu": np.dtype(np.float32)}  # a state, not a parameter
@@ -114,27 +117,21 @@ def pick(
     """Adjusts the logits, samples, and reports. Log-probabilities are the model's own, before any adjustment."""
     ids, mu = sample(adjusted(logits, adjustment), sampling, position, native=native)
 
-    def no_logprobs() -> tuple[jax.Array, jax.Array, jax.Array]:
-        shape = len(logits), min(MOST_LOGPROBS, logits.shape[1])
-        return jnp.zeros(shape[0], jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
-
-    reported = lax.cond(jnp.any(sampling.logprobs >= 0), lambda: logprobs(logits, ids, native), no_logprobs)
-    return Picked(ids, is_end[ids], finite(logits), mu, *reported)
+    return Picked(ids, is_end[ids], finite(logits), mu, *logprobs(logits, ids, sampling.logprobs, native))
 
 
 def logprobs(
     logits: jax.Array,  # (B, V) f32
     ids: jax.Array,  # (B,) i32
-    native: bool = False,  # whether a CPU's native kernels rank
+    asked: Array,  # (B,) i32; < 0: nobody wants a row's, which then means nothing
+    native: bool = False,  # whether a CPU's native kernels run
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # (B,) f32, (B, 20) f32, (B, 20) i32
     """Log-softmax at a token of each row; that of the most probable tokens, highest first; and their ids.
 
-    All are looked up at once: where the token is the most probable one, both are the same bits.
+    Where the token is the most probable one, both are the same bits.
     """
-    _, top = ranked(clean(logits), min(MOST_LOGPROBS, logits.shape[1]), native)
-    asked = jnp.concatenate([ids[:, None], top], axis=1)
-    values = jnp.take_along_axis(log_probabilities(logits), asked, axis=1)
-    return values[:, 0], values[:, 1:], top
+    reported = native_sampler.logprobs if native else asked_log_probabilities
+    return reported(logits, ids, asked, min(MOST_LOGPROBS, logits.shape[1]))
 
 
 def sample(
@@ -151,7 +148,9 @@ def sample(
     uniform u in [0, 1) in steps of 2^-23: the draw is the first token in rank order whose cumulative weight exceeds
     u * total; the key's second uniform is XTC's decision. Temperature 0 (below 1.2e-38, negative, NaN) takes
     the first in rank order of what is kept, which is argmax unless typical-p or XTC took that out. `cap` is static and
-    changes time, not ids: cap = V is the reference path. So is `native`, whether a CPU's native kernels rank.
+    changes time, not ids: cap = V is the reference path. `native` takes a CPU's native kernels, which look at as many
+    ranks as they need and not at `cap`. They round sums once, from doubles, so a draw may differ where its target is
+    within the rounding of a prefix sum, and a kept set where a sum or an exponential decides within theirs.
 
     Total on any bits. NaN ranks and weighs as -inf, which is never drawn while the row holds anything else. +inf
     wins: the draw is among the +inf tokens, which weigh the same; greedy takes the first. A row of only -inf and NaN
@@ -163,6 +162,9 @@ def sample(
     mirostat,mirostat_v2}`.
     """
     _check(logits, sampling, position, cap)
+    if native:
+        parameters = [array for name, array in sampling._asdict().items() if name != "logprobs"]
+        return native_sampler.sample(logits, parameters, position)
     vocab = logits.shape[1]
     cap = min(cap, vocab)
     s = sampling
@@ -175,7 +177,7 @@ def sample(
         whole = lax.cond(jnp.any(~greedy), lambda x: _whole(x, s), _no_whole, cleaned)
 
         def at(n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-            values, ids = ranked(cleaned, n, native)
+            values, ids = ranked(cleaned, n)
             rank, mu, settled = _draw(values, whole, s, uniform, chance, vocab)
             return value_at(ids, jnp.where(greedy, 0, rank)), jnp.where(s.mirostat > 0, mu, s.mirostat_mu), settled
 
@@ -190,11 +192,10 @@ def sample(
 
         return lax.cond(jnp.any(unsettled), long, lambda: (ids, mu))
 
-    def best() -> jax.Array:
-        cleaned = clean(logits)
-        return ranked(cleaned, 1, native)[1][:, 0] if native else lax.argmax(cleaned, 1, jnp.int32)
+    def best() -> tuple[jax.Array, jax.Array]:
+        return lax.argmax(clean(logits), 1, jnp.int32), jnp.asarray(s.mirostat_mu)
 
-    return lax.cond(jnp.all(greedy), lambda: (best(), jnp.asarray(s.mirostat_mu)), draw)
+    return lax.cond(jnp.all(greedy), best, draw)
 
 
 class _Whole(NamedTuple):

@@ -10,7 +10,6 @@ import numpy as np
 from jax import lax
 
 from packlight.quant.division import over
-from packlight.quant.kernels import native_rows
 
 CAP = 256  # ranks that the short path looks at
 TINY = float(np.finfo(np.float32).tiny)
@@ -36,17 +35,13 @@ def clean(
 def ranked(
     logits: jax.Array,  # (B, V) f32, of `clean`
     n: int,
-    native: bool,
 ) -> tuple[jax.Array, jax.Array]:  # values (B, n) f32, ids (B, n) i32
     """The n highest logits and their ids, equal logits by lower id.
 
-    native: by a CPU's native kernel, which takes all V in a tenth of XLA's time. The barrier keeps XLA's fast kernel:
-    XLA:CPU first sees a full sort and a slice, and turns the pair into its TopK call only if no consumer slices the
-    result further. Without it (32000, n = 256) takes 12 ms instead of 0.3. One for each result: around both, XLA aborts
-    when it partitions the step (it takes the pair for the call's own tuple).
+    The barrier keeps XLA's fast kernel: XLA:CPU first sees a full sort and a slice, and turns the pair into its TopK
+    call only if no consumer slices the result further. Without it (32000, n = 256) takes 12 ms instead of 0.3. One for
+    each result: around both, XLA aborts when it partitions the step (it takes the pair for the call's own tuple).
     """
-    if native:
-        return native_rows.ranked(logits, n)
     values, ids = lax.top_k(logits, n)
     return lax.optimization_barrier(values), lax.optimization_barrier(ids)
 
@@ -149,3 +144,23 @@ def log_probabilities(
     """The log-softmax of each row."""
     below = logits - jnp.max(logits, axis=1, keepdims=True)
     return below - jnp.log(total_of(jnp.exp(below)))
+
+
+def asked_log_probabilities(
+    logits: jax.Array,  # (B, V) f32
+    ids: jax.Array,  # (B,) i32
+    asked: Array,  # (B,) i32; < 0: nobody does
+    count: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # (B,) f32, (B, count) f32, (B, count) i32
+    """`log_probabilities` at an id, at the `count` highest, and the ids of these; zeros where nobody asks."""
+
+    def reported() -> tuple[jax.Array, jax.Array, jax.Array]:
+        _, top = ranked(clean(logits), count)
+        values = jnp.take_along_axis(log_probabilities(logits), jnp.concatenate([ids[:, None], top], axis=1), axis=1)
+        return values[:, 0], values[:, 1:], top
+
+    def nothing() -> tuple[jax.Array, jax.Array, jax.Array]:
+        shape = len(logits), count
+        return jnp.zeros(shape[0], jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
+
+    return lax.cond(jnp.any(asked >= 0), reported, nothing)

@@ -31,8 +31,9 @@ HANDLERS = (
     "packlight_dots",
     "packlight_route",
     "packlight_experts",
-    "packlight_rank",
     "packlight_advance",
+    "packlight_sample",
+    "packlight_logprobs",
 )
 QTYPES = tuple(FIELDS)  # the formats that have native kernels
 ROUNDINGS = {"Q1_0": "crossed", "Q2_0": "crossed", "NVFP4": "halved"}  # the others': by their blocks; native/weights.h

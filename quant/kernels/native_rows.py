@@ -1,7 +1,7 @@
-"""Norms, dot products and ranks of rows by a CPU's native kernels. Knows no models.
+"""Norms and dot products of rows by a CPU's native kernels. Knows no models.
 
 Every sum goes over a row in one order, whatever other rows there are and whoever computes them: XLA's own sums change
-their order with the shape. `model.network.norms` and `model.sampling.rank` have the twins.
+their order with the shape. `model.network.norms` has the twins.
 """
 
 import jax
@@ -53,25 +53,3 @@ def dots(
     """Each row of a times b's. threads 0 takes XLA's pool; isa: one of native_ops.ISAS."""
     call = jax.ffi.ffi_call(native_ops.target("packlight_dots"), jax.ShapeDtypeStruct(a.shape[:1], jnp.float32))
     return call(a, b, **native_ops.choices(threads, isa))
-
-
-def ranked(
-    x: jax.Array,  # float32 (M, W)
-    count: int,
-    *,
-    threads: int = 0,
-) -> tuple[jax.Array, jax.Array]:  # float32 (M, count), int32 (M, count)
-    """The `count` largest numbers of each row and their places, the first of equal ones first.
-
-    The order is IEEE 754's totalOrder: -0 is below 0, NaN without a sign above all. threads 0 takes XLA's pool. Raises
-    ValueError for a count that a row has not.
-    """
-    if not 1 <= count <= x.shape[1]:
-        raise ValueError(f"native ranks: {count} of {x.shape[1]} numbers")
-    shape = (x.shape[0], count)
-    call = jax.ffi.ffi_call(
-        native_ops.target("packlight_rank"),
-        [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32)],
-    )
-    values, places = call(x, threads=np.int64(threads))
-    return values, places

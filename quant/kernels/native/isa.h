@@ -73,6 +73,11 @@ inline bool has(Isa isa) {
   return false;
 }
 
+// Whether `isa` is a number of one that this CPU has.
+inline bool is_here(int64_t isa) {
+  return isa >= 0 && isa <= static_cast<int64_t>(Isa::avx512bf16) && has(static_cast<Isa>(isa));
+}
+
 // `asked`, or for `best` the fastest there is. The unit for bfloat16 is for products alone: `chosen_for_products`.
 inline Isa chosen(Isa asked) {
   if (asked == Isa::avx512bf16) return Isa::avx512;

@@ -32,11 +32,6 @@ inline const ActivationKernels& activation_kernels(Isa isa) {
   return kPortableActivations;
 }
 
-// Whether `isa` is a number of one that this CPU has.
-inline bool is_here(int64_t isa) {
-  return isa >= 0 && isa <= static_cast<int64_t>(Isa::avx512bf16) && has(static_cast<Isa>(isa));
-}
-
 // Packed matrices of one shape, one after the other.
 struct Stacked {
   Weights first;

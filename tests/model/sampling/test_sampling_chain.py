@@ -31,6 +31,9 @@ VOCAB = sampler_goldens.VOCAB
 DRY_VOCABS = ["demo", *shared(sampler_goldens.VOCABS[1:])]
 
 
+sample_jit = jax.jit(sample, static_argnames="native")
+
+
 def config_of(case):
     return SamplingConfig(seed=0, **{**sampler_goldens.OFF, **case})
 
@@ -46,7 +49,7 @@ def steered(logits, steering, prompt, generated=()):
 def _ranks(logits, sampling):
     """Weights at every rank, the ids that have them, and whether they are exact: one program for every config."""
     logits = clean(logits)
-    values, ids = ranked(logits, logits.shape[1], native=False)
+    values, ids = ranked(logits, logits.shape[1])
     _, chance = _uniforms(sampling.seed, np.zeros(1, np.int32))
     weights, settled = _weights(values, _whole(logits, sampling), sampling, chance, logits.shape[1])
     return weights, ids, settled
@@ -72,6 +75,24 @@ def test_each_step_is_llama_cpps(name):
             assert np.flatnonzero(p).tolist() == golden["ids"]
         # float32: an exponent of up to 30 is off by 2^-19 and the sum of 128 terms by less
         np.testing.assert_allclose(p[golden["ids"]], golden["p"], rtol=2e-5)
+
+
+@pytest.mark.usefixtures("native_library")
+@pytest.mark.parametrize("name", sampler_goldens.CASES)
+def test_native_draws_are_llama_cpps(name):
+    """4096 draws of each row: nothing but what llama.cpp keeps, as often as it says."""
+    config = config_of(sampler_goldens.CASES[name])
+    positions = np.arange(4096, dtype=np.int32)
+    sampling = slot_sampling([config] * len(positions))
+    for row, golden in zip(sampler_goldens.rows(), GOLDENS["cases"][name], strict=True):
+        logits = np.tile(steered(row, Steering(config), sampler_goldens.TOKENS), (len(positions), 1))
+        ids = np.asarray(sample_jit(logits, sampling, positions, native=True)[0])
+        counts, expected = np.bincount(ids, minlength=VOCAB), np.zeros(VOCAB)
+        expected[golden["ids"]] = golden["p"]
+        assert not counts[expected == 0].any()
+        # within 5 standard deviations, and one draw: of a right sampler's 2,000 counts 0.001 are not
+        spread = np.sqrt(len(positions) * expected * (1 - expected))
+        assert (np.abs(counts - len(positions) * expected) <= 5 * spread + 1).all()
 
 
 def test_mirostat_follows_its_rule():
@@ -175,17 +196,22 @@ def test_a_mask_forbids_what_it_does_not_allow():
     np.testing.assert_array_equal(out, np.where(np.arange(70) % 2 == 0, row, -np.inf))
 
 
-def test_logprobs_equal_a_full_log_softmax():
+@pytest.mark.parametrize("native", [False, True])
+def test_logprobs_equal_a_full_log_softmax(native, request):
+    if native:
+        request.getfixturevalue("native_library")
     rows = sampler_goldens.rows()[:4]
     configs = [SamplingConfig(seed=1, logprobs=n) for n in (0, 5, 20)] + [SamplingConfig(seed=1)]
     adjustment = nothing(4, VOCAB, 10)
     adjustment.ids[0, 0], adjustment.bias[0, 0] = 3, 50.0  # an adjustment changes what is drawn, not what is reported
     is_end = np.zeros(VOCAB, np.bool_)
-    picked = jax.jit(pick)(rows, adjustment, slot_sampling(configs), np.arange(4, dtype=np.int32), is_end)
+    args = rows, adjustment, slot_sampling(configs), np.arange(4, dtype=np.int32), is_end
+    picked = jax.tree.map(lambda x: np.asarray(x)[:3], jax.jit(pick, static_argnums=5)(*args, native))
+    rows = rows[:3]  # nobody asked for the last one's
     full = np.asarray(jax.nn.log_softmax(rows, axis=1))
     ids = np.asarray(picked.ids)
     assert ids[0] == 3
-    np.testing.assert_allclose(np.asarray(picked.logprob), full[np.arange(4), ids], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(picked.logprob), full[np.arange(3), ids], rtol=1e-6)
     order = np.argsort(-rows, axis=1, kind="stable")[:, :20]
     np.testing.assert_array_equal(np.asarray(picked.top_ids), order)
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Norms, dot products and ranks of rows natively: against numpy, and with the same bits in any company."""
+"""Norms and dot products of rows natively: against numpy, and with the same bits in any company."""
 
 import jax
 import numpy as np
@@ -14,7 +14,6 @@ EPSILON = 1e-5
 
 norm = jax.jit(native_rows.norm, static_argnames=("epsilon", "centered", "divisor", "threads", "isa"))
 dots = jax.jit(native_rows.dots, static_argnames=("threads", "isa"))
-ranked = jax.jit(native_rows.ranked, static_argnames=("count", "threads"))
 
 
 def case(width, rows=6, layers=2, period=3, seed=0):
@@ -77,32 +76,3 @@ def test_what_does_not_fit_is_refused():
         jax.block_until_ready(norm(x, weights, biases, 2, epsilon=EPSILON))
     with pytest.raises(Exception, match="want a"):
         jax.block_until_ready(dots(x, x[:, :5]))
-
-
-@pytest.mark.parametrize("width", [1, 2, 7, 300, 4097, 40000])
-def test_ranks_are_a_stable_sorts(width):
-    """Flat rows, rows of few values and of infinities among them, all counts, alone and shared by threads."""
-    rng = np.random.default_rng(width)
-    x = rng.normal(size=(5, width)).astype(np.float32) * np.float32([[1], [1e30], [1e-38], [3], [0]])
-    x[3] = np.round(x[3])
-    x[:, rng.random(width) < 0.2] = -np.inf
-    x[1, rng.random(width) < 0.1] = np.inf
-    x += np.float32(0)  # no -0, which numpy takes for 0
-    order = np.argsort(-x, axis=1, kind="stable")
-    for count in sorted({1, min(2, width), min(256, width), width}):
-        for rows in (slice(0, 5), slice(3, 4)):
-            for threads in (1, 3):
-                values, places = ranked(x[rows], count, threads=threads)
-                np.testing.assert_array_equal(places, order[rows, :count])
-                np.testing.assert_array_equal(values, np.take_along_axis(x[rows], order[rows, :count], 1))
-
-
-def test_what_no_number_equals_has_a_place_in_the_ranks():
-    x = np.float32([[0.0, -np.nan, -0.0, np.nan, np.inf, 1e-45, -np.inf]])
-    assert ranked(x, 7)[1].tolist() == [[3, 4, 5, 0, 2, 6, 1]]
-
-
-def test_counts_that_a_row_has_not_are_refused():
-    for count in (0, 4):
-        with pytest.raises(ValueError, match=f"{count} of 3 numbers"):
-            native_rows.ranked(np.zeros((1, 3), np.float32), count)
