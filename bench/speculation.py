@@ -1,10 +1,11 @@
 """Drafts beside none, in turn, on texts that are expected, that repeat themselves, and that never do.
 
-    python -m packlight.bench.speculation --model=FILE [--speculate=3] [--tokens=128] [--rounds=5]
+    python -m packlight.bench.speculation --model=FILE [--draft_model=FILE] [--speculate=3] [--tokens=128] [--rounds=5]
 
-The model is loaded twice, with drafts and without; both continue each text in turn. A table on stdout: tokens per
-second without drafts, how many times as many with them (median of the rounds and their range), how many drafts were
-right. Exits with 1 where ids differ.
+The model is loaded twice, with drafts and without, and once more with a draft model where one is named; all continue
+each text in turn. A table on stdout: tokens per second without drafts, how many times as many with them (median of the
+rounds and their range), how many drafts were right. Exits with 1 where ids differ. `bench.shallow` makes a draft model
+where a model has no smaller brother.
 """
 
 import argparse
@@ -70,6 +71,7 @@ def main() -> None:
         prog="python -m packlight.bench.speculation", description="tokens per second with drafts and without"
     )
     parser.add_argument("--model", required=True)
+    parser.add_argument("--draft_model")
     parser.add_argument("--speculate", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
@@ -77,29 +79,34 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         plain = packlight.load(options.model, context=1024, slots=1)
-        drafting = packlight.load(options.model, context=1024, slots=1, speculate=options.speculate)
+        how = {"context": 1024, "slots": 1, "speculate": options.speculate}
+        drafting = {"looked up": packlight.load(options.model, **how)}
+        if options.draft_model is not None:
+            drafting["draft model"] = packlight.load(options.model, draft_model=options.draft_model, **how)
     except PacklightError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     same = True
-    print(f"{'':<16}{'tokens/s':>10}{'times':>8}{'range':>14}{'right':>8}{'drafted':>9}")
+    print(f"{'':<16}{'drafts':<12}{'tokens/s':>10}{'times':>8}{'range':>14}{'right':>8}{'drafted':>9}")
     for text in texts(plain, options.tokens):
-        pairs = []
+        rounds: list[dict[str, Completion]] = []
         for number in range(1 + options.rounds):  # the first one warms up
-            first, second = (plain, drafting) if number % 2 else (drafting, plain)
-            done = {id(llm): continued(llm, text) for llm in (first, second)}
-            pairs.append((done[id(plain)], done[id(drafting)]))
-        same &= all(without.token_ids == beside.token_ids for without, beside in pairs)
-        rates = [rate(without) for without, _ in pairs[1:]]
-        times = [rate(beside) / rate(without) for without, beside in pairs[1:]]
-        said = pairs[-1][1].timings
-        spread = f"{min(times):.2f}-{max(times):.2f}"
-        print(
-            f"{text.name:<16}{statistics.median(rates):>10.2f}{statistics.median(times):>8.2f}{spread:>14}"
-            f"{said['accepted']:>8}{said['drafted']:>9}"
-        )
-    costs = ", ".join(f"{rows} rows {drafting.engine.pace.cost(rows):.2f}" for rows in drafting.plan.verified)
-    print(f"a step that verifies takes, in steps of one token: {costs}")
+            contenders = [("none", plain), *drafting.items()]
+            rounds.append({name: continued(llm, text) for name, llm in contenders[:: 1 if number % 2 else -1]})
+        same &= all(each.token_ids == done["none"].token_ids for done in rounds for each in done.values())
+        rates = statistics.median(rate(done["none"]) for done in rounds[1:])
+        for name in drafting:
+            times = [rate(done[name]) / rate(done["none"]) for done in rounds[1:]]
+            said, spread = rounds[-1][name].timings, f"{min(times):.2f}-{max(times):.2f}"
+            print(
+                f"{text.name:<16}{name:<12}{rates:>10.2f}{statistics.median(times):>8.2f}{spread:>14}"
+                f"{said['accepted']:>8}{said['drafted']:>9}"
+            )
+    for name, llm in drafting.items():
+        pace, verified = llm.engine.pace, llm.plan.verified
+        costs = ", ".join(f"{rows} rows {pace.cost(rows):.2f}" for rows in verified)
+        asking = ", ".join(f"{rows - 1} drafts {pace.asking(rows - 1):.2f}" for rows in verified) if llm.draft else ""
+        print(f"{name}: a step that verifies takes, in steps of one token: {costs}" + (f"; {asking}" if asking else ""))
     if not same:
         print("ids differ", file=sys.stderr)
         sys.exit(1)

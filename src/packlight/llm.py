@@ -119,7 +119,7 @@ class LLM:
     weights_bytes: int  # of the file's tensors that the model reads
     kv_bytes: int  # of the cache, on all devices together
     memory: MemoryPlan  # what each device holds, with the scratch of the largest step
-    timings: dict[str, float]  # seconds: load_s to read and place the weights, compile_s to build
+    timings: dict[str, float]  # seconds: load_s to read and place the weights, compile_s to build; of both models
     prompts: Prompts  # checks what is asked of the model
     scheduler: Scheduler  # moves all that is generated
     draft: "LLM | None" = None  # the draft model
@@ -183,7 +183,8 @@ class LLM:
         self.memory = dataclasses.replace(prepared.memory, scratch=scratch)
         prepared.check_memory(self.memory.scratch)
         self.kv_bytes = self.engine.cache_bytes
-        self.timings = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
+        took = {"load_s": loaded - began, "compile_s": time.perf_counter() - loaded}
+        self.timings = {name: took[name] + (draft.timings[name] if draft is not None else 0) for name in took}
         self.scheduler = Scheduler(self.engine)
 
     def __enter__(self) -> Self:
