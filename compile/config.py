@@ -24,7 +24,7 @@ CPU_KERNELS = ("auto", "native", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
 KV_DTYPES = (*DTYPES, Q8_0)
 WEIGHTS = ("resident", "mapped", "streamed")
-ONE_CPU = "weights are mapped and streamed for one CPU device, not for a GPU, a TPU or a mesh"
+ONE_CPU = "weights are mapped or streamed for one CPU device, not for a GPU, a TPU or a mesh"
 DEFAULT_CONTEXT = 4096
 
 # Far above any config, and so low that what tomllib takes the square of (a key of 100,000 parts costs it 40 GB) stays
