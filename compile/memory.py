@@ -29,8 +29,9 @@ CGROUPS = pathlib.Path("/sys/fs/cgroup")
 PROC = pathlib.Path("/proc")
 
 # What a process takes on a CPU beside the model, measured (`bench/LOG.md`): Python, jax and the executables of a plan,
-# and the tokenizer for each token of its vocabulary. A start that compiles takes up to 300 MB more while it does.
-PROCESS_BYTES = 280_000_000
+# which are larger where XLA samples, and the tokenizer for each token of its vocabulary. A start that compiles takes up
+# to 300 MB more while it does.
+PROCESS_BYTES, SAMPLER_BYTES = 200_000_000, 80_000_000
 TOKEN_BYTES = 400
 
 
@@ -131,7 +132,8 @@ def plan_memory(
             else:
                 matrices += math.prod(part.blocks_shape(file.tensors[name].format.name, layouts[name]))
     shape = plan.cache(cfg, config.kv_dtype, split)
-    process = (PROCESS_BYTES + TOKEN_BYTES * cfg.vocab_size) // split.devices if config.platform == "cpu" else 0
+    whole = PROCESS_BYTES + TOKEN_BYTES * cfg.vocab_size + (SAMPLER_BYTES if config.cpu_kernels != "native" else 0)
+    process = whole // split.devices if config.platform == "cpu" else 0
     prefixes = config.prefix_cache_bytes if config.platform == "cpu" and cfg.generates else 0
     known = shape if cfg.generates else None
     mapped = matrices if config.weights != "resident" else 0

@@ -123,6 +123,7 @@ class LLM:
     prompts: Prompts  # checks what is asked of the model
     scheduler: Scheduler  # moves all that is generated
     draft: "LLM | None" = None  # the draft model
+    _mapped: Mapped = Mapped(None)  # what came of mapping the weights
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class LLM:
             )
             host = mapped.weights
             prepared = prepared if host is not None else prepared.resident(mapped.warnings[-1])
-        self._weights_warnings, self._stream = mapped.warnings, mapped.stream
+        self._mapped = mapped._replace(weights=None)
         self.config, self.plan, split = prepared.config, prepared.plan, prepared.split
         self._kernels, self.prompts = prepared.kernels, prepared.prompts
 
@@ -167,7 +168,7 @@ class LLM:
 
         self.placement = aot.find_devices(self.config, split)
         self.device = self.placement.flat[0]
-        number = None if self._stream is None else self._stream.number
+        number = None if mapped.stream is None else mapped.stream.number
         params = place(read(self.placement.tensor_numbers) if host is None else host, self.placement, number)
         loaded = time.perf_counter()
         built = lambda b: on_built(b, len(self.plan.steps)) if on_built else None  # noqa: E731
@@ -198,21 +199,21 @@ class LLM:
         raises PacklightError; to close it again does nothing.
         """
         self.scheduler.close()
-        if self._stream is not None:
-            self._stream.close()
+        if self._mapped.stream is not None:
+            self._mapped.stream.close()
         if self.draft is not None:
             self.draft.close()
 
     @property
     def streamed(self) -> StreamCounts | None:
         """What streaming the weights took so far, over all steps; None where they are not streamed."""
-        return None if self._stream is None else self._stream.counts()
+        return None if self._mapped.stream is None else self._mapped.stream.counts()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Lines that a user should see: what kept weights from being mapped, or executables from the store."""
         draft = self.draft.warnings if self.draft is not None else ()
-        return (*self._weights_warnings, *self.executables.warnings, *draft)
+        return (*self._mapped.warnings, *self.executables.warnings, *draft)
 
     def __repr__(self) -> str:
         plan, device = self.plan, self.device.platform

@@ -150,7 +150,7 @@ def attention(
 
             return mosaic_attention(q, state, index, rows, span, scores)
         case _:
-            raise ValueError(f"attention {kernel!r} is unknown, or does not know such values")
+            raise ValueError(f"attention {kernel!r} is unknown, or does not know narrow values or int8")
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:
