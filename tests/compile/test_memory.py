@@ -96,12 +96,12 @@ def test_the_limit_decides_and_is_told_before_loading(path, config):
 
 
 def test_the_command_line_prints_the_plan_or_refuses(path, config, tmp_path):
-    small = write_config(tmp_path / "small.toml", context=64, memory_limit=281_620_000)
+    small = write_config(tmp_path / "small.toml", context=64, memory_limit=201_620_000)
     for command in (("generate", "--prompt=x"), ("compile",)):
         done = run(*command, f"--model={path}", f"--config={small}")
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(
-            r"error: .*model.gguf does not fit: weights [^\n]*281\.6 MB \(config key [^\n]*\); --slots=1 would fit\n",
+            r"error: .*model.gguf does not fit: weights [^\n]*201\.6 MB \(config key [^\n]*\); --slots=1 would fit\n",
             done.stderr,
         )
     fits = write_config(tmp_path / "fits.toml", context=64)

@@ -94,8 +94,8 @@ def test_stdout_has_the_text_and_a_line_end(small, tmp_path):
     done = succeed(f"--model={path}", f"--config={small}", f"--prompt={golden.prompt}", *GREEDY)
     assert done.stdout == golden.text_f32 + "\n"
     memory, file, plan, speed = done.stderr.splitlines()
-    parts = r"weights 1\.9 MB \+ cache 4\.2 MB \+ process 200\.\d MB"
-    assert re.fullmatch(rf"memory: {parts} = 20\d\.\d MB of [\d,.]+ MB \([a-z ]+\)", memory)
+    parts = r"weights 1\.9 MB \+ cache 4\.2 MB \+ process 280\.\d MB"
+    assert re.fullmatch(rf"memory: {parts} = 28\d\.\d MB of [\d,.]+ MB \([a-z ]+\)", memory)
     assert re.fullmatch(rf"{path.name}: llama, 1\.9 MB: Q4_K x24, Q6_K x5, F32 x9", file)
     assert re.fullmatch(
         r"cpu: kernels xla x28, f32 x9, gather\+xla x1, attention xla; context 512, slots 2; "
