@@ -4,10 +4,10 @@
     python -m packlight.bench.kv_cache --model=FILE --file=TEXT [--length=512] [--chunks=16]
 
 The first reads a prompt of `filled` random tokens into a cache of each type, all in one process, and then lets each
-write so many tokens behind it, in turn. A table on stdout: bytes of the cache, tokens per second and the time beside
-float16's, as medians with the middle half. The second compares predictions of a text with those of a float32 cache:
-mean Kullback-Leibler divergence with its standard error, perplexity, and how often the most probable token is the same,
-as in llama.cpp's `llama-perplexity`.
+write so many tokens behind it, in turn. A table on stdout: bytes of the cache, milliseconds a token and the speed
+beside float16's, as medians with the middle half. The second compares predictions of a text with those of a float32
+cache: mean Kullback-Leibler divergence with its standard error, perplexity, and how often the most probable token is
+the same, as in llama.cpp's `llama-perplexity`.
 """
 
 import argparse

@@ -494,9 +494,8 @@ class Engine:
         start, most = request.length, min(request.limit - len(request.tokens), self.plan.capacity - request.length)
         if request.drafter is None:
             return None
-        text = request.prompt, request.tokens, most - 1, self.pace
-        asked = (self._draft_model.asker(request, self.pace),) if self._draft_model is not None else ()
-        drafts = request.drafter.drafts(*text, *asked)
+        ask = self._draft_model.asker(request, self.pace) if self._draft_model is not None else None
+        drafts = request.drafter.drafts(request.prompt, request.tokens, most - 1, self.pace, ask)
         began = time.perf_counter()
         key = self.plan.verify_key(1 + len(drafts), start) if drafts else None
         if key is None:

@@ -95,10 +95,9 @@ class Rate:
 
     def wanted(self, pace: Pace) -> tuple[int, bool]:
         """How many drafts to take, and whether they promise to pay; else they are a try, once in a while."""
-        pace_wants = pace.drafts(self.value, asked=True) if self.asked else pace.drafts(self.value)
-        if pace_wants:
+        if paying := pace.drafts(self.value, self.asked):
             self._every = TRIED_EVERY
-            return pace_wants, True
+            return paying, True
         self._since += 1
         return (pace.tried() if self._since >= self._every else 0), False
 
@@ -131,18 +130,18 @@ class Drafter:
         tokens: Sequence[int],
         most: int,
         pace: Pace,
-        ask: Callable[[int, float], list[int] | None] = lambda wanted, affordable: None,
+        ask: Callable[[int, float], list[int] | None] | None = None,
     ) -> list[int]:
         """What may follow a prompt and what was generated; [] where nothing is found, or drafts do not pay.
 
-        most: drafts at most. ask: gives so many drafts of the draft model; None while it has to read more of the text
-        than it can afford, in the time of so many tokens.
+        most: drafts at most. ask: gives so many drafts of the draft model, if there is one; None while it has to read
+        more of the text than it can afford, in the time of so many tokens.
         """
         self._extend(prompt, tokens)
         wanted = min(most, self._looked_up.wanted(pace)[0])
         found = (self._expected(len(tokens), wanted) or self._found(wanted)) if wanted > 0 else []
         self._source = self._looked_up
-        return self._asked(found, len(tokens), most, pace, ask) if self._model is not None else found
+        return found if ask is None else self._asked(found, len(tokens), most, pace, ask)
 
     def _asked(
         self, found: list[int], generated: int, most: int, pace: Pace, ask: Callable[[int, float], list[int] | None]

@@ -76,7 +76,7 @@ class Header:
 
     def first(self) -> int:
         """Where the first buffer is in the file."""
-        return _rounded_up(len(self.packed()), self.alignment)
+        return rounded_up(len(self.packed()), self.alignment)
 
     def whole(self) -> int:
         """Bytes of the file."""
@@ -97,7 +97,7 @@ class Arrangement(NamedTuple):
         for shape, tensors in buffers:
             size = math.prod(shape)
             alignment = HUGE_PAGE if size > HUGE_PAGE else PAGE
-            at, each, largest = _rounded_up(end, alignment), size // len(tensors), max(largest, alignment)
+            at, each, largest = rounded_up(end, alignment), size // len(tensors), max(largest, alignment)
             offsets.append(at)
             records += [Record(name, at + number * each, each) for number, name in enumerate(tensors)]
             end = at + size
@@ -202,5 +202,6 @@ def _write_at(fd: int, content: np.ndarray, at: int) -> None:
         done += os.pwrite(fd, content[done:].data, at + done)
 
 
-def _rounded_up(count: int, unit: int) -> int:
+def rounded_up(count: int, unit: int) -> int:
+    """The least multiple of a unit that is no smaller."""
     return -(-count // unit) * unit

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from packlight.common.errors import MemoryLimitError
 from packlight.common.text import megabytes
 from packlight.model.weights.load import Buffer
-from packlight.model.weights.mapfile import HUGE_PAGE, PAGE, Arrangement
+from packlight.model.weights.mapfile import HUGE_PAGE, PAGE, Arrangement, rounded_up
 
 UNIT = HUGE_PAGE  # bytes
 
@@ -42,7 +42,7 @@ class Cut:
             of = list(itertools.islice(records, len(buffer.tensors)))
             first, end = of[0].offset, of[-1].offset + of[-1].nbytes
             for unit in _units(first, end):
-                sizes[unit] = max(sizes[unit], min(UNIT, _whole_pages(end) - unit * UNIT))
+                sizes[unit] = max(sizes[unit], min(UNIT, rounded_up(end, PAGE) - unit * UNIT))
             if end - first <= UNIT or not of[0].name.startswith("blk."):
                 outside.update(_units(first, end))
                 continue
@@ -118,7 +118,7 @@ class Residence:
             total += self.cut.bytes(self.cut.union(now) - self.cut.union(set(now) & set(before)) - kept)
         return total
 
-    @property
+    @functools.cached_property
     def _windows(self) -> list[list[int]]:
         """For each streamed layer that a step comes to, those that are in memory then."""
         turn = [*range(self.kept, self.layers)] * 2
@@ -151,10 +151,6 @@ def plan_residence(cut: Cut, budget: int, ahead: int, whose: str) -> Residence:
 def _units(first: int, end: int) -> range:
     """The units that bytes `first` to `end` lie in."""
     return range(first // UNIT, -(-end // UNIT))
-
-
-def _whole_pages(count: int) -> int:
-    return -(-count // PAGE) * PAGE
 
 
 def _without(units: range, others: set[int]) -> Iterable[range]:

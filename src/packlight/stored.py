@@ -101,8 +101,7 @@ def _in_folder(folder: pathlib.Path, library: pathlib.Path | None) -> Iterator[K
 def _kept(path: pathlib.Path, kind: str, by: dict[str, str], stale: str | None) -> Kept:
     status = path.stat()
     size = sum(each.stat().st_size for each in path.rglob("*")) if path.is_dir() else status.st_size
-    used = used_at(path)
-    return Kept(path, kind, size, used, by, stale, is_held(str(path)))
+    return Kept(path, kind, size, used_at(path), by, stale, is_held(str(path)))
 
 
 def _other(by: dict[str, str]) -> str | None:

@@ -6,6 +6,7 @@ import dataclasses
 
 import encoders
 import pytest
+from drafting_models import CONFIG, REPEATS
 from golden_models import model
 
 import packlight
@@ -17,15 +18,6 @@ from packlight.prepared import prepare
 from packlight.serve import speculation
 from packlight.serve.speculation import Drafter, Pace, Rate
 
-CONFIG = packlight.CompileConfig(
-    context=192,
-    prefill_buckets=(16,),
-    decode_batch=(1, 2),
-    head_rows=1,
-    speculate=(2, 4),
-    cpu_kernels="native",
-)
-PROMPT = [*range(40, 60), *range(40, 55)]
 WANTED = {
     "greedy": {"temperature": 0},
     "drawn": {"seed": 5},
@@ -88,8 +80,8 @@ def same(a, b):
 @pytest.mark.parametrize("wanted", WANTED)
 def test_the_model_itself_guesses_right(itself, wanted):
     asked = WANTED[wanted] | {"max_tokens": 50, "logprobs": 3, "ignore_eos": True}
-    alone = undrafted(itself, PROMPT, **asked)
-    beside = itself.generate(PROMPT, **asked)
+    alone = undrafted(itself, REPEATS, **asked)
+    beside = itself.generate(REPEATS, **asked)
     same(beside, alone)
     drafted, accepted = beside.timings["drafted"], beside.timings["accepted"]
     assert drafted > 20
@@ -100,9 +92,9 @@ def test_the_model_itself_guesses_right(itself, wanted):
 @pytest.mark.parametrize("wanted", WANTED)
 def test_a_model_that_is_mostly_wrong(smaller, wanted):
     asked = WANTED[wanted] | {"max_tokens": 60, "logprobs": 3, "ignore_eos": True}
-    alone = undrafted(smaller, PROMPT, **asked)
+    alone = undrafted(smaller, REPEATS, **asked)
     for _ in range(2):
-        beside = smaller.generate(PROMPT, **asked)
+        beside = smaller.generate(REPEATS, **asked)
         same(beside, alone)
         assert beside.timings["accepted"] < beside.timings["drafted"] / 2
 
@@ -110,11 +102,11 @@ def test_a_model_that_is_mostly_wrong(smaller, wanted):
 @pytest.mark.usefixtures("eager")
 def test_ends(itself):
     """By an end token, `max_tokens`, a full context: as without drafts."""
-    long = undrafted(itself, PROMPT, temperature=0, ignore_eos=True)
-    assert len(long.token_ids) == 192 - len(PROMPT)
-    same(itself.generate(PROMPT, temperature=0, ignore_eos=True), long)
+    long = undrafted(itself, REPEATS, temperature=0, ignore_eos=True)
+    assert len(long.token_ids) == 192 - len(REPEATS)
+    same(itself.generate(REPEATS, temperature=0, ignore_eos=True), long)
     for count in (1, 2, 3, 5):
-        some = itself.generate(PROMPT, temperature=0, ignore_eos=True, max_tokens=count)
+        some = itself.generate(REPEATS, temperature=0, ignore_eos=True, max_tokens=count)
         assert some.token_ids == long.token_ids[:count]
     natural = undrafted(itself, "What is a generator?", temperature=0)
     same(itself.generate("What is a generator?", temperature=0), natural)
@@ -179,7 +171,7 @@ def test_texts_that_take_turns(itself):
 @pytest.mark.parametrize("more", [{"repeat_penalty": 1.1}, {"mirostat": 2}])
 def test_no_drafts_where_logits_depend_on_what_was_written(itself, more):
     before = itself.draft.engine.steps_run.copy()
-    assert not itself.generate(PROMPT, max_tokens=8, seed=1, **more).timings.keys() & {"drafted", "accepted"}
+    assert not itself.generate(REPEATS, max_tokens=8, seed=1, **more).timings.keys() & {"drafted", "accepted"}
     assert itself.draft.engine.steps_run == before
 
 

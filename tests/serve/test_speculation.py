@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from drafting_models import CONFIG, REPEATS
 from golden_models import model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,15 +17,6 @@ from packlight.compile.plan import Phase
 from packlight.serve import speculation
 from packlight.serve.speculation import Drafter, Pace
 
-CONFIG = packlight.CompileConfig(
-    context=192,
-    prefill_buckets=(16,),
-    decode_batch=(1, 2),
-    head_rows=1,
-    speculate=(2, 4),
-    cpu_kernels="native",
-)
-REPEATS = [*range(40, 60), *range(40, 55)]
 FAMILIES = ("gemma2", "gpt-oss", "deepseek2-flash", "gemma4-e", "command-r", "phi3-packed")
 WANTED = {
     "greedy": {"temperature": 0},
@@ -59,7 +51,7 @@ def guesses(monkeypatch, right, wrong_at):
     """Drafts that are the true continuation, but for the places in `wrong_at`; three at a time at most."""
     told = [token + (number in wrong_at) for number, token in enumerate(right)]
 
-    def drafts(self, prompt, tokens, most, pace):
+    def drafts(self, prompt, tokens, most, pace, ask):
         at = len(tokens)
         return told[at : at + min(most, 1 + at % 3)]
 
@@ -157,7 +149,7 @@ def test_no_drafts_where_logits_depend_on_what_was_written(llm, monkeypatch, mor
 
 def test_a_text_that_repeats_is_guessed(llm, monkeypatch):
     """By the drafts that the engine makes itself, in fewer steps than tokens."""
-    monkeypatch.setattr(Pace, "drafts", lambda self, rate: 3)
+    monkeypatch.setattr(Pace, "drafts", lambda self, rate, asked: 3)
     said = llm.generate("What is a generator?", temperature=0, max_tokens=60, ignore_eos=True)
     prompt = [*said.prompt_token_ids, *said.token_ids, *said.prompt_token_ids]
     before = sum(llm.engine.steps_run.values())
@@ -184,7 +176,7 @@ def test_a_prediction_changes_nothing_but_speed(llm, monkeypatch):
     asked = {"temperature": 0, "max_tokens": 60, "logprobs": 1, "ignore_eos": True}
     alone = undrafted(llm, monkeypatch, "A generator is", **asked)
     half = len(alone.text) // 2
-    monkeypatch.setattr(Pace, "drafts", lambda self, rate: 3)  # whatever this machine's steps take
+    monkeypatch.setattr(Pace, "drafts", lambda self, rate, asked: 3)  # whatever this machine's steps take
     beside = llm.generate("A generator is", **asked, prediction=f"{alone.text[:half]}!? {alone.text[half:]}")
     same(beside, alone)
     assert beside.timings["accepted"] > len(alone.token_ids) / 3

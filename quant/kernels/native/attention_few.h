@@ -46,7 +46,7 @@ inline void score_few_strips(const uint32_t* words, int64_t strip, const float* 
   int64_t c = 0;
   for (; c + kEach <= width; c += kEach, words += kLanes) {
     Floats key[2][kStrips];
-    if (c % 4 == 0) values.fetch(kStrips * kLanes * 4 * (kType == KvType::f32 ? 4 : 2) / 64);
+    if (c % 4 == 0) values.fetch(kStrips * kLanes * 4 * bytes_of(kType) / 64);
 #pragma GCC unroll 4
     for (int s = 0; s < kStrips; ++s) {
       if constexpr (kType == KvType::f32) {
@@ -96,7 +96,7 @@ template <int kRows, KvType kType>
 inline void score_few_tile(const Block& b, const uint8_t* keys, int64_t lead, int64_t count, const float* q,
                            uint32_t* words, uint8_t* edge, float* scores, Ahead values) {
   constexpr int kStrips = few_strips(kRows), kStep = kStrips * kLanes;
-  const int64_t bytes = b.width * (kType == KvType::f32 ? 4 : 2), strip = (bytes + 3) / 4 * kLanes + kLanes * kLanes;
+  const int64_t bytes = b.width * bytes_of(kType), strip = (bytes + 3) / 4 * kLanes + kLanes * kLanes;
   for (int64_t s = lead / kStep * kStep; s < count; s += kStep) {
     transpose_strips<kStrips>(keys, bytes, s, lead, count, words, strip, edge);
     score_few_strips<kRows, kStrips, kType>(words, strip, q, b.width, scores + s, values);

@@ -192,22 +192,9 @@ inline void score_many_int8(const Block& b, const uint8_t* keys, int64_t lead, i
     for (int64_t s = lead; s < count; ++s) std::memcpy(whole + s * pitch, keys + s * b.width, b.width);
     keys = whole;
   }
-  const int64_t lines = (values.lines() * kStrip + count - lead - 1) / (count - lead);
-  for (int64_t s = lead / kStrip * kStrip; s < count; s += kStrip) {
-    values.fetch(lines);
-    const uint8_t* key[kStrip];
-    for (int64_t i = 0; i < kStrip; ++i) {
-      const int64_t at = s + i < lead ? lead : s + i < count ? s + i : count - 1;
-      key[i] = keys + at * pitch;
-    }
-    int64_t row = 0;
-    for (; row + kLanes < lanes; row += kPanel * kLanes) {
-      const Rounded panel(q, b.width, row, kPanel * kLanes);
-      score_int8_strip<kPanel>(key, panel, b.width, key_scales + s, scores + s * lanes + row, lanes);
-    }
-    if (row < lanes) {
-      const Rounded panel(q, b.width, row, kLanes);
-      score_int8_strip<1>(key, panel, b.width, key_scales + s, scores + s * lanes + row, lanes);
-    }
-  }
+  in_strips(keys, pitch, lead, count, lanes, values, [&](const uint8_t* const* key, int64_t s, int64_t row, auto vecs) {
+    constexpr int kVecs = decltype(vecs)::value;
+    const Rounded panel(q, b.width, row, kVecs * kLanes);
+    score_int8_strip<kVecs>(key, panel, b.width, key_scales + s, scores + s * lanes + row, lanes);
+  });
 }

@@ -40,8 +40,26 @@ inline void transpose_queries(const Block& b, int64_t lanes, float* q) {
   }
 }
 
-// Scores of a tile's positions lead .. count - 1, in whole strips: other positions of these have a neighbour's.
-// Leaves keys of two bytes in `wide`, as f32.
+// Calls score(keys of a strip, its first position, a panel's first row, its vectors) for a tile's positions lead .. count
+// - 1 in whole strips, whose other positions have a neighbour's key, and all rows. Keys lie `pitch` apart.
+template <class Key, class Score>
+inline void in_strips(const Key* keys, int64_t pitch, int64_t lead, int64_t count, int64_t lanes, Ahead values,
+                      const Score& score) {
+  const int64_t lines = (values.lines() * kStrip + count - lead - 1) / (count - lead);
+  for (int64_t s = lead / kStrip * kStrip; s < count; s += kStrip) {
+    values.fetch(lines);
+    const Key* key[kStrip];
+    for (int64_t i = 0; i < kStrip; ++i) {
+      const int64_t at = s + i < lead ? lead : s + i < count ? s + i : count - 1;
+      key[i] = keys + at * pitch;
+    }
+    int64_t row = 0;
+    for (; row + kLanes < lanes; row += kPanel * kLanes) score(key, s, row, std::integral_constant<int, kPanel>());
+    if (row < lanes) score(key, s, row, std::integral_constant<int, 1>());
+  }
+}
+
+// Scores of a tile's positions, as `in_strips` takes them. Leaves keys of two bytes in `wide`, as f32.
 inline void score_many(const Block& b, const uint8_t* narrow, int64_t lead, int64_t count, const float* q,
                        int64_t lanes, float* wide, float* scores, Ahead values) {
   const float* keys = reinterpret_cast<const float*>(narrow);
@@ -50,20 +68,9 @@ inline void score_many(const Block& b, const uint8_t* narrow, int64_t lead, int6
     widen(narrow, b.width, b.type, count, b.width, wide);
     keys = wide, pitch = padded(b.width);
   }
-  const int64_t lines = (values.lines() * kStrip + count - lead - 1) / (count - lead);
-  for (int64_t s = lead / kStrip * kStrip; s < count; s += kStrip) {
-    values.fetch(lines);
-    const float* key[kStrip];
-    for (int64_t i = 0; i < kStrip; ++i) {
-      const int64_t at = s + i < lead ? lead : s + i < count ? s + i : count - 1;
-      key[i] = keys + at * pitch;
-    }
-    int64_t row = 0;
-    for (; row + kLanes < lanes; row += kPanel * kLanes) {
-      score_strip<kPanel>(key, q + row * b.width, b.width, scores + s * lanes + row, lanes);
-    }
-    if (row < lanes) score_strip<1>(key, q + row * b.width, b.width, scores + s * lanes + row, lanes);
-  }
+  in_strips(keys, pitch, lead, count, lanes, values, [&](const float* const* key, int64_t s, int64_t row, auto vecs) {
+    score_strip<decltype(vecs)::value>(key, q + row * b.width, b.width, scores + s * lanes + row, lanes);
+  });
 }
 
 // What `changed` does, to scores of positions from .. filled - 1.

@@ -261,8 +261,8 @@ ffi::Error run_advance(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffe
 }  // namespace
 }  // namespace packlight
 
-// memory: `size` mapped bytes from unit 0 on. bytes (units,); counts (layers,) of pairs in runs (sum, 2): first unit, units. Returns the stream's number, or 0 where
-// the system cannot stream.
+// memory: `size` mapped bytes from unit 0 on. bytes (units,); counts (layers,) of pairs in runs (sum, 2): first unit,
+// units. Returns the stream's number, or 0 where the system cannot stream.
 PACKLIGHT_EXPORT int64_t packlight_stream_open(int64_t fd, uint8_t* memory, int64_t offset, int64_t unit, int64_t units,
                                                int64_t size, const int64_t* bytes, int64_t layers, const int64_t* counts,
                                                const int64_t* runs, int64_t kept, int64_t ahead) {
@@ -292,15 +292,10 @@ PACKLIGHT_EXPORT void packlight_stream_counts(int64_t number, int64_t* out) {
   std::memcpy(out, &counts, sizeof(counts));
 }
 
-// Afterwards steps find all layers page by page, as long as the memory is there.
-PACKLIGHT_EXPORT void packlight_stream_close(int64_t number) {
-  if (const auto stream = packlight::registry().find(number)) stream->close();
-}
-
-// A step that names the stream is an error from now on.
+// A step that names the stream is an error from now on; one that runs finds its layers page by page.
 PACKLIGHT_EXPORT void packlight_stream_forget(int64_t number) {
-  packlight_stream_close(number);
   auto& all = packlight::registry();
+  if (const auto stream = all.find(number)) stream->close();
   std::lock_guard<std::mutex> lock(all.mutex);
   all.streams.erase(number);
 }
