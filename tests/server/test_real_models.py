@@ -116,7 +116,7 @@ def test_embeddings_are_those_of_the_model_and_streams_go_on_beside_them(llm):
 
 
 def test_a_prediction_is_followed_and_changes_nothing_else(native_library, monkeypatch):
-    monkeypatch.setattr(Pace, "drafts", lambda self, rate: 3)  # whatever this machine's steps take
+    monkeypatch.setattr(Pace, "drafts", lambda self, rate, asked: 3)  # whatever this machine's steps take
     config = dataclasses.replace(CONFIG, speculate=(2, 4))
     body = {"prompt": "A generator is", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "logprobs": 1}
     with packlight.load(demo.MODEL, config) as llm:
@@ -151,7 +151,9 @@ def test_a_prompt_may_be_read_for_the_cache_alone(llm):
     assert next_one["usage"]["prompt_tokens_details"]["cached_tokens"] == 101
 
 
-def test_an_encoder_has_a_queue_and_stops_for_a_client_that_left(tmp_path, monkeypatch):
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_encoder_has_a_queue_and_stops_for_a_client_that_left(tmp_path, monkeypatch, waits):
+    """waits: whether another request's texts run as the client leaves, and not its own."""
     config = packlight.CompileConfig(context=64, prefill_buckets=(16,), decode_batch=(1,), head_rows=1)
     with packlight.load(write(tmp_path / "m.gguf", ENCODERS["bert"]), config) as llm:
         held, groups = threading.Event(), []
@@ -159,29 +161,36 @@ def test_an_encoder_has_a_queue_and_stops_for_a_client_that_left(tmp_path, monke
 
         def slow(key, texts, pooling):
             groups.append(len(texts))
-            held.wait(5)
+            held.wait(60)
             return encode(key, texts, pooling)
 
         monkeypatch.setattr(llm, "encode_group", slow)
 
         async def work(server, app):
             leave = asyncio.Event()
-            body = {"input": ["one", "two"] * 20}
-            left = asyncio.create_task(call(app, "POST", "/v1/embeddings", body, leave))
-            others = [asyncio.create_task(call(app, "POST", "/v1/embeddings", {"input": "a"})) for _ in range(33)]
-            while len(groups) == 0 or any(not task.done() for task in others) and sum(t.done() for t in others) < 1:
+
+            def start(texts, *left):
+                return asyncio.create_task(call(app, "POST", "/v1/embeddings", {"input": texts}, *left))
+
+            many = ["one", "two"] * 20
+            first = start("a") if waits else start(many, leave)
+            while not groups:
+                await asyncio.sleep(0.001)
+            left = start(many, leave) if waits else first
+            others = [start("a") for _ in range(33)]
+            while not any(task.done() for task in others):  # one finds the queue full
                 await asyncio.sleep(0.001)
             leave.set()
-            await asyncio.sleep(0)
+            status, *_ = await left
             held.set()
-            return await left, await asyncio.gather(*others)
+            return status, await asyncio.gather(*([first] if waits else []), *others)
 
-        left, others = served(llm, work)
+        status, others = served(llm, work)
     statuses = [status for status, *_ in others]
-    assert left[0] == 499
-    assert groups[0] < 40  # of its texts
-    assert sum(groups) == groups[0] + statuses.count(200)
-    assert (statuses.count(200), statuses.count(429)) == (32, 1)
+    assert status == 499
+    assert groups[0] == (1 if waits else 4)  # of 40 texts
+    assert sum(groups) == statuses.count(200) + (0 if waits else 4)
+    assert (statuses.count(200), statuses.count(429)) == (32, 1 + waits)
 
 
 def test_documents_are_ranked(tmp_path):

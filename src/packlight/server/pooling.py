@@ -78,10 +78,12 @@ class Pooler:
             rows: dict[int, np.ndarray] = {}
             for key, numbers in self._llm.plan.text_groups([len(ids) for ids in texts]):
                 call = functools.partial(self._llm.encode_group, key, [texts[number] for number in numbers], pooling)
-                made = await asyncio.get_running_loop().run_in_executor(self._thread, call)
-                rows |= zip(numbers, made, strict=True)
+                made = asyncio.get_running_loop().run_in_executor(self._thread, call)
+                await asyncio.wait((made, left), return_when=asyncio.FIRST_COMPLETED)
                 if left.done():
+                    made.cancel()  # if it runs already, nobody waits for what it makes
                     raise ClientDisconnect
+                rows |= zip(numbers, await made, strict=True)
             return [rows[number] for number in range(len(texts))]
         except PacklightError as error:
             raise api_error(error) from None

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -80,14 +81,19 @@ def opened(process):
 
 
 def at_rest(pid):
-    """What is open here and in a sandbox whose next copy waits, and how many processes there are."""
-    until = time.monotonic() + 10
+    """What a sandbox and its waiting copy hold open; and how much is open here and there, and how many processes.
+
+    Two looks must agree: after an answer one copy ends and the next begins.
+    """
+    until, last = time.monotonic() + 10, None
     while time.monotonic() < until:
-        sockets = [sum(name.startswith("socket:") for name in opened(each)) for each in (pid, *children(pid))]
-        if sockets == [2, 2] and len(opened(pid)) == 4:
-            break
+        family, held = children(os.getpid()), [opened(each) for each in (pid, *children(pid))]
+        sockets = [sum(name.startswith("socket:") for name in names) for names in held]
+        if sockets == [2, 2] and len(held[0]) == 4 and (family, held) == last:
+            return held, (len(os.listdir("/proc/self/fd")), len(held[0]), len(family))
+        last = family, held
         time.sleep(0.01)
-    return len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{pid}/fd")), len(children(os.getpid()))
+    raise AssertionError(f"a sandbox and its copy hold {held}")
 
 
 def resident(pid):
@@ -109,18 +115,15 @@ def test_500_renders_of_one_process_are_those_of_new_ones(pool):
         ours.set_inheritable(True)  # a server's, which a template's process must not keep open
         assert made(TALK, said("first"))
         (pid,) = pool.pids()
-        before = at_rest(pid)
-        for process in (pid, *children(pid)):
-            held = opened(process)
-            assert sum(name.startswith("socket:") for name in held) == 2
-            assert os.readlink(f"/proc/self/fd/{ours.fileno()}") not in held
+        held, before = at_rest(pid)
+        assert os.readlink(f"/proc/self/fd/{ours.fileno()}") not in itertools.chain(*held)
         memory = resident(pid)
         for i in range(500):
             at = i * i % 7 % 5
             messages, told = talks[at]
             assert made(TALK, messages, **told) == expected[at], i
         assert pool.pids() == [pid]
-        assert at_rest(pid) == before
+        assert at_rest(pid)[1] == before
     assert resident(pid) - memory < 256  # pages
 
 
@@ -310,5 +313,8 @@ def test_a_sandbox_ends_with_its_caller(end):
 
 
 def busy(pid):
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) > 0.1 * os.sysconf("SC_CLK_TCK")
+    """Whether a process worked for a while; False of one that ended."""
+    with contextlib.suppress(OSError):
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) > 0.1 * os.sysconf("SC_CLK_TCK")
+    return False
