@@ -177,6 +177,8 @@ def test_an_encoder_has_a_queue_and_stops_for_a_client_that_left(tmp_path, monke
             while not groups:
                 await asyncio.sleep(0.001)
             left = start(many, leave) if waits else first
+            while server._pooler._under_way < 1 + waits:
+                await asyncio.sleep(0.001)
             others = [start("a") for _ in range(33)]
             while not any(task.done() for task in others):  # one finds the queue full
                 await asyncio.sleep(0.001)

@@ -79,11 +79,13 @@ class Pooler:
             for key, numbers in self._llm.plan.text_groups([len(ids) for ids in texts]):
                 call = functools.partial(self._llm.encode_group, key, [texts[number] for number in numbers], pooling)
                 made = asyncio.get_running_loop().run_in_executor(self._thread, call)
-                await asyncio.wait((made, left), return_when=asyncio.FIRST_COMPLETED)
-                if left.done():
-                    made.cancel()  # if it runs already, nobody waits for what it makes
-                    raise ClientDisconnect
-                rows |= zip(numbers, await made, strict=True)
+                try:
+                    await asyncio.wait((made, left), return_when=asyncio.FIRST_COMPLETED)
+                    if left.done():
+                        raise ClientDisconnect
+                    rows |= zip(numbers, await made, strict=True)
+                finally:
+                    made.cancel()  # where it waits for the thread, it never runs
             return [rows[number] for number in range(len(texts))]
         except PacklightError as error:
             raise api_error(error) from None
