@@ -85,6 +85,11 @@ def map_weights(
     """
     warnings: list[str] = []
     try:
+        native_build.loaded()  # without it a file that is cut short would end the process
+    except native_build.NativeBuildError as error:
+        why = str(error).partition("\n")[0]
+        return Mapped(None, (f"weights are read into memory, not mapped: {why}",))
+    try:
         kept = _Kept(file, cfg, layouts, _usable(folder), user_secret(), residence)
         try:
             return kept.opened(progress)
@@ -171,11 +176,8 @@ class _Kept:
         return Mapped(weights, stream=stream, lost=lost)
 
     def _watch(self, mapping: mmap.mmap) -> Callable[[], str | None]:
-        """Says from now on whether a page of the mapping could not be read, where there is a library to catch that."""
-        try:
-            is_lost = guard(mapping)
-        except native_build.NativeBuildError:
-            return lambda: None
+        """Says from now on whether a page of the mapping could not be read."""
+        is_lost = guard(mapping)
         said = f"{shown_path(str(self.path))}: weights in use cannot be read: the file was cut short, or its disk fails"
         return lambda: said if is_lost() else None
 

@@ -34,6 +34,7 @@ from packlight.model.weights import mapfile, mapped
 from packlight.model.weights.load import read_weights
 from packlight.model.weights.mapped import map_weights
 from packlight.prepared import Changes, prepare
+from packlight.quant.kernels import native_build
 
 MIXED = {"ffn_down": "Q6_K", "attn_v": "F16", "output": "Q5_0", "blk.1.attn_k": "Q8_0", "default": "Q4_K"}
 SMALL = {"context": 64, "prefill_buckets": (16,), "decode_batch": (1,), "head_rows": 1}
@@ -507,8 +508,21 @@ def no_addresses(model, monkeypatch):
         yield "Cannot allocate memory"
 
 
+@contextlib.contextmanager
+def no_library(model, monkeypatch):
+    """What would catch the signal of a file that is cut short."""
+
+    def refused():
+        raise native_build.NativeBuildError("no C++ compiler")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native_build, "loaded", refused)
+        yield "no C++ compiler"
+
+
 TROUBLES = (full_disk, disk_that_fills_up, disk_that_fails_at_the_end, limited_size_of_files, folder_of_everyone)
 TROUBLES += (folder_that_cannot_be_written, file_in_the_folders_place, network_folder, no_secret, no_addresses)
+TROUBLES += (no_library,)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
