@@ -82,6 +82,7 @@ def routes(left: list[str], release: threading.Event) -> Starlette:
         account: Account = request.state.account
         account.prompt_tokens, account.generated_tokens, account.cached_tokens = 7, 3, 2
         account.first_token_s, account.queue_s = 0.25, 0.01
+        account.drafted_tokens, account.accepted_tokens = 5, 1
         return Response(body, media_type="application/json")
 
     async def endless(_: Request) -> Response:

@@ -339,7 +339,7 @@ def test_an_access_line_has_numbers_and_no_text(server):
     line = server.said("/echo 200")[-1]
     head, _, numbers = line.partition(" s: ")
     assert head.startswith("POST /echo 200 in 0.")
-    assert numbers == "7 + 3 tokens, 2 cached, first after 0.250 s, waited 0.010 s"
+    assert numbers == "7 + 3 tokens, 2 cached, 1 of 5 drafts right, first after 0.250 s, waited 0.010 s"
     assert not server.said("secret")
 
 
@@ -393,8 +393,10 @@ def test_metrics_count_what_happens():
     assert found['packlight_rejected_total{reason="unsupported_media_type"}'] == 1
     assert found['packlight_rejected_total{reason="invalid_http"}'] == 1
     assert found["packlight_request_seconds_count"] == 6
-    tokens = [found[f"packlight_{kind}_tokens_total"] for kind in ("prompt", "cached", "generated")]
-    assert tokens == [7, 2, 3]
+    tokens = [
+        found[f"packlight_{kind}_tokens_total"] for kind in ("prompt", "cached", "generated", "draft", "accepted_draft")
+    ]
+    assert tokens == [7, 2, 3, 5, 1]
     assert found["packlight_time_to_first_token_seconds_sum"] == 0.25
     assert found["packlight_queue_seconds_sum"] == 0.01
     assert found["packlight_inter_token_seconds_count"] == 1

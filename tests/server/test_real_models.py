@@ -20,6 +20,7 @@ import packlight
 from packlight import demo
 from packlight.bench.render import ROOT
 from packlight.serve.speculation import Pace
+from packlight.server.accounts import Account, account_of
 from packlight.server.app import Server
 from packlight.server.metrics import Metrics
 from packlight.server.settings import Settings
@@ -119,9 +120,14 @@ def test_a_prediction_is_followed_and_changes_nothing_else(native_library, monke
     monkeypatch.setattr(Pace, "drafts", lambda self, rate, asked: 3)  # whatever this machine's steps take
     config = dataclasses.replace(CONFIG, speculate=(2, 4))
     body = {"prompt": "A generator is", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    accounts: list[Account] = []
     with packlight.load(demo.MODEL, config) as llm:
 
-        async def work(_, app):
+        async def work(_, inner):
+            async def app(scope, receive, send):
+                accounts.append(account_of(scope))
+                await inner(scope, receive, send)
+
             plain = await said(app, "/v1/completions", body | {"cache_prompt": False})
             told = []
             for content in (plain["choices"][0]["text"], [{"type": "text", "text": plain["choices"][0]["text"]}]):
@@ -130,12 +136,14 @@ def test_a_prediction_is_followed_and_changes_nothing_else(native_library, monke
             return plain, told
 
         plain, told = served(llm, work)
-    for each in told:
+    for each, account in zip(told, accounts[1:], strict=True):
         assert each["choices"] == plain["choices"]
         details = each["usage"]["completion_tokens_details"]
         assert details["accepted_prediction_tokens"] == each["timings"]["draft_n_accepted"] > 20
         drafted = details["accepted_prediction_tokens"] + details["rejected_prediction_tokens"]
         assert drafted == each["timings"]["draft_n"]
+        assert (account.drafted_tokens, account.accepted_tokens) == (drafted, details["accepted_prediction_tokens"])
+        assert f"{account.accepted_tokens} of {drafted} drafts right" in account.line()
 
 
 def test_a_prompt_may_be_read_for_the_cache_alone(llm):

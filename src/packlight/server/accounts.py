@@ -26,6 +26,8 @@ class Account:
     prompt_tokens: int | None = None  # with those that were cached
     cached_tokens: int | None = None
     generated_tokens: int | None = None
+    drafted_tokens: int = 0  # that were guessed
+    accepted_tokens: int = 0  # and right
     first_token_s: float | None = None  # from the request's head to its first token
     queue_s: float | None = None  # without a slot
     texts: list[str] | None = None  # prompts and answers, where the server is told to say them
@@ -48,6 +50,8 @@ class Account:
             parts.append(f"{self.prompt_tokens} + {self.generated_tokens or 0} tokens")
         if self.cached_tokens:
             parts.append(f"{self.cached_tokens} cached")
+        if self.drafted_tokens:
+            parts.append(f"{self.accepted_tokens} of {self.drafted_tokens} drafts right")
         if self.first_token_s is not None:
             parts.append(f"first after {self.first_token_s:.3f} s")
         if self.queue_s is not None:

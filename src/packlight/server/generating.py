@@ -74,6 +74,7 @@ class Generating:
         usage, account = self._replies.usage(), self._account
         account.prompt_tokens, account.generated_tokens = usage["prompt_tokens"], usage["completion_tokens"]
         account.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+        account.drafted_tokens, account.accepted_tokens = self._replies.drafts()
         if self._answers.first_token is not None:
             account.first_token_s = self._answers.first_token - account.began
         account.queue_s = self._answers.queued

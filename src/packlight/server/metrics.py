@@ -29,6 +29,8 @@ class Metrics:
         self._prompt = Counter("prompt_tokens", "Tokens of prompts, cached ones with them", **own)
         self._cached = Counter("cached_tokens", "Tokens of prompts that a cache had", **own)
         self._generated = Counter("generated_tokens", "Tokens of answers", **own)
+        self._drafted = Counter("draft_tokens", "Tokens that were guessed", **own)
+        self._accepted = Counter("accepted_draft_tokens", "Tokens that were guessed, and right", **own)
         self._running = Gauge("running", "Texts that have a slot", **own)
         self._waiting = Gauge("waiting", "Texts that wait for a slot", **own)
         self._slots = Gauge("slots", "Texts that may have a slot", **own)
@@ -69,6 +71,8 @@ class Metrics:
         self._prompt.inc(account.prompt_tokens or 0)
         self._cached.inc(account.cached_tokens or 0)
         self._generated.inc(account.generated_tokens or 0)
+        self._drafted.inc(account.drafted_tokens)
+        self._accepted.inc(account.accepted_tokens)
 
     def collect(self) -> Iterable[Metric]:
         """The counter that is asked for; the registry calls this."""

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from packlight.model.text.replies.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
@@ -113,6 +113,10 @@ class Replies:
             "prompt_tokens_details": {"cached_tokens": cached},
             "completion_tokens_details": {"reasoning_tokens": self._reasoning_tokens(), **_drafts(completions)},
         }
+
+    def drafts(self) -> tuple[int, int]:
+        """The tokens that were guessed, and those of them that were right."""
+        return _counted(run.completion() for run in self.asked.runs)
 
     def _reasoning_tokens(self) -> int:
         """The tokens of what the texts thought aloud, as that text alone has them."""
@@ -242,12 +246,17 @@ def _name(token: TopLogprob) -> str:
 
 def _drafts(completions: Sequence[Completion]) -> Reply:
     """How many drafts were right, where any are made, under OpenAI's names."""
-    made = [each.timings for each in completions if "drafted" in each.timings]
-    if not made:
+    if not any("drafted" in each.timings for each in completions):
         return {}
-    accepted = sum(each["accepted"] or 0 for each in made)
-    rejected = sum(each["drafted"] or 0 for each in made) - accepted
-    return {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+    drafted, accepted = _counted(completions)
+    return {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
+
+
+def _counted(completions: Iterable[Completion]) -> tuple[int, int]:
+    """The drafts of some texts, and how many were right."""
+    times = [each.timings for each in completions]
+    drafted, accepted = (sum(int(each.get(name) or 0) for each in times) for name in ("drafted", "accepted"))
+    return drafted, accepted
 
 
 def _timings(completions: Sequence[Completion]) -> Reply:
