@@ -49,8 +49,8 @@ def target_row(
         text = None
     array = largest(text, built.scratch_bytes) if text else None
     line = roofline(target.chip, moved, flops) if target.chip else None
-    resident = max(memory.weights + memory.cache, built.argument_bytes)  # a device may pad what it keeps
-    needs = resident + built.new_bytes + built.scratch_bytes
+    own = max(memory.weights + memory.cache, built.argument_bytes)  # a device may pad what it keeps
+    needs = own + memory.draft + built.new_bytes + built.scratch_bytes
     return step_row(built) | {
         "must_read_bytes": moved,
         "must_do_flops": flops,

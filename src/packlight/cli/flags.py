@@ -152,7 +152,7 @@ SERVING += (
     "log_prompts",
 )
 PLAN = ("config", "context", "slots", "kv_type", "speculate", "weights", "device", "threads", *ROPE)
-DRAFTING = ("draft_model",)  # of commands that generate texts
+DRAFTING = ("draft_model",)  # of commands that generate texts, and of what builds their executables
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")
 COMMON = (*MESSAGES, "helpfull")  # every command takes them

@@ -213,6 +213,19 @@ def test_the_second_start_compiles_nothing_and_is_quick(noise):
     assert after.children_user - before.children_user < 6
 
 
+def test_a_draft_models_executables_are_built_ahead_too(noise, tmp_path):
+    draft = write_llama(tmp_path / "draft.gguf", **NOISE | {"layers": 1}, seed=5)
+    store = shutil.copytree(noise.store, tmp_path / "store")
+    config = write_config(tmp_path / "drafting.toml", cache_dir=str(store), speculate=[2])
+    flags = (f"--model={noise.model}", f"--draft_model={draft}", f"--config={config}")
+    built = one_object(succeed("compile", *flags, "--json", own_process=True))
+    steps = [row["step"] for row in built["executables"]]
+    assert [step for step in steps if step.startswith("verify[2, ")]
+    assert {step.partition("[")[0] for step in steps} >= {"draft prefill", "draft decode"}
+    report = one_object(succeed(*flags, "--prompt=x", "--max_tokens=1", "--json", own_process=True))
+    assert report["compile"] == {"hits": len(steps), "misses": 0, "compiled": 0}
+
+
 def test_a_damaged_executable_is_compiled_again(noise, tmp_path):
     """R20: with a warning, and stored again."""
     store = shutil.copytree(noise.store, tmp_path / "store")

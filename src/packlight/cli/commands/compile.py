@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from packlight.cli.flags import PLAN, Command
+from packlight.cli.flags import DRAFTING, PLAN, Command
 from packlight.cli.tables import compile_text, target_text
 from packlight.cli.terminal import Bar, say, warn, write, write_json
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def run(values: flags.FlagValues) -> None:
-    """Builds and stores every executable of a config, for this machine or another; prints a table of them."""
+    """Builds and stores every executable of a config, for this machine or another, and those of a draft model where one
+    is named; prints a table of them.
+    """
     from packlight.cli.loading import compile_counts, prepared_from, say_memory
     from packlight.compile.counter import CompileCounter
     from packlight.compile.targets import targets
@@ -30,13 +32,19 @@ def run(values: flags.FlagValues) -> None:
     limit = _limit(prepared, target)
     say_memory(prepared, limit)
     with CompileCounter() as counter:
+        draft = None if prepared.companion is None else _build(prepared.companion, target)[0]
         executables, attention = _build(prepared, target)
-    warn([*prepared.warnings, *executables.warnings])
-    memory = dataclasses.replace(prepared.memory, scratch=executables.scratch_bytes)
+    built = [each for each in (executables, draft) if each is not None]
+    warn([*prepared.warnings, *(line for each in built for line in each.warnings)])
+    memory = dataclasses.replace(prepared.memory, scratch=max(each.scratch_bytes for each in built))
     say(f"memory with scratch: {memory}")
     rows = _rows(prepared, target, executables, memory, limit)
+    if prepared.companion is not None and draft is not None:
+        beside = dataclasses.replace(prepared.companion.memory, draft=memory.weights + memory.cache)
+        of_draft = _rows(prepared.companion, target, draft, beside, limit)
+        rows += [row | {"step": f"draft {row['step']}"} for row in of_draft]
     if values.json:
-        counts = compile_counts(counter, executables)
+        counts = compile_counts(counter, *built)
         result = {"executables": rows, "compile": counts, "memory": _memory_report(memory, limit)}
         result["attention"] = attention
         write_json(result | ({"target": dataclasses.asdict(target)} if target else {}))
@@ -127,6 +135,6 @@ COMMAND = Command(
     "compile",
     "build executables ahead, also for hardware that is not here",
     "packlight compile --model=model.gguf --target=cuda:h200",
-    ("model", "target", *PLAN, "json"),
+    ("model", "target", *DRAFTING, *PLAN, "json"),
     run,
 )
