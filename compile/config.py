@@ -35,6 +35,7 @@ MAX_LAUNCH = 1024  # tokens, of which each has its log-probabilities in the resu
 MAX_VERIFIED = 64  # rows of a step that verifies: beyond, drafts are hardly ever right
 DRAFTED = (2, 4)  # rows of steps that verify a draft model's drafts, where nobody says how many
 MAX_AHEAD = 1024  # layers, more than a model has
+MAX_BYTES = 2**63 - 1  # of a budget
 MAX_DEVICES = 1024  # virtual ones on a CPU cost 75 KB and four threads each
 
 
@@ -154,7 +155,7 @@ class CompileConfig:
         _integer("memory_limit", self.memory_limit, 0, 2**63)
         _integer("prefix_cache_bytes", self.prefix_cache_bytes, 0, 2**63)
         _integer("cache_bytes", self.cache_bytes, 0, 2**63)
-        _integer("weights_budget", self.weights_budget, 0, 2**63)
+        _integer("weights_budget", self.weights_budget, 0, MAX_BYTES + 1)
         _integer("weights_ahead", self.weights_ahead, 0, MAX_AHEAD + 1)
         if self.weights != "resident" and not self.on_one_cpu:
             raise ConfigError(f"config key 'weights' is {self.weights!r}; {ONE_CPU}")

@@ -14,7 +14,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
-from packlight.common.errors import MemoryLimitError
+from packlight.common.errors import Argument, MemoryLimitError
 from packlight.common.text import megabytes
 from packlight.model.weights.load import Buffer
 from packlight.model.weights.mapfile import HUGE_PAGE, PAGE, Arrangement, rounded_up
@@ -133,7 +133,7 @@ class Residence:
         return f"{', '.join(parts)}; {megabytes(self.step_bytes)} read a step"
 
 
-def plan_residence(cut: Cut, budget: int, ahead: int, whose: str) -> Residence:
+def plan_residence(cut: Cut, budget: int, ahead: int, whose: Sequence[str | Argument]) -> Residence:
     """The residence that keeps the most layers within `budget` bytes. Raises MemoryLimitError, which names the least
     budget, when even none of them is too many; it begins with `whose` budget it is.
     """
@@ -141,10 +141,8 @@ def plan_residence(cut: Cut, budget: int, ahead: int, whose: str) -> Residence:
     too_many = bisect.bisect_left(counts, True, key=lambda kept: Residence(cut, kept, ahead).resident_bytes > budget)
     if not too_many:
         least = Residence(cut, 0, ahead).resident_bytes
-        raise MemoryLimitError(
-            f"{whose} {megabytes(max(0, budget))} for streamed weights; {least:,} bytes are the least, with "
-            f"{ahead} layers ahead"
-        )
+        said = f"{least:,} bytes are the least, with {ahead} layers ahead"
+        raise MemoryLimitError(*whose, f" {megabytes(max(0, budget))} for streamed weights; {said}")
     return Residence(cut, too_many - 1, ahead)
 
 

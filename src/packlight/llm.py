@@ -60,6 +60,8 @@ def load(
     kv_type: KVType | None = None,
     speculate: int | None = None,
     weights: Weights | None = None,
+    weights_budget: int | None = None,
+    weights_ahead: int | None = None,
     draft_model: str | os.PathLike[str] | None = None,
     **rope: Unpack[Rope],
 ) -> "LLM":
@@ -82,8 +84,11 @@ def load(
         weights: "resident", they are read into memory; "mapped", the first load writes them to a file beside the
             executables, as large as the model, which stands for memory then and at every later load: that reads
             nothing, and what memory is short of the system takes back; "streamed", the same, and no more of the file is
-            in memory than the config's `weights_budget` lets, so that each step reads the layers that do not fit, ahead
-            of where it is. On a CPU. None: the config's, or "resident".
+            in memory than `weights_budget` lets, so that each step reads the layers that do not fit, ahead of where it
+            is. On a CPU. None: the config's, or "resident".
+        weights_budget: bytes of streamed weights that are in memory at most, 0 for what the machine leaves. None: the
+            config's, or 0.
+        weights_ahead: streamed layers that are asked for before a step comes to them. None: the config's, or 2.
         draft_model: a second, smaller model with the same tokens, named as `path` is, which makes drafts too. It takes
             memory of its own. Without `speculate` a step verifies 3 at most. None: drafts are looked up only, if any.
 
@@ -97,7 +102,9 @@ def load(
             where a step's scratch does not fit beside them. It says which context or slots would.
     """
     path = demo.MODEL if path is None else path
-    prepared = prepare(path, config, context, slots, kv_type, speculate, weights, draft_model, **rope)
+    prepared = prepare(
+        path, config, context, slots, kv_type, speculate, weights, weights_budget, weights_ahead, draft_model, **rope
+    )
     return LLM(prepared, on_read, on_built)
 
 

@@ -17,6 +17,8 @@ from packlight.common.text import shown, shown_path
 from packlight.compile.config import (
     DRAFTED,
     KV_DTYPES,
+    MAX_AHEAD,
+    MAX_BYTES,
     MAX_VERIFIED,
     ONE_CPU,
     WEIGHTS,
@@ -71,17 +73,29 @@ class Changes:
     prefix_cache: int | None = None  # bytes of host memory for beginnings of texts without a slot
     speculate: int | None = None  # drafts that a step verifies at most
     weights: Weights | None = None  # read into memory, mapped or streamed
+    weights_budget: int | None = None  # bytes of streamed weights in memory at most
+    weights_ahead: int | None = None  # streamed layers that are asked for before a step comes to them
     drafted: str | None = None  # the draft model, as the caller names it
 
     def __post_init__(self):
         """Raises ConfigError for a value that suits no model."""
-        for name, least in (("context", 0), ("slots", 1), ("prefix_cache", 0), ("speculate", 0)):
+        for name, least, most in (
+            ("context", 0, None),
+            ("slots", 1, None),
+            ("prefix_cache", 0, None),
+            ("speculate", 0, None),
+            ("weights_budget", 0, MAX_BYTES),
+            ("weights_ahead", 0, MAX_AHEAD),
+        ):
             count = getattr(self, name)
             if count is None:
                 continue
             if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < least:
                 raise ConfigError(Argument(name, shown(repr(count))), f": it is an integer of at least {least}")
-            object.__setattr__(self, name, int(count))  # numpy's too
+            count = int(count)  # numpy's too
+            if most is not None and count > most:
+                raise ConfigError(Argument(name, count), f": at most {most}")
+            object.__setattr__(self, name, count)
         if self.kv_type is not None and not (isinstance(self.kv_type, str) and self.kv_type in KV_TYPES):
             raise ConfigError(Argument("kv_type", shown(str(self.kv_type))), f": it is one of {', '.join(KV_TYPES)}")
         if self.weights not in (None, *WEIGHTS):
@@ -121,6 +135,13 @@ class Changes:
             if self.weights != "resident" and not config.on_one_cpu:
                 raise ConfigError(Argument("weights", self.weights), f": {ONE_CPU}")
             config = dataclasses.replace(config, weights=self.weights)
+        for name in ("weights_budget", "weights_ahead"):
+            if (count := getattr(self, name)) is None:
+                continue
+            if config.weights != "streamed":
+                streamed = Argument("weights", "streamed")
+                raise ConfigError(Argument(name, count), " is of streamed weights only: ", streamed, " is missing")
+            config = dataclasses.replace(config, **{name: count})
         if self.drafted is not None:
             if config.mesh != MeshShape():
                 raise ConfigError(Argument("draft_model", self.drafted), ": it runs on one device, not on a mesh")
@@ -238,11 +259,13 @@ class Prepared:
         if self.kernels.path != "native":
             raise ConfigError(Argument("weights", "streamed"), ": layers are streamed with native kernels only")
         buffers = matrix_buffers(self.file, self.model, self.kernels.layouts)
-        budget, whose = config.weights_budget, "config key 'weights_budget' allows"
+        budget, whose = config.weights_budget, ("config key 'weights_budget' allows",)
         if budget:
+            if self.changes.weights_budget is not None:
+                whose = (Argument("weights_budget", budget), " allows")
             budget -= self._memory.weights
         elif (limit := self.memory_limit) is not None:
-            budget, whose = (limit.bytes - self._memory.total) * 9 // 10, f"{limit.source} leaves"
+            budget, whose = (limit.bytes - self._memory.total) * 9 // 10, (f"{limit.source} leaves",)
         else:
             budget = sys.maxsize
         return plan_residence(Cut.of(buffers, self.model.block_count), budget, config.weights_ahead, whose)
@@ -280,7 +303,8 @@ class Prepared:
         """The same with weights that are read into memory. Raises MemoryLimitError, which begins with `why` they are
         not mapped, when they do not fit.
         """
-        changed = dataclasses.replace(self, changes=dataclasses.replace(self.changes, weights="resident"))
+        changes = dataclasses.replace(self.changes, weights="resident", weights_budget=None, weights_ahead=None)
+        changed = dataclasses.replace(self, changes=changes)
         try:
             changed.check_memory()
         except MemoryLimitError as error:
@@ -309,6 +333,8 @@ def prepare(
     kv_type: KVType | None = None,
     speculate: int | None = None,
     weights: Weights | None = None,
+    weights_budget: int | None = None,
+    weights_ahead: int | None = None,
     draft_model: str | os.PathLike[str] | None = None,
     **rope: Unpack[Rope],
 ) -> Prepared:
@@ -319,7 +345,16 @@ def prepare(
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"path is the file or the name of a model, not {shown(repr(path))}")
     drafted = None if draft_model is None else shown_path(str(draft_model))
-    changes = Changes(context, slots, kv_type, speculate=speculate, weights=weights, drafted=drafted)
+    changes = Changes(
+        context,
+        slots,
+        kv_type,
+        speculate=speculate,
+        weights=weights,
+        weights_budget=weights_budget,
+        weights_ahead=weights_ahead,
+        drafted=drafted,
+    )
     rotation = RopeChanges(**rope)
     if config is not None and not isinstance(config, CompileConfig):
         if not isinstance(config, str | os.PathLike):

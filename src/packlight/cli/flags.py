@@ -69,6 +69,16 @@ FLAGS: dict[str, FlagRow] = {
         "resident, mapped or streamed: in memory, in a file that stands for it, the latter within a budget "
         "(default: the config's)",
     ),
+    "weights_budget": (
+        flags.DEFINE_integer,
+        None,
+        "bytes of streamed weights in memory at most; 0: what the machine leaves (default: the config's, or 0)",
+    ),
+    "weights_ahead": (
+        flags.DEFINE_integer,
+        None,
+        "streamed layers that are asked for before a step comes to them (default: the config's, or 2)",
+    ),
     "system": (flags.DEFINE_string, None, "system message that a chat begins with"),
     "file": (
         flags.DEFINE_string,
@@ -151,7 +161,8 @@ SERVING += (
     "generic_tools",
     "log_prompts",
 )
-PLAN = ("config", "context", "slots", "kv_type", "speculate", "weights", "device", "threads", *ROPE)
+STREAMING = ("weights_budget", "weights_ahead")
+PLAN = ("config", "context", "slots", "kv_type", "speculate", "weights", *STREAMING, "device", "threads", *ROPE)
 DRAFTING = ("draft_model",)  # of commands that generate texts, and of what builds their executables
 PROCESSES = ("coordinator", "num_processes", "process_id")
 MESSAGES = ("quiet", "verbose", "log_file")

@@ -49,7 +49,19 @@ def prepared_from(
     context = values.context if context is None else context
     rope = {name: values[name].value for name in ROPE}
     draft = values.draft_model if "draft_model" in values else None
-    return prepare(path, config, context, slots, values.kv_type, values.speculate, values.weights, draft, **rope)
+    return prepare(
+        path,
+        config,
+        context,
+        slots,
+        values.kv_type,
+        values.speculate,
+        values.weights,
+        values.weights_budget,
+        values.weights_ahead,
+        draft,
+        **rope,
+    )
 
 
 def slots_of(values: flags.FlagValues) -> int | None:

@@ -98,13 +98,13 @@ def test_a_budget_keeps_as_many_layers_as_it_lets(seed):
     sizes = [Residence(cut, kept, 1).resident_bytes for kept in range(LAYERS + 1)]
     assert sizes == sorted(sizes)
     for kept, size in enumerate(sizes):
-        found = plan_residence(cut, size, 1, "the test allows")
+        found = plan_residence(cut, size, 1, ("the test allows",))
         assert found.resident_bytes == size
         assert found.kept >= kept
     with pytest.raises(packlight.MemoryLimitError) as refused:
-        plan_residence(cut, sizes[0] - 1, 1, "the test allows")
+        plan_residence(cut, sizes[0] - 1, 1, ("the test allows",))
     (least,) = re.findall(r"; ([\d,]+) bytes are the least, with 1 layers ahead$", str(refused.value))
-    assert plan_residence(cut, int(least.replace(",", "")), 1, "").kept == sizes.count(sizes[0]) - 1
+    assert plan_residence(cut, int(least.replace(",", "")), 1, ()).kept == sizes.count(sizes[0]) - 1
 
 
 def disk_bytes():
@@ -374,6 +374,32 @@ def test_what_cannot_be_streamed_is_refused_by_name(tmp_path, config):
     for other in ({"platform": "gpu"}, {"platform": "tpu"}, {"mesh": MeshShape(1, 2)}):
         with pytest.raises(packlight.ConfigError, match="key 'weights' is 'streamed'; .* for one CPU device"):
             CompileConfig(**other, weights="streamed")
+
+
+def test_arguments_replace_what_the_config_says(model, config):
+    most = budget(model, config, 2, 1)
+    prepared = prepare(model, config, weights="streamed", weights_budget=most, weights_ahead=1)
+    assert (prepared.config.weights_budget, prepared.config.weights_ahead) == (most, 1)
+    assert prepared.residence == prepare(model, changed(config, weights_budget=most, weights_ahead=1)).residence
+    assert prepare(model, changed(config, weights_ahead=3), weights_ahead=0).config.weights_ahead == 0
+    plain = prepared.resident("the disk is full")  # which needs neither
+    assert (plain.config.weights, plain.residence) == ("resident", None)
+    said = r"^weights_budget=1000000 allows \d+\.\d MB for streamed weights; [\d,]+ bytes are the least"
+    with pytest.raises(packlight.MemoryLimitError, match=said):
+        packlight.load(model, config, weights="streamed", weights_budget=1_000_000)
+    for kind in ("mapped", "resident", None):
+        for name in ("weights_budget", "weights_ahead"):
+            said = f"^{name}=1 is of streamed weights only: weights=streamed is missing$"
+            with pytest.raises(packlight.ConfigError, match=said):
+                packlight.load(model, config, weights=kind, **{name: 1})
+
+
+@pytest.mark.parametrize("wrong", [-1, "1", 1.5, True, 2**63])
+@pytest.mark.parametrize("name", ["weights_budget", "weights_ahead"])
+def test_wrong_arguments_are_refused_by_name(name, wrong, model, config):
+    said = f"{name}={re.escape(repr(wrong))}: (it is an integer of at least 0|at most \\d+)$"
+    with pytest.raises(packlight.ConfigError, match=said):
+        packlight.load(model, config, weights="streamed", **{name: wrong})
 
 
 @pytest.mark.parametrize("wrong", [-1, "1", 1.5, True])

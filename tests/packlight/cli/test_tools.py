@@ -60,9 +60,8 @@ def test_the_config_that_is_shown_is_one_and_says_where_it_comes_from(tmp_path):
     """What it writes is a config with the same values."""
     mine = tmp_path / "mine.toml"
     mine.write_text("prefill_buckets = [16]\nstore = false\nxla_options = {xla_cpu_enable_fast_math = false}\n")
-    text = succeed(
-        "config", "show", f"--config={mine}", "--context=64", "--kv_type=f16", "--slots=2", "--weights=mapped"
-    ).stdout
+    streamed = ("--weights=streamed", "--weights_budget=5000000", "--weights_ahead=1")
+    text = succeed("config", "show", f"--config={mine}", "--context=64", "--kv_type=f16", "--slots=2", *streamed).stdout
     base = read_config(mine)
     shown = parse_config(text, "shown")
     assert shown == CompileConfig(
@@ -72,12 +71,15 @@ def test_the_config_that_is_shown_is_one_and_says_where_it_comes_from(tmp_path):
         context=64,
         kv_dtype="float16",
         decode_batch=(1, 2),
-        weights="mapped",
+        weights="streamed",
+        weights_budget=5_000_000,
+        weights_ahead=1,
     )
     comments = dict(re.findall(r"^(\w+) = .*?  # (.*)$", text, re.MULTILINE))
     assert comments["prefill_buckets"] == comments["store"] == str(mine)
     assert (comments["context"], comments["kv_dtype"]) == ("--context", "--kv_type")
     assert (comments["weights"], comments["cache_bytes"]) == ("--weights", "default")
+    assert (comments["weights_budget"], comments["weights_ahead"]) == ("--weights_budget", "--weights_ahead")
     assert (comments["decode_batch"], comments["head_rows"]) == ("--slots", "default")
 
 

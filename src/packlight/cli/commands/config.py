@@ -22,6 +22,8 @@ CHANGED = {
     "kv_type": "kv_dtype",
     "speculate": "speculate",
     "weights": "weights",
+    "weights_budget": "weights_budget",
+    "weights_ahead": "weights_ahead",
 }
 
 
@@ -35,7 +37,13 @@ def run(values: flags.FlagValues) -> None:
     text, source = config_text(values.config or values.device or default_platform())
     base = named or parse_config(text, source)
     changes = Changes(
-        values.context, slots_of(values), values.kv_type, speculate=values.speculate, weights=values.weights
+        values.context,
+        slots_of(values),
+        values.kv_type,
+        speculate=values.speculate,
+        weights=values.weights,
+        weights_budget=values.weights_budget,
+        weights_ahead=values.weights_ahead,
     )
     config = changes.applied(base)
     written = given_keys(text)
