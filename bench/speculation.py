@@ -1,11 +1,13 @@
 """Drafts beside none, in turn, on texts that are expected, that repeat themselves, and that never do.
 
     python -m packlight.bench.speculation --model=FILE [--draft_model=FILE] [--speculate=3] [--tokens=128] [--rounds=5]
+        [--weights_budget=0]
 
 The model is loaded twice, with drafts and without, and once more with a draft model where one is named; all continue
 each text in turn. A table on stdout: tokens per second without drafts, how many times as many with them (median of the
-rounds and their range), how many drafts were right. Exits with 1 where ids differ. `bench.shallow` makes a draft model
-where a model has no smaller brother.
+rounds and their range), how many drafts were right. With a budget all of them are streamed within so many bytes each,
+so that a step costs what it reads, however many tokens it verifies. Exits with 1 where ids differ. `bench.shallow`
+makes a draft model where a model has no smaller brother.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,11 +77,15 @@ def main() -> None:
     parser.add_argument("--speculate", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--weights_budget", type=int, default=0)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
-        plain = packlight.load(options.model, context=1024, slots=1)
-        how = {"context": 1024, "slots": 1, "speculate": options.speculate}
+        base: dict[str, Any] = {"context": 1024, "slots": 1}
+        if options.weights_budget:
+            base |= {"weights": "streamed", "weights_budget": options.weights_budget}
+        plain = packlight.load(options.model, **base)
+        how = base | {"speculate": options.speculate}
         drafting = {"looked up": packlight.load(options.model, **how)}
         if options.draft_model is not None:
             drafting["draft model"] = packlight.load(options.model, draft_model=options.draft_model, **how)
