@@ -8,7 +8,8 @@ the rest of a process takes, `others`; both files leave the system's cache befor
 limit" says so, and only streamed weights keep to a budget then. In every round the disk is read first, at the faster of
 two ways. A line on stderr for each run, then two tables on stdout, medians with their range. The first has tokens per
 second, their share of what the disk could give, which is its speed over the bytes that a token reads, and how much of
-the time layers were being read: of a disk whose speed moves that alone says whether it is the limit. The second has
+the time layers and experts were being read: of a disk whose speed moves that alone says whether it is the limit. Of a
+mixture it has how many of the chosen experts were there too. The second has
 prompts, where any are named: seconds when all weights are in memory, when each layer is read when it is needed, and
 when it is read ahead, and the last in the sum of copy and computation.
 """
@@ -35,6 +36,8 @@ from packlight.bench.peers import WORKER
 from packlight.bench.worker import Worker
 from packlight.common.room import used_at
 from packlight.compile.config import CompileConfig, default_config
+from packlight.model.weights.residence import Residence
+from packlight.quant.kernels.native_stream import StreamCounts
 
 GROUPS = pathlib.Path("/sys/fs/cgroup/memory")
 ENTER = 'echo $$ > "$0/cgroup.procs" && exec "$@"'  # what a shell does with a group and a command
@@ -60,20 +63,38 @@ def child(kind: str, options: argparse.Namespace) -> None:
         llm.generate(PROMPT, **greedy(2))
         began, before = time.perf_counter(), llm.streamed
         done = llm.generate(PROMPT, **greedy(options.tokens))
-        seconds = time.perf_counter() - began
-        busy = (llm.streamed.reading_ns - before.reading_ns) / 1e9 / seconds if llm.streamed and before else 0.0
+        seconds, after = time.perf_counter() - began, llm.streamed
         facts: dict[str, Any] = {"tok_s": done.timings["decode_tok_s"], "ids": done.token_ids, "warnings": llm.warnings}
+        facts |= {"plan": str(llm.memory), "prompts": {}}
         where = llm.memory.residence
-        facts |= {"step_bytes": where.step_bytes if where else 0, "busy": busy, "plan": str(llm.memory), "prompts": {}}
+        if before is not None and after is not None and where is not None:
+            facts |= reading(before, after, where, seconds, len(done.token_ids))
         for count in options.prompts:
             for number in (1, 2):  # no beginning is shared with what the slot holds
                 before = llm.streamed
                 began = time.perf_counter()
                 llm.generate([7 * number + count] * count, **greedy(1))
-                seconds = time.perf_counter() - began
-                copied = (llm.streamed.reading_ns - before.reading_ns) / 1e9 if llm.streamed and before else 0.0
+                seconds, after = time.perf_counter() - began, llm.streamed
+                copied = read_seconds(before, after) if before is not None and after is not None else 0.0
             facts["prompts"][count] = (seconds, copied)
     print(json.dumps(facts))
+
+
+def read_seconds(before: StreamCounts, after: StreamCounts) -> float:
+    """How long layers and experts were read between two counts."""
+    return (after.reading_ns - before.reading_ns + after.experts_waited_ns - before.experts_waited_ns) / 1e9
+
+
+def reading(
+    before: StreamCounts, after: StreamCounts, where: Residence, seconds: float, tokens: int
+) -> dict[str, float]:
+    """What a text of so many tokens read, in so many seconds: bytes a token, its share of the time, and what of the
+    chosen experts was there, where there are any.
+    """
+    step = where.step_bytes + (after.experts_bytes - before.experts_bytes) // tokens
+    ready, late = after.experts_ready - before.experts_ready, after.experts_read - before.experts_read
+    there = {"there": ready / (ready + late)} if ready + late else {}
+    return {"step_bytes": step, "busy": read_seconds(before, after) / seconds, **there}
 
 
 def disk_speed(path: str) -> float:
@@ -175,6 +196,8 @@ def report(found: dict[str, list[dict[str, Any]]], disks: list[float], options: 
             shares = [rate * step / disk for rate, disk in zip(rates, disks, strict=True)]
             line += f", {step / 1e6:,.0f} MB a token, {spread(shares)} of the disk's speed"
             line += f", which is read {spread([run['busy'] for run in runs])} of the time"
+        if "there" in last:
+            line += f"; {spread([run['there'] for run in runs])} of the chosen experts were there"
         print(line)
     for count in map(str, options.prompts):
         whole, alone, ahead = (

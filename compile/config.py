@@ -96,7 +96,7 @@ class CompileConfig:
     weights: resident, they are read into memory; mapped, a file of them in the store's folder stands for memory, which
         the first start writes: on one CPU device; streamed, of that file no more is in memory than the budget lets.
     weights_budget: bytes of streamed weights that are in memory at most; 0 is what the machine leaves. Layers that do
-        not fit are read in every step.
+        not fit are read in every step, experts when they are chosen.
     weights_ahead: streamed layers that are asked for before a step comes to them; 0 reads each when it is needed.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     cache_bytes: disk at most for executables and files of mapped weights together, of which those go that were used

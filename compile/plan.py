@@ -118,6 +118,12 @@ class Plan:
         encode = (StepKey(Phase.ENCODE, rows, tokens) for tokens, rows in self.texts)
         return (*(generating if self.generates else ()), *encode)
 
+    @property
+    def most_rows(self) -> int:
+        """Rows that a step has at most while it goes through layers."""
+        phases = (Phase.PREFILL, Phase.DECODE, Phase.VERIFY, Phase.ENCODE)
+        return max(key.multiplied for key in self.steps if key.phase in phases)
+
     def text_groups(self, counts: Sequence[int]) -> tuple[tuple[StepKey, tuple[int, ...]], ...]:
         """Which texts, by their numbers, run together in which step, given how many tokens each has.
 

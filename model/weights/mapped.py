@@ -34,6 +34,7 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.weights.load import HostWeight, Shape, matrix_buffers, plan_weights
 from packlight.model.weights.mapfile import (
     MAGIC,
+    PAGE,
     Arrangement,
     DamagedError,
     Header,
@@ -45,7 +46,7 @@ from packlight.model.weights.mapfile import (
 from packlight.model.weights.residence import UNIT, Residence
 from packlight.quant.kernels import native_build
 from packlight.quant.kernels.native_guard import guard
-from packlight.quant.kernels.native_stream import Stream
+from packlight.quant.kernels.native_stream import Pool, Stream
 
 FOREIGN = 0o022  # permissions that let other users write
 QUANT = pathlib.Path(__file__).resolve().parents[2] / "quant"
@@ -227,11 +228,13 @@ class _Kept:
 
 
 def open_stream(fd: int, memory: np.ndarray, offset: int, residence: Residence) -> Stream:
-    """What brings layers of an open file whose buffers are mapped to `memory`, from `offset` in the file on. Raises
-    UnsupportedError where the system cannot stream.
+    """What brings layers and experts of an open file whose buffers are mapped to `memory`, from `offset` in the file
+    on. Raises UnsupportedError where the system cannot stream.
     """
-    cut = residence.cut
-    return Stream(fd, memory, offset, UNIT, cut.sizes, cut.layers, residence.kept, residence.ahead)
+    cut, pool = residence.cut, None
+    if (experts := cut.experts) is not None:
+        pool = Pool(experts.each, experts.layers, experts.pages, PAGE, residence.pool)
+    return Stream(fd, memory, offset, UNIT, cut.sizes, cut.layers, residence.kept, residence.ahead, pool)
 
 
 def _shaped(shape: Shape) -> np.ndarray:

@@ -32,6 +32,7 @@ HANDLERS = (
     "packlight_route",
     "packlight_experts",
     "packlight_advance",
+    "packlight_bring_experts",
     "packlight_sample",
     "packlight_logprobs",
 )
@@ -170,6 +171,17 @@ def advance(x: jax.Array, layer: jax.Array, stream: jax.Array) -> jax.Array:
     """
     result = jax.ShapeDtypeStruct(x.shape, x.dtype)
     return jax.ffi.ffi_call(target("packlight_advance"), result, input_output_aliases={0: 0})(x, layer, stream)
+
+
+def bring_experts(chosen: jax.Array, layer: jax.Array, stream: jax.Array) -> jax.Array:
+    """chosen itself, once the experts that it names are in memory.
+
+    chosen: int32 (M, X); a number outside 0..E-1 is nobody's. layer: int32 (), among those with experts. stream: int32
+    (), a `native_stream.Stream`'s number. The step fails where an expert cannot be read.
+    """
+    result = jax.ShapeDtypeStruct(chosen.shape, chosen.dtype)
+    call = jax.ffi.ffi_call(target("packlight_bring_experts"), result, input_output_aliases={0: 0})
+    return call(chosen, layer, stream)
 
 
 def activation_block(qtype: str, isa: str = "best") -> int:

@@ -254,21 +254,20 @@ class Prepared:
         config = self.config
         if config.weights != "streamed":
             return None
-        if self.model.expert_count:
-            raise ConfigError(Argument("weights", "streamed"), ": layers with experts are only mapped so far")
         if self.kernels.path != "native":
             raise ConfigError(Argument("weights", "streamed"), ": layers are streamed with native kernels only")
         buffers = matrix_buffers(self.file, self.model, self.kernels.layouts)
-        budget, whose = config.weights_budget, ("config key 'weights_budget' allows",)
+        budget, whose, beside = config.weights_budget, ("config key 'weights_budget' allows",), 0
         if budget:
+            beside = self._memory.weights
             if self.changes.weights_budget is not None:
                 whose = (Argument("weights_budget", budget), " allows")
-            budget -= self._memory.weights
         elif (limit := self.memory_limit) is not None:
             budget, whose = (limit.bytes - self._memory.total) * 9 // 10, (f"{limit.source} leaves",)
         else:
             budget = sys.maxsize
-        return plan_residence(Cut.of(buffers, self.model.block_count), budget, config.weights_ahead, whose)
+        cut = Cut.of(buffers, self.model.block_count, self.model.expert_used_count)
+        return plan_residence(cut, budget, config.weights_ahead, whose, self.plan.most_rows, beside)
 
     @functools.cached_property
     def memory_limit(self) -> Limit | None:

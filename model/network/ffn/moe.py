@@ -4,7 +4,8 @@ Sources: Mixtral (2401.04088), DeepSeek-V3 (2412.19437); llama.cpp's `build_moe_
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from packlight.model.spec.parts.moe import MoePart, Routing
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.weights.params import Params
 from packlight.model.weights.stack import stacked_experts, stacked_matmul_many
-from packlight.quant.kernels import native_experts
+from packlight.quant.kernels import native_experts, native_ops
 
 # Of the chosen experts' scores, as far as it divides them: the least normal float16, as in llama.cpp.
 LEAST_SUM = 2.0**-14
@@ -77,9 +78,19 @@ def _routed(step: Step, weights: Params, index: jax.Array, h: jax.Array, router:
         numerics.paths,
         numerics.split,
         numerics.native,
+        functools.partial(_brought, step, index),
     )
     y = y.reshape(x.shape)
     return linear(y, weights, "ffn_latent_up", index, numerics) if latent else y
+
+
+def _brought(step: Step, index: jax.Array, chosen: jax.Array) -> jax.Array:
+    """The choice (M, X), once its experts are in memory. Where they are streamed, padding and idle rows choose none."""
+    if step.stream is None:
+        return chosen
+    real = (step.positions < step.rows.end[:, None]) & step.rows.active[:, None]
+    chosen = jnp.where(real.reshape(-1, 1), chosen, jnp.int32(step.cfg.expert_count))
+    return native_ops.bring_experts(chosen, index, step.stream)
 
 
 def route(
@@ -129,6 +140,7 @@ def moe(
     paths: Mapping[str, str],  # format -> kernel path
     split: Split = WHOLE,
     native: bool = False,  # whether a CPU's native kernels run, which know every format
+    brought: Callable[[jax.Array], jax.Array] = lambda chosen: chosen,  # the choice (M, X), once it is in memory
 ) -> jax.Array:  # float32 (M, D)
     """Sum over each row's chosen experts of weight * expert(row), or of expert(weight * row) as the family has it; with
     a split, each device computes its own experts.
@@ -146,7 +158,7 @@ def moe(
     held = -(-cfg.expert_count // split.tensor)  # experts of this device; the last ones may be padding
     experts = experts - tensor_number(split) * held
     if native:
-        return summed(_natively(cfg, x, experts, weights, blk, index), split)
+        return summed(_natively(cfg, x, brought(experts), weights, blk, index), split)
     flat = experts.reshape(-1)
     flat = jnp.where((flat >= 0) & (flat < held), flat, held)  # behind all others, and in no tile
     order = jnp.argsort(flat, stable=True)

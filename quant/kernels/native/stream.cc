@@ -5,7 +5,6 @@
 #include "stream.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -15,80 +14,29 @@
 #include "xla/ffi/api/ffi.h"
 
 #if defined(__linux__)
-#include <cerrno>
 #include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/utsname.h>
 #include <unistd.h>
-#include <cstdio>
 #endif
 
 namespace packlight {
-namespace {
 
 namespace ffi = xla::ffi;
-using Clock = std::chrono::steady_clock;
 
-int64_t nanoseconds_since(Clock::time_point began) {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - began).count();
-}
-
-#if defined(__linux__)
-constexpr int64_t kPage = 4096;
-constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, which older headers lack
-
-// From 5.18 on, a huge page of a mapping with MADV_HUGEPAGE is read as one: MADV_RANDOM then only keeps the system from
-// reading on behind it. Before, it would read each small page alone.
-bool reads_huge_pages() {
-  utsname name;
-  int major = 0, minor = 0;
-  if (uname(&name) || std::sscanf(name.release, "%d.%d", &major, &minor) != 2) return false;
-  return major > 5 || (major == 5 && minor >= 18);
-}
-#endif
-
-}  // namespace
-
-#if defined(__linux__)
-int MappedFile::bring(Units units) const {
-  uint8_t* first = memory + units.first * unit;
-  const int64_t size = (units.count - 1) * unit + bytes[units.first + units.count - 1];
-  if (!madvise(first, size, kPopulateRead)) return 0;
-  if (errno == EFAULT || errno == EHWPOISON || errno == EIO) return errno;
-  volatile uint8_t touched = 0;  // a system without it, or one short of memory for the moment
-  for (int64_t at = 0; at < size; at += kPage) touched = first[at];
-  (void)touched;
-  return 0;
-}
-
-void MappedFile::give_back(Units units) const {
-  madvise(memory + units.first * unit, mapped(units), MADV_DONTNEED);
-  // pages that another process has mapped stay in the system's cache
-  posix_fadvise(fd, offset + units.first * unit, units.count * unit, POSIX_FADV_DONTNEED);
-}
-#else
-int MappedFile::bring(Units) const { return 0; }
-void MappedFile::give_back(Units) const {}
-#endif
-
-Stream::Stream(MappedFile file, std::vector<std::vector<Units>> layers, int64_t kept, int64_t ahead)
-    : file_(std::move(file)),
+Stream::Stream(MappedFile file, Cut cut, std::vector<std::vector<Units>> layers, int64_t kept, int64_t ahead)
+    : file_(file),
+      cut_(std::move(cut)),
       layers_(std::move(layers)),
       kept_(kept),
       ahead_(ahead),
-      holders_(file_.bytes.size()),
+      holders_(cut_.bytes.size()),
       states_(layers_.size(), State::absent),
       errors_(layers_.size()) {
-#if defined(__linux__)
-  const bool exactly = reads_huge_pages();
   for (const auto& layer : layers_) {
-    for (const Units& units : layer) {
-      if (exactly) madvise(file_.memory + units.first * file_.unit, file_.mapped(units), MADV_RANDOM);
-    }
+    for (const Units& units : layer) file_.read_exactly(cut_.whole(units), false);
   }
-#endif
   for (int64_t layer = kept_; layer < static_cast<int64_t>(layers_.size()); ++layer) {
-    for (const Units& units : layers_[layer]) file_.give_back(units);  // what whoever wrote the file has left in memory
+    // what whoever wrote the file has left in memory
+    for (const Units& units : layers_[layer]) file_.give_back(cut_.whole(units));
   }
   for (int64_t layer = 0; layer < kept_; ++layer) states_[layer] = State::asked, jobs_.push_back({layer, true});
   thread_ = std::thread([this] { work(); });
@@ -101,7 +49,13 @@ Stream::~Stream() {
 #endif
 }
 
+void Stream::add_experts(int64_t experts, std::vector<int64_t> layers, std::vector<std::vector<Span>> spans,
+                         int64_t budget) {
+  experts_ = std::make_unique<ExpertPool>(file_, experts, std::move(layers), std::move(spans), budget);
+}
+
 void Stream::close() {
+  if (experts_) experts_->close();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;
@@ -166,9 +120,15 @@ std::string Stream::advance(int64_t layer) {
   return "layer " + std::to_string(layer) + ": its weights cannot be read: " + std::strerror(errors_[layer]);
 }
 
+std::string Stream::bring_experts(int64_t layer, const int32_t* chosen, int64_t count) {
+  return experts_ ? experts_->bring(layer, chosen, count) : "";
+}
+
 StreamCounts Stream::counts() {
   std::lock_guard<std::mutex> lock(mutex_);
-  return counts_;
+  StreamCounts found = counts_;
+  if (experts_) found.experts = experts_->counts();
+  return found;
 }
 
 void Stream::work() {
@@ -206,8 +166,8 @@ int Stream::bring(int64_t layer, int64_t* bytes) {
     const int64_t end = units.first + units.count;
     for (int64_t at = units.first; at < end;) {
       Units missing{at, 0};
-      for (; at < end && !holders_[at]; ++at, ++missing.count) ++holders_[at], *bytes += file_.bytes[at];
-      if (missing.count && !error) error = file_.bring(missing);
+      for (; at < end && !holders_[at]; ++at, ++missing.count) ++holders_[at], *bytes += cut_.bytes[at];
+      if (missing.count && !error) error = file_.bring(cut_.filled(missing));
       for (; at < end && holders_[at]; ++at) ++holders_[at];
     }
   }
@@ -220,7 +180,7 @@ void Stream::give_back(int64_t layer) {
     for (int64_t at = units.first; at < end;) {
       Units free{at, 0};
       for (; at < end && holders_[at] == 1; ++at, ++free.count) --holders_[at];
-      if (free.count) file_.give_back(free);
+      if (free.count) file_.give_back(cut_.whole(free));
       for (; at < end && holders_[at] > 1; ++at) --holders_[at];
     }
   }
@@ -258,6 +218,19 @@ ffi::Error run_advance(ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::Buffe
   return wrong.empty() ? ffi::Error::Success() : ffi::Error::Internal(wrong);
 }
 
+ffi::Error run_bring_experts(ffi::Buffer<ffi::S32> chosen, ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> number,
+                             ffi::Result<ffi::Buffer<ffi::S32>> y) {
+  if (layer.element_count() != 1 || number.element_count() != 1 || y->size_bytes() != chosen.size_bytes()) {
+    return ffi::Error::InvalidArgument("want one layer, one stream, and a result like what is chosen");
+  }
+  if (y->typed_data() != chosen.typed_data()) std::memcpy(y->typed_data(), chosen.typed_data(), chosen.size_bytes());
+  const auto stream = registry().find(*number.typed_data());
+  if (!stream) return ffi::Error::InvalidArgument("no stream has this number");
+  const auto count = static_cast<int64_t>(chosen.element_count());
+  const std::string wrong = stream->bring_experts(*layer.typed_data(), chosen.typed_data(), count);
+  return wrong.empty() ? ffi::Error::Success() : ffi::Error::Internal(wrong);
+}
+
 }  // namespace
 }  // namespace packlight
 
@@ -270,12 +243,12 @@ PACKLIGHT_EXPORT int64_t packlight_stream_open(int64_t fd, uint8_t* memory, int6
   using namespace packlight;
   const int own = fcntl(static_cast<int>(fd), F_DUPFD_CLOEXEC, 0);
   if (own < 0) return 0;
-  MappedFile file{own, memory, offset, unit, size, {bytes, bytes + units}};
+  const MappedFile file{own, memory, offset, size};
   std::vector<std::vector<Units>> of(layers);
   for (int64_t layer = 0; layer < layers; ++layer) {
     for (int64_t i = 0; i < counts[layer]; ++i, runs += 2) of[layer].push_back({runs[0], runs[1]});
   }
-  auto stream = std::make_shared<Stream>(std::move(file), std::move(of), kept, ahead);
+  auto stream = std::make_shared<Stream>(file, Cut{unit, {bytes, bytes + units}}, std::move(of), kept, ahead);
   Registry& all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
   all.streams[++all.last] = std::move(stream);
@@ -285,7 +258,21 @@ PACKLIGHT_EXPORT int64_t packlight_stream_open(int64_t fd, uint8_t* memory, int6
 #endif
 }
 
-// out (7,): the fields of StreamCounts.
+// Experts that the stream brings too, before a step names it. numbers (layers,): of the layers in the model; counts
+// (layers * experts,) of pairs in spans (sum, 2): first byte, bytes.
+PACKLIGHT_EXPORT void packlight_stream_add_experts(int64_t number, int64_t experts, int64_t layers,
+                                                   const int64_t* numbers, const int64_t* counts, const int64_t* spans,
+                                                   int64_t budget) {
+  const auto stream = packlight::registry().find(number);
+  if (!stream) return;
+  std::vector<std::vector<packlight::Span>> of(layers * experts);
+  for (int64_t expert = 0; expert < layers * experts; ++expert) {
+    for (int64_t i = 0; i < counts[expert]; ++i, spans += 2) of[expert].push_back({spans[0], spans[1]});
+  }
+  stream->add_experts(experts, {numbers, numbers + layers}, std::move(of), budget);
+}
+
+// out (12,): the fields of StreamCounts, in order.
 PACKLIGHT_EXPORT void packlight_stream_counts(int64_t number, int64_t* out) {
   const auto stream = packlight::registry().find(number);
   const packlight::StreamCounts counts = stream ? stream->counts() : packlight::StreamCounts{};
@@ -307,3 +294,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_advance, packlight::run_advance,
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::AnyBuffer>());
+
+PACKLIGHT_EXPORT XLA_FFI_Error* packlight_bring_experts(XLA_FFI_CallFrame* frame);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(packlight_bring_experts, packlight::run_bring_experts,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::S32>>());

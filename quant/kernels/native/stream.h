@@ -1,39 +1,35 @@
-// Layers of a mapped file, brought into memory before a step reads them and given back behind it.
+// Layers of a mapped file, brought into memory before a step reads them and given back behind it; and its experts.
 #ifndef PACKLIGHT_STREAM_H_
 #define PACKLIGHT_STREAM_H_
 
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "expert_pool.h"
+#include "mapped_file.h"
+
 namespace packlight {
 
-// Consecutive units of a file.
+// Consecutive units of a file, of which each is brought and given back as a whole.
 struct Units {
   int64_t first, count;
 };
 
-// A file that is mapped to memory, in units of which each is brought and given back as a whole.
-struct MappedFile {
-  int fd;
-  uint8_t* memory;  // of unit 0
-  int64_t offset;   // in the file, of unit 0
-  int64_t unit;     // bytes
-  int64_t size;     // bytes that are mapped from unit 0 on; the last unit may end before its end
+// How a file is cut into units, from the first mapped byte on.
+struct Cut {
+  int64_t unit;                // bytes
   std::vector<int64_t> bytes;  // of each unit, before a hole or the file's end
 
-  int64_t mapped(Units units) const {
-    const int64_t whole = units.count * unit, left = size - units.first * unit;
-    return whole < left ? whole : left;
+  Span whole(Units units) const { return {units.first * unit, units.count * unit}; }
+  Span filled(Units units) const {
+    return {units.first * unit, (units.count - 1) * unit + bytes[units.first + units.count - 1]};
   }
-
-  // Each of these is 0 or an errno. What cannot be given back stays.
-  int bring(Units units) const;
-  void give_back(Units units) const;
 };
 
 // What has happened since a stream was opened.
@@ -43,6 +39,7 @@ struct StreamCounts {
   int64_t reads, bytes;     // layers that were asked for, and bytes of their units that nothing held before
   int64_t kept_bytes;       // the same of the layers that stay
   int64_t reading_ns;       // of the thread, in both
+  PoolCounts experts;
 };
 
 // The layers of one model. The first `kept` stay once they are there. Of the others those stay that a step reads now and
@@ -50,11 +47,16 @@ struct StreamCounts {
 // thread, page by page, it would find it all the same, as all of it is in the mapping.
 class Stream {
  public:
-  Stream(MappedFile file, std::vector<std::vector<Units>> layers, int64_t kept, int64_t ahead);
+  Stream(MappedFile file, Cut cut, std::vector<std::vector<Units>> layers, int64_t kept, int64_t ahead);
   ~Stream();  // ends the thread
+
+  // Once, before a step names the stream: as `ExpertPool`'s.
+  void add_experts(int64_t experts, std::vector<int64_t> layers, std::vector<std::vector<Span>> spans, int64_t budget);
 
   // A step comes to a layer: what is wrong, or "".
   std::string advance(int64_t layer);
+  // As `ExpertPool::bring`; without experts nothing is to be brought.
+  std::string bring_experts(int64_t layer, const int32_t* chosen, int64_t count);
   StreamCounts counts();
   // Ends the thread and whoever waits for it. Nothing is brought or given back from then on.
   void close();
@@ -74,6 +76,7 @@ class Stream {
   void give_back(int64_t layer);
 
   const MappedFile file_;
+  const Cut cut_;
   const std::vector<std::vector<Units>> layers_;
   const int64_t kept_, ahead_;
   std::vector<int> holders_;  // of each unit: layers that are brought. The thread's own
@@ -84,6 +87,7 @@ class Stream {
   std::deque<Job> jobs_;  // a layer has one of a kind at most
   StreamCounts counts_{};
   bool closed_ = false;
+  std::unique_ptr<ExpertPool> experts_;
   std::thread thread_;
 };
 

@@ -234,13 +234,20 @@ def speed(completion: "Completion", ended: str | None = None) -> str:
 
 
 def streaming(llm: "LLM") -> list[str]:
-    """The line on streamed weights, over all steps so far; none where they are not streamed."""
+    """The lines on streamed weights, over all steps so far; none where they are not streamed."""
     where, counts = llm.memory.residence, llm.streamed
     if where is None or counts is None:
         return []
     layers = f"streamed: {where.streamed} of {where.layers} layers, {megabytes(where.step_bytes)} a step"
     found = f"{counts.ready} ready, {counts.late} late, {counts.waited_ns / 1e9:.2f} s waited"
-    return [f"{layers}; {found}; {megabytes(counts.bytes + counts.kept_bytes)} read"]
+    lines = [f"{layers}; {found}; {megabytes(counts.bytes + counts.kept_bytes)} read"]
+    if (experts := where.cut.experts) is not None:
+        here = f"experts: {counts.experts} of {len(experts.sizes)} in memory"
+        found = (
+            f"{counts.experts_ready} ready, {counts.experts_read} read, {counts.experts_waited_ns / 1e9:.2f} s waited"
+        )
+        lines.append(f"{here}; {found}; {megabytes(counts.experts_bytes)} read")
+    return lines
 
 
 @contextlib.contextmanager

@@ -2,10 +2,8 @@
 counted, and a disk that fails said by the layer.
 """
 
-import ctypes
 import itertools
 import math
-import mmap
 import os
 import pathlib
 import random
@@ -13,26 +11,21 @@ import re
 import threading
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ggufs import NOISE, write_llama
-from recipe_files import write as write_recipe
-from recipes import RECIPES
+from streams import FAILED, SMALL, WeightsFile, cached, disk_bytes, streamed
 
 import packlight
 from packlight.compile.config import CompileConfig, MeshShape
 from packlight.model.weights.load import Buffer
 from packlight.model.weights.mapfile import PAGE, Arrangement
-from packlight.model.weights.mapped import open_stream
 from packlight.model.weights.residence import UNIT, Cut, Residence, plan_residence
 from packlight.prepared import prepare
 from packlight.quant.kernels import native_ops
 
-SMALL = {"context": 64, "prefill_buckets": (16,), "decode_batch": (1,), "head_rows": 1, "cpu_kernels": "native"}
 LAYERS = 6
-FAILED = (jax.errors.JaxRuntimeError, ValueError)  # which of them, differs by how a step is called
 
 
 def buffers(seed):
@@ -107,43 +100,7 @@ def test_a_budget_keeps_as_many_layers_as_it_lets(seed):
     assert plan_residence(cut, int(least.replace(",", "")), 1, ()).kept == sizes.count(sizes[0]) - 1
 
 
-def disk_bytes():
-    """What this process has had read from disks."""
-    return int(re.search(r"^read_bytes: (\d+)", pathlib.Path("/proc/self/io").read_text(), re.MULTILINE)[1])
-
-
-def cached_pages(memory):
-    """Bytes of mapped memory that the system has in its cache, whoever reads them."""
-    seen = (ctypes.c_ubyte * -(-memory.nbytes // PAGE))()
-    address = ctypes.c_void_p(memory.ctypes.data)
-    assert ctypes.CDLL(None, use_errno=True).mincore(address, ctypes.c_size_t(memory.nbytes), seen) == 0
-    return PAGE * sum(page & 1 for page in bytes(seen))
-
-
-class Layered:
-    """A file of the buffers of a model, on a disk and not in memory, and its stream."""
-
-    def __init__(self, path, where):
-        arranged, self.where, self.path = Arrangement.of(buffers(0)), where, path
-        content = np.random.default_rng(0).integers(0, 256, arranged.nbytes, np.uint8)
-        with open(path, "w+b") as file:
-            for record in arranged.records:
-                file.seek(record.offset)
-                file.write(content[record.offset : record.offset + record.nbytes])
-            file.flush()
-            os.fsync(file.fileno())
-            mapped = mmap.mmap(file.fileno(), arranged.nbytes, access=mmap.ACCESS_READ)
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-            self.memory = np.frombuffer(mapped, np.uint8)
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            self.stream = open_stream(file.fileno(), self.memory, 0, where)
-
-    def visit(self, layer):
-        """As a step does that comes to a layer."""
-        x = jnp.arange(5, dtype=jnp.float32)
-        y = native_ops.advance(x, jnp.int32(layer), jnp.int32(self.stream.number))
-        np.testing.assert_array_equal(y, x)
-
+class Layered(WeightsFile):
     def settled(self, reads):
         """The counts once so many layers have been asked for."""
         end = time.monotonic() + 60
@@ -158,7 +115,8 @@ def layered(tmp_path):
     opened = []
 
     def make(kept, ahead):
-        opened.append(Layered(tmp_path / f"{len(opened)}.weights", Residence(Cut.of(buffers(0), LAYERS), kept, ahead)))
+        where = Residence(Cut.of(buffers(0), LAYERS), kept, ahead)
+        opened.append(Layered(tmp_path / f"{len(opened)}.weights", buffers(0), where))
         return opened[-1]
 
     yield make
@@ -187,7 +145,7 @@ def test_bytes_are_those_of_the_arithmetic_and_of_the_disk(layered, kept, ahead)
     if read := disk_bytes() - before:  # a file system in memory has no disk
         assert 0 <= read - (counts.bytes - first.bytes) <= 1 << 16  # blocks of the file system's own
     # what is in memory: no more than the residence says, but for what is outside layers, which nothing has touched
-    assert cached_pages(made.memory) <= where.kept_bytes + where.ring_bytes
+    assert PAGE * cached(made.memory).sum() <= where.kept_bytes + where.ring_bytes
 
 
 def test_a_layer_that_cannot_be_read_is_said_and_asked_for_anew(layered):
@@ -264,13 +222,9 @@ def config(tmp_path_factory):
     return CompileConfig(**SMALL, cache_dir=str(tmp_path_factory.mktemp("store")))
 
 
-def changed(config, **keys):
-    return CompileConfig(**{**SMALL, "cache_dir": config.cache_dir, "weights": "streamed", **keys})
-
-
 def budget(path, config, kept, ahead):
     """Bytes that let so many layers stay, and one more than `ahead` be streamed at a time."""
-    prepared = prepare(path, changed(config))
+    prepared = prepare(path, streamed(config))
     assert prepared.residence is not None
     return prepared.memory.weights + Residence(prepared.residence.cut, kept, ahead).resident_bytes
 
@@ -284,7 +238,7 @@ def test_a_budget_of_three_layers_gives_the_same_bits(model, config):
         assert plain.streamed is None
     for number, (ahead, kept) in enumerate([(1, 1), (2, 0), (0, 2)]):
         most = budget(model, config, kept, ahead)
-        own = changed(config, weights_budget=most, weights_ahead=ahead)
+        own = streamed(config, weights_budget=most, weights_ahead=ahead)
         with packlight.load(model, own) as llm:
             assert llm.warnings == ()
             assert (llm.executables.misses > 0) == (number == 0)
@@ -305,7 +259,7 @@ def test_a_budget_of_three_layers_gives_the_same_bits(model, config):
 
 
 def test_what_all_fits_is_read_once(model, config):
-    with packlight.load(model, changed(config)) as llm:
+    with packlight.load(model, streamed(config)) as llm:
         where = llm.memory.residence
         assert where is not None
         assert (where.kept, where.step_bytes) == (LAYERS, 0)
@@ -318,7 +272,7 @@ def test_what_all_fits_is_read_once(model, config):
 
 def test_a_layer_that_cannot_be_read_ends_no_process(model, config, layered):
     """It is an error that names the layer, and the model goes on once the layer can be read."""
-    with packlight.load(model, changed(config, weights_budget=budget(model, config, 1, 2))) as llm:
+    with packlight.load(model, streamed(config, weights_budget=budget(model, config, 1, 2))) as llm:
         right = llm.logits([1, 2, 3])
         made, params = layered(0, 1), llm.engine._params
         os.truncate(made.path, 0)
@@ -331,7 +285,7 @@ def test_a_layer_that_cannot_be_read_ends_no_process(model, config, layered):
 
 
 def test_the_plan_says_what_is_where(model, config):
-    plan = prepare(model, changed(config, weights_budget=budget(model, config, 1, 1), weights_ahead=1)).memory
+    plan = prepare(model, streamed(config, weights_budget=budget(model, config, 1, 1), weights_ahead=1)).memory
     where = plan.residence
     assert where is not None
     whole, outside, kept, ring, step, resident = (
@@ -354,23 +308,22 @@ def test_the_plan_says_what_is_where(model, config):
 
 def test_a_budget_that_is_too_small_names_the_least(model, config):
     with pytest.raises(packlight.MemoryLimitError) as refused:
-        packlight.load(model, changed(config, weights_budget=1_000_000))
+        packlight.load(model, streamed(config, weights_budget=1_000_000))
     said = str(refused.value)
     assert said.startswith("config key 'weights_budget' allows ")
     (least,) = re.findall(r" for streamed weights; ([\d,]+) bytes are the least, with 2 layers ahead$", said)
-    enough = prepare(model, changed(config, weights_budget=int(least.replace(",", "")) + 10_000_000)).residence
-    assert enough is not None
+    least = int(least.replace(",", ""))
+    assert prepare(model, streamed(config, weights_budget=least)).residence is not None
+    with pytest.raises(packlight.MemoryLimitError):
+        _ = prepare(model, streamed(config, weights_budget=least - 1)).residence
     with pytest.raises(packlight.MemoryLimitError, match="^config key 'memory_limit' leaves 0.0 MB for streamed"):
-        packlight.load(model, changed(config, memory_limit=1_000_000))
+        packlight.load(model, streamed(config, memory_limit=1_000_000))
 
 
 def test_what_cannot_be_streamed_is_refused_by_name(tmp_path, config):
-    mixture = write_recipe(tmp_path / "m.gguf", RECIPES["llama-moe"])
-    with pytest.raises(packlight.ConfigError, match="^weights=streamed: layers with experts are only mapped so far"):
-        packlight.load(mixture, changed(config))
     dense = write_llama(tmp_path / "d.gguf", **NOISE)
     with pytest.raises(packlight.ConfigError, match="^weights=streamed: layers are streamed with native kernels only"):
-        packlight.load(dense, changed(config, cpu_kernels="xla"))
+        packlight.load(dense, streamed(config, cpu_kernels="xla"))
     for other in ({"platform": "gpu"}, {"platform": "tpu"}, {"mesh": MeshShape(1, 2)}):
         with pytest.raises(packlight.ConfigError, match="key 'weights' is 'streamed'; .* for one CPU device"):
             CompileConfig(**other, weights="streamed")
@@ -380,8 +333,8 @@ def test_arguments_replace_what_the_config_says(model, config):
     most = budget(model, config, 2, 1)
     prepared = prepare(model, config, weights="streamed", weights_budget=most, weights_ahead=1)
     assert (prepared.config.weights_budget, prepared.config.weights_ahead) == (most, 1)
-    assert prepared.residence == prepare(model, changed(config, weights_budget=most, weights_ahead=1)).residence
-    assert prepare(model, changed(config, weights_ahead=3), weights_ahead=0).config.weights_ahead == 0
+    assert prepared.residence == prepare(model, streamed(config, weights_budget=most, weights_ahead=1)).residence
+    assert prepare(model, streamed(config, weights_ahead=3), weights_ahead=0).config.weights_ahead == 0
     plain = prepared.resident("the disk is full")  # which needs neither
     assert (plain.config.weights, plain.residence) == ("resident", None)
     said = r"^weights_budget=1000000 allows \d+\.\d MB for streamed weights; [\d,]+ bytes are the least"
