@@ -2,8 +2,8 @@
 
 An expert is a run of bytes in each of its layer's `*_exps` tensors. A step reads those that its rows have chosen, and
 `native/expert_pool.h` keeps the ones that were chosen last. Experts are cut into pages, as many have matrices of less
-than the huge page in which layers are brought. Pages in which two experts meet stay, so that what is read for one is
-what it alone has.
+than the huge page in which layers are brought; what is a whole huge page of one expert is read as that. Pages in which
+two experts meet stay, so that what is read for one is what it alone has.
 """
 
 import dataclasses

@@ -7,7 +7,8 @@
 namespace packlight {
 namespace {
 
-constexpr int64_t kPage = 4096;
+constexpr int64_t kPage = 4096, kHugePage = 1 << 21;
+constexpr int64_t kMostPieces = 1 << 14;  // of the mapping, of which the system allows four times as many
 
 // Spans with no more than a page between them, joined: advice on each alone would cut the mapping into more pieces than
 // the system allows.
@@ -43,6 +44,21 @@ ExpertPool::ExpertPool(const MappedFile& file, int64_t experts, std::vector<int6
     file_.read_exactly(span, true);
     file_.give_back(span);  // what whoever wrote the file has left in memory
   }
+  std::vector<Span> whole;
+  for (const auto& one : spans_) {
+    for (const Span& span : one) {
+      if (huge(span).bytes) whole.push_back(huge(span));
+    }
+  }
+  by_huge_pages_ = 2 * static_cast<int64_t>(whole.size()) < kMostPieces;
+  for (const Span& span : whole) by_huge_pages_ = by_huge_pages_ && file_.read_exactly(span, false);
+}
+
+// The whole huge pages in a span; the file is mapped from one on.
+Span ExpertPool::huge(Span span) const {
+  const int64_t first = (span.first + kHugePage - 1) / kHugePage * kHugePage;
+  const int64_t end = (span.first + span.bytes) / kHugePage * kHugePage;
+  return {first, std::max<int64_t>(0, end - first)};
 }
 
 std::string ExpertPool::bring(int64_t layer, const int32_t* chosen, int64_t count) {
@@ -95,10 +111,19 @@ std::vector<int64_t> ExpertPool::make_room(const std::vector<int64_t>& missing, 
   return leaving;
 }
 
-// All are asked for at once, so that the disk has something to do. What cannot be read is not there.
+// What is read in small pages is asked for at once, so that the disk has something to do. What cannot be read is not
+// there.
 std::string ExpertPool::read(const std::vector<int64_t>& missing) {
   for (int64_t expert : missing) {
-    for (const Span& span : spans_[expert]) file_.ask(span);
+    for (const Span& span : spans_[expert]) {
+      const Span whole = by_huge_pages_ ? huge(span) : Span{span.first + span.bytes, 0};
+      if (!whole.bytes) {
+        file_.ask(span);
+        continue;
+      }
+      file_.ask({span.first, whole.first - span.first});
+      file_.ask({whole.first + whole.bytes, span.first + span.bytes - whole.first - whole.bytes});
+    }
   }
   std::string wrong;
   for (int64_t expert : missing) {

@@ -22,20 +22,25 @@ constexpr int64_t kAsked = 1 << 17;  // bytes at a time: of a longer request the
 
 // From 5.18 on, a huge page of a mapping with MADV_HUGEPAGE is read as one: MADV_RANDOM then only keeps the system from
 // reading on behind it. Before, it would read each small page alone.
-bool reads_huge_pages() {
+bool find_huge_reads() {
   utsname name;
   int major = 0, minor = 0;
   if (uname(&name) || std::sscanf(name.release, "%d.%d", &major, &minor) != 2) return false;
   return major > 5 || (major == 5 && minor >= 18);
 }
 
+bool reads_huge_pages() {
+  static const bool found = find_huge_reads();
+  return found;
+}
+
 }  // namespace
 
-void MappedFile::read_exactly(Span span, bool by_pages) const {
-  static const bool huge = reads_huge_pages();
+bool MappedFile::read_exactly(Span span, bool small) const {
   const int64_t bytes = std::min(span.bytes, size - span.first);
-  if (by_pages) madvise(memory + span.first, bytes, MADV_NOHUGEPAGE);
-  if (by_pages || huge) madvise(memory + span.first, bytes, MADV_RANDOM);
+  const bool advised = !madvise(memory + span.first, bytes, small ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+  if (!small && !(advised && reads_huge_pages())) return false;
+  return !madvise(memory + span.first, bytes, MADV_RANDOM);
 }
 
 void MappedFile::ask(Span span) const {
@@ -60,7 +65,7 @@ void MappedFile::give_back(Span span) const {
   posix_fadvise(fd, offset + span.first, span.bytes, POSIX_FADV_DONTNEED);
 }
 #else
-void MappedFile::read_exactly(Span, bool) const {}
+bool MappedFile::read_exactly(Span, bool) const { return false; }
 void MappedFile::ask(Span) const {}
 int MappedFile::bring(Span) const { return 0; }
 void MappedFile::give_back(Span) const {}

@@ -18,9 +18,9 @@ struct MappedFile {
   int64_t offset;  // in the file, of `memory`
   int64_t size;    // bytes that are mapped
 
-  // Nothing is read from the disk but what is asked for. by_pages: and in small pages, so that a span may begin and end
-  // anywhere; otherwise in huge ones, where the system reads these as one.
-  void read_exactly(Span span, bool by_pages) const;
+  // Nothing is read from the disk but the huge pages that are wanted, or the `small` ones, where a span may begin and
+  // end anywhere. Returns whether the system takes that advice.
+  bool read_exactly(Span span, bool small) const;
   // Has it read while the caller does something else; `bring` waits for it.
   void ask(Span span) const;
   // 0 or an errno.

@@ -172,6 +172,28 @@ def test_bytes_are_those_of_the_experts_that_were_missing(pooled, share):
             assert there[run.start : run.stop].all() == there[run.start : run.stop].any() == (expert in twin.held)
 
 
+def test_large_experts_are_read_in_huge_pages_and_exactly_too(tmp_path):
+    """Matrices of several huge pages that begin and end inside of them."""
+    count, size = 3, 2 * UNIT + 77 * PAGE + 5
+    of = [Buffer((1, count, size), [f"blk.0.{name}.weight"]) for name in ("ffn_up_exps", "ffn_down_exps")]
+    cut = Cut.of(of, 1, 1)
+    assert cut.experts is not None
+    made = WeightsFile(tmp_path / "m.weights", of, Residence(cut, 1, 0, max(cut.experts.sizes)))
+    before = disk_bytes()
+    for expert in (0, 1, 2, 1, 0):
+        made.choose(0, np.array([[expert]], np.int32))
+        there = cached(made.memory)
+        for number, runs in enumerate(cut.experts.pages):
+            for run in runs:
+                assert there[run.start : run.stop].all() == there[run.start : run.stop].any() == (number == expert)
+    counts = made.stream.counts()
+    assert (counts.experts, counts.experts_read) == (1, 5)
+    assert counts.experts_bytes == sum(cut.experts.sizes[expert] for expert in (0, 1, 2, 1, 0))
+    if read := disk_bytes() - before:  # a file system in memory has no disk
+        assert 0 <= read - counts.experts_bytes <= 1 << 16  # blocks of the file system's own
+    made.stream.close()
+
+
 def test_what_a_step_chooses_is_there_even_beyond_the_budget(pooled):
     made = pooled(1)
     for layer in (0, 1):
