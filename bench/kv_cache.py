@@ -1,4 +1,4 @@
-"""Keys and values in int8 beside float16: the speed of text behind a long one, memory, and what predictions lose.
+"""Keys and values in 8 and 4 bits beside float16: the speed of text behind a long one, memory, what predictions lose.
 
     python -m packlight.bench.kv_cache --model=FILE [--filled=4000] [--tokens=16] [--rounds=9]
     python -m packlight.bench.kv_cache --model=FILE --file=TEXT [--length=512] [--chunks=16]
@@ -28,7 +28,7 @@ from packlight.perplexity import Base, cut, divergence, measure
 from packlight.prepared import KVType
 
 PLAIN: KVType = "float16"
-TYPES: tuple[KVType, ...] = (PLAIN, "q8_0")
+TYPES: tuple[KVType, ...] = (PLAIN, "q8_0", "q4_0")
 EXACT: KVType = "float32"  # what predictions are compared with
 
 
@@ -80,7 +80,7 @@ def middle(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m packlight.bench.kv_cache", description="a cache in int8 beside one in float16"
+        prog="python -m packlight.bench.kv_cache", description="caches in 8 and 4 bits beside one in float16"
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--filled", type=int, default=4000)

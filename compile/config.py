@@ -16,13 +16,13 @@ from packlight.common.arguments import suggesting
 from packlight.common.errors import ConfigError
 from packlight.common.files import cache_folder, open_regular
 from packlight.common.text import near, reason, shown, shown_path
-from packlight.model.spec.state import Q8_0
+from packlight.model.spec.state import QUANTIZED
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 SHIPPED = (*PLATFORMS, "debug", "mesh8")
 CPU_KERNELS = ("auto", "native", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
-KV_DTYPES = (*DTYPES, Q8_0)
+KV_DTYPES = (*DTYPES, *QUANTIZED)
 WEIGHTS = ("resident", "mapped", "streamed")
 ONE_CPU = "weights are mapped or streamed for one CPU device, not for a GPU, a TPU or a mesh"
 DEFAULT_CONTEXT = 4096
@@ -84,8 +84,9 @@ class CompileConfig:
         up to the context, as texts run whole.
     encode_rows: tokens that an encode step runs together, padding included: so many texts as fit, or one.
     head_rows: rows of logits per pass when all of a prompt's are asked for, or their log-probabilities.
-    kv_dtype: the type of cached keys and values: a float's, or q8_0, int8 with a float16 scale for every 32 numbers.
-        Latents (MLA) are not kept in q8_0; recurrences and convolutions keep float32 whatever it is.
+    kv_dtype: the type of cached keys and values: a float's, q8_0, int8 with a float16 scale for every 32 numbers, or
+        q4_0, 4 bits of turned heads with as many scales, for which 32 must divide a head's width. Latents (MLA) are
+        kept in neither; recurrences and convolutions keep float32 whatever it is.
     activation_dtype: of activations where they meet weights.
     cpu_kernels: kernel path of matrix products and attention on a CPU: native (C++; activations rounded to int8 as
         llama.cpp does), xla, reference, or auto: native where there is a C++ compiler and activations are float32,

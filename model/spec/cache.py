@@ -11,7 +11,7 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.parts.attention import AttentionPart
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
-from packlight.model.spec.state import Q8_0, Buffer, Room
+from packlight.model.spec.state import KV_BLOCK, Q4_0, QUANTIZED, Buffer, Room, turned_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +68,18 @@ class CacheShape:
 
 def check_kv_dtype(cfg: ModelConfig, dtype: str) -> str | None:
     """Why the cache of a model cannot be of a type, in words. None where it can, or where the model has no cache."""
-    if dtype != Q8_0 or not cfg.generates:
+    if dtype not in QUANTIZED or not cfg.generates:
         return None
     if any(isinstance(mixer, MlaPart) for mixer in cfg.mixers):
         return "the model's layers keep latents (mla), for which it is not made"
-    if not any(isinstance(mixer, AttentionPart) for mixer in cfg.mixers):
+    widths = {mixer.width for mixer in cfg.mixers if isinstance(mixer, AttentionPart)}
+    if not widths:
         return f"the model keeps no keys and values, only {', '.join(mixer.name for mixer in cfg.mixers)}"
+    if dtype == Q4_0 and (unfit := [str(width) for width in sorted(widths) if turned_width(width) < KV_BLOCK]):
+        return (
+            f"the model has heads of {' and '.join(unfit)} channels, and what is kept in 4 bits must be turned, "
+            f"in powers of two of {KV_BLOCK} channels or more"
+        )
     return None
 
 

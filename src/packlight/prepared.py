@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from packlight.model.weights.placement import Placement
 
 # llama.cpp's names beside the config's
-KVType = Literal["f32", "f16", "bf16", "float32", "float16", "bfloat16", "q8_0"]
+KVType = Literal["f32", "f16", "bf16", "float32", "float16", "bfloat16", "q8_0", "q4_0"]
 Weights = Literal["resident", "mapped", "streamed"]
 KV_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"} | {name: name for name in KV_DTYPES}
 

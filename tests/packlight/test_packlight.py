@@ -451,7 +451,7 @@ def test_slots_and_kv_type_replace_what_the_config_says(noise):
     for given, words in (
         ({"slots": 0}, "slots=0: it is an integer of at least 1"),
         ({"slots": True}, "slots=True: it is an integer of at least 1"),
-        ({"kv_type": "q4_0"}, "kv_type=q4_0: it is one of f32, f16, bf16, "),
+        ({"kv_type": "q5_0"}, "kv_type=q5_0: it is one of f32, f16, bf16, "),
     ):
         with pytest.raises(packlight.ConfigError, match=words):
             packlight.load(noise[0], config, **given)

@@ -42,6 +42,6 @@ def mistakes(llm: packlight.LLM) -> None:
     llm.stream("a", max_tokens=1.5)  # pyright: ignore[reportArgumentType]
     llm.chat("a", stop=5)  # pyright: ignore[reportArgumentType]
     llm.embed(["a"], pooling="first")  # pyright: ignore[reportArgumentType, reportCallIssue]
-    packlight.load("m.gguf", kv_type="q4_0")  # pyright: ignore[reportArgumentType]
+    packlight.load("m.gguf", kv_type="q5_0")  # pyright: ignore[reportArgumentType]
     packlight.load("m.gguf", n_ctx=5)  # pyright: ignore[reportCallIssue]
     packlight.CompileConfig(contex=5)  # pyright: ignore[reportCallIssue]

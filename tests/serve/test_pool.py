@@ -103,9 +103,10 @@ def test_what_lost_its_slot_comes_back_bit_by_bit(name, tmp_path):
 
 
 @pytest.mark.usefixtures("native_library")
-def test_keys_and_values_in_int8_come_back_with_their_scales():
+@pytest.mark.parametrize("kv_dtype", ["q8_0", "q4_0"])
+def test_rounded_keys_and_values_come_back_with_their_scales(kv_dtype):
     """Out of the other slot by a copy, out of host memory, and in their slot after going back."""
-    llm = load(kv_dtype="q8_0")
+    llm = load(kv_dtype=kv_dtype)
     first, other = IDS[:200], [*IDS[:150], *IDS[300:330]]
     answer, expected = cold(llm, first), cold(llm, other)
     forget(llm)
@@ -115,7 +116,7 @@ def test_keys_and_values_in_int8_come_back_with_their_scales():
     fill(llm)
     assert run(llm, other) == (expected, 179)
     assert llm.engine.reused["pool"] >= 179
-    assert saved(llm).pool.bytes >= llm.plan.cache(llm.model, "q8_0", llm.placement.split).block_bytes(128)
+    assert saved(llm).pool.bytes >= llm.plan.cache(llm.model, kv_dtype, llm.placement.split).block_bytes(128)
 
 
 def test_other_salts_share_nothing(llm):

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from packlight.model.spec.state import Q8_0, Q8_0_BLOCK, Buffer, Room, whole_tiles
+from packlight.model.spec.state import KV_BLOCK, Q8_0, QUANTIZED, Buffer, Room, whole_tiles
 from packlight.model.spec.weight import Segment, Weight
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ class KV(NamedTuple):
 
 
 class QuantizedKV(NamedTuple):
-    """Keys and values in int8, at the places of `KV`, and what to multiply them with. N is C / 32, rounded up.
+    """Rounded keys and values at the places of `KV`, and what to multiply them with. N is C / 32, rounded up.
 
     What they are made of is in `model.network.mixers.attention.quantized`.
     """
 
-    k: Any  # int8 (L, B, K, S, C)
-    v: Any  # int8 (L, B, K, S, C)
+    k: Any  # int8 (L, B, K, S, C), or in 4 bits uint8 (L, B, K, S, C / 2)
+    v: Any  # as k
     k_scales: Any  # float16 (L, B, K, S, N), of each 32 channels
     v_scales: Any  # float16 (L, B, K, S, N)
 
@@ -113,8 +113,9 @@ class AttentionPart:
             shape = (layers, room.slots, self.kv_heads, self.positions(room), channels)
             return Buffer(shape, dtype, ("", "B", "K", "", ""), along_text=True)
 
-        if room.dtype == Q8_0:
-            numbers, scales = buffer(self.width, "int8"), buffer(-(-self.width // Q8_0_BLOCK), "float16")
+        if room.dtype in QUANTIZED:
+            numbers = buffer(self.width, "int8") if room.dtype == Q8_0 else buffer(self.width // 2, "uint8")
+            scales = buffer(-(-self.width // KV_BLOCK), "float16")
             return QuantizedKV(numbers, numbers, scales, scales)
         each = buffer(self.width, room.dtype)
         return KV(each, each)

@@ -30,7 +30,7 @@ struct Call {
   Attend attend;
   const float* q;        // (B, T, H, C)
   const uint8_t *k, *v;  // (slots, K, S, C) of the layer, from the first row's slot on
-  const uint16_t *k_scales, *v_scales;  // (slots, K, S, blocks) of int8, from there on; null: none
+  const uint16_t *k_scales, *v_scales;  // (slots, K, S, blocks) of int8 and q4, from there on; null: none
   KvType type;
   const int32_t *start, *end;  // (B,)
   float* out;  // (B, T, H * value_width)
@@ -70,7 +70,7 @@ struct Call {
     block.q = q + ((b * T + token) * H + head * group) * C;
     block.token_stride = H * C;
     block.tokens = tokens(token), block.group = group, block.width = C, block.value_width = value_width;
-    const int64_t place = (b * K + head) * S, offset = place * C * bytes_of(type);
+    const int64_t place = (b * K + head) * S, offset = place * bytes_of(type, C);
     block.k = k + offset, block.v = v + offset, block.type = type, block.places = S;
     block.k_scales = block.v_scales = nullptr;
     if (k_scales) block.k_scales = k_scales + place * blocks_of(C), block.v_scales = v_scales + place * blocks_of(C);
@@ -188,13 +188,13 @@ Attend kernel(Isa asked) {
   }
 }
 
-// Whether the scales are those of such a cache: (L, slots, K, S, blocks) of int8, and otherwise none.
-bool fits(const ffi::AnyBuffer& scales, ffi::Span<const int64_t> cache, KvType type) {
+// Whether the scales are those of such a cache: (L, slots, K, S, blocks) of int8 and q4, and otherwise none.
+bool fits(const ffi::AnyBuffer& scales, ffi::Span<const int64_t> cache, KvType type, int64_t width) {
   const auto given = scales.dimensions();
   if (scales.element_type() != ffi::F16) return false;
-  if (type != KvType::q8) return !scales.element_count();
+  if (type != KvType::q8 && type != KvType::q4) return !scales.element_count();
   return given.size() == 5 && std::equal(given.begin(), given.begin() + 4, cache.begin()) &&
-         given[4] == blocks_of(cache[4]);
+         given[4] == blocks_of(width);
 }
 
 ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, ffi::AnyBuffer v,
@@ -207,10 +207,11 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
   const auto x = q.dimensions(), cache = k.dimensions();
   const auto same = v.dimensions();
   if (x.size() != 4 || cache.size() != 5 || !std::equal(cache.begin(), cache.end(), same.begin(), same.end()) ||
-      k.element_type() != v.element_type() || cache[4] != x[3] || !cache[2] || x[2] % cache[2] || value_width < 1 ||
-      value_width > x[3]) {
+      k.element_type() != v.element_type() || !cache[2] || x[2] % cache[2] || value_width < 1 || value_width > x[3] ||
+      (k.element_type() == ffi::U8 ? x[3] % kBlock || 2 * cache[4] != x[3] : cache[4] != x[3])) {
     return ffi::Error::InvalidArgument(
-        "want q (B, T, H, C) and k, v (L, slots, K, S, C), H a multiple of K, and values no wider than C");
+        "want q (B, T, H, C) and k, v (L, slots, K, S, C), or C / 2 of 4 bits and C a multiple of 32, H a multiple of K, "
+        "and values no wider than C");
   }
   Call call;
   switch (k.element_type()) {
@@ -218,10 +219,12 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
     case ffi::F16: call.type = KvType::f16; break;
     case ffi::BF16: call.type = KvType::bf16; break;
     case ffi::S8: call.type = KvType::q8; break;
-    default: return ffi::Error::InvalidArgument("keys and values are float32, float16, bfloat16 or int8");
+    case ffi::U8: call.type = KvType::q4; break;
+    default: return ffi::Error::InvalidArgument("keys and values are float32, float16, bfloat16, int8 or 4 bits in uint8");
   }
-  if (!fits(k_scales, cache, call.type) || !fits(v_scales, cache, call.type)) {
-    return ffi::Error::InvalidArgument("want float16 scales (L, slots, K, S, C / 32) of keys and values in int8 alone");
+  if (!fits(k_scales, cache, call.type, x[3]) || !fits(v_scales, cache, call.type, x[3])) {
+    return ffi::Error::InvalidArgument(
+        "want float16 scales (L, slots, K, S, C / 32) of keys and values in int8 or 4 bits alone");
   }
   call.attend = kernel(static_cast<Isa>(isa));
   if (!call.attend) return ffi::Error::InvalidArgument("this CPU lacks the instruction set asked for");
@@ -237,12 +240,12 @@ ffi::Error run(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, 
     return ffi::Error::InvalidArgument("the layer or a slot is outside the cache");
   }
   if (!out->element_count()) return ffi::Error::Success();
-  const int64_t place = (layer * cache[1] + first) * call.K * call.S, offset = place * call.C * bytes_of(call.type);
+  const int64_t place = (layer * cache[1] + first) * call.K * call.S, offset = place * bytes_of(call.type, call.C);
   call.q = q.typed_data(), call.out = out->typed_data();
   call.k = static_cast<const uint8_t*>(k.untyped_data()) + offset;
   call.v = static_cast<const uint8_t*>(v.untyped_data()) + offset;
   call.k_scales = call.v_scales = nullptr;
-  if (call.type == KvType::q8) {
+  if (k_scales.element_count()) {
     call.k_scales = static_cast<const uint16_t*>(k_scales.untyped_data()) + place * blocks_of(call.C);
     call.v_scales = static_cast<const uint16_t*>(v_scales.untyped_data()) + place * blocks_of(call.C);
   }

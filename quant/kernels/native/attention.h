@@ -6,15 +6,20 @@
 
 namespace packlight {
 
-enum class KvType { f32, f16, bf16, q8 };
+enum class KvType { f32, f16, bf16, q8, q4 };
 
+// Of a channel, which q4 has two of in a byte.
 constexpr int64_t bytes_of(KvType type) { return type == KvType::f32 ? 4 : type == KvType::q8 ? 1 : 2; }
+// Of a key or a value.
+constexpr int64_t bytes_of(KvType type, int64_t width) {
+  return type == KvType::q4 ? width / 2 : width * bytes_of(type);
+}
 
 constexpr int64_t kTile = 64;  // positions at a time: with C = 64 their keys or values are 16 KB of f32
 constexpr int64_t kPart = 256;  // positions that are added up before they are added to others: a multiple of kTile
 constexpr int64_t kPad = 16;   // floats; at least every instruction set's vector
 
-constexpr int64_t kBlock = 32;  // channels of int8 that share a scale
+constexpr int64_t kBlock = 32;  // channels of int8, or of 4 bits, that share a scale
 
 constexpr int64_t blocks_of(int64_t width) { return (width + kBlock - 1) / kBlock; }
 constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
@@ -45,7 +50,7 @@ struct Block {
   int64_t tokens, group, width;  // width is C
   int64_t value_width;   // the first channels of a value that count, at most C
   const uint8_t *k, *v;  // the head's place 0: (places, C) of `type`; both may be the same. Position p is at p % places.
-  const uint16_t *k_scales, *v_scales;  // of int8, in halves: (places, blocks of a key)
+  const uint16_t *k_scales, *v_scales;  // of int8 and q4, in halves: (places, blocks of a key)
   KvType type;
   int64_t places;       // a multiple of kTile, or more than any position
   int64_t first, last;  // positions first .. last - 1 are looked at, and nothing else is read
@@ -77,10 +82,11 @@ struct Partial {
 constexpr int64_t query_space(int64_t width) { return width + 2; }
 
 // Floats that `Attend` needs to work in, aligned to 64 bytes: queries, a tile's scores, five numbers a row, a tile of
-// keys and one of values as f32, and the scales of both. Transposed keys take up to kPad words more than they are wide.
+// keys and one of values as f32, the scales of both, and one of either as int8. Transposed keys take up to kPad words
+// more than they are wide.
 constexpr int64_t attend_space(int64_t rows, int64_t width) {
   return padded(rows) * (query_space(width) + kTile + 5) + kTile * (2 * padded(width) + kPad + 2 * blocks_of(width)) +
-         kPad;
+         kPad + kTile * padded(width) / 4;
 }
 
 using Attend = void (*)(const Block& block, float* space, const Partial& result);

@@ -72,6 +72,8 @@ inline Floats changed(const Block& b, Floats x, Floats key, Floats query, Floats
 
 #include "attention_int8.h"
 
+#include "attention_int4.h"
+
 #include "attention_mix.h"
 
 // Of what `b` looks at: in tiles that begin at multiples of kTile, so that a row's sums have the same order wherever
@@ -87,11 +89,12 @@ inline void attend(const Block& b, float* space, const Partial& result) {
   int32_t* oldest = visible + lanes;
   float* wide_keys = shrink + 5 * padded(rows);
   float* wide_values = wide_keys + kTile * (pitch + kPad);  // transposed keys take a little more than wide ones
-  const bool int8 = b.type == KvType::q8;
+  const bool int4 = b.type == KvType::q4, int8 = b.type == KvType::q8 || int4;
   const int64_t blocks = blocks_of(b.width);
   float* value_scales = wide_values + kTile * pitch;
   float* key_scales = value_scales + kTile * blocks + kPad;
-  const int64_t bytes = b.width * bytes_of(b.type);  // of a key or a value
+  auto* whole = reinterpret_cast<int8_t*>(key_scales + kTile * blocks);  // a tile that was in 4 bits
+  const int64_t bytes = bytes_of(b.type, b.width);
   const int64_t begin = b.first / kTile * kTile, first_end = begin + kTile < b.last ? begin + kTile : b.last;
   const bool few = rows <= kMostFew;
   if (!b.turned) {
@@ -119,6 +122,7 @@ inline void attend(const Block& b, float* space, const Partial& result) {
     const uint8_t *k = b.k + place * bytes, *v = b.v + place * bytes, *next_k = b.k + (at + kTile) % b.places * bytes;
     const Ahead values_ahead{v + lead * bytes, v + count * bytes};
     Ahead keys_ahead{next_k, next_k + next_count * bytes};
+    if (int4) k = unpack_int4(k, b.width, lead, count, whole);
     if (int8) {
       fetch_scales(b, (at + kTile) % b.places, next_count);
       spread_scales(b.k_scales + place * blocks, blocks, lead, count, value_scales, key_scales);
@@ -153,10 +157,11 @@ inline void attend(const Block& b, float* space, const Partial& result) {
     const uint8_t* values = v;
     int64_t values_pitch = bytes;
     if (int8) widen_scales(b.v_scales + (place + lead) * blocks, blocks, count - lead, value_scales);
+    if (int4) values = unpack_int4(v, b.width, lead, count, whole), values_pitch = b.width, type = KvType::q8;
     if (!few && b.type != KvType::f32 && !int8 && b.v == b.k) {
       values = reinterpret_cast<const uint8_t*>(wide_keys), values_pitch = pitch * 4, type = KvType::f32;
     } else if ((!few && b.type != KvType::f32 && rows > kStrip) || b.value_width % kLanes) {
-      int8 ? widen_int8(v + lead * bytes, b.width, count - lead, b.value_width, value_scales, blocks,
+      int8 ? widen_int8(values + lead * values_pitch, b.width, count - lead, b.value_width, value_scales, blocks,
                         wide_values + lead * mixed_pitch)
            : widen(v, b.width, b.type, count, b.value_width, wide_values);
       values = reinterpret_cast<const uint8_t*>(wide_values), values_pitch = mixed_pitch * 4, type = KvType::f32;

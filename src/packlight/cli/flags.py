@@ -59,7 +59,7 @@ FLAGS: dict[str, FlagRow] = {
     "slots": (flags.DEFINE_integer, None, "sequences at a time (default: the named config's, or 1)"),
     "device": (flags.DEFINE_string, None, "cpu, gpu or tpu (default: the first that jax finds of tpu, gpu, cpu)"),
     "threads": (flags.DEFINE_integer, None, "cores to use (default: all that the process may use)"),
-    "kv_type": (flags.DEFINE_string, None, "f32, f16, bf16 or q8_0: of cached keys and values (default: the config's)"),
+    "kv_type": (flags.DEFINE_string, None, "of keys and values: f32, f16, bf16, q8_0 or q4_0 (default: the config's)"),
     "speculate": (flags.DEFINE_integer, None, "drafts that a step verifies at most (default: the config's, or 0)"),
     "draft_model": (flags.DEFINE_string, None, "file or name of a smaller model with the same tokens, to make drafts"),
     **{name: (PLAIN[row.kind], None, row.help) for name, row in ROPE.items()},

@@ -18,7 +18,7 @@ from packlight.compile.config import PLATFORMS, CompileConfig, default_config, r
 from packlight.model.spec import stretching
 from packlight.model.spec.layers import in_words, traced
 from packlight.model.spec.rope_changes import ROPE
-from packlight.model.spec.state import Q8_0
+from packlight.model.spec.state import QUANTIZED
 from packlight.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def describe(llm: "packlight.LLM") -> list[str]:
     launch = f", {n} tokens per launch" if (n := llm.plan.tokens_per_launch) > 1 else ""
     name, layers = shown_path(os.path.basename(llm.file.path)), llm.model.layers
     drafts = f", {llm.plan.verified[-1] - 1} drafts a step" if llm.plan.verified else ""
-    kept = f", cache {Q8_0}" if llm.config.kv_dtype == Q8_0 else ""
+    kept = f", cache {llm.config.kv_dtype}" if llm.config.kv_dtype in QUANTIZED else ""
     slots = f", slots {llm.plan.slots}{launch}{drafts}{kept}" if llm.model.generates else ", no cache"
     return [
         f"{name}: {llm.model.architecture.name}, {megabytes(llm.weights_bytes)}: {mix}",

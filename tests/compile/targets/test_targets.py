@@ -28,6 +28,7 @@ from packlight.compile.targets import report, targets
 from packlight.compile.targets.chips import CHIPS
 from packlight.compile.targets.hlo import materialized
 from packlight.model.spec.sharding import WHOLE
+from packlight.model.spec.state import QUANTIZED
 from packlight.model.spec.weights import formats
 from packlight.model.weights.params import abstract
 from packlight.model.weights.placement import Placement
@@ -115,15 +116,17 @@ KINDS = ("lfm2moe", "deepseek2", "deepseek2-lite", "qwen35", "granitehybrid", "g
 
 
 @pytest.mark.parametrize("name", ["cuda:h200", "tpu:v6e"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_layer_compiles(kind, name, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "kv_dtype"), [*((kind, "bfloat16") for kind in KINDS), *(("gemma2", each) for each in QUANTIZED)]
+)
+def test_every_kind_of_layer_compiles(kind, kv_dtype, name, tmp_path):
     """A chunk and a single token, through each mixer and each feed-forward part; nothing is unpacked whole.
 
     One after the other: once in some hundred compilations the TPU's compiler crashed beside another one.
     """
     target, file = targets.parse(name), model(f"own/{kind}", tmp_path)
     config = dataclasses.replace(default_config(target.platform), context=64, prefill_buckets=(1, 16), head_rows=1)
-    prepared = api.prepare(file, dataclasses.replace(config, cache_dir=str(tmp_path / "s")))
+    prepared = api.prepare(file, dataclasses.replace(config, kv_dtype=kv_dtype, cache_dir=str(tmp_path / "s")))
     placement = Placement.on([device(name)])
     params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement)
     for tokens in (1, 16):
@@ -140,10 +143,14 @@ def test_every_kind_of_layer_compiles(kind, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cuda:h200", "tpu:v6e"])
-@pytest.mark.parametrize("kind", ["gemma2", "deepseek2", "qwen35"])
-def test_a_copy_between_slots_is_in_place(kind, name, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "kv_dtype"),
+    [("gemma2", "bfloat16"), ("gemma2", "q4_0"), ("deepseek2", "bfloat16"), ("qwen35", "bfloat16")],
+)
+def test_a_copy_between_slots_is_in_place(kind, kv_dtype, name, tmp_path):
     """Beside the cache a tile of each array at most."""
-    config = dataclasses.replace(default_config(targets.parse(name).platform), context=512, store=False)
+    config = default_config(targets.parse(name).platform)
+    config = dataclasses.replace(config, context=512, kv_dtype=kv_dtype, store=False)
     prepared = api.prepare(model(f"own/{kind}", tmp_path), config)
     plan = dataclasses.replace(prepared.plan, prefill_buckets=(), decode_batch=(), head_rows=())
     placement = Placement.on([device(name)])

@@ -11,13 +11,13 @@ from at_once import assert_eight_devices_finish
 from natives import isas
 
 from packlight.model.network.mixers.attention.native import PART, native_attention
-from packlight.model.network.mixers.attention.quantized import rounded, unpacked
+from packlight.model.network.mixers.attention.quantized import packed, rounded, unpacked
 from packlight.model.network.mixers.attention.scores import PLAIN, Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.mixers.attention.write import write
 from packlight.model.network.state import Rows
 from packlight.model.spec.parts.attention import KV, QuantizedKV
-from packlight.model.spec.state import Q8_0_BLOCK
+from packlight.model.spec.state import KV_BLOCK
 from packlight.quant.kernels.native_ops import round_activations
 
 pytestmark = pytest.mark.usefixtures("native_library")
@@ -59,11 +59,12 @@ class Static(NamedTuple):
 
 
 NOTHING = Static()
-INT8 = "int8"  # among types of the cache: keys and values are pairs of numbers and scales
+ROUNDING = {"int8": rounded, "int4": packed}  # among types of the cache: pairs of numbers and scales
+WHOLE_BLOCKS = [shape for shape in SHAPES if shape[-1] % KV_BLOCK == 0]  # as 4 bits take them
 
 
 def kept(x, dtype):
-    return jax.jit(rounded)(x) if dtype == INT8 else jnp.asarray(x, dtype)
+    return jax.jit(ROUNDING[dtype])(x) if dtype in ROUNDING else jnp.asarray(x, dtype)
 
 
 def state_of(k, v):
@@ -173,27 +174,34 @@ def test_equals_float64_and_the_twin(shape, dtype):
 
 
 def rounded_queries(q):
-    """What meets keys in int8, in place of queries."""
+    """What meets rounded keys, in place of queries."""
     width = q.shape[-1]
-    q = np.pad(q, [(0, 0)] * 3 + [(0, -width % Q8_0_BLOCK)])
-    return np.asarray(round_activations(q.reshape(-1, q.shape[-1]), Q8_0_BLOCK)).reshape(q.shape)[..., :width]
+    q = np.pad(q, [(0, 0)] * 3 + [(0, -width % KV_BLOCK)])
+    return np.asarray(round_activations(q.reshape(-1, q.shape[-1]), KV_BLOCK)).reshape(q.shape)[..., :width]
 
 
-def int8_case(*arguments, **options):
-    """As `case`, with keys and values in int8; scales are NaN where no row may look. And what they are in float32."""
+def rounded_case(dtype, *arguments, **options):
+    """As `case`, with rounded keys and values; scales are NaN where no row may look. And what they are in float32."""
     q, k, v, *rest = case(*arguments, **options)
-    k, v = (jax.tree.map(np.array, kept(np.where(np.isfinite(x), x, np.nan), INT8)) for x in (k, v))
+    k, v = (jax.tree.map(np.array, kept(np.where(np.isfinite(x), x, np.nan), dtype)) for x in (k, v))
     return (q, k, v, *rest), tuple(np.asarray(unpacked(*x)) for x in (k, v))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 1, 1, 1, 5), (1, 40, 1, 2, 7)], ids=str)
-def test_int8_equals_float64_and_the_twin(shape):
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((shape, "int8") for shape in (*SHAPES, (1, 1, 1, 1, 5), (1, 40, 1, 2, 7))),
+        *((shape, "int4") for shape in (*WHOLE_BLOCKS, (1, 1, 1, 3, 96), (1, 40, 1, 2, 96))),
+    ],
+    ids=str,
+)
+def test_rounded_equals_float64_and_the_twin(shape, dtype):
     """Keys and values are exact products, those of rounded queries and keys are added up exactly: what a float32 kernel
     may err by with the same numbers is more than enough.
     """
     for i in range(0, len(STARTS), 2):
         neighbours = np.roll(STARTS, -i)[: shape[0]]
-        (q, k, v, *rest), plain = int8_case(shape, neighbours, pad=0 if shape[1] == 1 else i // 2 % 2)
+        (q, k, v, *rest), plain = rounded_case(dtype, shape, neighbours, pad=0 if shape[1] == 1 else i // 2 % 2)
         exact, bound = oracle(rounded_queries(q), *plain, *rest)
         for isa in isas():
             assert_near(native(q, k, v, *rest, isa=isa), exact, bound)
@@ -202,9 +210,11 @@ def test_int8_equals_float64_and_the_twin(shape):
         assert np.all(np.abs(np.asarray(native(q, k, v, *rest)) - twin)[real] <= 2 * bound[real])
 
 
-def test_int8_of_another_shape_is_an_error():
-    (q, k, v, *rest), _ = int8_case((1, 1, 1, 1, 64))
-    for bad in ((k[0], k[1][..., :1]), (k[0], k[1].astype(np.float32)), (k[0].astype(np.float16), k[1])):
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_rounded_of_another_shape_is_an_error(dtype):
+    (q, k, v, *rest), _ = rounded_case(dtype, (1, 1, 1, 1, 64))
+    wrong = [(k[0], k[1][..., :1]), (k[0], k[1].astype(np.float32)), (k[0].astype(np.float16), k[1])]
+    for bad in (*wrong, (k[0][..., :16], k[1]), (k[0].view(np.uint8 if dtype == "int8" else np.int8), k[1])):
         with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="want"):
             native(q, bad, (bad[0], v[1]), *rest).block_until_ready()
 
@@ -256,22 +266,23 @@ def test_what_families_do_to_scores_equals_float64(name, shape):
                 k[1, 1 + b, :, unseen], v[1, 1 + b, :, unseen] = np.nan, np.inf
         for isa in isas():
             assert_near(native(q, k, v, *rest, special=special, isa=isa), exact, bound)
-    (q, k, v, *rest), plain = int8_case(shape, (300, 0, 129), pad=shape[1] // 3)
-    exact, bound = oracle(rounded_queries(q), *plain, *rest, special._replace(sinks=special.sinks or None))
-    if special.window and not special.chunked:
-        for b, start in enumerate(rest[2]):
-            for _, scales in (k, v):
-                scales[1, 1 + b, :, : max(0, int(start) - special.window + 1)] = np.nan
-    for isa in isas():
-        assert_near(native(q, k, v, *rest, special=special, isa=isa), exact, bound)
+    for dtype in ROUNDING if shape[-1] % KV_BLOCK == 0 else ("int8",):
+        (q, k, v, *rest), plain = rounded_case(dtype, shape, (300, 0, 129), pad=shape[1] // 3)
+        exact, bound = oracle(rounded_queries(q), *plain, *rest, special._replace(sinks=special.sinks or None))
+        if special.window and not special.chunked:
+            for b, start in enumerate(rest[2]):
+                for _, scales in (k, v):
+                    scales[1, 1 + b, :, : max(0, int(start) - special.window + 1)] = np.nan
+        for isa in isas():
+            assert_near(native(q, k, v, *rest, special=special, isa=isa), exact, bound)
 
 
 @pytest.mark.parametrize("group", [1, 3, 8])
 @pytest.mark.parametrize("name", ["plain", "window", "all"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16, INT8])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16, *ROUNDING])
 def test_a_querys_bits_do_not_depend_on_how_many_there_are(group, name, dtype):
     """R31: a prompt of 600 tokens at once, in pieces, and single queries; spans and threads of every kind."""
-    T, C, S = 600, 36, 1024
+    T, C, S = 600, 32 if dtype == "int4" else 36, 1024
     special = SPECIAL.get(name, NOTHING)
     special = special._replace(sinks=special.sinks[:group], alibi=special.alibi[:group])
     rng = np.random.default_rng(1)
@@ -292,7 +303,7 @@ def test_a_querys_bits_do_not_depend_on_how_many_there_are(group, name, dtype):
                     np.testing.assert_array_equal(ours, whole[:, first : first + count], err_msg=f"{count} at {first}")
 
 
-@pytest.mark.parametrize(("width", "group"), [(5, 1), (21, 2), (36, 8), (80, 4), (80, 7), (256, 3)])
+@pytest.mark.parametrize(("width", "group"), [(5, 1), (21, 2), (36, 8), (80, 4), (80, 7), (96, 7), (256, 3)])
 def test_lanes_of_positions_and_of_queries_agree(width, group):
     """The same query alone, where lanes are positions, and among 64 tokens', where they are queries: equal bits.
 
@@ -302,7 +313,7 @@ def test_lanes_of_positions_and_of_queries_agree(width, group):
     rng = np.random.default_rng(2)
     q = rng.normal(size=(1, T, group, width)).astype(np.float32)
     first = S - T
-    for dtype in (np.float32, np.float16, jnp.bfloat16, INT8):
+    for dtype in (np.float32, np.float16, jnp.bfloat16, *(ROUNDING if width % KV_BLOCK == 0 else ("int8",))):
         k, v = (kept(rng.normal(size=(1, 1, 1, S, width)).astype(np.float32), dtype) for _ in range(2))
         for isa in isas():
 

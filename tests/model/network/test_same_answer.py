@@ -75,15 +75,25 @@ def test_any_way_gives_the_same_bits(name, tmp_path):
 
 
 @pytest.mark.usefixtures("native_library")
-@pytest.mark.parametrize("name", ["own/gpt-oss", "own/qwen35-packed"])
-def test_any_way_gives_the_same_bits_of_a_cache_in_int8(name, tmp_path):
-    """All positions, windows with sinks, and beside recurrences, which keep float32."""
+@pytest.mark.parametrize(
+    ("name", "kv_dtype", "kept_as"),
+    [
+        ("own/gpt-oss", "q8_0", "int8"),
+        ("own/qwen35-packed", "q8_0", "int8"),
+        ("own/gpt-oss", "q4_0", "uint8"),
+        ("own/gemma3n", "q4_0", "uint8"),
+        pytest.param("own/gemma2", "q4_0", "uint8", marks=pytest.mark.product),
+        pytest.param("own/qwen35-packed", "q4_0", "uint8", marks=pytest.mark.product),
+    ],
+)
+def test_any_way_gives_the_same_bits_of_a_rounded_cache(name, kv_dtype, kept_as, tmp_path):
+    """All positions, windows with sinks, beside recurrences, which keep float32, and where layers read others' keys."""
     told = golden(name, tmp_path)
-    model = load(told.path, cpu_kernels="native", decode_batch=(8,), kv_dtype="q8_0")
+    model = load(told.path, cpu_kernels="native", decode_batch=(8,), kv_dtype=kv_dtype)
     assert not model.steps.kernels.varying
     ids = told.ids[:TOKENS]
     whole = read(model, ids, [TOKENS])
-    assert {x.dtype.name for x in whole[1]} >= {"int8", "float16"}
+    assert {x.dtype.name for x in whole[1]} >= {kept_as, "float16"}
     for found in (read(model, ids, [1, 4, TOKENS - 5]), decoded(model, ids, 5, 3)):
         np.testing.assert_array_equal(found[0], whole[0])
         for ours, theirs in zip(found[1], whole[1], strict=True):

@@ -128,6 +128,7 @@ def test_the_plan_says_how_positions_are_stretched(small, tmp_path):
         (("--config={small}",), 2, "float32"),
         (("--config={small}", "--slots=1", "--kv_type=bf16"), 1, "bfloat16"),
         (("--kv_type=q8_0",), 1, "q8_0"),
+        (("--kv_type=q4_0",), 1, "q4_0"),
     ],
 )
 def test_a_command_takes_one_slot_unless_it_is_told(small, flags, slots, kv_dtype):

@@ -110,7 +110,6 @@ MISTAKES = [
     ("--model={good} --prompt=x --yarn_ext_factor=x", "--yarn_ext_factor=x is not a number"),
     ("--model={good} --prompt=x --context=-1", "--context=-1: it is an integer of at least 0"),
     ("--model={good} --prompt=x --slots=0", "--slots=0: it is an integer of at least 1"),
-    ("--model={good} --prompt=x --kv_type=q4_0", "--kv_type=q4_0: it is one of f32, f16, bf16"),
     (
         "--model={good} --prompt=x --weights_ahead=1",
         "--weights_ahead=1 is of streamed weights only: --weights=streamed",
@@ -127,6 +126,7 @@ MISTAKES = [
         "--model={good} --prompt=x --weights=streamed --weights-budget=9",
         "--weights_budget=9 allows 0.0 MB for streamed weights; [0-9,]+ bytes are the least, with 2 layers ahead",
     ),
+    ("--model={good} --prompt=x --kv_type=q5_0", "--kv_type=q5_0: it is one of f32, f16, bf16"),
     ("--model={good} --prompt=x --weights=mmap", "--weights=mmap: it is one of resident, mapped"),
     (
         "--model={good} --prompt=x --device=gpu --weights=mapped",

@@ -11,7 +11,9 @@ import numpy as np
 
 from packlight.model.network.collectives import gathered
 from packlight.model.network.mixers.attention.full import full_attention
+from packlight.model.network.mixers.attention.hadamard import hadamard
 from packlight.model.network.mixers.attention.native import native_attention
+from packlight.model.network.mixers.attention.quantized import is_turned
 from packlight.model.network.mixers.attention.scores import Scores
 from packlight.model.network.mixers.attention.tiled import tiled_attention
 from packlight.model.network.mixers.attention.whole import whole_attention
@@ -136,8 +138,27 @@ def attention(
     What lies behind a row's end counts as 0 even if it is not finite, so neither neighbours nor padding nor what the
     slot held before can change a result. `compile.kernels.attention` chooses the kernel: "native" is C++ on a CPU.
     "mosaic" is a GPU's. "whole" looks at the whole span at once for one token of each row. "tiled" takes
-    tile after tile. Raises ValueError for an unknown kernel, and for scores that a kernel does not know.
+    tile after tile. Where keys and values were turned before they were kept, queries are turned alike, so that scores
+    stay what they are, and the mixed values back. Raises ValueError for an unknown kernel, and for scores that a kernel
+    does not know.
     """
+    if not is_turned(state):
+        return _by_kernel(q, state, index, rows, span, kernel, scores, values)
+    mixed = _by_kernel(hadamard(q), state, index, rows, span, kernel, scores, values)
+    return hadamard(mixed.reshape(q.shape)).reshape(mixed.shape)
+
+
+def _by_kernel(
+    q: jax.Array,
+    state: KV | QuantizedKV,
+    index: jax.Array,
+    rows: Rows,
+    span: int,
+    kernel: str,
+    scores: Scores,
+    values: int,
+) -> jax.Array:
+    """`attention` to what the state holds, turned or not."""
     match kernel:
         case "tiled":
             return tiled_attention(q, state, index, rows, span, scores, values)
@@ -150,7 +171,7 @@ def attention(
 
             return mosaic_attention(q, state, index, rows, span, scores)
         case _:
-            raise ValueError(f"attention {kernel!r} is unknown, or does not know narrow values or int8")
+            raise ValueError(f"attention {kernel!r} is unknown, or does not know narrow or rounded values")
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:

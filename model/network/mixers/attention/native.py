@@ -28,7 +28,7 @@ def native_attention(
     """As `tiled.tiled_attention`, on the whole cache and on XLA's own threads.
 
     A query's bits depend on its own text alone: not on how many queries there are, on neighbours, slot, span or number
-    of threads. Queries of padding give something finite. Where keys are int8, queries are rounded by blocks of 32 as
+    of threads. Queries of padding give something finite. Where keys are rounded, queries are too, by blocks of 32 as
     `native_ops.round_activations` does it, and a block's products are added up exactly. threads 0 takes XLA's pool;
     isa: one of native_ops.ISAS.
     """

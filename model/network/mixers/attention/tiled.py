@@ -29,7 +29,7 @@ def tiled_attention(
 ) -> jax.Array:
     """Attention to cached keys and values, in tiles. values: Cv, their first channels that count; 0: all.
 
-    Keys and values in int8 are unpacked to float32, a tile at a time.
+    Rounded keys and values are unpacked to float32, a tile at a time.
     """
     B, K, S = q.shape[0], *state.k.shape[2:4]
 
@@ -41,7 +41,7 @@ def tiled_attention(
 
         if isinstance(state, KV):
             return tile(state.k), tile(state.v, values)
-        assert not values, "narrow values in int8"
+        assert not values, "narrow values, rounded"
         return unpacked(tile(state.k), tile(state.k_scales)), unpacked(tile(state.v), tile(state.v_scales))
 
     return attention_in_tiles(q, fetch, S, rows, span, special)

@@ -38,7 +38,7 @@ def whole_attention(
     if isinstance(state, KV):
         keys, kept = seen_of(state.k), seen_of(state.v, values)
     else:
-        assert not values, "narrow values in int8"
+        assert not values, "narrow values, rounded"
         keys = unpacked(seen_of(state.k), seen_of(state.k_scales))
         kept = unpacked(seen_of(state.v), seen_of(state.v_scales))
     q = (q * jnp.float32(C**-0.5)).reshape(B, K, H // K, C).astype(keys.dtype).astype(jnp.float32)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from packlight.model.network.mixers.attention.quantized import rounded
+from packlight.model.network.mixers.attention.hadamard import hadamard
+from packlight.model.network.mixers.attention.quantized import is_turned, packed, rounded
 from packlight.model.network.state import Rows
 from packlight.model.spec.parts.attention import KV, QuantizedKV
 
@@ -20,10 +21,13 @@ def write(
     rows: Rows,
     window: int = 0,
 ) -> KV | QuantizedKV:
-    """Puts k and v at their positions, as `put` does it, in int8 with their scales where the state is of that kind."""
+    """Puts k and v at their positions, as `put` does it, rounded as the state keeps them, with their scales."""
     if isinstance(state, KV):
         return KV(put(state.k, index, k, rows, window), put(state.v, index, v, rows, window))
-    (k, k_scales), (v, v_scales) = rounded(k), rounded(v)
+    if is_turned(state):
+        (k, k_scales), (v, v_scales) = packed(hadamard(k)), packed(hadamard(v))
+    else:
+        (k, k_scales), (v, v_scales) = rounded(k), rounded(v)
     new = QuantizedKV(k, v, k_scales, v_scales)
     return QuantizedKV(*(put(buffer, index, each, rows, window) for buffer, each in zip(state, new, strict=True)))
 
