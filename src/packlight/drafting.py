@@ -13,6 +13,7 @@ from packlight.common.text import shown, shown_path
 from packlight.compile.config import CompileConfig
 from packlight.compile.plan import Plan, plan_of
 from packlight.model.gguf.reader import GGUFFile, open_gguf
+from packlight.model.spec.cache import check_kv_dtype
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE
 from packlight.model.spec.weights import check
@@ -75,7 +76,8 @@ def draft_config(draft: Draft, config: CompileConfig, plan: Plan) -> CompileConf
     step verifies drafts, and chunks no longer than may be read between two tokens. Beside streamed weights its own are
     mapped: drafts pay because they need not be streamed.
 
-    Raises ConfigError where its layers cannot go back to the token before those drafts.
+    Raises ConfigError where its layers cannot go back to the token before those drafts, and where its cache cannot be
+    of the other one's type.
     """
     drafts = max(plan.verified, default=SHORTEST) - 1
     buckets = [rows for rows in config.prefill_buckets if rows <= config.prefill_rows_while_decoding]
@@ -90,8 +92,10 @@ def draft_config(draft: Draft, config: CompileConfig, plan: Plan) -> CompileConf
         prefix_cache_bytes=0,
         weights="mapped" if config.weights == "streamed" else config.weights,
     )
+    name = Argument("draft_model", shown_path(draft.file.path))
+    if reason := check_kv_dtype(draft.model, made.kv_dtype):
+        raise ConfigError(name, f": keys and values are kept in {made.kv_dtype}, and here {reason}")
     its = plan_of(made, draft.model)
     if not its.cache(draft.model, made.kv_dtype, WHOLE).rewinds(its.capacity, its.capacity - drafts):
-        name = Argument("draft_model", shown_path(draft.file.path))
         raise ConfigError(name, ": layers of the model cannot go back to an earlier token")
     return made

@@ -231,6 +231,15 @@ def test_a_recurrence_makes_no_drafts(tmp_path):
         prepare(attends, CONFIG, draft_model=path)
 
 
+def test_a_draft_model_has_the_same_type_of_cache_or_none(tmp_path):
+    attends, narrow = (model(f"own/{name}", tmp_path) for name in ("llama-gqa", "llama"))
+    with pytest.raises(packlight.ConfigError, match="llama.gguf: keys and values are kept in q4_0, and .* of 32 "):
+        prepare(attends, CONFIG, kv_type="q4_0", draft_model=narrow)
+    companion = prepare(attends, CONFIG, kv_type="q4_0", draft_model=attends).companion
+    assert companion is not None
+    assert companion.config.kv_dtype == "q4_0"
+
+
 def test_an_encoder_makes_no_drafts(tmp_path):
     encoder = encoders.write(tmp_path / "modern-bert.gguf", encoders.ENCODERS["modern-bert"])
     attends = model("own/llama", tmp_path)
