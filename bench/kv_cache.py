@@ -17,6 +17,7 @@ import signal
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,24 +25,38 @@ import numpy as np
 import packlight
 from packlight.common.errors import PacklightError
 from packlight.common.text import megabytes
+from packlight.model.spec.cache import check_kv_dtype
 from packlight.perplexity import Base, cut, divergence, measure
-from packlight.prepared import KVType
+from packlight.prepared import KVType, prepare
 
 PLAIN: KVType = "float16"
 TYPES: tuple[KVType, ...] = (PLAIN, "q8_0", "q4_0")
 EXACT: KVType = "float32"  # what predictions are compared with
 
 
-def speeds(model: str, filled: int, tokens: int, rounds: int) -> tuple[dict[KVType, int], list[dict[KVType, float]]]:
+def types_of(model: str) -> list[KVType]:
+    """The types that the model's cache can have; of another one stderr says why not."""
+    cfg, possible = prepare(model).model, []
+    for kind in TYPES:
+        if reason := check_kv_dtype(cfg, kind):
+            print(f"{kind} is left out: {reason}", file=sys.stderr)
+        else:
+            possible.append(kind)
+    return possible
+
+
+def speeds(
+    model: str, types: Sequence[KVType], filled: int, tokens: int, rounds: int
+) -> tuple[dict[KVType, int], list[dict[KVType, float]]]:
     """Bytes of each type's cache; and of each round, milliseconds a token, the types in turn."""
     context = filled + tokens + 1
-    llms = {kind: packlight.load(model, context=context, slots=1, kv_type=kind) for kind in TYPES}
+    llms = {kind: packlight.load(model, context=context, slots=1, kv_type=kind) for kind in types}
     prompt = np.random.default_rng(0).integers(3, llms[PLAIN].model.vocab_size, filled).tolist()
     asked: packlight.Sampling = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
     found: list[dict[KVType, float]] = []
     for number in range(1 + rounds):  # the first one reads the prompt
         made: dict[KVType, float] = {}
-        for kind in TYPES if number % 2 else reversed(TYPES):
+        for kind in types if number % 2 else reversed(types):
             done = llms[kind].generate(prompt, reuse_prefix=True, **asked)
             assert number == 0 or done.cached_tokens == filled - 1, done.cached_tokens
             made[kind] = 1e3 / (done.timings["decode_tok_s"] or 0)
@@ -49,10 +64,12 @@ def speeds(model: str, filled: int, tokens: int, rounds: int) -> tuple[dict[KVTy
         print(
             number, ", ".join(f"{kind} {ms:.2f} ms a token" for kind, ms in made.items()), file=sys.stderr, flush=True
         )
-    return {kind: llms[kind].kv_bytes for kind in TYPES}, found[1:]
+    return {kind: llms[kind].kv_bytes for kind in types}, found[1:]
 
 
-def divergences(model: str, text: str, length: int, chunks: int) -> dict[KVType, dict[str, Any]]:
+def divergences(
+    model: str, types: Sequence[KVType], text: str, length: int, chunks: int
+) -> dict[KVType, dict[str, Any]]:
     """`packlight.perplexity.divergence`'s keys of each type, against a float32 cache."""
 
     def loaded(kind: KVType) -> packlight.LLM:
@@ -66,7 +83,7 @@ def divergences(model: str, text: str, length: int, chunks: int) -> dict[KVType,
         with loaded(EXACT) as llm:
             last(measure(llm, cut(llm.tokenizer, text, length, chunks), path))
         base, found = Base.open(path), {}
-        for kind in TYPES:
+        for kind in types:
             with loaded(kind) as llm:
                 found[kind] = last(divergence(llm, base, chunks))
     return found
@@ -92,9 +109,10 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
+        types = types_of(options.model)
         if options.file:
             text = pathlib.Path(options.file).read_text(encoding="utf-8")
-            compared = divergences(options.model, text, options.length, options.chunks)
+            compared = divergences(options.model, types, text, options.length, options.chunks)
             print(f"{'cache':<10}{'KL divergence':>24}{'perplexity':>12}{'same top':>10}{'tokens':>8}")
             for kind, found in compared.items():
                 divergent = f"{found['kl_divergence']:.6f} +- {found['kl_divergence_error']:.6f}"
@@ -103,9 +121,9 @@ def main() -> None:
                     f"{found['tokens']:>8}"
                 )
             return
-        held, rounds = speeds(options.model, options.filled, options.tokens, options.rounds)
+        held, rounds = speeds(options.model, types, options.filled, options.tokens, options.rounds)
         print(f"{'cache':<10}{'memory':>14}{'ms a token':>26}{'times as fast as ' + PLAIN:>34}")
-        for kind in TYPES:
+        for kind in types:
             ratios = [made[PLAIN] / made[kind] for made in rounds]
             times = middle([made[kind] for made in rounds])
             print(f"{kind:<10}{megabytes(held[kind]):>14}{times:>26}{middle(ratios):>34}")

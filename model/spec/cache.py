@@ -77,8 +77,8 @@ def check_kv_dtype(cfg: ModelConfig, dtype: str) -> str | None:
         return f"the model keeps no keys and values, only {', '.join(mixer.name for mixer in cfg.mixers)}"
     if dtype == Q4_0 and (unfit := [str(width) for width in sorted(widths) if turned_width(width) < KV_BLOCK]):
         return (
-            f"the model has heads of {' and '.join(unfit)} channels, and what is kept in 4 bits must be turned, "
-            f"in powers of two of {KV_BLOCK} channels or more"
+            f"the model has heads of {' and '.join(unfit)} channels, and only those of a multiple of {KV_BLOCK} can be "
+            "turned, without which 4 bits are too few"
         )
     return None
 

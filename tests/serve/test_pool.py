@@ -9,6 +9,7 @@ from tiers import tiered
 
 import packlight
 from packlight import demo
+from packlight.cli.loading import describe
 from packlight.common.errors import ConfigError
 from packlight.compile.config import MeshShape
 from packlight.compile.memory import prefix_budget
@@ -117,6 +118,7 @@ def test_rounded_keys_and_values_come_back_with_their_scales(kv_dtype):
     assert run(llm, other) == (expected, 179)
     assert llm.engine.reused["pool"] >= 179
     assert saved(llm).pool.bytes >= llm.plan.cache(llm.model, kv_dtype, llm.placement.split).block_bytes(128)
+    assert f"attention native; context 384, slots 2, cache {kv_dtype}; " in describe(llm)[1]
 
 
 def test_other_salts_share_nothing(llm):
