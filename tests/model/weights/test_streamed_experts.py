@@ -16,6 +16,7 @@ from recipes import DENSE_FIRST, RECIPES, SHARED_WIDTH, Recipe, routed
 from streams import FAILED, SMALL, WeightsFile, cached, disk_bytes, streamed
 
 import packlight
+from packlight.cli.terminal import streaming
 from packlight.compile.config import CompileConfig
 from packlight.model.weights.load import Buffer
 from packlight.model.weights.mapfile import PAGE, Arrangement
@@ -387,6 +388,10 @@ def test_what_all_fits_is_read_once(model, config):
         assert where.cut.experts is not None
         assert where.pool == where.cut.experts.bytes
         assert counts.experts_read == counts.experts <= len(where.cut.experts.sizes)
+        here = rf"experts: {counts.experts} of {(LAYERS - FIRST) * EACH} in memory; {counts.experts_ready} ready, "
+        lines = streaming(llm)
+        assert lines[0].startswith(f"streamed: 0 of {LAYERS} layers, 0.0 MB a step; ")
+        assert re.fullmatch(rf"{here}{counts.experts_read} read, \d\.\d\d s waited; [\d.]+ MB read", lines[1])
 
 
 @pytest.mark.parametrize("name", ["llama-moe", "gpt-oss", "gemma4-moe"])
@@ -399,6 +404,6 @@ def test_small_mixtures_are_streamed_too(tmp_path, config, name):
         np.testing.assert_array_equal(llm.logits(ids), plain.logits(ids))
 
 
-def test_experts_are_brought_while_they_are_compiled_for_no_stream():
+def test_a_stream_that_is_not_there_is_an_error():
     with pytest.raises(FAILED, match="no stream has this number"):
         native_ops.bring_experts(jnp.zeros((1, 1), jnp.int32), jnp.int32(0), jnp.int32(-1)).block_until_ready()
