@@ -22,13 +22,17 @@ def hadamard(x: jax.Array) -> jax.Array:
 
 
 def by_butterflies(x: jax.Array) -> jax.Array:
-    """`hadamard` by sums and differences of pairs, log2(w) times. Products with 1 and -1 are exact, fused or not."""
+    """`hadamard` by sums and differences of pairs, log2(w) times.
+
+    They are stacked, before which XLA:CPU ends a fusion. As a sum of pairs and flipped pairs all passes become one,
+    where each number is w numbers added up: 512 tokens with 32 heads of 128 channels take 28 ms, not 3.3, on a Zen 4.
+    """
     width, apart = turned_width(x.shape[-1]), 1
-    signs = np.array([1, -1], np.float32).reshape(1, 2, 1)
     y = x
     while apart < width:
         pairs = y.reshape(-1, 2, apart)
-        y = jnp.flip(pairs, 1) + signs * pairs
+        first, second = pairs[:, 0], pairs[:, 1]
+        y = jnp.stack((first + second, first - second), 1)
         apart *= 2
     return y.reshape(x.shape) * np.float32(width**-0.5)
 
