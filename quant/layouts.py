@@ -82,10 +82,10 @@ SUPERBLOCKS: dict[str, tuple[int, tuple[int, ...]]] = {
 }
 
 
-def superblock_bytes(block_bytes: int, qtype: str, layout: str) -> int:
+def superblock_bytes(qtype: str, layout: str) -> int:
     """Bytes of a super-block, padding included."""
-    unit = MOSAIC[layout]
-    return -(-SUPERBLOCKS[qtype][0] * block_bytes // unit) * unit
+    (blocks, lengths), unit = SUPERBLOCKS[qtype], MOSAIC[layout]
+    return -(-blocks * sum(lengths) // unit) * unit
 
 
 @functools.cache
@@ -102,12 +102,17 @@ def axis_of(what: str, layout: str) -> int:
     return {"rows": -1, "inputs": -3}[what] if layout == "columns" else {"rows": -3, "inputs": -2}[what]
 
 
+def byte_axis(layout: str) -> int:
+    """Which of a layout's last three axes is that of a block's or a super-block's bytes."""
+    return -2 if layout == "columns" else -1
+
+
 def blocks_shape(rows: int, n_blocks: int, block_bytes: int, layout: str, qtype: str = "") -> tuple[int, int, int]:
     """Shape of the packed array that holds a matrix of `rows` rows. qtype: needed by the Mosaic layouts."""
     if layout in LANES:
         lanes = LANES[layout]
         return -(-rows // lanes), n_blocks, lanes * block_bytes
-    count, size = -(-n_blocks // SUPERBLOCKS[qtype][0]), superblock_bytes(block_bytes, qtype, layout)
+    count, size = -(-n_blocks // SUPERBLOCKS[qtype][0]), superblock_bytes(qtype, layout)
     groups = -(-rows // GROUP)
     return (count, size, groups * GROUP) if layout == "columns" else (groups, count, GROUP * size)
 

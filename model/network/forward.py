@@ -19,6 +19,7 @@ from packlight.model.network.collectives import gathered, look_up
 from packlight.model.network.ffn import dense, moe
 from packlight.model.network.mixers import attention, deltanet, mamba2, mla, shortconv
 from packlight.model.network.norms import norm, softcap
+from packlight.model.network.passing import first_of, pass_through
 from packlight.model.network.products import finished
 from packlight.model.network.state import Numerics
 from packlight.model.network.step import Step
@@ -31,7 +32,7 @@ from packlight.model.spec.parts.mamba2 import Mamba2Part
 from packlight.model.spec.parts.mla import MlaPart
 from packlight.model.spec.parts.moe import MoePart
 from packlight.model.spec.parts.shortconv import ShortConvPart
-from packlight.model.weights.params import Params
+from packlight.model.weights.params import Params, streamed_layers
 from packlight.quant.kernels import native_ops
 from packlight.quant.matmul import matmul
 from packlight.quant.qtensor import gather_rows
@@ -84,9 +85,14 @@ def layers(step: Step, params: Params, x: jax.Array, state: State) -> tuple[jax.
     arch = step.cfg.architecture
     x = altup.begin(step, params, x) if arch.streams else x
     carry, first = (x, state), collections.Counter()  # the layers so far that have each part
-    for period in periods(step.cfg.layers):
+    kept = len(step.cfg.layers) - streamed_layers(params)
+    fetched = first_of(params) if kept < len(step.cfg.layers) else {}
+    for period in periods(step.cfg.layers[:kept]):
         carry = _loop(period.repeats, functools.partial(_period, step, params["blk"], period, first), carry)
         first.update({name: period.repeats * count for name, count in period.counts.items()})
+    if fetched:
+        run = functools.partial(_streamed, step, params["blk"], step.cfg.layers[-1])
+        carry = pass_through(params, kept, fetched, run, carry)
     x, state = carry
     x = altup.end(step, params, x) if arch.streams else x
     return (norm(step, x, params, arch.norms.last) if arch.norms.last else x), state
@@ -111,6 +117,12 @@ def _numbered(
     if step.stream is not None:
         x = native_ops.advance(x, at[LAYER], step.stream)
     return run(step, blk, kind, at, x, state)
+
+
+def _streamed(step: Step, blk: Params, kind: Layer, stacks: Params, number: jax.Array, carry: Any) -> Any:
+    """Layer `number` of a model of equal layers, whose matrices are in `stacks` and all else in `blk`."""
+    here = {name: blk.get(name, {}) | stacks.get(name, {}) for name in kind.names}
+    return layer(step, here, kind, dict.fromkeys(kind.names, number), *carry)
 
 
 def _loop(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:

@@ -15,6 +15,7 @@ from packlight.model.spec.sharding import DATA, TENSOR, WHOLE, Split
 
 Device = Any  # jax.Device, which type checkers see as a variable
 P = jax.sharding.PartitionSpec
+PINNED = "pinned_host"  # jax's name of the kind of memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,16 @@ class Placement:
         if self.single:
             return jax.sharding.SingleDeviceSharding(self.flat[0])
         return jax.sharding.NamedSharding(self.mesh, spec)
+
+    def host_sharding(self) -> jax.sharding.Sharding:
+        """How an array lies in the host's memory from which the single device can copy while it computes."""
+        (device,) = self.flat
+        sharding = jax.sharding.SingleDeviceSharding(device, memory_kind=PINNED)
+        return sharding if sharding.memory_kind == PINNED else _Pinned(device)
+
+    def put_in_host(self, x: np.ndarray) -> jax.Array:
+        """Brings a host array there."""
+        return jax.device_put(x, self.host_sharding())
 
     def put(self, tree: Any, spec: P = P(), alias: bool = True) -> Any:  # noqa: B008
         """Brings host arrays, which are the same in every process, onto the devices.
@@ -115,6 +126,18 @@ class Placement:
         if axis is not None:
             shape[axis] *= self.split.tensor
         return jax.make_array_from_single_device_arrays(tuple(shape), self.sharding(cut_along(axis)), local)
+
+
+class _Pinned(jax.sharding.SingleDeviceSharding):
+    """Memory of the host of a GPU that is not here: of such a device jax knows no memories and drops their kind."""
+
+    memory_kind = property(lambda self: PINNED)
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), PINNED))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Pinned) and super().__eq__(other)
 
 
 def _zeros_to_copy(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -18,7 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from packlight.quant.formats.bits import f32
 from packlight.quant.kernels.recipes import Recipe, Scale, recipe, weigh
-from packlight.quant.layouts import GROUP, SUPERBLOCK
+from packlight.quant.layouts import GROUP, SUPERBLOCK, superblock_bytes
 
 FEW_ROWS = 8  # of x; each costs an FMA per weight, and unpacking one costs about five operations
 BUFFER_BYTES = 1 << 16  # of packed words that a block of threads has on their way: three such fit a multiprocessor
@@ -32,7 +32,7 @@ Word = Callable[[Any], jax.Array]  # word k of the super-block, int32 (128,), of
 
 def product(
     x: jax.Array,  # float (M, in)
-    packed: jax.Array,  # uint8 (matrices, groups of 128 rows, S, W * 512)
+    packed: jax.Array,  # uint8 (matrices, groups of 128 rows, S, W * 512 or more)
     qtype: str,
     index: jax.Array,  # int32 (), which matrix
     out: int,
@@ -44,12 +44,16 @@ def product(
     words = lax.bitcast_convert_type(packed.reshape(matrices, groups, count, -1, GROUP, 4), jnp.int32)
     x = jnp.pad(x, ((0, 0), (0, count * SUPERBLOCK - x.shape[1])))
     many = x.shape[0] > FEW_ROWS
-    return (_unpack_and_multiply if many else _multiply)(x, words, recipe(qtype), index, interpret)[:, :out]
+    run = _unpack_and_multiply if many else _multiply
+    return run(x, words, superblock_bytes(qtype, "words") // 4, recipe(qtype), index, interpret)[:, :out]
 
 
-def _multiply(x: jax.Array, words: jax.Array, how: Recipe, index: jax.Array, interpret: Any) -> jax.Array:
-    """A few rows: float (M, S * 256), int32 (matrices, G, S, W, 128) -> float32 (M, G * 128)."""
-    rows, (_, groups, count, size, _) = x.shape[0], words.shape
+def _multiply(x: jax.Array, words: jax.Array, size: int, how: Recipe, index: jax.Array, interpret: Any) -> jax.Array:
+    """A few rows: float (M, S * 256), int32 (matrices, G, S, W, 128) -> float32 (M, G * 128).
+
+    size: words of a super-block, which are the first of W.
+    """
+    rows, (_, groups, count, _, _) = x.shape[0], words.shape
     chunk = _chunk(groups, count, size * GROUP * 4)
     parts = count // chunk
     x = f32(x).reshape(rows, count, SUPERBLOCK).transpose(1, 0, 2)  # (S, M, 256)
@@ -58,7 +62,7 @@ def _multiply(x: jax.Array, words: jax.Array, how: Recipe, index: jax.Array, int
         group, part = lax.axis_index("group"), lax.axis_index("part")
         for c in range(chunk):
             at = part * chunk + c
-            plgpu.copy_gmem_to_smem(words_ref.at[index_ref[0], group, at], buffer.at[c], arrived.at[c])
+            plgpu.copy_gmem_to_smem(words_ref.at[index_ref[0], group, at, pl.ds(0, size)], buffer.at[c], arrived.at[c])
             plgpu.copy_gmem_to_smem(x_ref.at[at], x_buffer.at[c], arrived.at[c])
 
         def superblock(c, sums):
@@ -118,14 +122,16 @@ def weights(how: Recipe, word: Word, scales: list[Scale], w: Any):
             yield plane.element + 4 * w + b, weigh(how.number(code), scales[plane.scale])
 
 
-def _unpack_and_multiply(x: jax.Array, words: jax.Array, how: Recipe, index: jax.Array, interpret: Any) -> jax.Array:
+def _unpack_and_multiply(
+    x: jax.Array, words: jax.Array, size: int, how: Recipe, index: jax.Array, interpret: Any
+) -> jax.Array:
     """Many rows: as `_multiply`, a tile of the matrix at a time."""
     _, groups, count, _, _ = words.shape
     tile = tile_groups(x.shape[0], groups, count * SUPERBLOCK * x.dtype.itemsize)
 
     def body(at, y):
         begin = jnp.minimum(at * tile, groups - tile)  # a ragged last tile makes some rows again, to the same values
-        unpacked = _unpack(words, how, jnp.stack([index, begin]), tile, x.dtype, interpret)
+        unpacked = _unpack(words, size, how, jnp.stack([index, begin]), tile, x.dtype, interpret)
         made = lax.dot_general(
             x,
             unpacked,
@@ -153,10 +159,10 @@ def tile_groups(rows: int, groups: int, row_bytes: int) -> int:
 
 
 def _unpack(
-    words: jax.Array, how: Recipe, place: jax.Array, tile: int, dtype: Any, interpret: Any
+    words: jax.Array, size: int, how: Recipe, place: jax.Array, tile: int, dtype: Any, interpret: Any
 ) -> jax.Array:  # (S * 256, tile * 128)
     """The groups place[1] ... of matrix place[0], transposed: 128 threads write 128 neighbouring numbers."""
-    _, _, count, size, _ = words.shape
+    count = words.shape[2]
     # A thread writes each number of its column once and reads none of them, and the words that it reads, which the copy
     # has brought, are written by nobody: so nothing has to be waited for around a store. Pallas cannot know and puts a
     # barrier of all 128 threads before and behind each, 512 to a super-block.
@@ -164,7 +170,7 @@ def _unpack(
 
     def kernel(place_ref, words_ref, out_ref, buffer, arrived):
         group, at = lax.axis_index("group"), lax.axis_index("at")
-        plgpu.copy_gmem_to_smem(words_ref.at[place_ref[0], place_ref[1] + group, at], buffer, arrived)
+        plgpu.copy_gmem_to_smem(words_ref.at[place_ref[0], place_ref[1] + group, at, pl.ds(0, size)], buffer, arrived)
         plgpu.barrier_wait(arrived)
         scales = how.scales(lambda k: (buffer[k // 4] >> 8 * (k % 4)) & 255)
 

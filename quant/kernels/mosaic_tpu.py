@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from packlight.quant.kernels.recipes import Plane, Recipe, recipe, weigh
-from packlight.quant.layouts import SUPERBLOCK
+from packlight.quant.layouts import SUPERBLOCK, superblock_bytes
 
 COLUMNS = 512  # rows of the matrix per step of the grid
 MOST_ROWS = 1024  # of x per step
@@ -21,7 +21,7 @@ BLOCK_BYTES = 1 << 21  # of packed bytes, and of x, per step at most: twice each
 
 def product(
     x: jax.Array,  # float (M, in)
-    packed: jax.Array,  # uint8 (matrices, S, bytes, out, in whole groups of 128)
+    packed: jax.Array,  # uint8 (matrices, S, bytes or more, out, in whole groups of 128)
     qtype: str,
     index: jax.Array,  # int32 (), which matrix
     out: int,
@@ -29,8 +29,8 @@ def product(
     interpret: bool = False,
 ) -> jax.Array:  # float32 (M, out)
     """x @ w.T with float32 accumulation, the weights rounded to x's dtype."""
-    (rows, width), (_, count, size, padded) = x.shape, packed.shape
-    how = recipe(qtype)
+    (rows, width), (_, count, _, padded) = x.shape, packed.shape
+    how, size = recipe(qtype), superblock_bytes(qtype, "columns")
     x = jnp.pad(x, ((0, 0), (0, count * SUPERBLOCK - width)))
     x = x.reshape(rows, count, SUPERBLOCK).transpose(1, 0, 2)  # (S, M, 256)
     high = min(rows, MOST_ROWS)

@@ -173,6 +173,25 @@ def test_gpu_kernels(qtype, rows, monkeypatch):
     check(x, values, mosaic_gpu.product(jnp.asarray(x), packed, qtype, jnp.int32(1), 130, interpret=how))
 
 
+@pytest.mark.parametrize("layout", MOSAIC)
+@pytest.mark.parametrize("rows", [1, 12])
+def test_what_lies_behind_a_super_block_is_not_read(layout, rows):
+    """As where layers of a narrower format lie in places of a wider one."""
+    packed = in_layout(random_matrix("Q4_K", 130), "Q4_K", layout)
+    axis, more = (1, 216) if layout == "columns" else (2, 53 * 512)
+    widths = [(0, 0)] * 3
+    widths[axis] = (0, more - packed.blocks.shape[axis])
+    wide = jnp.pad(packed.blocks, widths, constant_values=255)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((rows, packed.shape[-1])), jnp.float32)
+    if layout == "columns":
+        kernel, interpret = mosaic_tpu, True
+    else:
+        interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
+        kernel, interpret = mosaic_gpu, interpreter.InterpretGPUParams()
+    made = [kernel.product(x, w[None], "Q4_K", jnp.int32(0), 130, interpret=interpret) for w in (packed.blocks, wide)]
+    assert same_bits(*made)
+
+
 def test_tiles_cover_the_groups_fill_the_card_and_stay_small():
     for groups in (1, 2, 3, 44, 250, 251, 1002):
         for row_bytes in (512, 8192, 22528, 57344):
