@@ -67,7 +67,7 @@ def child(kind: str, options: argparse.Namespace) -> None:
         facts: dict[str, Any] = {"tok_s": done.timings["decode_tok_s"], "ids": done.token_ids, "warnings": llm.warnings}
         facts |= {"plan": str(llm.memory), "prompts": {}}
         where = llm.memory.residence
-        if before is not None and after is not None and where is not None:
+        if before is not None and after is not None and isinstance(where, Residence):
             facts |= reading(before, after, where, seconds, len(done.token_ids))
         for count in options.prompts:
             for number in (1, 2):  # no beginning is shared with what the slot holds

@@ -32,6 +32,10 @@ from packlight.model.weights.params import Params
 from packlight.model.weights.placement import Device, Placement
 from packlight.quant.kernels import native_ops
 
+# XLA's scheduler for GPUs lets one copy that a kernel makes run beside the others' work, of as many matrices as a layer
+# has it would begin one when the last has ended.
+ALL_AT_A_TIME = {"xla_gpu_experimental_parallel_async_compute_limit": 16}
+
 
 @dataclasses.dataclass(frozen=True)
 class Built:
@@ -253,8 +257,11 @@ class Builder:
 
 
 def xla_options(config: CompileConfig, device: Device, key: StepKey) -> dict[str, Any]:
-    """What XLA is told beside a step's program: the config's options, and else those of a device that is not here."""
-    return compiler_options(device, key.multiplied) | dict(config.xla_options)
+    """What XLA is told beside a step's program: the config's options, and else those of a device that is not here, and
+    of a GPU to which layers are copied, all of a layer's matrices at a time.
+    """
+    passing = ALL_AT_A_TIME if config.pins and device.platform == "gpu" else {}
+    return compiler_options(device, key.multiplied) | passing | dict(config.xla_options)
 
 
 def entry_digest(steps: Steps, key: StepKey, params: Params) -> str:

@@ -24,7 +24,8 @@ CPU_KERNELS = ("auto", "native", "xla", "reference")
 DTYPES = ("float32", "bfloat16", "float16")
 KV_DTYPES = (*DTYPES, *QUANTIZED)
 WEIGHTS = ("resident", "mapped", "streamed")
-ONE_CPU = "weights are mapped or streamed for one CPU device, not for a GPU, a TPU or a mesh"
+ONE_CPU = "weights are mapped for one CPU device, not for a GPU, a TPU or a mesh"
+ONE_DEVICE = "weights are streamed to a single device, not to a mesh"
 DEFAULT_CONTEXT = 4096
 
 # Far above any config, and so low that what tomllib takes the square of (a key of 100,000 parts costs it 40 GB) stays
@@ -95,10 +96,12 @@ class CompileConfig:
     prefix_cache_bytes: host memory at most for beginnings of texts that have lost their slots, and for states that a
         text can go back to; 0 keeps none. It needs a single device.
     weights: resident, they are read into memory; mapped, a file of them in the store's folder stands for memory, which
-        the first start writes: on one CPU device; streamed, of that file no more is in memory than the budget lets.
-    weights_budget: bytes of streamed weights that are in memory at most; 0 is what the machine leaves. Layers that do
-        not fit are read in every step, experts when they are chosen.
-    weights_ahead: streamed layers that are asked for before a step comes to them; 0 reads each when it is needed.
+        the first start writes: on one CPU device; streamed, of that file no more is in memory than the budget lets, or
+        of a GPU or TPU's memory no more is taken, and the other layers are in the host's.
+    weights_budget: bytes of streamed weights that are in memory at most; 0 is what the machine or the device leaves.
+        Layers that do not fit are read, or copied to the device, in every step, experts when they are chosen.
+    weights_ahead: on a CPU, streamed layers that are asked for before a step comes to them; 0 reads each when it is
+        needed. Elsewhere it is always one.
     store: keep executables on disk; cache_dir: where ("" is packlight/ in the user's cache folder).
     cache_bytes: disk at most for executables and files of mapped weights together, of which those go that were used
         longest ago; 0 is no bound.
@@ -158,8 +161,8 @@ class CompileConfig:
         _integer("cache_bytes", self.cache_bytes, 0, 2**63)
         _integer("weights_budget", self.weights_budget, 0, MAX_BYTES + 1)
         _integer("weights_ahead", self.weights_ahead, 0, MAX_AHEAD + 1)
-        if self.weights != "resident" and not self.on_one_cpu:
-            raise ConfigError(f"config key 'weights' is {self.weights!r}; {ONE_CPU}")
+        if reason := self.refusal(self.weights):
+            raise ConfigError(f"config key 'weights' is {self.weights!r}; {reason}")
         if self.prefix_cache_bytes and self.mesh != MeshShape():
             raise ConfigError("config key 'prefix_cache_bytes' is for a single device, not for a mesh of several")
         for key in ("prefill_buckets", "decode_batch", "encode_buckets"):
@@ -191,6 +194,20 @@ class CompileConfig:
     @property
     def on_one_cpu(self) -> bool:
         return self.platform == "cpu" and self.mesh == MeshShape()
+
+    @property
+    def pins(self) -> bool:
+        """Whether layers are streamed from pinned host memory to a device with memory of its own."""
+        return self.weights == "streamed" and self.platform != "cpu"
+
+    def refusal(self, weights: str) -> str:
+        """Why weights cannot be so on the config's devices; "" where they can."""
+        match weights:
+            case "mapped" if not self.on_one_cpu:
+                return ONE_CPU
+            case "streamed" if self.mesh != MeshShape():
+                return ONE_DEVICE
+        return ""
 
     @property
     def slots(self) -> int:

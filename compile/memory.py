@@ -23,6 +23,7 @@ from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import Split
 from packlight.model.spec.state import CACHE_TILE
 from packlight.model.spec.weights import check
+from packlight.model.weights.pinned import Pinned
 from packlight.model.weights.residence import Residence
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
@@ -45,16 +46,27 @@ class MemoryPlan:
     process: int = 0  # each device's share of what Python, jax and the executables take, where that is the same memory
     shape: CacheShape | None = None  # of the cache
     prefixes: int = 0  # what the prefix cache may take at most, where that is the same memory
-    mapped: int = 0  # weights beside `weights` that are pages of a file, which the system takes back when it needs room
-    residence: Residence | None = None  # which of the mapped weights are in memory, where they are streamed
+    mapped: int = 0  # weights beside `weights`, in a file that the system takes back pages of, or in the host's memory
+    residence: Residence | Pinned | None = None  # which weights are in memory, where they are streamed
     mappable: bool = False  # whether all but few of `weights` could be such pages instead
     draft: int = 0  # weights and cache of a draft model
 
     @property
-    def total(self) -> int:
+    def held(self) -> int:
+        """Weights and cache."""
         streamed = self.residence.resident_bytes if self.residence is not None else 0
-        beside = self.process + self.prefixes + self.draft
-        return self.weights + streamed + self.cache + (self.scratch or 0) + beside
+        return self.weights + streamed + self.cache
+
+    @property
+    def total(self) -> int:
+        return self.held + (self._scratch or 0) + self.process + self.prefixes + self.draft
+
+    @property
+    def _scratch(self) -> int | None:
+        """What is known of it: layers on their way to a device are part of it."""
+        if not isinstance(self.residence, Pinned):
+            return self.scratch
+        return max(self.scratch or 0, self.residence.ring_bytes)
 
     def __str__(self) -> str:
         where = self.residence
@@ -62,7 +74,7 @@ class MemoryPlan:
             "streamed weights": where and where.resident_bytes,
             "vectors" if self.mapped else "weights": self.weights,
             "cache": self.cache,
-            "scratch": self.scratch,
+            "scratch": self._scratch,
             "process": self.process or None,
             "prefix cache": self.prefixes or None,
             "draft model": self.draft or None,

@@ -10,11 +10,12 @@ from packlight.compile.memory import Limit, MemoryPlan
 from packlight.compile.targets.chips import roofline
 from packlight.compile.targets.hlo import largest, materialized
 from packlight.compile.targets.targets import Target
-from packlight.compile.targets.traffic import step_bytes, step_flops
+from packlight.compile.targets.traffic import passes, step_bytes, step_flops
 from packlight.model.gguf.reader import GGUFFile
 from packlight.model.spec.config import ModelConfig
 from packlight.model.spec.sharding import WHOLE, Split
 from packlight.model.spec.weights import is_tied, used_weights
+from packlight.model.weights.pinned import Pinned
 
 
 def step_row(built: Built) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def target_row(
 ) -> dict[str, Any]:
     """`step_row` and what it means on the target.
 
+    must_copy_bytes: streamed weights that come from pinned host memory.
     must_read_bytes, must_do_flops: what any program must read and do for this step when its slots are full
     (`compile.targets.traffic`), on each device where the model is shared out; roofline_s, roofline_limit: the least
     time for that on the chip. needs_bytes: everything resident while it runs; fits: whether the device has so much.
@@ -48,12 +50,15 @@ def target_row(
     except jax.errors.JaxRuntimeError:
         text = None
     array = largest(text, built.scratch_bytes) if text else None
-    line = roofline(target.chip, moved, flops) if target.chip else None
-    own = max(memory.weights + memory.cache, built.argument_bytes)  # a device may pad what it keeps
+    where = memory.residence
+    copied = passes(built.key) * where.step_bytes if isinstance(where, Pinned) else 0
+    line = roofline(target.chip, moved, flops, copied) if target.chip else None
+    own = max(memory.held, built.argument_bytes)  # a device may pad what it keeps
     needs = own + memory.draft + built.new_bytes + built.scratch_bytes
     return step_row(built) | {
         "must_read_bytes": moved,
         "must_do_flops": flops,
+        "must_copy_bytes": copied,
         "roofline_s": line and line.seconds,
         "roofline_limit": line and line.limit,
         "needs_bytes": needs,

@@ -102,6 +102,17 @@ def step_bytes(key: StepKey, file: GGUFFile, cfg: ModelConfig, kv_dtype: str) ->
             return read_bytes(cfg, kv_dtype, 1, min(key.length, CACHE_TILE))
 
 
+def passes(key: StepKey) -> int:
+    """How often a step goes over the layers when it gives all its tokens."""
+    match key.phase:
+        case Phase.DECODE:
+            return key.tokens
+        case Phase.PREFILL | Phase.VERIFY | Phase.ENCODE:
+            return 1
+        case _:
+            return 0
+
+
 def step_flops(key: StepKey, file: GGUFFile, cfg: ModelConfig) -> float:
     """Operations of a step when its slots are full; a prompt's last tokens see about all of the cache."""
     match key.phase:

@@ -131,7 +131,9 @@ class Placement:
 class _Pinned(jax.sharding.SingleDeviceSharding):
     """Memory of the host of a GPU that is not here: of such a device jax knows no memories and drops their kind."""
 
-    memory_kind = property(lambda self: PINNED)
+    @property
+    def memory_kind(self) -> str:
+        return PINNED
 
     def __hash__(self) -> int:
         return hash((super().__hash__(), PINNED))

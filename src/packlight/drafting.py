@@ -74,7 +74,7 @@ def _difference(draft: Tokenizer, other: Tokenizer) -> str | None:
 def draft_config(draft: Draft, config: CompileConfig, plan: Plan) -> CompileConfig:
     """What a draft model is built for beside a model with this config and plan: one slot, as many tokens a launch as a
     step verifies drafts, and chunks no longer than may be read between two tokens. Beside streamed weights its own are
-    mapped: drafts pay because they need not be streamed.
+    mapped, or resident on a GPU or TPU: drafts pay because they need not be streamed.
 
     Raises ConfigError where its layers cannot go back to the token before those drafts, and where its cache cannot be
     of the other one's type.
@@ -90,7 +90,7 @@ def draft_config(draft: Draft, config: CompileConfig, plan: Plan) -> CompileConf
         speculate=(),
         head_rows=1,
         prefix_cache_bytes=0,
-        weights="mapped" if config.weights == "streamed" else config.weights,
+        weights={"streamed": "resident" if config.pins else "mapped"}.get(config.weights, config.weights),
     )
     name = Argument("draft_model", shown_path(draft.file.path))
     if reason := check_kv_dtype(draft.model, made.kv_dtype):

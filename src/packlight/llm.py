@@ -31,6 +31,7 @@ from packlight.model.text.chat import Prompt, make_prompt, own_prompt, prompt_id
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import HostWeight, read_weights
 from packlight.model.weights.mapped import Mapped, map_weights
+from packlight.model.weights.pinned import Pinned
 from packlight.prepared import KVType, Prepared, Weights, prepare
 from packlight.prompts import Ids, Prompts
 from packlight.quant.kernels.native_build import Running
@@ -85,10 +86,12 @@ def load(
             executables, as large as the model, which stands for memory then and at every later load: that reads
             nothing, and what memory is short of the system takes back; "streamed", the same, and no more of the file is
             in memory than `weights_budget` lets, so that each step reads the layers that do not fit, ahead of where it
-            is. On a CPU. None: the config's, or "resident".
-        weights_budget: bytes of streamed weights that are in memory at most, 0 for what the machine leaves. None: the
-            config's, or 0.
-        weights_ahead: streamed layers that are asked for before a step comes to them. None: the config's, or 2.
+            is. On a CPU; on a GPU or TPU, which maps nothing, "streamed" leaves what is more than the budget in pinned
+            host memory, from which each step copies it. None: the config's, or "resident".
+        weights_budget: bytes of streamed weights that are in memory at most, 0 for what the machine or the device
+            leaves. None: the config's, or 0.
+        weights_ahead: on a CPU, streamed layers that are asked for before a step comes to them. None: the config's,
+            or 2.
         draft_model: a second, smaller model with the same tokens, named as `path` is, which makes drafts too. It takes
             memory of its own. Without `speculate` a step verifies 3 at most. None: drafts are looked up only, if any.
 
@@ -151,11 +154,10 @@ class LLM:
         began = time.perf_counter()
         progress = lambda n: on_read(n, self.weights_bytes) if on_read else None  # noqa: E731
         host, mapped = None, Mapped(None)
-        if (config := prepared.config).weights != "resident":
+        config, where = prepared.config, prepared.residence
+        if config.weights != "resident" and not isinstance(where, Pinned):
             folder, layouts = config.store_dir, prepared.kernels.layouts
-            mapped = map_weights(
-                self.file, self.model, progress, layouts, folder, config.cache_bytes, prepared.residence
-            )
+            mapped = map_weights(self.file, self.model, progress, layouts, folder, config.cache_bytes, where)
             host = mapped.weights
             prepared = prepared if host is not None else prepared.resident(mapped.warnings[-1])
         self._mapped = mapped._replace(weights=None)
@@ -176,7 +178,8 @@ class LLM:
         self.placement = aot.find_devices(self.config, split)
         self.device = self.placement.flat[0]
         number = None if mapped.stream is None else mapped.stream.number
-        params = place(read(self.placement.tensor_numbers) if host is None else host, self.placement, number)
+        host = read(self.placement.tensor_numbers) if host is None else host
+        params = place(host, self.placement, number, prepared.kept)
         loaded = time.perf_counter()
         built = lambda b: on_built(b, len(self.plan.steps)) if on_built else None  # noqa: E731
         steps = prepared.steps(self.placement)

@@ -20,7 +20,6 @@ from packlight.compile.config import (
     MAX_AHEAD,
     MAX_BYTES,
     MAX_VERIFIED,
-    ONE_CPU,
     WEIGHTS,
     CompileConfig,
     MeshShape,
@@ -49,6 +48,7 @@ from packlight.model.spec.weights import check, formats, read_tensors, used_weig
 from packlight.model.text.chat import rerank_template
 from packlight.model.text.tokenizer import Tokenizer
 from packlight.model.weights.load import matrix_buffers
+from packlight.model.weights.pinned import BUFFERS, Pinned, check_pinned, plan_pinned
 from packlight.model.weights.residence import Cut, Residence, plan_residence
 from packlight.prompts import Prompts
 from packlight.sources.find import find
@@ -132,8 +132,8 @@ class Changes:
             rows = (*doubled, 1 + self.speculate) if self.speculate else ()
             config = dataclasses.replace(config, speculate=rows)
         if self.weights is not None:
-            if self.weights != "resident" and not config.on_one_cpu:
-                raise ConfigError(Argument("weights", self.weights), f": {ONE_CPU}")
+            if reason := config.refusal(self.weights):
+                raise ConfigError(Argument("weights", self.weights), f": {reason}")
             config = dataclasses.replace(config, weights=self.weights)
         for name in ("weights_budget", "weights_ahead"):
             if (count := getattr(self, name)) is None:
@@ -164,6 +164,7 @@ class Prepared:
     changes: Changes = Changes()  # of the config
     planned: Plan | None = None  # replaces the plan that the config asks for
     draft: Draft | None = None  # the file that makes drafts
+    limit: Limit | None = None  # what a device that is not here leaves
 
     @functools.cached_property
     def _built(self) -> tuple[CompileConfig, str | None]:
@@ -247,27 +248,46 @@ class Prepared:
         return dataclasses.replace(own, mapped=own.mapped + draft.mapped, draft=draft.weights + draft.cache)
 
     @functools.cached_property
-    def residence(self) -> Residence | None:
+    def residence(self) -> Residence | Pinned | None:
         """Which layers stay in memory, where weights are streamed. Raises MemoryLimitError for a budget that is too
         small, ConfigError for what cannot be streamed.
         """
         config = self.config
         if config.weights != "streamed":
             return None
+        if config.pins:
+            return self._pinned()
         if self.kernels.path != "native":
             raise ConfigError(Argument("weights", "streamed"), ": layers are streamed with native kernels only")
         buffers = matrix_buffers(self.file, self.model, self.kernels.layouts)
-        budget, whose, beside = config.weights_budget, ("config key 'weights_budget' allows",), 0
-        if budget:
-            beside = self._memory.weights
-            if self.changes.weights_budget is not None:
-                whose = (Argument("weights_budget", budget), " allows")
-        elif (limit := self.memory_limit) is not None:
-            budget, whose = (limit.bytes - self._memory.total) * 9 // 10, (f"{limit.source} leaves",)
-        else:
-            budget = sys.maxsize
+        budget, beside, whose = self._weights_budget()
         cut = Cut.of(buffers, self.model.block_count, self.model.expert_used_count)
         return plan_residence(cut, budget, config.weights_ahead, whose, self.plan.most_rows, beside)
+
+    def _pinned(self) -> Pinned:
+        """`residence` on a GPU or TPU. Beside what is copied a step's scratch takes part of what a budget leaves."""
+        check_pinned(self.model, formats(self.file), self.kernels.layouts)
+        buffers = matrix_buffers(self.file, self.model, self.kernels.layouts)
+        budget, beside, whose = self._weights_budget()
+        return plan_pinned(buffers, self.model.block_count, BUFFERS[self.config.platform], budget, whose, beside)
+
+    def _weights_budget(self) -> tuple[int, int, tuple[str | Argument, ...]]:
+        """Bytes for streamed weights, how many of them vectors take, and how a message on whose budget it is begins."""
+        if budget := self.config.weights_budget:
+            argument = self.changes.weights_budget is not None
+            whose = (
+                (Argument("weights_budget", budget), " allows") if argument else ("config key 'weights_budget' allows",)
+            )
+            return budget, self._memory.weights, whose
+        if (limit := self.memory_limit) is not None:
+            return (limit.bytes - self._memory.total) * 9 // 10, 0, (f"{limit.source} leaves",)
+        return sys.maxsize, 0, ()
+
+    @property
+    def kept(self) -> int | None:
+        """Layers that stay on a GPU or TPU to which the others are copied; None where none is."""
+        where = self.residence
+        return where.kept if isinstance(where, Pinned) and where.streamed else None
 
     @functools.cached_property
     def memory_limit(self) -> Limit | None:
@@ -275,7 +295,7 @@ class Prepared:
 
         Raises ConfigError when there are no such devices.
         """
-        if (limit := config_limit(self.config)) is not None:
+        if (limit := config_limit(self.config) or self.limit) is not None:
             return limit
         on_cpu = self.config.platform == "cpu"
         if on_cpu and self.split.devices == 1:
@@ -293,7 +313,8 @@ class Prepared:
             return self
         if nbytes is None:
             free = host_limit()
-            mapped = self.memory.mapped if self.residence is None else 0
+            where = self.residence
+            mapped = where.step_bytes if isinstance(where, Pinned) else 0 if where else self.memory.mapped
             left = free.bytes - self.memory.total - mapped if free is not None else 0
             nbytes = self.config.prefix_cache_bytes or prefix_budget(left)
         return dataclasses.replace(self, changes=dataclasses.replace(self.changes, prefix_cache=nbytes))

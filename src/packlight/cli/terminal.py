@@ -234,9 +234,11 @@ def speed(completion: "Completion", ended: str | None = None) -> str:
 
 
 def streaming(llm: "LLM") -> list[str]:
-    """The lines on streamed weights, over all steps so far; none where they are not streamed."""
+    """The lines on weights that are streamed from a disk, over all steps so far; none of others."""
+    from packlight.model.weights.residence import Residence
+
     where, counts = llm.memory.residence, llm.streamed
-    if where is None or counts is None:
+    if counts is None or not isinstance(where, Residence):
         return []
     layers = f"streamed: {where.streamed} of {where.layers} layers, {megabytes(where.step_bytes)} a step"
     found = f"{counts.ready} ready, {counts.late} late, {counts.waited_ns / 1e9:.2f} s waited"

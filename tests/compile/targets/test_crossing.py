@@ -127,11 +127,21 @@ def test_only_many_rows_for_a_gpu_that_is_not_here_get_options():
     assert aot.xla_options(CompileConfig(), jax.devices("cpu")[0], many) == {}
 
 
+def test_a_gpu_to_which_layers_are_copied_begins_all_of_one_at_a_time():
+    """Whether it is here or not, as the one finds what was compiled for the other."""
+    config = CompileConfig(platform="gpu", weights="streamed")
+    for runtime in ("compile_only_runtime", "pjrt_ifrt"):
+        device = types.SimpleNamespace(platform="gpu", client=types.SimpleNamespace(runtime_type=runtime))
+        assert aot.xla_options(config, device, StepKey(Phase.DECODE, 1, 128)) == aot.ALL_AT_A_TIME
+
+
 def test_roofline_by_hand():
     """H200: 4.8 GB take 1 ms; 989.5 GFLOP take 1 ms."""
     chip = CHIPS["cuda:h200"]
     assert roofline(chip, 4.8e9, 1e9) == Roofline(1e-3, "memory")
     assert roofline(chip, 1e6, 2 * 989.5e9) == Roofline(2e-3, "compute")
+    assert roofline(chip, 4.8e9, 1e9, copied=128e6) == Roofline(2e-3, "host link")
+    assert roofline(CHIPS["tpu:v5e"], 819e6, 1e9, copied=1e12) == Roofline(1e-3, "memory")  # whose link is not known
 
 
 def test_what_a_step_must_read_and_do(tmp_path):

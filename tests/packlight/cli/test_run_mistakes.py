@@ -130,7 +130,7 @@ MISTAKES = [
     ("--model={good} --prompt=x --weights=mmap", "--weights=mmap: it is one of resident, mapped"),
     (
         "--model={good} --prompt=x --device=gpu --weights=mapped",
-        "--weights=mapped: weights are mapped or streamed for one CPU device",
+        "--weights=mapped: weights are mapped for one CPU device",
     ),
     (
         "--model={good} --prompt=x --draft_model={renamed}",

@@ -10,6 +10,7 @@ from absl import flags
 from packlight.cli.flags import DRAFTING, PLAN, Command
 from packlight.cli.tables import compile_text, target_text
 from packlight.cli.terminal import Bar, say, warn, write, write_json
+from packlight.common.text import megabytes
 
 if TYPE_CHECKING:
     from packlight.compile.aot import Executables
@@ -30,7 +31,9 @@ def run(values: flags.FlagValues) -> None:
     target = None if values.target is None else targets.parse(values.target)
     prepared = prepared_from(values, target=target)
     limit = _limit(prepared, target)
+    prepared = dataclasses.replace(prepared, limit=limit)
     say_memory(prepared, limit)
+    _say_link(prepared, target)
     with CompileCounter() as counter:
         draft = None if prepared.companion is None else _build(prepared.companion, target)[0]
         executables, attention = _build(prepared, target)
@@ -54,6 +57,18 @@ def run(values: flags.FlagValues) -> None:
         limit.check(memory, os.path.basename(prepared.file.path))
 
 
+def _say_link(prepared: "Prepared", target: "targets.Target | None") -> None:
+    """How long a chip's link to its host takes at least for what a pass over the layers copies."""
+    where = prepared.residence
+    if prepared.kept is None or where is None or target is None or target.chip is None:
+        return
+    link, copied = target.chip.host_link, f"{megabytes(where.step_bytes)} a pass over the layers"
+    if link is None:
+        say(f"host link: {copied}; no rate of it is published for {target.chip.device_kind}")
+    else:
+        say(f"host link: {copied}, {1e3 * where.step_bytes / link:,.1f} ms at least by {link / 1e9:g} GB/s")
+
+
 def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Executables, str]":
     """Every executable of the plan, and the name of what computes attention. Those for a chip are not loaded."""
     from packlight.compile import aot
@@ -61,8 +76,9 @@ def _build(prepared: "Prepared", target: "targets.Target | None") -> "tuple[Exec
     from packlight.model.weights.params import abstract
 
     placement = _placement(prepared, target)
-    streamed = prepared.residence is not None
-    params = abstract(prepared.model, formats(prepared.file), prepared.kernels.layouts, placement, streamed)
+    streamed = prepared.residence is not None and not prepared.config.pins
+    layouts, kept = prepared.kernels.layouts, prepared.kept
+    params = abstract(prepared.model, formats(prepared.file), layouts, placement, streamed, kept)
     device, steps = placement.flat[0], prepared.steps(placement)
     attention = prepared.kernels.attention_names(device)
     told = {key: aot.xla_options(prepared.config, device, key).items() for key in steps.plan.steps}
