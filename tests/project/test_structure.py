@@ -32,7 +32,7 @@ NO_JAX = (
     *("common.errors", "common.text", "quant.formats.table", "quant.formats.scales", "model.gguf.reader"),
     *("model.spec.config", "model.spec.cache", "model.spec.weights", "model.spec.sharding", "model.weights.load"),
     *("model.weights.mapfile", "model.weights.mapped", "model.weights.residence", "model.weights.experts"),
-    *("common.mounts", "common.secret"),
+    *("model.weights.pinned", "common.mounts", "common.secret"),
     *("model.spec.pooling", "model.text.tokenizer", "model.text.streaming", "model.sampling.config"),
     *("model.text.replies.parser", "model.text.replies.probe", "model.text.replies.messages"),
     *("model.sampling.grammar", "model.sampling.tool_grammar"),
