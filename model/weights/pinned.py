@@ -20,8 +20,8 @@ from packlight.model.weights.load import Buffer
 from packlight.quant.formats.table import FORMATS
 from packlight.quant.layouts import LANES, SUPERBLOCK
 
-# Layers' buffers that a step holds beside those that stay, as compiled: on a TPU a fetched layer is copied into the
-# loop's buffers by way of a third one.
+# Layers that a step holds beside those that stay, as it is compiled: of 27 MB each 2.0 on GPUs, 2.8 on TPUs, where XLA
+# brings matrices of the layer that runs to memory of the chip's own beforehand.
 BUFFERS = {"gpu": 2, "tpu": 3}
 
 

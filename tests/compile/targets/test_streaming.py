@@ -39,7 +39,7 @@ def path(tmp_path_factory):
     wider = {f"blk.{layer}.{name}": "Q6_K" for layer in (0, 2, 4) for name in ("ffn_down", "attn_v")}
     folder = tmp_path_factory.mktemp("model")
     mixed = {"default": "Q4_K"} | wider
-    shape = {"layers": LAYERS, "embed": 1024, "heads": 8, "kv_heads": 4, "ffn": 4096, "vocab": 512}
+    shape = {"layers": LAYERS, "embed": 1024, "heads": 8, "kv_heads": 4, "ffn": 12288, "vocab": 512}
     return write_llama(folder / "m.gguf", **shape, formats=mixed)
 
 
@@ -146,7 +146,9 @@ def test_a_layer_is_fetched_while_the_one_before_it_runs(name, phase, path):
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("name", NAMES)
 def test_scratch_is_the_layers_on_their_way_and_none_of_it_in_the_host(name, phase, path):
-    """Beside what the resident model's step needs: two layers on a GPU, three on a TPU, and no copy of the cache."""
+    """Beside what the resident model's step needs: two layers on a GPU, at most three on a TPU. A tenth is for what does
+    not grow with the layers (27 MB): counted in them it falls as they grow.
+    """
     prepared, built = compiled(name, path, "streamed")
     _, resident = compiled(name, path, "resident")
     where, memory = prepared.residence, built[phase].call.memory_analysis()
