@@ -146,8 +146,8 @@ def test_a_layer_is_fetched_while_the_one_before_it_runs(name, phase, path):
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("name", NAMES)
 def test_scratch_is_the_layers_on_their_way_and_none_of_it_in_the_host(name, phase, path):
-    """Beside what the resident model's step needs: two layers on a GPU, at most three on a TPU. A tenth is for what does
-    not grow with the layers (27 MB): counted in them it falls as they grow.
+    """Beside what the resident model's step needs: two layers on a GPU, at most three on a TPU. A tenth of a layer of
+    27 MB is for what does not grow with them.
     """
     prepared, built = compiled(name, path, "streamed")
     _, resident = compiled(name, path, "resident")
