@@ -43,7 +43,7 @@ def run(values: flags.FlagValues) -> None:
     say(f"memory with scratch: {memory}")
     rows = _rows(prepared, target, executables, memory, limit)
     if prepared.companion is not None and draft is not None:
-        beside = dataclasses.replace(prepared.companion.memory, draft=memory.weights + memory.cache)
+        beside = dataclasses.replace(prepared.companion.memory, draft=memory.held)
         of_draft = _rows(prepared.companion, target, draft, beside, limit)
         rows += [row | {"step": f"draft {row['step']}"} for row in of_draft]
     if values.json:
