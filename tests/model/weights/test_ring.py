@@ -21,8 +21,9 @@ from packlight.serve.engine import Engine
 
 LAYERS = 6
 WIDER = {f"blk.{layer}.{name}": "Q6_K" for layer in (0, 3, 5) for name in ("ffn_down", "attn_v")}
+PROMPT = list(range(40))
 CONFIG = dataclasses.replace(
-    *(default_config("cpu"),),
+    default_config("cpu"),
     cpu_kernels="xla",
     context=64,
     prefill_buckets=(16,),
@@ -39,7 +40,7 @@ def prepared(tmp_path_factory):
     mixed = {"default": "Q4_K"} | WIDER
     write_llama(path, layers=LAYERS, embed=256, heads=4, kv_heads=2, vocab=320, formats=mixed)
     prepared = api.prepare(path, CONFIG)
-    plan = dataclasses.replace(prepared.plan, decode_batch=(1,), head_rows=(8,), scores=False)
+    plan = dataclasses.replace(prepared.plan, scores=False)
     return dataclasses.replace(prepared, planned=plan)
 
 
@@ -48,23 +49,33 @@ def placed(prepared, kept):
     return place(host, aot.find_devices(prepared.config, prepared.split), kept=kept)
 
 
-def logits(prepared, kept):
-    """The bits of float32 (T, V), of a prompt of several chunks."""
+def made(prepared, kept):
+    """The bits of the logits of a prompt of several chunks, float32 (T, V), and what a text goes on with: tokens and
+    the log-probabilities of the most probable ones, one decode step each.
+    """
     params = placed(prepared, kept)
     steps = prepared.steps(aot.find_devices(prepared.config, prepared.split))
     engine = Engine(steps, aot.build(steps, params), params, (), True)
-    return np.asarray(engine.logits(list(range(40)))).view(np.uint32)
+    logits = np.asarray(engine.logits(PROMPT)).view(np.uint32)
+    engine.submit(PROMPT, api.SamplingConfig(temperature=0, max_tokens=8, logprobs=5, seed=0), past_end=True)
+    events = []
+    while not engine.idle:
+        events += engine.step()
+    return logits, [(event.token, event.top_logprobs) for event in events]
 
 
 @pytest.fixture(scope="module")
 def resident(prepared):
-    return logits(prepared, None)
+    return made(prepared, None)
 
 
 @pytest.mark.parametrize("kept", [0, 3, LAYERS - 1])
-def test_logits_are_the_resident_models(kept, prepared, resident):
+def test_logits_and_text_are_the_resident_models(kept, prepared, resident):
     """None, some and all but one of the layers stay; the first streamed one has either format."""
-    np.testing.assert_array_equal(logits(prepared, kept), resident)
+    logits, text = made(prepared, kept)
+    np.testing.assert_array_equal(logits, resident[0])
+    assert len(text) == 8
+    assert text == resident[1]
 
 
 def test_another_order_of_layers_gives_other_logits(prepared, resident):
@@ -76,7 +87,7 @@ def test_another_order_of_layers_gives_other_logits(prepared, resident):
     turned = dataclasses.replace(ring, blocks=jax.device_put(np.asarray(ring.blocks)[::-1], ring.blocks.sharding))
     params["ring"]["attention"]["attn_q"] = turned
     engine = Engine(steps, executables, params, (), True)
-    assert (np.asarray(engine.logits(list(range(40)))).view(np.uint32) != resident).any()
+    assert (np.asarray(engine.logits(PROMPT)).view(np.uint32) != resident[0]).any()
 
 
 @pytest.mark.parametrize("kept", [0, 2])
