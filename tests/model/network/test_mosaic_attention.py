@@ -86,5 +86,5 @@ def test_no_kernel_stands_in_for_another():
     cache, rows = KV(k, v), Rows(slot, start, end, np.ones(1, np.bool_))
     with pytest.raises(ValueError, match="attention 'mosaic_gpu' is unknown"):
         attention(jnp.asarray(q), cache, index, rows, SPAN, "mosaic_gpu", PLAIN)
-    with pytest.raises(ValueError, match="attention 'mosaic' is unknown, or does not know narrow values"):
+    with pytest.raises(ValueError, match="attention 'mosaic' is unknown, or does not know narrow or rounded values"):
         attention(jnp.asarray(q), cache, index, rows, SPAN, "mosaic", PLAIN, 32)

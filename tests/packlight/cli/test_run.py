@@ -299,7 +299,7 @@ def test_ctrl_c_while_compiling_ends_at_once(noise, tmp_path):
     seen = b""
     while b"compile:   0%" not in seen:
         seen += os.read(ours, 1000)  # raises OSError when the process ends without showing it
-    time.sleep(1.5)  # into the compilations
+    time.sleep(0.5)  # into the compilations
     seen += os.read(ours, 1 << 16)
     before = seconds() + seconds_of(process.pid)
     process.send_signal(signal.SIGINT)
