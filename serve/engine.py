@@ -77,7 +77,8 @@ class LostWeightsError(PacklightError):
     """Weights in a file cannot be read any more: it was cut short, or the disk fails."""
 
 
-UNREADABLE = re.compile(r"layer \d+(, expert \d+)?: its weights cannot be read: [^\n]*")  # native/stream.cc
+# said by native/stream.cc and native/expert_pool.cc
+UNREADABLE = re.compile(r"layer \d+(, expert \d+)?: its weights cannot be read: [^\n]*")
 BRIEF = 2  # tokens of a launch while a prompt waits for its turn
 OLDEST_EVERY = 4  # chunks, of which one is the oldest prompt's, and the others that prompt's which is soonest read
 

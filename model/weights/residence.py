@@ -51,12 +51,12 @@ class Cut:
             first, end = of[0].offset, of[-1].offset + of[-1].nbytes
             for unit in _units(first, end):
                 sizes[unit] = max(sizes[unit], min(UNIT, rounded_up(end, PAGE) - unit * UNIT))
-            if has_experts(buffer):
+            if of_experts := has_experts(buffer):
                 experts.append((buffer, of))
             if end - first <= UNIT or not of[0].name.startswith("blk."):
                 outside.update(_units(first, end))
                 continue
-            if has_experts(buffer):
+            if of_experts:
                 continue
             for record in of:
                 layer = int(record.name.split(".")[1])

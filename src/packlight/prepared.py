@@ -274,11 +274,9 @@ class Prepared:
     def _weights_budget(self) -> tuple[int, int, tuple[str | Argument, ...]]:
         """Bytes for streamed weights, how many of them vectors take, and how a message on whose budget it is begins."""
         if budget := self.config.weights_budget:
-            argument = self.changes.weights_budget is not None
-            whose = (
-                (Argument("weights_budget", budget), " allows") if argument else ("config key 'weights_budget' allows",)
-            )
-            return budget, self._memory.weights, whose
+            argument = Argument("weights_budget", budget)
+            whose = argument if self.changes.weights_budget is not None else "config key 'weights_budget'"
+            return budget, self._memory.weights, (whose, " allows")
         if (limit := self.memory_limit) is not None:
             return (limit.bytes - self._memory.total) * 9 // 10, 0, (f"{limit.source} leaves",)
         return sys.maxsize, 0, ()
